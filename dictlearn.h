@@ -1538,7 +1538,8 @@ typedef struct dlrn_train_config {
     int64_t dead_rows;             /* a feature is dead after this many rows without firing  -1 */
     int64_t dead_steps;            /* or after more than this many steps                     -1 */
     double threshold_beta;         /* mean of the smallest kept value: weight of its past     0 */
-    int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step -1 */
+    int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step; -1:
+                                      with the first                                         -1 */
     double target_l0;              /* active features per row that training aims for: in the
                                       penalties "quadratic" and "target". reference: steers the
                                       weight of the penalty during the warm-up, at least for 1000
@@ -1641,7 +1642,8 @@ typedef struct dlrn_trainer_info {
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
                                         it and save it                                         */
     int64_t steps;                   /* number of steps done                                   */
-    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
+                        holds the z of sign descent, and v is NULL                            */
     int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
                              counts rows (cfg.dead_rows)                                     */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
@@ -2194,6 +2196,21 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <immintrin.h>
 #else
 #define DLRNI_X86 0
+#endif
+/* The matrix registers of Intel's AMX: where the compiler knows them, and Linux hands them out.
+   MemorySanitizer cannot see what they write. */
+#define DLRNI_AMX 0
+#if DLRNI_X86 && defined(__x86_64__) && defined(__linux__) && !defined(__ILP32__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#undef DLRNI_AMX
+#define DLRNI_AMX 1
+#endif
+#endif
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#undef DLRNI_AMX
+#define DLRNI_AMX 0
+#endif
 #endif
 #if DICTLEARN_SIMD && defined(__aarch64__)
 #define DLRNI_NEON 1
@@ -2931,6 +2948,7 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
+     its set amx        0.06   0.09   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
@@ -2959,7 +2977,7 @@ struct dlrni_screen {
    room. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
-#define DLRNI_SCREEN_ROWS 8
+#define DLRNI_SCREEN_ROWS 32
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
@@ -3016,6 +3034,12 @@ static const dlrni_set_row dlrni_sets[] = {
      {{&dlrni_avx512vnni_screen, NULL},
       {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
       {&dlrni_avx512_screen_int16, NULL}}},
+#endif
+#if DLRNI_AMX
+    {"amx",
+     dlrni_amx_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
     {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
@@ -5850,6 +5874,15 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
+}
+
+/* The smallest value that a selection over the batch has kept; below 0: none. */
+DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
+    double cut = -1;
+    for (int64_t l = 0; l < c->stretches * c->groups; l++)
+        for (int64_t p = 0; p < c->lists[l].count; p++)
+            if (cut < 0 || (double)c->lists[l].val[p] < cut) cut = (double)c->lists[l].val[p];
+    return cut;
 }
 
 /* ---- Selections over codes ----
@@ -18982,16 +19015,34 @@ enum { DLRNI_RUN = 4 };
 
 /* All arrays with one entry per row of the batch, in one block of memory. */
 typedef struct dlrni_batch {
-    int64_t n, cap;     /* rows; capacity in rows                                    */
-    const float *y;     /* [n][d_out] borrowed                                       */
-    float *xc;          /* [n][d_in] input of the encoder; the block's first array   */
-    float *e;           /* [n][d_out] x_hat, then x_hat - y                          */
-    double *error;      /* [n] a row's share of the reconstruction loss              */
-    double *total;      /* [n] sum of the row's features                             */
-    double *sparse;     /* [n] a row's share of the sparsity loss                    */
-    double *mean_slope; /* [n] entropy: the mean of its slope h_j under q_j      */
-    float *c;           /* [n] the derivative with respect to x_hat_i is c_i e_i */
-    int32_t *number;    /* [n] 0, 1, 2, ...                                      */
+    int64_t n, cap;    /* rows; capacity in rows                                    */
+    const float *y;    /* [n][d_out] borrowed                                       */
+    float *xc;         /* [n][d_in] input of the encoder; the block's first array   */
+    const float *z;    /* [n][d_in] what a skip sees: xc before the center was subtracted */
+    float *e;          /* [n][d_out] x_hat, then x_hat - y                          */
+    double *error;     /* [n] a row's share of the reconstruction loss              */
+    double *total;     /* [n] sum of the row's features                             */
+    double *sparse;    /* [n] a row's share of the sparsity loss                    */
+    double *row_slope; /* [n] what the penalty's slope needs of a row; before that, with
+                          p-anneal, its sum by the next exponent */
+    double *active;    /* [n] number of active features                             */
+    double *error2;    /* [n] loss of the second reconstruction                     */
+    float *c;          /* [n] the derivative with respect to x_hat_i is c_i e_i     */
+    float *one;        /* [n] ones: the c of rows that are derivatives already      */
+    int32_t *number;   /* [n] 0, 1, 2, ...                                          */
+    /* Nested groups: the errors of each prefix but the last, [levels - 1][n][d_out]; from
+       dlrni_level_slopes on, the derivatives by what the group adds. Otherwise one array where a
+       row's derivative is not c_i e_i (losses by layer, an attached auxiliary loss), or NULL. */
+    float *level;
+    int64_t levels, level_end[DLRN_GROUPS_MAX]; /* groups; where the features of each end    */
+    double level_weight[DLRN_GROUPS_MAX];       /* of its loss                               */
+    /* A second reconstruction: of a gate's values, or of more than k features. NULL: none. */
+    float *e2, *c2;        /* [n][d_out] its error; [n]                                          */
+    double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
+    int64_t level_cap, e2_cap;
+    /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
+    float *own_z, *slopes;
+    int64_t own_z_cap, slopes_cap;
 } dlrni_batch;
 
 /* What the auxiliary pass (room auxiliary) keeps per row. */
@@ -19031,63 +19082,30 @@ typedef struct dlrni_work {
                              that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
-    double penalty_slope; /* a penalty on the whole batch: its derivative by L0           */
+    float *skip_grad;     /* [skip_rows][d_in] gradient of the skip; that of one run      */
+    double weight;        /* of the penalty in this step, divided by the number of rows   */
+    double target_slope;  /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty;  /* p-anneal: the penalty of this batch by the next exponent      */
+    float *norm;          /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
+    float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
+    double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
 typedef struct dlrni_recipe dlrni_recipe;
+typedef struct dlrni_auxiliary dlrni_auxiliary;
 
-struct dlrn_trainer {
-    dlrn_context *ctx;
-    dlrn_train_config cfg;
-    const dlrni_recipe *recipe;
-    dlrni_rules rules;     /* the recipe's, for cfg                                       */
-    dlrn_dictionary *dict; /* owned                                                       */
-    dlrn_buffer *buffer;   /* borrowed, or NULL                                           */
-    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *since_fired;
-    int64_t step; /* steps done                                                           */
-    dlrni_work w;
-    dlrni_stage stage;
-    const float *x, *y;    /* rows of the unfinished step, borrowed from the buffer or    */
-    int64_t n;             /* from the caller of step_on; 0: there are none               */
-    int from_buffer;       /* 1: they are the buffer's                                    */
-    dlrn_train_stats last; /* figures of the last step whose update is done               */
-    struct {
-        double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
-        double off;    /* log of L0 over its target, at the last step                 */
-    } steering;
-};
+enum { DLRNI_ANNEAL_QUEUE = 10 }; /* steps: dictionary_learning's sparsity_queue_length */
 
-/* The features of a few groups during a visit: their sums so far, and their entries on the present
-   stretch, sorted by feature. */
-typedef struct dlrni_visit {
-    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width           */
-    float *sum[DLRN_ROLE_COUNT];      /* [width][d] gradients of atoms and of encoder rows     */
-    float *run[DLRN_ROLE_COUNT];      /* the same over one run of rows                         */
-    double *scalar[DLRN_ROLE_COUNT];  /* [width] gradients of roles with one number a feature  */
-    int64_t *at;                      /* [width + 1] where each feature's entries start        */
-    int32_t *row;                     /* rows of the batch, ascending within a feature         */
-    float *val, *coef, *slope; /* pre-activation; derivative by the atom is coef g; derivative
-                                  by the pre-activation, before that the product <e, atom>     */
-    int64_t rows;              /* of the present stretch                                       */
-} dlrni_visit;
-
-/* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
-   all (room auxiliary); these five functions say how they differ. */
-typedef struct dlrni_auxiliary {
-    int (*is_dead)(const dlrn_trainer *t, int64_t feature);
-    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
-       needs, and turns them into values. */
-    void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
-    /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
-       derivatives. */
-    void (*activate)(const dlrn_trainer *t, int64_t row, const int32_t *feature, int64_t n,
-                     float *f, float *df);
-    void (*end_row)(dlrn_trainer *t, int64_t row); /* aux.e: output -> distance; the row's error */
-    void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
-} dlrni_auxiliary;
+/* p-anneal: the exponent of the penalty, and what keeps the penalty's size when it falls. */
+typedef struct dlrni_anneal {
+    double p, next;  /* exponents now and after the next update; next 0 < p; -1: none yet    */
+    double factor;   /* of cfg.sparsity_penalty                                              */
+    int64_t updates; /* done                                                                 */
+    int64_t queued;  /* steps in the queue, at most DLRNI_ANNEAL_QUEUE; the oldest first     */
+    double now[DLRNI_ANNEAL_QUEUE], then[DLRNI_ANNEAL_QUEUE]; /* penalties by p and by next    */
+} dlrni_anneal;
 
 /* ---- Rules: what a recipe fixes ----
    Settings (dlrn_train_config) are for users. Rules are the switches in which the libraries differ
@@ -19176,12 +19194,12 @@ typedef struct dlrni_rules {
                            (SAELens); 0: the mean of all, weighted (dictionary_learning)      */
     dlrni_k_rule k_rule;
     /* A dead feature: after `dead_rows` rows or `dead_steps` steps. */
-    int counts_rows;     /* since_fired counts rows, not steps                */
-    int dead_before;     /* 1: the auxiliary loss uses counters without this batch */
-    int dead_after_more; /* 1: more than so many; 0: so many                  */
-    const struct dlrni_auxiliary *auxiliary; /* NULL: none                    */
-    int auxk_raw;     /* 1: values are p of either sign, the largest; 0: ReLU(p)  */
-    int auxk_by_size; /* 1: the largest |p|                                */
+    int counts_rows;                  /* since_fired counts rows, not steps                */
+    int dead_before;                  /* 1: the auxiliary loss uses counters without this batch */
+    int dead_after_more;              /* 1: more than so many; 0: so many                  */
+    const dlrni_auxiliary *auxiliary; /* NULL: none                    */
+    int auxk_raw;                     /* 1: values are p of either sign, the largest; 0: ReLU(p)  */
+    int auxk_by_size;                 /* 1: the largest |p|                                */
     dlrni_auxk_scale auxk_scale;
     int auxk_attached;     /* 1: the residual has a gradient (Llamascopium)     */
     int auxk_decoder_only; /* 1: the encoder has none (sparsify's defect)    */
@@ -19191,11 +19209,68 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
+    int logs_again; /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
     int anneals_p; /* p falls (anneal_start ...)                        */
 } dlrni_rules;
+
+struct dlrn_trainer {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    const dlrni_recipe *recipe;
+    dlrni_rules rules;     /* the recipe's, for cfg                                       */
+    dlrn_dictionary *dict; /* owned                                                       */
+    dlrn_buffer *buffer;   /* borrowed, or NULL                                           */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int64_t *since_fired;
+    int64_t step; /* steps done                                                           */
+    dlrni_work w;
+    dlrni_stage stage;
+    const float *x, *y;    /* rows of the unfinished step, borrowed from the buffer or    */
+    int64_t n;             /* from the caller of step_on; 0: there are none               */
+    int from_buffer;       /* 1: they are the buffer's                                    */
+    dlrn_train_stats last; /* figures of the last step whose update is done               */
+    struct {
+        double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
+        double off;    /* log of L0 over its target, at the last step                 */
+    } steering;
+    dlrni_anneal anneal;
+    int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
+};
+
+/* The features of a few groups during a visit: their sums so far, and their entries on the present
+   stretch, sorted by feature. */
+typedef struct dlrni_visit {
+    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width           */
+    float *sum[DLRN_ROLE_COUNT];      /* [width][d] gradients of atoms and of encoder rows     */
+    float *run[DLRN_ROLE_COUNT];      /* the same over one run of rows                         */
+    double *scalar[DLRN_ROLE_COUNT];  /* [width] gradients of roles with one number a feature  */
+    double *lift;                     /* [width] sums of the slopes, for the center            */
+    double *norm;                     /* [width] the penalty's gradients by the atoms' norms   */
+    int64_t *at;                      /* [width + 1] where each feature's entries start        */
+    int32_t *row;                     /* rows of the batch, ascending within a feature         */
+    float *val, *coef, *slope; /* pre-activation; derivative by the atom is coef g; derivative
+                                  by the pre-activation, before that the product <g, atom>     */
+    float *coef2, *slope2;     /* the same for the second reconstruction, or NULL              */
+    int64_t rows, first;       /* of the present stretch; its first row                        */
+} dlrni_visit;
+
+/* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
+   all (room auxiliary); these five functions say how they differ. */
+struct dlrni_auxiliary {
+    int (*is_dead)(const dlrn_trainer *t, int64_t feature);
+    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
+       needs, and turns them into values. */
+    void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
+    /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
+       derivatives. */
+    void (*activate)(const dlrn_trainer *t, int64_t row, const int32_t *feature, int64_t n,
+                     float *f, float *df);
+    void (*end_row)(dlrn_trainer *t, int64_t row); /* aux.e: output -> distance; the row's error */
+    void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
+};
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
 struct dlrni_recipe {
@@ -19246,25 +19321,65 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* The learning rate at step n. Warm-up: a linear ramp from 0, at the start and again at each
-   multiple of resample_steps. The step that ends with the resampling therefore has rate 0, as in
-   the reference, and the ramp then helps revived features, whose moments are 0. Decay: a line to 0
-   at the end. Where both apply, the smaller rate is used. */
-DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
-    int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
-    double lr =
-        since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
-    if (cfg->decay_start < 0 || n < cfg->decay_start) return lr;
-    if (n >= cfg->steps) return 0; /* a caller of step_on may go on */
-    double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
-    return falling < lr ? falling : lr;
+/* The share of lr that a schedule leaves at step n, without warm-up and decay. Cosine: from 1 to
+   lr_end / lr between the end of the warm-up and the begin of the decay, lr_cycles times. */
+DLRNI_INTERNAL double dlrni_schedule_share(const dlrn_train_config *cfg, double end, int64_t n) {
+    const int64_t last = cfg->decay_start >= 0 ? cfg->decay_start : cfg->steps;
+    const int64_t all = last - cfg->warmup_steps, at = n - cfg->warmup_steps;
+    if (cfg->lr_schedule == DLRN_SCHEDULE_CONSTANT || all <= 0 || at < 0) return 1;
+    const int64_t cycles = cfg->lr_schedule == DLRN_SCHEDULE_RESTARTS ? cfg->lr_cycles : 1;
+    const int64_t period = dlrni_max(all / cycles, 1);
+    if (at >= period * cycles) return end;
+    return end + (1 - end) *
+                     (1 + cos(3.14159265358979323846 * (double)(at % period) / (double)period)) / 2;
 }
 
-/* The weight of the penalty at the present step. A warm-up keeps features alive until they mean
-   something (recipe dl-jump_relu). */
+/* The learning rate at step n. Warm-up: a linear ramp from 0 (or from lr / w: warmup_from_one), at
+   the start and again at each multiple of resample_steps. The step that ends with the resampling
+   therefore has rate 0, as in the reference, and the ramp then helps revived features, whose
+   moments are 0. Decay: a line to 0 (or to decay_floor) at the end. Where both apply, the smaller
+   rate is used. Sign descent that is schedule-free has one rate. */
+DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_trainer *t, int64_t n) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const double floor = t->rules.decay_floor, w = (double)cfg->warmup_steps;
+    const double end = !(cfg->lr > 0) ? 0 : cfg->lr_end >= 0 ? cfg->lr_end / cfg->lr : 0.1;
+    const int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
+    if (cfg->optimiser == DLRN_OPTIMISER_SIGNUM) return cfg->lr;
+    double share = dlrni_schedule_share(cfg, end, n);
+    if (since < cfg->warmup_steps) share = ((double)(since + t->rules.warmup_from_one)) / w;
+    if (cfg->decay_start < 0 || n < cfg->decay_start) return cfg->lr * share;
+    /* a caller of step_on may go on after the last step */
+    double left = n < cfg->steps ? (double)(cfg->steps - n) : floor > 0 ? 1 : 0;
+    double peak = cfg->lr_schedule == DLRN_SCHEDULE_CONSTANT ? 1 : end;
+    double falling = peak * (floor + (1 - floor) * left / (double)(cfg->steps - cfg->decay_start));
+    return cfg->lr * (falling < share ? falling : share);
+}
+
+/* k at step n, for recipes that let it fall to cfg.k over k_anneal_steps. HEAD of
+   dictionary_learning and sparsify set it after a step, so that step 0 runs with the last k (with
+   compat; HEAD's defect) or with the first. */
+DLRNI_INTERNAL int64_t dlrni_k_at(const dlrn_trainer *t, int64_t n) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const dlrni_k_rule rule = t->rules.k_rule;
+    const int64_t d = cfg->d_in / cfg->layers, F = cfg->features;
+    const int after = rule == DLRNI_K_FROM_D || rule == DLRNI_K_FROM_10_D;
+    int64_t from = cfg->k_start;
+    if (cfg->k_anneal_steps <= 0) return cfg->k;
+    if (rule == DLRNI_K_FROM_D && cfg->compat && n == 0) return cfg->k;
+    if (!from) from = rule == DLRNI_K_FROM_10_D ? 10 * d : d;
+    from = dlrni_min(from, F);
+    if (after && (rule == DLRNI_K_FROM_10_D || cfg->compat)) n -= n > 0;
+    double share = n < cfg->k_anneal_steps ? (double)n / (double)cfg->k_anneal_steps : 1;
+    double k = (double)from * (1 - share) + (double)cfg->k * share;
+    if (rule == DLRNI_K_FROM_10_D || rule == DLRNI_K_FROM_START) k = nearbyint(k);
+    if (rule == DLRNI_K_CEIL) k = ceil((double)from + (double)(cfg->k - from) * share);
+    return dlrni_max((int64_t)k, 1);
+}
+
+/* The weight of the penalty at the present step. */
 DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    double weight = cfg->sparsity_penalty * t->steering.factor;
+    double weight = cfg->sparsity_penalty * t->steering.factor * t->anneal.factor;
     return t->step < cfg->sparsity_warmup_steps
                ? weight * ((double)t->step / (double)cfg->sparsity_warmup_steps)
                : weight;
@@ -19282,7 +19397,7 @@ DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
 enum { DLRNI_STEERING_STEPS = 1000 };
 
 DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
-    const double gain = 0.02, ahead = 20, target = t->cfg.target_l0;
+    const double gain = 0.02, ahead = 20, target = t->rules.steers ? t->cfg.target_l0 : 0;
     int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
     if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
     /* + 0.1: finite even where nothing is active */
@@ -19291,6 +19406,64 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     change = change > 1 ? 1 : change < -1 ? -1 : change;
     t->steering.off = off;
     t->steering.factor *= exp(gain * change);
+}
+
+/* ---- p-anneal (Karvonen et al., 2024) ----
+   The exponent p of the penalty falls from p_start to p_end in anneal_updates equal parts. A lower
+   p makes another penalty of the same features, so each update multiplies the weight by the ratio
+   of the two, measured over the last steps: the penalty keeps its size. As in dictionary_learning,
+   the first update comes at anneal_start and sets p to p_start, since only from then on the next
+   exponent, and its penalty, are known. */
+
+/* Number j of n equal parts of from .. to, both ends included: torch.linspace, which counts the
+   second half from its end. Steps are rounded down, so the last bit of this matters. */
+DLRNI_INTERNAL double dlrni_part_of(double from, double to, int64_t j, int64_t n) {
+    const double part = n > 1 ? (to - from) / (double)(n - 1) : 0;
+    return j < n / 2 || n == 1 ? from + part * (double)j : to - part * (double)(n - 1 - j);
+}
+
+/* Whether p is updated after this step. The last update is at anneal_end, or where the run ends;
+   without either, p stays. */
+DLRNI_INTERNAL int dlrni_anneals_now(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const int64_t end = cfg->anneal_end >= 0 ? cfg->anneal_end : cfg->steps;
+    const int64_t n = cfg->anneal_updates, start = cfg->anneal_start;
+    if (!t->rules.anneals_p || start < 0 || end < start || t->anneal.updates >= n) return 0;
+    if (t->step < start || t->step > end) return 0;
+    /* about where it should be; rounding can put it one off */
+    const double parts = n > 1 && end > start ? (double)(n - 1) / (double)(end - start) : 0;
+    const int64_t near = (int64_t)((double)(t->step - start) * parts);
+    for (int64_t j = dlrni_max(near - 1, 0); j < dlrni_min(near + 3, n); j++)
+        if ((int64_t)dlrni_part_of((double)start, (double)end, j, n) == t->step) return 1;
+    return 0;
+}
+
+/* After a step with the penalty `now`: the queue, and the update that may be due. */
+DLRNI_INTERNAL void dlrni_anneal_p(dlrn_trainer *t, double now) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_anneal *a = &t->anneal;
+    double sum = 0, next = 0;
+    if (a->next >= 0) {
+        if (a->queued == DLRNI_ANNEAL_QUEUE) {
+            memmove(a->now, a->now + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->now);
+            memmove(a->then, a->then + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->then);
+            a->queued--;
+        }
+        a->now[a->queued] = now;
+        a->then[a->queued++] = t->w.next_penalty;
+    }
+    if (!dlrni_anneals_now(t)) return;
+    for (int64_t i = 0; i < a->queued; i++) {
+        sum += a->now[i];
+        next += a->then[i];
+    }
+    /* without active features there is no ratio */
+    if (a->next >= 0 && sum > 0 && next > 0 && a->factor * (sum / next) > 0 &&
+        a->factor * (sum / next) <= DBL_MAX)
+        a->factor *= sum / next;
+    const int64_t j = a->updates++, n = cfg->anneal_updates;
+    a->p = dlrni_part_of(cfg->p_start, cfg->p_end, j, n);
+    a->next = j < n - 1 ? dlrni_part_of(cfg->p_start, cfg->p_end, j + 1, n) : cfg->p_end;
 }
 
 /* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
@@ -19317,10 +19490,63 @@ DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
-/* Adam's update of n numbers of a role, from number `at` on; grad [n]. */
-DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
-                                    const float *grad, int64_t n) {
-    t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
+/* ---- Signum: sign descent, schedule-free (Defazio et al., 2024; sparsify) ----
+   z descends by the signs of gradients, x is the mean of all z, and gradients are taken at
+   y = z + 0.95 (x - z), between the two. The dictionary holds y and the array of the first moments
+   z; x follows from both. With one rate, as here, the newest z counts 1 / updates in the mean. */
+
+static const float dlrni_signum_beta = 0.95F;
+
+/* One number of x. torch.lerp from y to z, by 1 - 1 / beta, which is below 0. */
+DLRNI_INLINE float dlrni_signum_mean(float y, float z) {
+    return y + (1 - 1 / dlrni_signum_beta) * (z - y);
+}
+
+/* Plain C: without multiply-adds in kernels, every kernel set has the same bits. `first`: z starts
+   where the dictionary is, whatever set that: an init, or the first batch. */
+DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t n, float lr,
+                                 int64_t updates) {
+    const float newest = 1 / (float)updates;
+    if (updates == 1) memcpy(z, y, (size_t)n * sizeof *z);
+    for (int64_t i = 0; i < n; i++) {
+        const float sign = (float)((grad[i] > 0) - (grad[i] < 0));
+        float x = dlrni_signum_mean(y[i], z[i]);
+        z[i] -= lr * sign;
+        x += newest * (z[i] - x);
+        y[i] = x + (1 - dlrni_signum_beta) * (z[i] - x);
+    }
+}
+
+/* The dictionary that a run leaves: y becomes x. */
+DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        float *w = dict->param[role];
+        for (int64_t i = 0; w && i < dlrni_role_size(dict, role); i++)
+            w[i] = dlrni_signum_mean(w[i], t->m[role][i]);
+    }
+    dlrn_dictionary_changed(dict);
+}
+
+/* The optimiser's update of n numbers of a role, from number `at` on; grad [n] is overwritten. The
+   logarithm of a threshold moves, if the rules say so: grad is by the threshold. Taking it anew
+   rounds by 6e-8 of a threshold in a step; an update is hundreds of times that. */
+DLRNI_INTERNAL void dlrni_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
+                               float *grad, int64_t n) {
+    float *w = t->dict->param[role] + at, *m = t->m[role] + at;
+    const int logs = role == DLRN_THRESHOLD && t->rules.log_threshold;
+    const double rate = role == DLRN_THRESHOLD ? t->cfg.threshold_lr : 1;
+    dlrni_adam own = *adam;
+    own.step_size *= (float)rate;
+    for (int64_t i = 0; logs && i < n; i++) {
+        grad[i] *= w[i];
+        w[i] = logf(w[i]);
+    }
+    if (t->cfg.optimiser == DLRN_OPTIMISER_SIGNUM)
+        dlrni_signum(w, m, grad, n, (float)(t->cfg.lr * rate), t->step + 1);
+    else
+        t->ctx->k->adam(w, m, t->v[role] + at, grad, n, &own);
+    for (int64_t i = 0; logs && i < n; i++) w[i] = expf(w[i]);
 }
 
 /* Updates one feature in one role; grad [d] is overwritten. `projected` 1: grad is already
@@ -19329,9 +19555,11 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
     float *w = t->dict->param[role] + f * d;
-    if (role == DLRN_DECODER && !projected) dlrni_project(t->ctx->k, w, grad, d);
-    dlrni_adam_move(t, adam, role, f * d, grad, d);
-    if (role == DLRN_DECODER) dlrni_normalise(t->ctx->k, w, d);
+    const int is_atom = role == DLRN_DECODER;
+    if (is_atom && !projected && t->rules.atoms != DLRNI_ATOMS_FREE)
+        dlrni_project(t->ctx->k, w, grad, d);
+    dlrni_move(t, adam, role, f * d, grad, d);
+    if (is_atom && t->rules.atoms == DLRNI_ATOMS_UNIT) dlrni_normalise(t->ctx->k, w, d);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -19352,32 +19580,33 @@ enum {
 };
 
 /* out [n_out][d]: row o is increased by the sum of coef[p] * base[idx[p]] over start[o] <= p <
-   start[o + 1], p in order. Within an output idx ascends, from `first` to first + rows. If the
+   end[o], p in order. Within an output idx ascends, from `first` to first + rows. If the
    lists are long enough for outputs to share rows, a few rows serve all outputs while they are in
    the first cache. */
 typedef struct dlrni_sums {
-    int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
-    int64_t d;            /* width of base and of out                     */
-    int64_t first, rows;  /* the rows of base that may occur              */
-    const int64_t *start; /* [n_out + 1]                                  */
-    const int32_t *idx;   /* which row of base */
+    int64_t n_out;              /* at most DLRNI_OUTPUTS                        */
+    int64_t d;                  /* width of base and of out                     */
+    int64_t first, rows;        /* the rows of base that may occur              */
+    const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
+    const int32_t *idx;         /* which row of base                         */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
    outputs share. */
 DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
-    double all = (double)(g->start[g->n_out] - g->start[0]);
+    double all = 0;
+    for (int64_t o = 0; o < g->n_out; o++) all += (double)(g->end[o] - g->start[o]);
     double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
     return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
 }
 
-/* from[o] becomes to[o], and to[o] the first entry whose row is not below `end`: the outputs walk
-   through the chunks side by side. */
-DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
-                                       int64_t *to) {
-    for (int64_t o = 0; o < g->n_out; o++) {
+/* from[o] becomes to[o], and to[o] the first entry before stop[o] whose row is not below `end`:
+   the outputs walk through the chunks side by side. */
+DLRNI_INTERNAL void dlrni_sums_advance(int64_t n_out, const int64_t *stop, const int32_t *idx,
+                                       int64_t end, int64_t *from, int64_t *to) {
+    for (int64_t o = 0; o < n_out; o++) {
         from[o] = to[o];
-        while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
+        while (to[o] < stop[o] && idx[to[o]] < end) to[o]++;
     }
 }
 
@@ -19427,14 +19656,14 @@ DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
-            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->start[o + 1] - p);
+            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->end[o] - p);
         }
         return;
     }
     memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
     for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += DLRNI_SUMS_ROWS) {
         int64_t rows = dlrni_min(DLRNI_SUMS_ROWS, end - r0);
-        dlrni_sums_advance(g, r0 + rows, from, to);
+        dlrni_sums_advance(g->n_out, g->end, g->idx, r0 + rows, from, to);
         dlrni_sums_chunk_add(k, g, base, coef, out, r0, rows, from, to);
     }
 }
@@ -19463,11 +19692,36 @@ DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
+/* The value of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
+   ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated feature
+   they hold the gate's pre-activation. */
+DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t f, float pre) {
+    float *const *param = t->dict->param;
+    const float unrank = t->w.unrank ? t->w.unrank[f] : 1;
+    if (t->rules.gate == DLRN_GATE_GATED) {
+        float value = expf(param[DLRN_LOG_SCALE][f]) * (pre - param[DLRN_ENCODER_BIAS][f]) +
+                      param[DLRN_VALUE_BIAS][f];
+        return pre > 0 && value > 0 ? value : 0;
+    }
+    if (t->rules.gate == DLRN_GATE_JUMP_SIGNED)
+        return pre > param[DLRN_THRESHOLD][f] ? pre * unrank : 0;
+    /* zero_picks: an entry that is off */
+    if (t->rules.gate == DLRN_GATE_RELU && pre <= 0) return 0;
+    return pre * unrank;
+}
+
+/* Whether values are other numbers than the lists' entries. */
+DLRNI_INTERNAL int dlrni_has_values(const dlrn_trainer *t) {
+    return t->rules.gate == DLRN_GATE_GATED || t->rules.gate == DLRN_GATE_JUMP_SIGNED ||
+           t->rules.zero_picks || t->w.unrank;
+}
+
 /* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
 typedef struct dlrni_slab {
     int64_t i0, rows, at[DLRNI_OUTPUTS + 1]; /* row i0 + i has the entries at[i] .. at[i + 1] */
     int32_t *col;                            /* [at[rows]] feature, ascending within a row */
     float *val;                              /* [at[rows]] value of the feature */
+    float *pre;                              /* [at[rows]] its entry in the list */
 } dlrni_slab;
 
 /* Collects the entries of a slab from the lists of the wave in memory. Lists are by feature,
@@ -19477,17 +19731,18 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     dlrni_slab b;
     b.i0 = task * w->slab * DLRNI_BLOCK;
     b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
-    /* values first, then features: both have 4 bytes, so one count sizes the scratch */
-    b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
+    /* all have 4 bytes, so one count sizes the scratch */
+    b.val = b.pre = (float *)(void *)dlrni_scratch(&w->codes, worker);
     b.col = (int32_t *)(void *)(b.val + w->slab_max);
     b.at[0] = 0;
     for (int64_t i = 0; i < b.rows; i += DLRNI_BLOCK) {
         dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
         dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
     }
-    /* lists hold pre-activations; most recipes use them as values */
-    for (int64_t p = 0; t->recipe->value && p < b.at[b.rows]; p++)
-        b.val[p] = t->recipe->value(t, b.col[p], b.val[p]);
+    if (!dlrni_has_values(t)) return b;
+    b.val = (float *)(void *)(b.col + w->slab_max);
+    for (int64_t p = 0; p < b.at[b.rows]; p++)
+        b.val[p] = dlrni_trained_value(t, b.col[p], b.pre[p]);
     return b;
 }
 
@@ -19499,24 +19754,345 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
-    DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_max * (int64_t)sizeof(float)));
+    DLRNI_TRY(dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float)));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab * DLRNI_BLOCK), body, t);
     return DLRN_OK;
 }
 
-/* e [d_out] = x_hat - y of row i, its loss, and c: the derivative by x_hat is 2 e / n for the
-   squared distance, e / (n |e|) for the distance. */
+/* The derivative of one row's loss by e is c e; returns the loss. A distance has no derivative at 0;
+   0 moves nothing. */
+DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64_t d, double *c) {
+    const double n = (double)t->w.batch.n, layers = (double)t->dict->layers;
+    double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
+    switch (t->cfg.loss) {
+    case DLRN_LOSS_NORM: *c = norm > 0 ? 1 / (n * norm * layers) : 0; return norm / layers;
+    case DLRN_LOSS_LAYERS: *c = 2 / (n * layers); return square / layers;
+    case DLRN_LOSS_FVU:
+        /* targets without variance cannot be explained */
+        *c = t->w.batch.total_variance > 0 ? 2 / t->w.batch.total_variance : 0;
+        return *c * square * n / 2;
+    case DLRN_LOSS_SQUARED:
+    default: *c = 2 / n; return square;
+    }
+}
+
+/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c. Distances of several
+   layers have a c each, so their derivatives go to `level`. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
-    int64_t d = t->dict->d_out;
-    double n = (double)b->n;
+    const int64_t d = t->dict->d_out, layers = t->dict->layers, width = d / layers;
     float *e = b->e + i * d;
+    double c, loss = 0;
     t->ctx->k->sub(e, b->y + i * d, e, d);
-    double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
-    int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
-    b->error[i] = squared ? square : norm;
-    /* the distance has no derivative at 0; 0 moves nothing */
-    b->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
+    if (t->cfg.loss == DLRN_LOSS_NORM && layers > 1) {
+        float *to = b->level + i * d;
+        memcpy(to, e, (size_t)d * sizeof *e);
+        for (int64_t l = 0; l < layers; l++) {
+            loss += dlrni_loss_of(t, e + l * width, width, &c);
+            t->ctx->k->scale(to + l * width, (float)c, width);
+        }
+        b->error[i] = loss;
+        b->c[i] = 1;
+        return;
+    }
+    b->error[i] = dlrni_loss_of(t, e, d, &c);
+    b->c[i] = (float)c;
+}
+
+/* Nested groups: what level l adds to the loss of row i. */
+DLRNI_INTERNAL void dlrni_level_row(dlrn_trainer *t, int64_t l, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out;
+    float *e = b->level + (l * b->n + i) * d;
+    double c;
+    t->ctx->k->sub(e, b->y + i * d, e, d);
+    b->error[i] += b->level_weight[l] * dlrni_loss_of(t, e, d, &c);
+}
+
+/* Task: nested groups, after the errors. A feature of group l is in the prefixes l, l + 1, ..., so
+   the derivative by what it adds is the sum of theirs: level l becomes the sum of c e from l on. The
+   last keeps e, with its c. */
+DLRNI_INTERNAL void dlrni_level_slopes(void *arg, int64_t i, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *b = &t->w.batch;
+    const dlrni_kernel_table *k = t->ctx->k;
+    const int64_t d = t->dict->d_out;
+    const float *next = b->e + i * d;
+    float by = b->c[i] * (float)b->level_weight[b->levels - 1];
+    const float c = b->c[i];
+    (void)worker;
+    for (int64_t l = b->levels - 2; l >= 0; l--) {
+        float *e = b->level + (l * b->n + i) * d;
+        k->scale(e, c * (float)b->level_weight[l], d);
+        k->axpy(by, next, e, d);
+        next = e;
+        by = 1;
+    }
+    b->c[i] = c * (float)b->level_weight[b->levels - 1];
+}
+
+/* The derivatives by x_hat of the rows, for features of a level: base [n][d_out] with the factors
+   *c [n]. */
+DLRNI_INTERNAL const float *dlrni_level_base(const dlrn_trainer *t, int64_t level,
+                                             const float **c) {
+    const dlrni_batch *b = &t->w.batch;
+    const int last = b->levels ? level == b->levels - 1 : !b->level;
+    *c = last ? b->c : b->one;
+    return last ? b->e : b->level + level * b->n * t->dict->d_out;
+}
+
+/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
+DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += a[i];
+    return sum / (double)n;
+}
+
+/* Whether the norm enters the penalty as its square. */
+DLRNI_INTERNAL int dlrni_weighs_twice(const dlrn_trainer *t) {
+    return t->rules.weigh_twice && t->dict->formula.center == DLRN_CENTER_NONE;
+}
+
+/* The norm of an atom, or the sum of the norms of its layers. */
+DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank kind, int64_t f) {
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / parts;
+    const float *atom = dict->param[DLRN_DECODER] + f * dict->d_out;
+    double sum = 0;
+    for (int64_t l = 0; l < parts; l++, atom += width)
+        sum += sqrt((double)dict->ctx->k->dot(atom, atom, width));
+    return sum;
+}
+
+/* ---- Penalties ----
+   A penalty is a mean over rows of a sum over the row's features, phi(a), a = f norm: the norm of the
+   atom (rules.weigh) or 1. Of a gated feature f is the gate's value ReLU(pre). What a
+   row's slope needs beside the feature's own is in batch.row_slope. Penalties on L0 act on
+   thresholds alone (dlrni_jump_slopes). */
+
+static const double dlrni_tanh_scale = 4; /* SAELens' and Llamascopium's */
+/* the constant of the reference: it keeps log(0) and 0 / 0 away */
+static const double dlrni_entropy_eps = 1e-8;
+
+/* What the penalty acts on: the value, or the gate's. */
+DLRNI_INLINE double dlrni_penalised(const dlrn_trainer *t, int64_t f, float val, float pre) {
+    double a = (double)(t->rules.gate == DLRN_GATE_GATED ? pre : val);
+    return t->w.norm ? a * (double)t->w.norm[f] : a;
+}
+
+/* a^p, a > 0. p = 1 is common, and pow is slow. */
+DLRNI_INLINE double dlrni_power(double a, double p) {
+    return p < 1 || p > 1 ? pow(a, p) : a;
+}
+
+/* phi(a), a > 0; 0 for penalties that are not such a sum. */
+DLRNI_INTERNAL double dlrni_penalty_of(const dlrn_trainer *t, double a) {
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: return a;
+    case DLRN_SPARSITY_LP:
+    case DLRN_SPARSITY_POWER: return dlrni_power(a, t->anneal.p);
+    case DLRN_SPARSITY_TANH: return tanh(dlrni_tanh_scale * a);
+    default: return 0;
+    }
+}
+
+/* Adds a wave's entries of row i of a slab to the row's sums. */
+DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t i, int first) {
+    dlrni_batch *batch = &t->w.batch;
+    /* one chain of sums, for any number of waves */
+    double total = first ? 0 : batch->total[b->i0 + i];
+    double sparse = first ? 0 : batch->sparse[b->i0 + i];
+    double active = first ? 0 : batch->active[b->i0 + i];
+    double next = first ? 0 : batch->row_slope[b->i0 + i];
+    const int anneals = t->anneal.next >= 0;
+    const int plain =
+        !t->w.norm && t->cfg.sparsity <= DLRN_SPARSITY_NONE && t->rules.gate != DLRN_GATE_GATED;
+    for (int64_t p = b->at[i]; p < b->at[i + 1]; p++) {
+        total += (double)b->val[p];
+        active += b->val[p] != 0;
+        if (plain) continue;
+        double a = dlrni_penalised(t, b->col[p], b->val[p], b->pre[p]);
+        if (a > 0) sparse += dlrni_penalty_of(t, a);
+        if (a > 0 && anneals) next += dlrni_power(a, t->anneal.next);
+    }
+    if (anneals) batch->row_slope[b->i0 + i] = next;
+    batch->total[b->i0 + i] = total;
+    batch->sparse[b->i0 + i] = sparse;
+    batch->active[b->i0 + i] = active;
+}
+
+/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative with respect to
+   f_k is (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j
+   q_j. This is h at q. */
+DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
+    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
+}
+
+/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
+DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *batch = &t->w.batch;
+    dlrni_slab b = dlrni_slab_of(t, task, worker);
+    for (int64_t i = 0; i < b.rows; i++) {
+        double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->row_slope[b.i0 + i];
+        /* the first wave starts the sums, the others add */
+        if (t->w.codes.first == 0) *sparse = *mean = 0;
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
+            double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
+            *sparse -= q * log(q + dlrni_entropy_eps);
+            *mean += q * dlrni_entropy_slope(q);
+        }
+    }
+}
+
+/* A row's share of the penalty, from its sums; and its row_slope. */
+DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const double p = t->anneal.p, sum = b->sparse[i], target = t->cfg.target_l0;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1:
+        if (!t->w.norm && t->rules.gate != DLRN_GATE_GATED) b->sparse[i] = b->total[i];
+        break;
+    case DLRN_SPARSITY_LP: /* a row without features has no derivative */
+        b->sparse[i] = sum > 0 ? pow(sum, 1 / p) : 0;
+        b->row_slope[i] = sum > 0 ? pow(sum, 1 / p - 1) : 0;
+        break;
+    case DLRN_SPARSITY_STEP:
+        b->sparse[i] = b->active[i];
+        b->row_slope[i] = 1;
+        break;
+    case DLRN_SPARSITY_QUADRATIC:
+        b->sparse[i] = 2 / target * (b->active[i] - target) * (b->active[i] - target);
+        b->row_slope[i] = 4 / target * (b->active[i] - target);
+        break;
+    default: break;
+    }
+}
+
+/* p-anneal: the penalty of the batch by the next exponent, from the sums in row_slope. */
+DLRNI_INTERNAL double dlrni_next_penalty(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    double sum = 0;
+    for (int64_t i = 0; i < b->n; i++)
+        sum += root && b->row_slope[i] > 0 ? pow(b->row_slope[i], 1 / t->anneal.next)
+                                           : b->row_slope[i];
+    return sum / (double)b->n;
+}
+
+/* The penalty of the batch: stats->sparsity_loss, and its share of the loss. L0 over all rows comes
+   first, since "target" is a function of it. */
+DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    dlrni_batch *b = &w->batch;
+    const double off = stats->l0 / t->cfg.target_l0 - 1;
+    const int entropy = t->cfg.sparsity == DLRN_SPARSITY_ENTROPY;
+    if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return DLRN_OK;
+    stats->penalty = dlrni_penalty_weight(t);
+    w->weight = stats->penalty / (double)b->n;
+    /* the entropy needs the sum of each row's features first */
+    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
+        DLRNI_TRY(dlrni_load_wave(t, first));
+        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
+    }
+    if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
+    for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
+    stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
+    if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) {
+        stats->sparsity_loss = off * off;
+        w->target_slope = 2 * off / t->cfg.target_l0;
+    }
+    stats->loss += stats->penalty * stats->sparsity_loss;
+    return DLRN_OK;
+}
+
+/* The derivative of the penalty by phi's argument a of row i, without the weight; a >= 0. The
+   gradient of a^p at 0 is 0: there is no feature. */
+DLRNI_INTERNAL double dlrni_penalty_slope(const dlrn_trainer *t, int64_t i, double a) {
+    const dlrni_batch *b = &t->w.batch;
+    const double p = t->anneal.p;
+    double sum, th;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: return 1;
+    case DLRN_SPARSITY_ENTROPY:
+        sum = b->total[i] + dlrni_entropy_eps;
+        return (dlrni_entropy_slope(a / sum) - b->row_slope[i]) / sum;
+    case DLRN_SPARSITY_LP:
+        if (!(a > 0)) return 0;
+        return p < 1 || p > 1 ? b->row_slope[i] * pow(a, p - 1) : 1;
+    case DLRN_SPARSITY_POWER:
+        if (!(a > 0)) return 0;
+        return p < 1 || p > 1 ? p * pow(a, p - 1) : 1;
+    case DLRN_SPARSITY_TANH:
+        th = tanh(dlrni_tanh_scale * a);
+        return dlrni_tanh_scale * (1 - th * th);
+    default: return 0;
+    }
+}
+
+/* The derivative of the penalty by the L0 of row i, without the weight. */
+DLRNI_INTERNAL double dlrni_count_slope(const dlrn_trainer *t, int64_t i) {
+    if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) return t->w.target_slope;
+    return t->cfg.sparsity == DLRN_SPARSITY_STEP || t->cfg.sparsity == DLRN_SPARSITY_QUADRATIC
+               ? t->w.batch.row_slope[i]
+               : 0;
+}
+
+/* Adds the features f0 .. f1 of a slab to x_hat, level by level; keeps x_hat of the levels that end
+   there. */
+DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab, int64_t f0,
+                                        int64_t f1, float *e) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, levels = dlrni_max(b->levels, 1);
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
+    for (int64_t l = 0; l < levels; l++) {
+        const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
+        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col};
+        if (end <= f0) continue; /* in an earlier wave */
+        dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
+        dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
+        if (!b->levels || l == levels - 1 || b->level_end[l] > f1) continue;
+        float *keep = b->level + (l * b->n + slab->i0) * d;
+        memcpy(keep, e, (size_t)(slab->rows * d) * sizeof *e);
+        for (int64_t i = 0; i < slab->rows; i++) {
+            if (!l) b->error[slab->i0 + i] = 0;
+            dlrni_level_row(t, l, slab->i0 + i);
+        }
+    }
+}
+
+/* x_hat of some rows before their features: the output bias, and the skip's share. */
+DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, float *e) {
+    const dlrn_dictionary *dict = t->dict;
+    const float *skip = dict->param[DLRN_SKIP], *bias = dict->param[DLRN_OUTPUT_BIAS];
+    const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
+    for (int64_t o = 0; o < to; o += DLRNI_GROUP)
+        t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
+                           skip + o * in, in, e + o, d);
+    for (int64_t i = 0; i < rows; i++, e += d) {
+        t->ctx->k->axpy(1, bias, e, to);
+        memcpy(e + to, bias + to, (size_t)(d - to) * sizeof *e);
+    }
+}
+
+/* The second reconstruction of gated features: by the values of the gate, ReLU(pre). Its loss is a
+   squared distance. */
+DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
+    dlrni_batch *batch = &t->w.batch;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    float *e = batch->e2 + b->i0 * d;
+    dlrni_sums g = {
+        b->rows, d,         f0,    dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
+        b->at,   b->at + 1, b->col};
+    if (first) dlrni_begin_rows(t, b->i0, b->rows, e);
+    dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
+    for (int64_t i = 0; last && i < b->rows; i++, e += d) {
+        t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
+        batch->error2[b->i0 + i] = (double)t->ctx->k->dot(e, e, d);
+        batch->c2[b->i0 + i] = (float)(2.0 / (double)batch->n);
+    }
 }
 
 /* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
@@ -19528,33 +20104,35 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
     /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
+    const int first = c->first == 0, last = c->first + c->wave == c->groups;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = batch->e + b.i0 * d;
-    if (c->first == 0)
-        for (int64_t i = 0; i < b.rows; i++) {
-            memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
-            batch->total[b.i0 + i] = 0;
-        }
+    if (first) dlrni_begin_rows(t, b.i0, b.rows, e);
     /* e holds x_hat until the last wave: saves an array */
-    dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
-    dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
-    /* the sum of a row is in ascending features, wave by wave: independent of the waves */
-    for (int64_t i = 0; i < b.rows; i++)
-        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) batch->total[b.i0 + i] += (double)b.val[p];
-    /* x_hat is complete */
-    if (c->first + c->wave == c->groups)
-        for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
+    dlrni_decode_levels(t, &b, f0, f0 + features, e);
+    if (batch->e2) dlrni_decode_second(t, &b, first, last);
+    for (int64_t i = 0; i < b.rows; i++) {
+        /* the sums of a row are in ascending features, wave by wave: independent of the waves */
+        dlrni_sum_row(t, &b, i, first);
+        if (!last) continue;
+        const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
+        dlrni_error_row(t, b.i0 + i);
+        if (!batch->levels) continue;
+        batch->error[b.i0 + i] *= batch->level_weight[batch->levels - 1];
+        batch->error[b.i0 + i] += levels;
+    }
 }
 
 /* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a recipe may keep such entries in its lists. */
+   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
+    const int has_values = dlrni_has_values(t);
     /* what a silent batch adds */
-    int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
+    int64_t more = t->rules.counts_rows ? w->batch.n : 1;
     /* first count all as silent on this batch; the lists then correct that */
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -19562,8 +20140,7 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
-                /* dl-jump_relu: an entry just below its threshold */
-                if (t->recipe->value && !(t->recipe->value(t, f, list->val[p]) != 0))
+                if (has_values && !(dlrni_trained_value(t, f, list->val[p]) != 0))
                     off++;
                 else
                     w->silent[f] = 0;
@@ -19571,6 +20148,32 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
         }
     w->nnz += dlrni_wave_entries(c) - off;
     w->candidates += dlrni_wave_candidates(c);
+}
+
+/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
+   and a row is read in whole cache lines. */
+DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
+    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
+    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
+        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
+        memset(mean, 0, sizeof mean);
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) {
+                /* two passes: the one-pass formula cancels where the mean is large */
+                double off = (double)e[i * d + c + j] - mean[j];
+                square[j] += off * off;
+            }
+        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+    }
+    return sum;
+}
+
+/* sum_i ||y_i - mean y||^2, in double: two passes, since the one-pass formula cancels. */
+DLRNI_INTERNAL double dlrni_total_variance(const float *y, int64_t n, int64_t d) {
+    return dlrni_residual_variance(y, n, d) * (double)n;
 }
 
 /* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
@@ -19604,7 +20207,7 @@ DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t byt
 /* Makes room for n rows. One block for all arrays: one place where memory can run out, one pointer
    to free (xc). Its contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
-    const int64_t arrays = 8;
+    const int64_t arrays = 11;
     dlrni_batch *b = &t->w.batch;
     const int64_t in = t->dict->d_in * (int64_t)sizeof(float);
     const int64_t out = t->dict->d_out * (int64_t)sizeof(float);
@@ -19614,7 +20217,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
     /* checked, since n comes from the caller */
-    if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
+    if (!dlrni_mul(in + out + 6 * wide + 3 * narrow, n, &bytes) ||
         !dlrni_add(bytes, arrays * DLRNI_ALIGN, &bytes))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of %lld rows does not fit in memory",
                          (long long)n);
@@ -19628,11 +20231,39 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     b->error = (double *)dlrni_carve(base, &at, n, wide);
     b->total = (double *)dlrni_carve(base, &at, n, wide);
     b->sparse = (double *)dlrni_carve(base, &at, n, wide);
-    b->mean_slope = (double *)dlrni_carve(base, &at, n, wide);
+    b->row_slope = (double *)dlrni_carve(base, &at, n, wide);
+    b->active = (double *)dlrni_carve(base, &at, n, wide);
+    b->error2 = (double *)dlrni_carve(base, &at, n, wide);
     b->c = (float *)dlrni_carve(base, &at, n, narrow);
+    b->one = (float *)dlrni_carve(base, &at, n, narrow);
     b->number = (int32_t *)dlrni_carve(base, &at, n, narrow);
-    /* lets a sum over all rows use the kernel for gathered rows */
-    for (int64_t i = 0; i < n; i++) b->number[i] = (int32_t)i;
+    for (int64_t i = 0; i < n; i++) {
+        b->number[i] = (int32_t)i; /* lets a sum over all rows use the kernel for gathered rows */
+        b->one[i] = 1;
+    }
+    return DLRN_OK;
+}
+
+/* Room for derivatives of their own: of prefixes, of layers, and of a second reconstruction. */
+DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
+    dlrni_batch *b = &t->w.batch;
+    const int by_layer = t->dict->layers > 1 && t->cfg.loss == DLRN_LOSS_NORM;
+    const int attached = t->rules.auxk_attached && t->cfg.auxk_alpha > 0;
+    const int64_t arrays = b->levels > 1 ? b->levels - 1 : by_layer || attached, d = t->dict->d_out;
+    const int second = t->rules.gate == DLRN_GATE_GATED || t->cfg.multi_top_k;
+    int64_t size;
+    if (!dlrni_mul(arrays * d, n, &size) ||
+        (arrays && !DLRNI_GROW(t->ctx, &b->level, &b->level_cap, 0, size)) ||
+        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 1))))
+        return DLRN_ERR_MEMORY;
+    if (second) b->c2 = b->e2 + n * d;
+    b->z = b->xc;
+    if (!t->dict->param[DLRN_SKIP]) return DLRN_OK;
+    const int64_t run = dlrni_min(n, (int64_t)DLRNI_RUN * DLRNI_STRETCH);
+    if (!DLRNI_GROW(t->ctx, &b->slopes, &b->slopes_cap, 0, run * d)) return DLRN_ERR_MEMORY;
+    if (!dlrni_center_of(t->dict)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->own_z, &b->own_z_cap, 0, n * t->dict->d_in)) return DLRN_ERR_MEMORY;
+    b->z = b->own_z;
     return DLRN_OK;
 }
 
@@ -19667,20 +20298,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
-/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
-DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += a[i];
-    return sum / (double)n;
-}
-
 /* Whether a feature that has been silent for `silent` steps (or rows) is dead. With resampling: for
    at least half of the period; compat: for more than half, as the reference has it. Otherwise by
    the threshold of the auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
     /* AuxK counts rows, so that the period does not depend on the batch size */
-    if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
+    const int64_t period = t->rules.counts_rows ? cfg->dead_rows : cfg->dead_steps;
+    if (period >= 0) return silent >= period + t->rules.dead_after_more;
+    if (t->rules.counts_rows) return 0;
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
     return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
@@ -19692,14 +20318,14 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
 DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
     int64_t count = 0, period = 1;
+    const int by_rule = t->rules.counts_rows || cfg->dead_steps >= 0;
     if (cfg->resample_steps > 0)
         period = cfg->resample_steps / 2 + (cfg->compat || cfg->resample_steps % 2);
     else if (cfg->ghost_threshold >= 0)
         period = cfg->ghost_threshold + 1;
     period = dlrni_min(period, t->step + 1);
     for (int64_t f = 0; f < t->dict->features; f++)
-        count +=
-            t->recipe->counts_rows ? dlrni_is_dead(t, t->w.silent[f]) : t->w.silent[f] >= period;
+        count += by_rule ? dlrni_is_dead(t, t->w.silent[f]) : t->w.silent[f] >= period;
     return count;
 }
 
@@ -19792,9 +20418,9 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
                       a->count);
     }
     /* the values replace the pre-activations in place */
-    for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->begin_row(t, r0 + i, f + i * a->count);
+    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->begin_row(t, r0 + i, f + i * a->count);
     dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
-    for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
+    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->end_row(t, r0 + i);
 }
 
 /* Allocates the memory of the pass when a feature first dies: many runs never need it. */
@@ -19814,7 +20440,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
 /* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
    adds to stats->loss and sets each row's factor for backward. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
-    const dlrni_auxiliary *block = t->recipe->auxiliary;
+    const dlrni_auxiliary *block = t->rules.auxiliary;
     dlrni_aux *a = &t->w.aux;
     /* 0: backward has nothing to add */
     a->count = a->sums = 0;
@@ -19866,7 +20492,7 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     for (int64_t i = 0; i < rows; i++) {
         float *f = h->f + i * DLRNI_GROUP, *df = h->df + i * DLRNI_GROUP;
         float *slope = h->slope + i * DLRNI_GROUP, factor = a->row[r0 + i].factor;
-        t->recipe->auxiliary->activate(t, r0 + i, h->feature, h->count, f, df);
+        t->rules.auxiliary->activate(t, r0 + i, h->feature, h->count, f, df);
         for (int64_t p = 0; p < h->count; p++) {
             f[p] *= factor;
             slope[p] *= df[p] * factor;
@@ -20049,7 +20675,8 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
    keeps the auxk largest ReLU(pre) among the dead features. Their output X predicts the residual r.
    Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; the gradient treats r as a constant. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
-    return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
+    return t->cfg.auxk_alpha > 0 &&
+           dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
 }
 
 /* The k-th largest of pre [n] if it is above 0, otherwise 0. Positive floats are ordered like their
@@ -20109,27 +20736,6 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
     t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
-   and a row is read in whole cache lines. */
-DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
-    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
-    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
-        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
-        memset(mean, 0, sizeof mean);
-        memset(square, 0, sizeof square);
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) {
-                /* two passes: the one-pass formula cancels where the mean is large */
-                double off = (double)e[i * d + c + j] - mean[j];
-                square[j] += off * off;
-            }
-        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
-    }
-    return sum;
-}
-
 /* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
    data. Every row has the same factor. Residuals without variance give no loss. */
 DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
@@ -20173,48 +20779,139 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
     }
 }
 
-/* slope[p] = <e of the entry's row, atom> for all entries. Where many features are active, all
-   products of a few rows and a group are formed and the wanted ones taken: the tile keeps both
-   operands in registers. With half of the features active this is a third faster (Zen 4). */
-DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
+/* slope[p] = <base of the entry's row, atom> for the entries of the features j0 .. j1. Where many
+   features are active, all products of a few rows and a group are formed and the wanted ones taken:
+   the tile keeps both operands in registers. With half of the features active this is a third
+   faster (Zen 4). */
+DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v, int64_t j0,
+                                     int64_t j1, const float *base, float *slope) {
     /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
+    const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
-    const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d, *e = t->w.batch.e;
+    const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
+    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
-    if (dlrni_sums_chunk(g, 4) > 12) {
-        for (int64_t j = 0; j < g->n_out; j++)
-            t->ctx->k->dots(atom + j * d, d, e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
-                            v->slope + v->at[j]);
+    if (dlrni_sums_chunk(&g, 4) > 12) {
+        for (int64_t j = 0; j < g.n_out; j++)
+            k->dots(atom + j * d, d, base, d, v->row + g.start[j], g.end[j] - g.start[j],
+                    slope + g.start[j]);
         return;
     }
-    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
-    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += ROWS) {
+    memcpy(to, g.start, (size_t)g.n_out * sizeof *to);
+    for (int64_t r0 = g.first, end = g.first + g.rows; r0 < end; r0 += ROWS) {
         int64_t rows = dlrni_min(ROWS, end - r0);
-        dlrni_sums_advance(g, r0 + rows, from, to);
-        for (int64_t j0 = 0; j0 < g->n_out; j0 += DLRNI_GROUP) {
-            int64_t width = dlrni_min(DLRNI_GROUP, g->n_out - j0);
-            t->ctx->k->dots_nt(rows, width, d, e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
+        dlrni_sums_advance(g.n_out, g.end, g.idx, r0 + rows, from, to);
+        for (int64_t o = 0; o < g.n_out; o += DLRNI_GROUP) {
+            int64_t width = dlrni_min(DLRNI_GROUP, g.n_out - o);
+            k->dots_nt(rows, width, d, base + r0 * d, d, atom + o * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
-                for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
-                    /* the entries of output j0 + j on these rows, from .. to */
-                    v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
+                for (int64_t p = from[o + j]; p < to[o + j]; p++)
+                    /* the entries of output o + j on these rows, from .. to */
+                    slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
         }
     }
 }
 
-/* coef and slope of the entries of feature j of the visit, for recipes in which a value is its
-   pre-activation and there is no penalty. */
-DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const float *c = t->w.batch.c;
+/* ---- Slopes: from products with atoms to derivatives ----
+   An entry has a pre-activation p (or what ranks compare, q = p norm), a value f, and the derivative
+   D of the reconstruction loss by f. With the penalty's derivative by f, df = D + penalty(f); then
+   coef (the derivative by the atom is coef g), slope (that by p), and the feature's own numbers. */
+
+/* df of an entry: D, and the penalty's share; adds to the derivative by the atom's norm. */
+DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                      int64_t i, double by_value, double f) {
+    const double norm = t->w.norm ? (double)t->w.norm[v->f0 + j] : 1;
+    if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return by_value;
+    double slope = t->w.weight * dlrni_penalty_slope(t, i, f * norm);
+    v->norm[j] += slope * f;
+    return by_value + slope * norm;
+}
+
+/* The entries of feature j where a value is its pre-activation: ReLU, top-k of either sign. */
+DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                       const float *c) {
+    const float unrank = t->w.unrank ? t->w.unrank[v->f0 + j] : 1;
     /* in double: it is a sum over all rows of the batch */
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
+    double bias = 0;
+    const int signs = t->rules.gate == DLRN_GATE_LINEAR;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        v->coef[p] = v->val[p] * c[v->row[p]];
-        v->slope[p] = c[v->row[p]] * v->slope[p];
-        bias[j] += (double)v->slope[p];
+        int64_t i = v->row[p];
+        /* an entry that is off: zero_picks */
+        float f = v->val[p] > 0 || signs ? v->val[p] * unrank : 0;
+        v->coef[p] = f * c[i];
+        v->slope[p] = (float)dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), (double)f);
+        bias += (double)v->slope[p];
+    }
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->lift[j] += bias;
+}
+
+/* Whether u is within half a bandwidth of a threshold. */
+DLRNI_INLINE int dlrni_is_near(const dlrn_trainer *t, double u, double threshold) {
+    return fabs(u - threshold) < t->cfg.bandwidth / 2;
+}
+
+/* The entries of feature j of a jump: f = p where p > threshold, otherwise 0. The derivative of a
+   step is useless. That by a threshold is estimated from the entries within half a bandwidth e of it
+   (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e and dL0/dt = - 1 / e. In
+   dictionary_learning L0 looks at f, not p, so that all rows on which the feature is off, in a list
+   or not, count while |t| < e / 2. In training, but not afterwards, a threshold below 0 passes
+   negative values. */
+DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                      const float *c) {
+    const dlrni_window window = t->rules.window;
+    const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
+    const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
+    double by_threshold = 0, bias = 0, off = (double)v->rows;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        const int64_t i = v->row[p];
+        const double u = (double)v->val[p], count = t->w.weight * dlrni_count_slope(t, i);
+        const int on = u > level;
+        const int near = dlrni_is_near(t, u, level) && (window != DLRNI_WINDOW_POSITIVE || u > 0);
+        double f = on ? u * unrank : 0, slope = 0;
+        double df = dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), f);
+        if (near) by_threshold -= level / e * df * unrank;
+        if (window == DLRNI_WINDOW_VALUE ? near && on : near) by_threshold -= count / e;
+        if (on) slope = df;
+        if (near && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
+        off -= on;
+        v->coef[p] = (float)f * c[i];
+        v->slope[p] = (float)slope;
+        bias += (double)v->slope[p];
+    }
+    if (window == DLRNI_WINDOW_VALUE && dlrni_is_near(t, 0, level))
+        by_threshold -= off * t->w.weight * dlrni_count_slope(t, v->first) / e;
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->lift[j] += bias;
+    v->scalar[DLRN_THRESHOLD][j] += by_threshold;
+}
+
+/* The entries of a gated feature: pi = u + gate bias > 0, u = w x; value f = ReLU(e^r u + b),
+   Rajamanoharan et al., "Improving dictionary learning with gated SAEs", 2024. The penalty and the
+   second reconstruction act on pi; the step of the gate itself has no derivative. */
+DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                       const float *c) {
+    float *const *param = t->dict->param;
+    const int64_t at = v->f0 + j;
+    const double scale = exp((double)param[DLRN_LOG_SCALE][at]);
+    const double gate = (double)param[DLRN_ENCODER_BIAS][at];
+    const float *c2 = t->w.batch.c2;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        const int64_t i = v->row[p];
+        const double pi = (double)v->val[p], u = pi - gate;
+        const float f = dlrni_trained_value(t, at, v->val[p]);
+        const double df = f > 0 ? (double)(c[i] * v->slope[p]) : 0;
+        double by_pi = dlrni_value_slope(t, v, j, i, (double)(c2[i] * v->slope2[p]), pi);
+        v->scalar[DLRN_VALUE_BIAS][j] += df;
+        v->scalar[DLRN_LOG_SCALE][j] += df * u * scale;
+        v->scalar[DLRN_ENCODER_BIAS][j] += by_pi;
+        v->coef[p] = f * c[i];
+        v->coef2[p] = t->rules.gate_frozen ? 0 : v->val[p] * c2[i];
+        v->slope[p] = (float)(by_pi + df * scale);
+        v->lift[j] += (double)v->slope[p];
     }
 }
 
@@ -20230,28 +20927,51 @@ DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     }
 }
 
+/* The features of a visit that belong to one level: j0 .. the return value. */
+DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit *v, int64_t j0,
+                                       int64_t *level) {
+    const dlrni_batch *b = &t->w.batch;
+    *level = 0;
+    if (!b->levels) return v->width;
+    while (v->f0 + j0 >= b->level_end[*level]) ++*level;
+    return dlrni_min(b->level_end[*level] - v->f0, v->width);
+}
+
+/* Slopes and atoms of the features j0 .. j1 of a visit on its stretch; they belong to one level. */
+DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
+                                      int64_t level) {
+    const int64_t d = t->dict->d_out;
+    const dlrni_sums out = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
+    const float *c, *base = dlrni_level_base(t, level, &c);
+    float *atoms = v->run[DLRN_DECODER] + j0 * d;
+    dlrni_visit_dots(t, v, j0, j1, base, v->slope);
+    if (v->slope2) dlrni_visit_dots(t, v, j0, j1, t->w.batch.e2, v->slope2);
+    for (int64_t j = j0; j < j1; j++) switch (t->rules.gate) {
+        case DLRN_GATE_JUMP_SIGNED: dlrni_jump_slopes(t, v, j, c); break;
+        case DLRN_GATE_GATED: dlrni_gated_slopes(t, v, j, c); break;
+        default: dlrni_plain_slopes(t, v, j, c);
+        }
+    dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
+    if (v->coef2 && !t->rules.gate_frozen)
+        dlrni_sums_add(t->ctx->k, &out, t->w.batch.e2, v->coef2, atoms);
+}
+
 /* Adds a stretch of rows to the sums of the visit. */
 DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
     const dlrni_encoding *c = &t->w.codes;
     const dlrni_batch *b = &t->w.batch;
-    int64_t first = stretch * DLRNI_STRETCH;
-    v->rows = dlrni_min(DLRNI_STRETCH, b->n - first);
-    /* the sort of the lists below fills v->at and v->row */
-    dlrni_sums out = {v->width, t->dict->d_out, first, v->rows, v->at, v->row}, in = out;
-    in.d = t->dict->d_in;
+    int64_t level;
+    v->first = stretch * DLRNI_STRETCH;
+    v->rows = dlrni_min(DLRNI_STRETCH, b->n - v->first);
     v->at[0] = 0;
     for (int64_t i = 0; i < v->groups; i++)
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
-    dlrni_visit_dots(t, v, &out);
-    for (int64_t j = 0; j < v->width; j++) {
-        /* after the products, from which the slopes are computed */
-        if (t->recipe->slopes)
-            t->recipe->slopes(t, v, j);
-        else
-            dlrni_visit_slopes(t, v, j);
+    for (int64_t j0 = 0, j1; j0 < v->width; j0 = j1) {
+        j1 = dlrni_level_run(t, v, j0, &level);
+        dlrni_visit_level(t, v, j0, j1, level);
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
-    dlrni_sums_add(t->ctx->k, &out, b->e, v->coef, v->run[DLRN_DECODER]);
+    const dlrni_sums in = {v->width, t->dict->d_in, v->first, v->rows, v->at, v->at + 1, v->row};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -20292,12 +21012,18 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
         if (dlrni_has_runs(&u->t->w.codes))
             v->run[role] = (float *)dlrni_carve(base, &at, max * d, narrow);
     }
+    v->lift = (double *)dlrni_carve(base, &at, max, sizeof(double));
+    v->norm = (double *)dlrni_carve(base, &at, max, sizeof(double));
     v->at = (int64_t *)dlrni_carve(base, &at, max + 1, sizeof(int64_t));
     /* one per entry; last, since the parts before have the same size on every stretch */
     v->row = (int32_t *)dlrni_carve(base, &at, u->entries, narrow);
     v->val = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->coef = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->slope = (float *)dlrni_carve(base, &at, u->entries, narrow);
+    v->coef2 = v->slope2 = NULL;
+    if (!u->t->w.batch.e2) return at;
+    v->coef2 = (float *)dlrni_carve(base, &at, u->entries, narrow);
+    v->slope2 = (float *)dlrni_carve(base, &at, u->entries, narrow);
     return at;
 }
 
@@ -20312,7 +21038,9 @@ DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t grou
     v.groups = dlrni_min(u->groups, u->end - group); /* the last task may have fewer */
     v.f0 = group * DLRNI_GROUP;
     v.width = dlrni_min(v.groups * DLRNI_GROUP, dict->features - v.f0);
-    v.rows = 0; /* set by each stretch */
+    v.rows = v.first = 0; /* set by each stretch */
+    memset(v.lift, 0, (size_t)v.width * sizeof *v.lift);
+    memset(v.norm, 0, (size_t)v.width * sizeof *v.norm);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         size_t n = (size_t)(v.width * dlrni_role_width(dict, role));
         if (v.scalar[role]) memset(v.scalar[role], 0, n * sizeof(double));
@@ -20347,14 +21075,31 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
+/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
+   whole, or of each layer. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t d = t->dict->d_out, width = d / parts;
+    const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    for (int64_t l = 0; l < parts; l++) {
+        double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
+        if (!(norm > 0)) continue; /* no direction */
+        k->axpy((float)(by / norm), atom + l * width, v->sum[DLRN_DECODER] + j * d + l * width,
+                width);
+    }
+}
+
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
-   - sum_j slope_j w_j, with the weights before the update, and the slopes' sum over rows, which is
-   the gradient of the encoder bias. The parts are added later in order, so that tasks and threads
-   do not matter. */
+   - sum_j lift_j w_j, with the weights before the update, and lift the sum of the slopes over rows.
+   The parts are added later in order, so that tasks and threads do not matter. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
     int64_t d = dict->d_in, d_out = dict->d_out;
     for (int64_t g = 0; g < v->groups; g++) {
         /* a part for each group, so that tasks never write to the same one */
@@ -20362,14 +21107,18 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
+            double more = 0;
             /* before anything uses the sums */
             if (t->w.aux.sums)
                 dlrni_aux_add(t, v->f0 + j, v->sum[DLRN_DECODER] + j * d_out,
-                              v->sum[DLRN_ENCODER] + j * d, &bias[j]);
+                              v->sum[DLRN_ENCODER] + j * d, &more);
+            v->scalar[DLRN_ENCODER_BIAS][j] += more;
+            v->lift[j] += more;
+            dlrni_norm_gradient(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
-                t->ctx->k->axpy(-(float)bias[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d, part,
-                                d);
+                t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
+                                part, d);
             dlrni_visit_end_feature(u, v, j);
         }
     }
@@ -20432,13 +21181,16 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     float *sum = t->w.output_grad, *part = sum + d;
+    const float *c, *base = dlrni_level_base(t, 0, &c);
+    const int second = b->e2 && !t->rules.gate_frozen;
     memset(sum, 0, (size_t)d * sizeof *sum);
     for (int64_t i = 0; i < b->n; i += run) {
         int64_t n = dlrni_min(run, b->n - i);
         /* the first run needs no second array */
         float *to = i ? part : sum;
         if (i) memset(part, 0, (size_t)d * sizeof *part);
-        t->ctx->k->gather_axpy(to, d, b->e, d, b->number + i, b->c + i, n);
+        t->ctx->k->gather_axpy(to, d, base, d, b->number + i, c + i, n);
+        if (second) t->ctx->k->gather_axpy(to, d, b->e2, d, b->number + i, b->c2 + i, n);
         if (i) t->ctx->k->axpy(1.0f, part, sum, d);
     }
 }
@@ -20459,23 +21211,66 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
+/* to [skip_rows][d_in] (+)= the sum over n rows from `row` on of c_i e_i z_i^T; e [.][d_out]. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_run(dlrn_trainer *t, const float *e, const float *c,
+                                          int64_t row, int64_t n, int beta, float *to) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrni_gemm_job job;
+    float *slopes = t->w.batch.slopes;
+    memcpy(slopes, e + row * dict->d_out, (size_t)(n * dict->d_out) * sizeof *slopes);
+    for (int64_t i = 0; i < n; i++)
+        t->ctx->k->scale(slopes + i * dict->d_out, c[row + i], dict->d_out);
+    memset(&job, 0, sizeof job);
+    job.k = t->ctx->k;
+    job.op = DLRN_TN;
+    job.m = dict->skip_rows;
+    job.n = job.ldb = job.ldc = dict->d_in;
+    job.depth = n;
+    job.a = slopes;
+    job.lda = dict->d_out;
+    job.b = t->w.batch.z + row * dict->d_in;
+    job.c = to;
+    job.beta = beta;
+    return dlrni_gemm_parallel(t->ctx, &job);
+}
+
+/* The gradient of the skip, run by run. It comes before any update, since products take memory. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
+    const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
+    const float *c, *base = dlrni_level_base(t, 0, &c);
+    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    float *sum = t->w.skip_grad, *part = sum + size;
+    for (int64_t i = 0; i < b->n; i += run) {
+        const int64_t n = dlrni_min(run, b->n - i);
+        float *to = i ? part : sum;
+        DLRNI_TRY(dlrni_skip_run(t, base, c, i, n, 0, to));
+        if (second) DLRNI_TRY(dlrni_skip_run(t, b->e2, b->c2, i, n, 1, to));
+        if (i) t->ctx->k->axpy(1.0f, part, sum, size);
+    }
+    return DLRN_OK;
+}
+
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
    wanted). Waves come in the same order as in the forward pass. */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
     dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
+    if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
     for (int64_t first = 0; first < w->codes.groups; first += w->wave)
         DLRNI_TRY(dlrni_update_wave(&u, first));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
-        /* of the roles that are not by feature, output and input bias are trained; a skip is
-           refused (dlrni_check_trainable) */
-        const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
+        /* of the roles that are not by feature, these three are trained */
+        float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad
+                      : role == DLRN_SKIP      ? w->skip_grad
+                                               : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
-        if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
+        if (adam) dlrni_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
     }
     if (adam) dlrn_dictionary_changed(t->dict); /* encoders drop their copies */
@@ -20490,9 +21285,35 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
-    float factor;   /* of all gradients                                                     */
+    float factor;   /* of all gradients that count                                          */
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
+    double *count;  /* [features] how many of them are not 0, for clip_rms                  */
 } dlrni_apply;
+
+/* Whether the gradients of a role count in the norm, and are clipped. */
+DLRNI_INTERNAL int dlrni_is_clipped(const dlrn_trainer *t, int role) {
+    return !t->rules.clip_rms || role != DLRN_THRESHOLD;
+}
+
+/* Adds a vector to the norm: *square, and *count if the rules divide by it. */
+DLRNI_INTERNAL void dlrni_measure_gradient(const dlrn_trainer *t, const float *grad, int64_t n,
+                                           double *square, double *count) {
+    *square += (double)t->ctx->k->dot(grad, grad, n);
+    /* -0 is 0, NaN is not */
+    for (int64_t i = 0; t->rules.clip_rms && i < n; i++) *count += !(grad[i] >= 0 && grad[i] <= 0);
+}
+
+/* What gradients are scaled by, from their squared norm: at most 1. */
+DLRNI_INTERNAL float dlrni_clip_factor(const dlrn_trainer *t, double square, double count) {
+    const double norm = sqrt(square), clip = t->cfg.clip;
+    if (t->rules.clip_rms) {
+        const double rms = count > 0 ? norm / sqrt(count) : 0;
+        return rms > clip ? (float)(clip / (rms + 1e-6)) : 1;
+    }
+    /* 1e-6 as in torch */
+    const double factor = clip / (norm + 1e-6);
+    return factor < 1 ? (float)factor : 1;
+}
 
 /* Task, one group of features: with `square`, projects the atoms' gradients and measures all;
    without it, updates the weights. */
@@ -20510,10 +21331,12 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
             if (a->square) {
                 /* first, as in dictionary_learning: the part along the atom must not use up the
                    limit */
-                if (role == DLRN_DECODER) dlrni_project(k, t->dict->param[role] + f * d, grad, d);
-                a->square[f] += (double)k->dot(grad, grad, d);
+                if (role == DLRN_DECODER && t->rules.atoms != DLRNI_ATOMS_FREE)
+                    dlrni_project(k, t->dict->param[role] + f * d, grad, d);
+                if (dlrni_is_clipped(t, role))
+                    dlrni_measure_gradient(t, grad, d, &a->square[f], &a->count[f]);
             } else {
-                k->scale(grad, a->factor, d);
+                if (dlrni_is_clipped(t, role)) k->scale(grad, a->factor, d);
                 /* projected by the first pass */
                 dlrni_update_role(t, a->adam, role, f, grad, 1);
             }
@@ -20526,22 +21349,23 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
     /* one per feature, not per thread: summed in order below */
-    double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
-    dlrni_apply job = {t, adam, 1, square};
+    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
+    dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
     /* feature by feature, in order: the same norm for any number of threads */
-    for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
+    for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
+        sum += square[f];
+        count += job.count[f];
+    }
     dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
-        sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
+        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum, &count);
     }
-    /* 1e-6 as in torch */
-    const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
-    job.factor = factor < 1 ? (float)factor : 1;
+    job.factor = dlrni_clip_factor(t, sum, count);
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
@@ -20550,119 +21374,35 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
         t->ctx->k->scale(t->w.gradient[role], job.factor, n);
-        dlrni_adam_move(t, adam, role, 0, t->w.gradient[role], n);
+        dlrni_move(t, adam, role, 0, t->w.gradient[role], n);
     }
     dlrn_dictionary_changed(t->dict);
     return DLRN_OK;
 }
 
-/* ------------------------------------------------------------------------------------------ */
-// >>recipes
-/* How families are trained: one block each, and one row of the table at the end. The manual says
-   what else a new recipe may need (HOW TO ADD). */
+/* ---- Before and after a step ---- */
 
-/* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
-   Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative with respect to
-   f_k is (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j
-   q_j. */
-/* the constant of the reference: it keeps log(0) and 0 / 0 away */
-static const double dlrni_entropy_eps = 1e-8;
-
-/* h in the formula above, at q = f / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
-    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
+/* mean [d] of x [n][d]. */
+DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double *mean) {
+    memset(mean, 0, (size_t)d * sizeof *mean);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
 }
 
-/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
-DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_batch *batch = &t->w.batch;
-    dlrni_slab b = dlrni_slab_of(t, task, worker);
-    for (int64_t i = 0; i < b.rows; i++) {
-        double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->mean_slope[b.i0 + i];
-        /* the first wave starts the sums, the others add */
-        if (t->w.codes.first == 0) *sparse = *mean = 0;
-        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
-            double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
-            *sparse -= q * log(q + dlrni_entropy_eps);
-            *mean += q * dlrni_entropy_slope(q);
-        }
-    }
-}
-
-/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves, since it
-   needs the sum of each row's features first. */
-DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
-    dlrni_work *w = &t->w;
-    dlrni_batch *b = &w->batch;
-    int entropy = t->cfg.sparsity == DLRN_SPARSITY_ENTROPY;
-    if (!entropy) memcpy(b->sparse, b->total, (size_t)b->n * sizeof *b->sparse);
-    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
-    }
-    stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
-    stats->loss += dlrni_penalty_weight(t) * stats->sparsity_loss;
-    return DLRN_OK;
-}
-
-/* The derivative of the penalty with respect to a value f of row i. `weight` is already divided by
-   the number of rows. */
-DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
-                                           float f) {
-    const dlrni_batch *b = &t->w.batch;
-    if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
-    double sum = b->total[i] + dlrni_entropy_eps;
-    return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
-}
-
-/* Like dlrni_visit_slopes, plus the penalty: where f > 0, f is the pre-activation, and so are the
-   derivatives. */
-DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const double weight = dlrni_penalty_weight(t) / (double)t->w.batch.n;
-    const float *c = t->w.batch.c;
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
-    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        int64_t i = v->row[p];
-        v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, weight, i, v->val[p]);
-        bias[j] += (double)v->slope[p];
-    }
-}
-
-/* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
-   Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
-   median of the batch. The mean threshold follows the smallest value that a row keeps. It is
-   saved because dictionary_learning can encode by it instead of by selection.
-   Two deliberate differences: a row that keeps nothing does not count in that mean (there
-   dictionary_learning takes infinity), and k is not filled up with features at 0 (it picks
-   arbitrary ones and counts them as active). */
-DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;              /* derived from the number of features (dlrn_recipe_info) */
-    cfg->sparsity_penalty = 0; /* k limits L0 */
-    cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1; /* gradients are clipped to norm 1 */
-    cfg->k = 64;
-    cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
-    cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
-    cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000; /* the first values are not typical */
-}
-
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
-   distance from `from` [d]. Returns how far the median moved. A row at distance 0 is left out,
-   since its weight would be infinite. */
-DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
-                                         double *to) {
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
+   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
+   left out, since its weight would be infinite. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
+                                         const double *from, double *to) {
     double all = 0, moved = 0;
     memset(to, 0, (size_t)d * sizeof *to);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++, y += ld) {
         double square = 0;
         for (int64_t c = 0; c < d; c++)
-            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+            square += ((double)y[c] - from[c]) * ((double)y[c] - from[c]);
         if (!(square > 0)) continue;
         all += 1 / sqrt(square);
-        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[c] / sqrt(square);
     }
     for (int64_t c = 0; c < d; c++) {
         to[c] = all > 0 ? to[c] / all : from[c];
@@ -20671,115 +21411,96 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* The geometric median: unlike the mean, a few huge rows do not move it far. At most 100 rounds, or
-   until it moves by less than 1e-5: dictionary_learning's numbers. */
-DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
-                                                   int64_t n) {
-    int64_t d = t->dict->d_out;
-    /* this comes before the loss, which also checks it */
-    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
-    if (!at) return DLRN_ERR_MEMORY;
-    double *next = at + d; /* only now: NULL + d is undefined */
-    if (!y) y = x;
-    /* starts from the mean */
-    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+/* The geometric median: unlike the mean, a few huge rows do not move it far. Each layer has its own
+   distances. At most 100 rounds, or until all layers move by less than 1e-5: the numbers of
+   dictionary_learning and its fork. at [d] is the mean, and becomes the median; next [d] is
+   scratch. */
+DLRNI_INTERNAL void dlrni_median(const float *y, int64_t n, int64_t d, int64_t layers, double *at,
+                                 double *next) {
+    const int64_t width = d / layers;
     for (int round = 0; round < 100; round++) {
-        double moved = dlrni_median_round(y, n, d, at, next);
+        double moved = 0;
+        for (int64_t l = 0; l < d; l += width) {
+            double by = dlrni_median_round(y + l, d, n, width, at + l, next + l);
+            moved = by > moved ? by : moved;
+        }
         memcpy(at, next, (size_t)d * sizeof *at);
         if (moved < 1e-5) break;
     }
-    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
-    dlrn_dictionary_changed(t->dict);
-    dlrn_free(t->ctx, at);
-    return DLRN_OK;
 }
 
-/* The moving average of the smallest kept value. It starts with the first mean, not with 0: a
-   threshold below 0 means "none yet". */
-DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
+/* What the first batch sets (rules.first): the output bias; sparsify without a center also shifts
+   the pre-activations by their mean, which centers them, too. */
+DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                             int64_t n) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = dict->d_out, in = dict->d_in;
+    const int shifts = t->rules.first == DLRNI_FIRST_MEAN && !dlrni_center_of(dict);
+    /* this comes before the loss, which also checks it */
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW(t->ctx, double, 2 * d + in);
+    float *z = DLRNI_NEW(t->ctx, float, in);
+    const dlrn_status s = at && z ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) {
+        dlrni_mean_row(y ? y : x, n, d, at);
+        if (t->rules.first == DLRNI_FIRST_MEDIAN)
+            dlrni_median(y ? y : x, n, d, dict->layers, at, at + d);
+        for (int64_t c = 0; c < d; c++) dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    }
+    if (s == DLRN_OK && shifts) {
+        dlrni_mean_row(x, n, in, at);
+        for (int64_t c = 0; c < in; c++) z[c] = (float)at[c];
+        dlrni_input_less(dict, z, NULL, 1, z); /* scaled, as rows are */
+        for (int64_t f = 0; f < dict->features; f++)
+            dict->param[DLRN_ENCODER_BIAS][f] =
+                -t->ctx->k->dot(dict->param[DLRN_ENCODER] + f * in, z, in);
+    }
+    dlrn_dictionary_changed(t->dict);
+    dlrn_free(t->ctx, at);
+    dlrn_free(t->ctx, z);
+    return s;
+}
+
+/* The smallest kept values of this batch, or their mean over rows; below 0: there are none. A row
+   that keeps nothing does not count (dictionary_learning takes infinity there). */
+DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
-    int64_t rows = 0, k = t->dict->formula.k;
-    if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
+    const int64_t k = t->w.view.formula.k;
+    double sum = 0;
+    int64_t rows = 0;
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
         sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
         rows++;
     }
-    if (!rows) return;
-    sum /= (double)rows;
-    *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
+    return rows ? sum / (double)rows : -1;
 }
 
-/* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
-   f = p where p > threshold, otherwise 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2.
-   The derivative of a step function is useless. That with respect to a threshold t is estimated
-   from the entries within half a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024):
-   df/dt = - t / e, and dL0/dt = - 1 / e for each entry with |f - t| < e / 2. dictionary_learning
-   tests f there, not p, so that all inactive entries (f = 0) count while |t| < e / 2. The penalty
-   moves only thresholds. In training, but not afterwards, a threshold below 0 passes negative
-   values. */
-DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
-    cfg->lr = 7e-5;
-    cfg->beta1 = 0; /* the paper trains without momentum */
-    cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1;
-    cfg->sparsity_penalty = 1;
-    cfg->sparsity_warmup_steps = 2000;
-    cfg->target_l0 = 20;
-    cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
-}
-
-/* The lists reach half a bandwidth below the threshold, for its gradient; there the value is 0. */
-DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
-    return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
-}
-
-/* L0 is a mean over the batch, so that the penalty's slope is one number for all entries. */
-DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+/* The moving average of the smallest kept value. It starts with the first, not with 0: a threshold
+   below 0 means "none yet". */
+DLRNI_INTERNAL void dlrni_average_threshold(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    DLRNI_REQUIRE_IN(t->ctx, "dlrn_train_config", cfg->target_l0 > 0 && cfg->bandwidth > 0,
-                     "dl-jump_relu: target_l0 and bandwidth must be positive");
-    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(t);
-    stats->sparsity_loss = off * off;
-    stats->loss += weight * stats->sparsity_loss;
-    t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
-    return DLRN_OK;
+    double *threshold = &t->dict->formula.threshold, beta = cfg->threshold_beta;
+    if (t->rules.average == DLRNI_AVERAGE_NONE || t->step <= cfg->threshold_start_step) return;
+    double kept = dlrni_smallest_kept(t);
+    if (kept < 0) return;
+    *threshold = *threshold < 0 ? kept : beta * *threshold + (1 - beta) * kept;
 }
 
-/* `off`: the rows of the stretch on which the feature is 0. They are in no list, but count while
-   |t| < e / 2. */
-DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
-    const double width = t->cfg.bandwidth, level = (double)threshold;
-    double by_f = 0, counted = 0, bias = 0;
-    int64_t off = v->rows;
-    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
-        int within = fabs((double)pre - level) < width / 2;
-        int on = pre > threshold;
-        /* on or off: the estimate uses both sides */
-        if (within) by_f += (double)slope;
-        counted += within && on;
-        off -= on;
-        v->coef[p] = on ? pre * c[v->row[p]] : 0;
-        v->slope[p] = on ? slope : 0;
-        bias += (double)v->slope[p];
-    }
-    if (fabs(level) < width / 2) counted += (double)off;
-    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
-    v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
-}
+/* ------------------------------------------------------------------------------------------ */
+// >>recipes
+/* How families are trained: one block each, and one row of the table at the end. The manual says
+   what else a new recipe may need (HOW TO ADD). */
 
 /* ---- The recipes: what each changes in the reference's settings and rules ----
    Numbers are the defaults of the libraries' own trainers. */
 
 DLRNI_INTERNAL void dlrni_set_reference(dlrn_train_config *cfg, dlrni_rules *r) {
-    (void)cfg;
     r->auxiliary = &dlrni_ghosts;
     r->steers = 1;
+    r->logs_again = cfg->compat == DLRN_ON;
 }
 
 /* What dictionary_learning 0.1.0's trainers share. */
@@ -20862,6 +21583,7 @@ DLRNI_INTERNAL void dlrni_set_dl_jump_relu(dlrn_train_config *cfg, dlrni_rules *
     cfg->sparsity_warmup_steps = 2000;
     cfg->target_l0 = 20;
     cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
+    cfg->center = DLRN_OFF;
     r->gate = DLRN_GATE_JUMP_SIGNED;
 }
 
@@ -20941,7 +21663,6 @@ DLRNI_INTERNAL void dlrni_set_sl_abstopk(dlrn_train_config *cfg, dlrni_rules *r)
 DLRNI_INTERNAL void dlrni_set_sl_batchtopk(dlrn_train_config *cfg, dlrni_rules *r) {
     dlrni_set_sl_topk(cfg, r);
     cfg->threshold_beta = 0.99;
-    cfg->threshold_start_step = 0;
     r->select = DLRN_SELECT_BATCH_TOP_K;
     r->average = DLRNI_AVERAGE_BATCH;
     /* SAELens starts at 0, so that short runs save a threshold that is far too low */
@@ -21390,14 +22111,10 @@ DLRNI_COLD_BEGIN
 /* The configuration of a trainer: its defaults, checks and text. One list of settings serves all of
    them and the checkpoint, so that a new setting cannot be missing from a file. */
 
-/* The defaults of trainSAE of March 2024, with the settings of other recipes off; a recipe then
-   sets its own. */
-DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
-    const dlrni_recipe *r = dlrni_recipe_named(recipe);
+/* The defaults of trainSAE of March 2024, with the settings of other recipes off. */
+DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
-    /* an unknown name is kept: the error of dlrn_trainer_create names it */
-    cfg.recipe = r ? r->info.name : recipe;
     cfg.d_in = 512;
     cfg.features = 16 * 512; /* 16 atoms per dimension */
     cfg.lr = 3e-4;
@@ -21426,9 +22143,18 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
     cfg.buffer = dlrn_buffer_defaults();
+    return cfg;
+}
+
+/* The defaults of trainSAE, and what a recipe sets instead. */
+DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
+    const dlrni_recipe *r = dlrni_recipe_named(recipe);
+    dlrn_train_config cfg = dlrni_reference_defaults();
     dlrni_rules rules;
     memset(&rules, 0, sizeof rules);
-    if (r) r->set(&cfg, &rules); /* last: a recipe overrides */
+    if (r) r->set(&cfg, &rules);
+    /* an unknown name is kept: the error of dlrn_trainer_create names it */
+    cfg.recipe = r ? r->info.name : recipe;
     return cfg;
 }
 
@@ -21469,7 +22195,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(auxk, "auxk", v >= 0, "a number from 0")                                                     \
     X(dead_rows, "dead_rows", v >= -1, "a number from 0, or -1 for never")                         \
     X(dead_steps, "dead_steps", v >= -1, "a number from 0, or -1 for never")                       \
-    X(threshold_start_step, "threshold_start_step", v >= -1, "a number, or -1 for never")          \
+    X(threshold_start_step, "threshold_start_step", v >= -1, "a number from -1")                   \
     X(n_groups, "n_groups", v >= 0 && v <= DLRN_GROUPS_MAX, "a number from 0 to 16")               \
     X(anneal_start, "anneal_start", v >= -1, "a number, or -1 for never")                          \
     X(anneal_end, "anneal_end", v >= -1, "a number, or -1 for never")                              \
@@ -21545,9 +22271,78 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlrni_recipe *recipe) {
     /* lr == -1, without the warning of -Wfloat-equal */
     int derived = !(cfg->lr > -1) && !(cfg->lr < -1);
-    return derived && recipe && recipe->info.lr > 0
-               ? recipe->info.lr / sqrt((double)cfg->features / 16384)
-               : cfg->lr;
+    const double adam = 2e-4; /* dictionary_learning's and sparsify's, after Gao et al. */
+    if (!derived || !recipe || !(recipe->info.lr > 0)) return cfg->lr;
+    return (cfg->optimiser == DLRN_OPTIMISER_ADAM ? adam : recipe->info.lr) /
+           sqrt((double)cfg->features / 16384);
+}
+
+/* The settings of p-anneal. */
+DLRNI_INTERNAL dlrn_status dlrni_check_anneal(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                              const dlrni_rules *rules) {
+    const char *place = "dlrn_train_config";
+    const int root = cfg->sparsity == DLRN_SPARSITY_LP;
+    if (!rules->anneals_p) return DLRN_OK;
+    DLRNI_REQUIRE_IN(ctx, place, root || cfg->sparsity == DLRN_SPARSITY_POWER,
+                     "sparsity: expected lp or power for a recipe in which p falls");
+    DLRNI_REQUIRE_IN(ctx, place, !root || cfg->p_end > 0,
+                     "p_end: expected a number above 0 for the penalty lp");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->anneal_end < 0 || cfg->anneal_end >= cfg->anneal_start,
+                     "anneal_end: expected a step from anneal_start on");
+    return DLRN_OK;
+}
+
+/* Settings that must fit each other. */
+DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                                const dlrni_rules *rules) {
+    const char *place = "dlrn_train_config";
+    int64_t sum = 0;
+    const int by_l0 =
+        cfg->sparsity == DLRN_SPARSITY_TARGET || cfg->sparsity == DLRN_SPARSITY_QUADRATIC;
+    const int steps = by_l0 || cfg->sparsity == DLRN_SPARSITY_STEP;
+    DLRNI_REQUIRE_IN(ctx, place, !by_l0 || cfg->target_l0 > 0,
+                     "target_l0: expected a number above 0 for this penalty");
+    DLRNI_REQUIRE_IN(ctx, place, rules->gate != DLRN_GATE_JUMP_SIGNED || cfg->bandwidth > 0,
+                     "bandwidth: expected a number above 0 for thresholds");
+    DLRNI_REQUIRE_IN(ctx, place, !steps || rules->gate == DLRN_GATE_JUMP_SIGNED,
+                     "sparsity: a penalty on L0 needs a recipe with thresholds");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->d_in % cfg->layers == 0 && cfg->d_out % cfg->layers == 0,
+                     "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
+                     "loss: nested groups need squared");
+    DLRNI_REQUIRE_IN(ctx, place,
+                     !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+                     "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
+    for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
+    if (cfg->n_groups && sum != cfg->features)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "dlrn_train_config: groups: expected sizes with the sum %lld, the number "
+                         "of features, found %lld",
+                         (long long)cfg->features, (long long)sum);
+    return DLRN_OK;
+}
+
+/* The rules of a recipe for a configuration: only `compat` changes them. */
+DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
+                                   dlrni_rules *rules) {
+    dlrn_train_config scratch = dlrni_reference_defaults();
+    scratch.compat = cfg->compat;
+    memset(rules, 0, sizeof *rules);
+    recipe->set(&scratch, rules);
+}
+
+/* Steps that a recipe derives from the length of the run. */
+DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules *rules) {
+    const double steps = cfg->steps > 0 ? (double)cfg->steps : 0;
+    if (cfg->sparsity_warmup_steps < 0)
+        cfg->sparsity_warmup_steps = (int64_t)(rules->penalty_share * steps);
+    if (cfg->decay_start >= 0 || steps <= 0) return;
+    if (rules->decays_after_warmup && cfg->warmup_steps < cfg->steps &&
+        cfg->optimiser == DLRN_OPTIMISER_ADAM)
+        cfg->decay_start = cfg->warmup_steps;
+    else if (rules->decay_share > 0)
+        cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
 }
 
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
@@ -21565,7 +22360,10 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
     /* only after the check: a negative width must not be copied */
     if (!cfg->d_out) cfg->d_out = cfg->d_in;
-    return DLRN_OK;
+    dlrni_rules rules;
+    dlrni_rules_of(*recipe, cfg, &rules);
+    dlrni_settle_steps(cfg, &rules);
+    return dlrni_check_settings(ctx, cfg, &rules);
 }
 
 /* ---- As text ----
@@ -21794,6 +22592,10 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
         int64_t d = dlrni_role_width(t->dict, role);
         if (!t->m[role] || !dlrni_is_by_feature(role)) continue;
         if (role == DLRN_DECODER && !atom_too) continue;
+        if (!t->v[role]) { /* signum: z starts again where the feature is */
+            memcpy(t->m[role] + j * d, t->dict->param[role] + j * d, (size_t)d * sizeof(float));
+            continue;
+        }
         memset(t->m[role] + j * d, 0, (size_t)d * sizeof(float));
         memset(t->v[role] + j * d, 0, (size_t)d * sizeof(float));
     }
@@ -21893,9 +22695,11 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
-                      w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
-                      w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
+    void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
+                      w->output_grad, w->lowered,     w->norm,        w->unrank,
+                      w->skip_grad,   w->batch.own_z, w->batch.slopes,
+                      w->batch.xc,    w->batch.level, w->batch.e2,    w->aux.dead,
+                      w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -21908,7 +22712,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
-    if (!(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
+    /* signum has no second moments */
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM &&
+        !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+        return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -21935,8 +22742,15 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
+    if (t->dict->param[DLRN_SKIP] &&
+        !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
+        return DLRN_ERR_MEMORY;
     /* a part for each group, so that tasks need no lock */
     w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
+    if (t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
+    if (t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
@@ -21984,11 +22798,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
     DLRNI_TRY(dlrni_check_trainable_formula(ctx, init));
     /* dictionaries of other libraries may have either; backward has no gradient for them */
     double scale = init->formula.scale_out;
-    if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
+    if (scale < 1 || scale > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: expected a dictionary without a skip and with "
-                         "scale_out 1, found %s skip and scale_out %g",
-                         init->param[DLRN_SKIP] ? "a" : "no", scale);
+                         "dlrn_trainer_create: expected a dictionary with scale_out 1, found %g",
+                         scale);
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -22012,9 +22825,32 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      (long long)d_out);
 }
 
+/* New random weights, as the recipe's library draws them. */
+DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_rules *rules,
+                                             const dlrn_dictionary_desc *desc,
+                                             dlrn_dictionary **out) {
+    DLRNI_TRY(dlrn_dictionary_create(ctx, desc, out));
+    dlrn_dictionary *dict = *out;
+    const int center = cfg->center == DLRN_ON && dict->d_in == dict->d_out;
+    dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
+    dict->layers = cfg->layers;
+    (void)rules;
+    if (cfg->skip != DLRN_ON) return DLRN_OK;
+    dlrn_status s = dlrni_param_alloc(dict, DLRN_SKIP);
+    if (s == DLRN_OK) {
+        memset(dict->param[DLRN_SKIP], 0,
+               (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+        return s;
+    }
+    dlrn_dictionary_destroy(dict);
+    *out = NULL;
+    return s;
+}
+
 /* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
 DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                               const dlrni_recipe *recipe,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     dlrn_dictionary_desc desc;
     memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
@@ -22024,10 +22860,10 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     desc.features = cfg->features;
     desc.k = cfg->k;
     desc.seed = cfg->seed;
-    if (!init) return dlrn_dictionary_create(ctx, &desc, out);
+    if (!init) return dlrni_new_weights(ctx, cfg, rules, &desc, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
     /* the configuration's k replaces the dictionary's */
-    if (!dlrni_selects(*out)) return DLRN_OK;
+    if (!(*out)->formula.k) return DLRN_OK;
     (*out)->formula.k = cfg->k;
     /* dlrn_dictionary_create checks it for a new one */
     dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
@@ -22052,10 +22888,16 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->ctx = ctx;
     t->cfg = cfg;
     t->recipe = recipe;
+    dlrni_rules_of(recipe, &cfg, &t->rules);
     t->buffer = buffer; /* borrowed: a second run may follow on the same buffer */
-    t->steering.factor = 1;
+    t->steering.factor = t->anneal.factor = 1;
+    t->anneal.p = cfg.p_start;
+    t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
+    t->dict->formula.rank = t->rules.rank;
+    if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
+        t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK)
         *out = t;
@@ -22075,9 +22917,13 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     /* checked again later; here it avoids copying a large dictionary for nothing */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
     DLRNI_TRY(dlrni_check_buffer(ctx, &cfg, buffer));
-    DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, init, &dict));
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, &cfg, &rules);
+    DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
     /* a family that does not select has k 0 */
     cfg.k = dict->formula.k;
+    cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+    cfg.skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
@@ -22088,18 +22934,66 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
    The order matters for the counters: ghosts use those before the step; AuxK, the statistics and
    resampling those after it. */
 
-/* The dictionary as the lists see it. With a bandwidth, they reach half of it below each threshold,
-   even below 0: the threshold's gradient is estimated from those entries. */
+/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them.
+   With a bandwidth, lists reach half of it below each threshold, even below 0: the threshold's
+   gradient is estimated from those entries. */
+DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, t->dict->features);
+    const int twice = dlrni_weighs_twice(t);
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++) {
+        if (w->norm) {
+            double norm = dlrni_layered_norm(t->dict, t->rules.weigh, f);
+            w->norm[f] = (float)(twice ? norm * norm : norm);
+        }
+        if (w->unrank) {
+            double norm = dlrni_layered_norm(t->dict, t->rules.rank, f);
+            w->unrank[f] = norm > 0 ? (float)(1 / norm) : 0;
+        }
+        if (w->lowered)
+            w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
+    }
+}
+
+/* The dictionary as the lists see it in training: with the rules' gate and selection, and this
+   step's k. */
 DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->view = *t->dict;
-    if (!w->lowered) return; /* no thresholds */
-    for (int64_t f = 0; f < t->dict->features; f++)
-        /* at every step, since thresholds move; F subtractions */
-        w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
-    w->view.param[DLRN_THRESHOLD] = w->lowered;
-    /* lists usually end at 0 */
-    w->view.formula.gate = DLRN_GATE_JUMP_SIGNED;
+    w->view.formula.gate = t->rules.gate == DLRN_GATE_GATED ? DLRN_GATE_RELU : t->rules.gate;
+    w->view.formula.select = t->rules.select;
+    w->view.formula.rank = t->rules.rank;
+    if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
+    if (t->rules.gate == DLRN_GATE_GATED)
+        /* the gate's pre-activations, without the values' scale */
+        w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
+    if (w->norm || w->unrank || w->lowered)
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_view_group,
+                          t);
+    if (w->lowered) w->view.param[DLRN_THRESHOLD] = w->lowered;
+}
+
+/* Where the nested groups of this configuration end, and what each prefix weighs. */
+DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
+    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_batch *b = &t->w.batch;
+    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    double sum = 0;
+    int64_t end = 0;
+    b->levels = 0;
+    if (!t->rules.nested) return;
+    for (int64_t g = 0; g < n; g++) sum += cfg->group_weights[g];
+    for (int64_t g = 0; g < n; g++) {
+        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
+        /* the fractions of a small F may be 0: no group */
+        if (end == (b->levels ? b->level_end[b->levels - 1] : 0)) continue;
+        double weight = sum > 0 ? cfg->group_weights[g] : 1 / (double)n;
+        b->level_weight[b->levels] = t->rules.sum_of_groups ? 1 : weight / (double)n;
+        b->level_end[b->levels++] = end;
+    }
 }
 
 /* The losses of a batch at the present weights. Changes only the work space, so that a failed step
@@ -22112,27 +23006,35 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
     w->batch.y = y ? y : x;
+    dlrni_set_levels(t);
+    DLRNI_TRY(dlrni_level_room(t, n));
     dlrni_update_view(t);
+    if (t->cfg.loss == DLRN_LOSS_FVU)
+        w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
     /* once for all waves, and kept for the gradients */
     dlrni_input(t->dict, x, n, w->batch.xc);
+    if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
     DLRNI_TRY(dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
     /* for the update, and for the caller */
-    stats->lr = dlrni_learning_rate(&t->cfg, t->step);
+    stats->lr = dlrni_learning_rate(t, t->step);
+    if (t->rules.select != DLRN_SELECT_ALL) stats->k = w->view.formula.k;
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
-    /* after l0, from which dl-jump_relu's penalty is computed */
-    if (t->recipe->penalty) {
-        stats->penalty = dlrni_penalty_weight(t);
-        DLRNI_TRY(t->recipe->penalty(t, stats));
+    /* after l0, of which a penalty may be a function */
+    DLRNI_TRY(dlrni_penalty(t, stats));
+    if (t->rules.gate == DLRN_GATE_GATED) {
+        stats->auxiliary_loss = dlrni_mean(w->batch.error2, n);
+        stats->loss += stats->auxiliary_loss;
     }
     /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
+    if (w->batch.levels > 1) dlrn_parallel_for(t->ctx, n, dlrni_level_slopes, t);
     /* before the update: NaN or infinity would spread to every weight */
     if (fabs(stats->loss) <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
@@ -22145,20 +23047,52 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
-/* The losses of the step's batch, after the recipe's preparation in step 0. If either fails, the
-   output bias is restored: a failed step changes nothing. */
+/* Task: scales a group of atoms to norm 1. */
+DLRNI_INTERNAL void dlrni_scale_group(void *arg, int64_t group, int worker) {
+    dlrn_dictionary *dict = ((dlrn_trainer *)arg)->dict;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, dict->features), d = dict->d_out;
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++)
+        dlrni_normalise(dict->ctx->k, dict->param[DLRN_DECODER] + f * d, d);
+}
+
+/* What some libraries do to weights before the loss. A step may fail after it, and the next one
+   comes here again: thresholds stay the same then; of atoms a second division could change the last
+   bits, so `scaled` remembers the first, also in checkpoints. */
+DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
+    float *threshold = t->rules.threshold_from_0 ? t->dict->param[DLRN_THRESHOLD] : NULL;
+    int changed = 0;
+    for (int64_t f = 0; threshold && f < t->dict->features; f++)
+        if (threshold[f] < 0) threshold[f] = 0, changed = 1;
+    if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP),
+                          dlrni_scale_group, t);
+        t->scaled = t->step + 1;
+        changed = 1;
+    }
+    if (changed) dlrn_dictionary_changed(t->dict);
+}
+
+/* The losses of the step's batch, after what comes before them. If the first step fails, the biases
+   that its batch has set are restored: it was not the first. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *stats) {
-    /* gradients come later: their room is free until then */
-    float *bias = t->dict->param[DLRN_OUTPUT_BIAS], *before = t->w.output_grad;
-    const size_t size = (size_t)t->dict->d_out * sizeof *bias;
-    if (t->step > 0 || !t->recipe->first_batch)
+    const int64_t d = t->dict->d_out, F = t->dict->features;
+    float *const *param = t->dict->param;
+    dlrni_constrain(t);
+    if (t->step > 0 || t->rules.first == DLRNI_FIRST_NOTHING)
         return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    memcpy(before, bias, size);
-    dlrn_status s = t->recipe->first_batch(t, t->x, t->y, t->n);
+    float *kept = DLRNI_NEW(t->ctx, float, d + F);
+    if (!kept) return DLRN_ERR_MEMORY;
+    memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
+    memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
+    dlrn_status s = dlrni_first_batch(t, t->x, t->y, t->n);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    if (s == DLRN_OK) return s;
-    memcpy(bias, before, size);
-    dlrn_dictionary_changed(t->dict);
+    if (s != DLRN_OK) {
+        memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
+        memcpy(param[DLRN_ENCODER_BIAS], kept + d, (size_t)F * sizeof *kept);
+        dlrn_dictionary_changed(t->dict);
+    }
+    dlrn_free(t->ctx, kept);
     return s;
 }
 
@@ -22175,7 +23109,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
         DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
     /* t->step is still the number of this step */
-    if (t->recipe->after_step) t->recipe->after_step(t);
+    dlrni_average_threshold(t);
+    dlrni_steer_penalty(t);
+    if (t->rules.anneals_p) dlrni_anneal_p(t, stats.sparsity_loss);
     t->last = stats;
     /* only now: error texts before this name this step */
     t->step++;
@@ -22212,7 +23148,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
    dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     /* a resumed step has no rows in memory: it is not logged */
-    if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
+    if (t->rules.logs_again && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
@@ -22302,6 +23238,12 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
     return dlrni_backward(t, NULL, out);
 }
 
+DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
+    dlrni_leave_mean(t, *out);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
     dlrn_trainer_info s;
     s.config = &t->cfg;
@@ -22347,6 +23289,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
+        dlrni_leave_mean(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -22387,8 +23330,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        /* no parameter, no moments */
         for (int part = 0; part < 3 && data[0]; part++) {
+            if (!data[part]) continue; /* signum has no second moments */
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
                         dlrni_role_table[role].name);
@@ -22409,7 +23352,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
-    out.name = t->recipe->counts_rows ? "rows_since_fired" : "steps_since_fired";
+    out.name = t->rules.counts_rows ? "rows_since_fired" : "steps_since_fired";
     out.dtype = DLRN_I64; /* a run may see more than 2^31 rows */
     out.ndim = 1;
     out.shape[0] = t->cfg.features;
@@ -22649,7 +23592,7 @@ DLRNI_INTERNAL int dlrni_value_named(dlrn_names names, const char *word) {
 }
 
 /* The nested groups; a file that is older than they are has none. */
-DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrn_context *ctx, dlrn_archive *a,
+DLRNI_INTERNAL dlrn_status dlrni_read_nested(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *groups = dlrn_json_get(json, "groups");
     const dlrn_json *weights = dlrn_json_get(json, "group_weights");
@@ -22691,7 +23634,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a
 #undef DLRNI_READ_SWITCH
     if (!dlrni_json_unsigned(json, "seed", &cfg->seed))
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
-    return dlrni_read_groups(ctx, a, json, cfg);
+    return dlrni_read_nested(ctx, a, json, cfg);
 }
 
 /* All settings. One out of range is refused as from a caller (dlrni_settle_config), but the error
@@ -23882,6 +24825,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_REQUIRE
 #undef DLRNI_REQUIRE_IN
 #undef DLRNI_SCREEN_ROWS
+#undef DLRNI_AMX
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
 #undef DLRNI_SERIAL_NS
@@ -24723,6 +25667,120 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
 static const dlrni_screen dlrni_avx512vnni_screen = {
     "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
 DLRNI_TARGET_END
+
+#if DLRNI_AMX
+/* ---- amx: the kernels of avx512 and two screens ----
+
+   A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of x, 16 rows by 16
+   words, with 16 words of 16 features, and adds to 16 x 16 sums. A panel has that layout already:
+   the words of a feature are 192 bytes apart. Two tiles of rows by three of features take six
+   registers for sums, one for x and one for the panel. */
+
+/* Sapphire Rapids was the first to have it. Linux gives a process the registers if it asks:
+   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called
+   without libc's syscall(), which strict C does not declare. */
+DLRNI_INTERNAL int dlrni_amx_runs(void) {
+    const unsigned int8_bf16_tile = 1u << 25 | 1u << 22 | 1u << 24; /* of leaf 7, in edx */
+    unsigned a = 7, b, c = 0, d;
+    long request = 158; /* the number of arch_prctl; then its result */
+    if (!dlrni_avx512vnni_runs() || !dlrni_avx512bf16_runs()) return 0;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if ((d & int8_bf16_tile) != int8_bf16_tile) return 0;
+    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return request == 0;
+}
+
+/* The shape of the eight registers, as ldtilecfg reads it: palette 1; bytes a row; rows. */
+typedef struct dlrni_amx_shape {
+    uint8_t palette, start, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} dlrni_amx_shape;
+static const dlrni_amx_shape dlrni_amx_full = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni,avx512bf16,amx-tile,"
+                   "amx-int8,amx-bf16")
+/* The sums of 32 rows and 48 features, out [32][48], by the instruction `dp`. The registers are
+   configured and released in each call: whoever else uses them in this thread finds them free, and
+   a switch of threads need not save them. A panel that lies in the second cache is read once for 32
+   rows. */
+#define DLRNI_AMX_SUMS(dp)                                                                         \
+    do {                                                                                           \
+        const size_t row = 4 * DLRNI_GROUP;                                                        \
+        _tile_loadconfig(&dlrni_amx_full);                                                         \
+        _tile_zero(0);                                                                             \
+        _tile_zero(1);                                                                             \
+        _tile_zero(2);                                                                             \
+        _tile_zero(3);                                                                             \
+        _tile_zero(4);                                                                             \
+        _tile_zero(5);                                                                             \
+        for (int64_t p = 0; p < steps; p += 16, w += 16 * row, at += 64) {                         \
+            _tile_loadd(6, at, ld);                                                                \
+            _tile_loadd(7, w, row);                                                                \
+            dp(0, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(1, 6, 7);                                                                           \
+            _tile_loadd(7, w + 128, row);                                                          \
+            dp(2, 6, 7);                                                                           \
+            _tile_loadd(6, at + 16 * ld, ld);                                                      \
+            dp(5, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(4, 6, 7);                                                                           \
+            _tile_loadd(7, w, row);                                                                \
+            dp(3, 6, 7);                                                                           \
+        }                                                                                          \
+        _tile_stored(0, out, row);                                                                 \
+        _tile_stored(1, out + 16, row);                                                            \
+        _tile_stored(2, out + 32, row);                                                            \
+        _tile_stored(3, out + 16 * DLRNI_GROUP, row);                                              \
+        _tile_stored(4, out + 16 * DLRNI_GROUP + 16, row);                                         \
+        _tile_stored(5, out + 16 * DLRNI_GROUP + 32, row);                                         \
+        _tile_release();                                                                           \
+    } while (0)
+
+/* Bytes as in avx512vnni: the features are the unsigned side. */
+DLRNI_INTERNAL void dlrni_amx_tile_int8(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    int32_t out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbsud);
+    for (int i = 0; i < 32; i++) {
+        const __m512i shift = _mm512_set1_epi32(row_of[i].shift);
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            sum[v] = _mm512_maskz_cvtepi32_ps(
+                (__mmask16)0xFFFF,
+                _mm512_add_epi32(_mm512_loadu_si512(out + i * DLRNI_GROUP + 16 * v), shift));
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+
+/* Numbers as in avx512bf16. */
+DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    float out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbf16ps);
+    for (int i = 0; i < 32; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_loadu_ps(out + i * DLRNI_GROUP + 16 * v);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+#undef DLRNI_AMX_SUMS
+
+/* 32 rows; for their costs see struct dlrni_screen. */
+static const dlrni_screen dlrni_amx_screen_int8 = {
+    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_bf16 = {
+    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+DLRNI_TARGET_END
+#endif /* DLRNI_AMX */
 
 #endif /* DLRNI_X86 */
 

@@ -662,7 +662,7 @@ static void gemm_rows(lab *l) {
 /* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product
    in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16"))
+    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") || !strcmp(kernels, "amx"))
         return F > 8192 ? 0.65 : 0.75;
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }

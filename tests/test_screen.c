@@ -401,8 +401,9 @@ TEST(prepared_the_same_bits) {
             dlrn_encoder *e = NULL;
             CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
             CHECK_OK(ctx, dlrn_encoder_prepare(e));
+            const char *set = dlrn_context_describe(ctx).kernels;
             CHECK((e->prepared != NULL) ==
-                  (strlen(dlrn_context_describe(ctx).kernels) == 10)); /* vnni, bf16 */
+                  (!!strstr(set, "vnni") || !!strstr(set, "bf16") || !!strstr(set, "amx")));
             for (uint64_t seed = (uint64_t)formula_of; seed < 2 * KINDS; seed += FORMULAS) {
                 unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
                 fill_all(scalar, plain, x, kinds, seed);

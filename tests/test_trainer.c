@@ -780,15 +780,17 @@ TEST(ghosts_of_large_activations_stay_finite) {
 /* ---- Schedules and counters ---- */
 
 TEST(rate_ramps_up_and_again_after_resampling) {
-    dlrn_train_config cfg = small_config();
-    cfg.lr = 1;
-    CHECK(dlrni_learning_rate(&cfg, 0) == 1);
-    cfg.warmup_steps = 4;
-    CHECK(dlrni_learning_rate(&cfg, 0) == 0 && dlrni_learning_rate(&cfg, 3) == 0.75);
-    CHECK(dlrni_learning_rate(&cfg, 4) == 1 && dlrni_learning_rate(&cfg, 10) == 1);
-    cfg.resample_steps = 10;
-    CHECK(dlrni_learning_rate(&cfg, 9) == 1 && dlrni_learning_rate(&cfg, 10) == 0);
-    CHECK(dlrni_learning_rate(&cfg, 11) == 0.25);
+    dlrn_trainer t;
+    memset(&t, 0, sizeof t);
+    t.cfg = small_config();
+    t.cfg.lr = 1;
+    CHECK(dlrni_learning_rate(&t, 0) == 1);
+    t.cfg.warmup_steps = 4;
+    CHECK(dlrni_learning_rate(&t, 0) == 0 && dlrni_learning_rate(&t, 3) == 0.75);
+    CHECK(dlrni_learning_rate(&t, 4) == 1 && dlrni_learning_rate(&t, 10) == 1);
+    t.cfg.resample_steps = 10;
+    CHECK(dlrni_learning_rate(&t, 9) == 1 && dlrni_learning_rate(&t, 10) == 0);
+    CHECK(dlrni_learning_rate(&t, 11) == 0.25);
 }
 
 /* A target for L0 moves the penalty by at most 2 % a step, along L0's distance and trend; up to the
