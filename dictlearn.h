@@ -4155,6 +4155,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
     to->layers = dict->layers;
     to->feature_layers = dict->feature_layers;
     to->layout = dict->layout;
+    to->class_name = dict->class_name;
     memcpy(to->note, dict->note, sizeof to->note);
     dlrn_status s = dlrni_copy_contents(dict, to);
     if (s == DLRN_OK) return s;
@@ -4261,9 +4262,13 @@ typedef struct dlrni_gating {
     const float *scale;     /* [F] exp(LOG_SCALE); NULL: a value is its pre-activation            */
     const float *bias;      /* [F] gate "gated": what is subtracted before the scale; else NULL   */
     const float *offset;    /* [F] gate "gated": VALUE_BIAS, added after it; NULL: none           */
-    float *derived;         /* [2][F] owned: the scales, then the floors of the gate "gated"      */
+    const float *norm;      /* [F] formula.rank: pre-activations are multiplied by it; NULL: by 1 */
+    const float *late; /* [F] what unscaled codes are multiplied by after a selection; NULL: by 1 */
+    int by_row;        /* 1: floors of rows rise above min_floor during a batch (room select)     */
+    float *derived;    /* [2][F] owned: the scales; then norms, or the floors of the gate "gated" */
     int64_t derived_cap, known; /* known: version + 1 of the dictionary that they are made from   */
     dlrn_gate of;               /* the gate that they are made for                                */
+    dlrn_rank rank;             /* and the rank                                                   */
 } dlrni_gating;
 
 /* The larger of a feature's threshold and its row's floor. */
@@ -4277,6 +4282,16 @@ DLRNI_INTERNAL float dlrni_affine_value(const dlrni_gating *g, int64_t feature, 
     double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
     if (g->offset) value += (double)g->offset[feature];
     return value <= 0 ? 0 : (float)value;
+}
+
+/* A feature's pre-activation p from the sum w.x: ranked, it is p times the norm. The sum comes
+   before the product, so that no compiler can contract the two. Without an atom it is 0, also where
+   p overflows. The last sum makes 0 of -0, as that with a bias does. */
+DLRNI_INLINE float dlrni_pre_of(const dlrni_gating *g, const float *bias, int64_t feature,
+                                float sum) {
+    const float pre = sum + bias[feature];
+    if (!g->norm) return pre;
+    return g->norm[feature] <= 0 ? 0 : g->norm[feature] * pre + 0.0f;
 }
 
 /* The value of a feature whose pre-activation is above its floor. */
@@ -4310,40 +4325,88 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
+/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
+   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
+   finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / layers;
+    const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
+    double norm = 0;
+    for (int64_t l = 0; l < layers; l++)
+        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    if (norm < (double)FLT_MIN) return 0;
+    return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
+}
+
+/* What a gate derives from the parameters of all features. */
+typedef struct dlrni_derive_job {
+    dlrni_gating *g;
+    const dlrn_dictionary *dict;
+} dlrni_derive_job;
+
+/* Task: the features of one group. In training this runs each step, and reads all atoms. */
+DLRNI_INTERNAL void dlrni_derive_group(void *arg, int64_t group, int worker) {
+    const dlrni_derive_job *j = (const dlrni_derive_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP;
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    float *scale = j->g->derived, *second = scale + F;
+    (void)worker;
+    for (int64_t f = f0; f < dlrni_min(f0 + DLRNI_GROUP, F); f++) {
+        double value = log_scale ? exp((double)log_scale[f]) : 1;
+        if (dict->formula.rank != DLRN_RANK_VALUE) {
+            second[f] = dlrni_rank_norm(dict, f);
+            value = second[f] <= 0 ? 0 : value / (double)second[f];
+        }
+        scale[f] = (float)value;
+        if (dict->formula.gate == DLRN_GATE_GATED) second[f] = dlrni_gated_floor(j->g, f);
+    }
+}
+
 /* What follows from the parameters: made anew when the dictionary has changed. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_derive(dlrni_gating *g, const dlrn_dictionary *dict) {
-    const int64_t F = dict->features;
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
-    if (g->known == dict->version + 1 && g->of == dict->formula.gate) return DLRN_OK;
+    const int64_t F = dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const dlrn_formula *f = &dict->formula;
+    dlrni_derive_job job = {g, dict};
+    if (g->known == dict->version + 1 && g->of == f->gate && g->rank == f->rank) return DLRN_OK;
     if (!DLRNI_GROW(dict->ctx, &g->derived, &g->derived_cap, 0, 2 * F)) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++)
-        g->derived[f] = log_scale ? (float)exp((double)log_scale[f]) : 1;
     g->scale = g->derived;
     g->bias = dict->param[DLRN_ENCODER_BIAS];
     g->offset = dict->param[DLRN_VALUE_BIAS];
-    for (int64_t f = 0; f < F && dict->formula.gate == DLRN_GATE_GATED; f++)
-        g->derived[F + f] = dlrni_gated_floor(g, f);
+    dlrni_parallel_for(dict->ctx, groups, dlrni_ns(F, f->rank ? dict->d_out : 16),
+                       dlrni_derive_group, &job);
     g->known = dict->version + 1;
-    g->of = dict->formula.gate;
+    g->of = f->gate;
+    g->rank = f->rank;
     return DLRN_OK;
 }
 
-/* Readies a gate for a batch. unscaled: values come without LOG_SCALE, as selections compare
-   them. */
+/* Whether floors of rows rise above the gate's during a batch (room select). */
+DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
+           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+}
+
+/* Readies a gate for a batch. unscaled: values come as selections compare them: ranked, and without
+   LOG_SCALE. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictionary *dict,
                                               int unscaled) {
     const dlrn_formula *formula = &dict->formula;
-    const int gated = formula->gate == DLRN_GATE_GATED;
+    const int gated = formula->gate == DLRN_GATE_GATED, ranked = formula->rank != DLRN_RANK_VALUE;
     const int jumps = formula->gate == DLRN_GATE_JUMP || formula->gate == DLRN_GATE_JUMP_SIGNED;
     const int is_signed =
         formula->gate == DLRN_GATE_JUMP_SIGNED || formula->gate == DLRN_GATE_LINEAR;
-    const int scaled = dict->param[DLRN_LOG_SCALE] && !unscaled;
-    if (gated || scaled) DLRNI_TRY(dlrni_gating_derive(g, dict));
-    g->scale = gated || scaled ? g->derived : NULL;
+    const int scales = dict->param[DLRN_LOG_SCALE] || ranked;
+    if (gated || scales) DLRNI_TRY(dlrni_gating_derive(g, dict));
+    g->scale = gated || (scales && !unscaled) ? g->derived : NULL;
+    g->late = scales && !gated ? g->derived : NULL;
+    g->norm = ranked ? g->derived + dict->features : NULL;
     g->bias = gated ? dict->param[DLRN_ENCODER_BIAS] : NULL;
     g->offset = gated ? dict->param[DLRN_VALUE_BIAS] : NULL;
     g->threshold = jumps ? dict->param[DLRN_THRESHOLD] : gated ? g->derived + dict->features : NULL;
     g->min_floor = is_signed ? -INFINITY : 0;
+    g->by_row = dlrni_raises_floors(dict);
     /* one threshold for all is a floor of every row: no array */
     if (jumps && !g->threshold && (float)formula->threshold > g->min_floor)
         g->min_floor = (float)formula->threshold;
@@ -4352,10 +4415,27 @@ DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictio
 
 /* ---- Packing ---- */
 
-/* Whether floors of rows rise above the gate's during a batch (room select). */
-DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
-    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
-           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+/* The same for the row's floor; and a feature without an atom is off, or on, whatever the row. */
+DLRNI_INTERNAL void dlrni_screen_rank(float norm, double above, float *coef) {
+    const double inverse = (double)coef[3 * DLRNI_GROUP] / (double)norm;
+    if (norm <= 0 && above < 0) {
+        coef[0] = -INFINITY;
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = coef[3 * DLRNI_GROUP] = 0;
+    } else if (inverse <= 1e30) {
+        coef[3 * DLRNI_GROUP] = (float)(inverse * (1 - 1.0 / 512));
+    } else {
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+        coef[3 * DLRNI_GROUP] = 0;
+    }
+}
+
+/* A feature's side of the inequality where pre-activations are ranked, n (w.x + b): it is divided
+   by n. A floor t becomes t / n, less 2^-20 of it: the sum and the product are rounded, each by
+   2^-24 at most. With n = 0 the pre-activation is 0. */
+DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
+    const double share = (double)floor / (double)norm;
+    if (norm <= 0) return floor < 0 ? HUGE_VAL : -HUGE_VAL;
+    return (double)bias - share + fabs(share) / (1 << 20);
 }
 
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
@@ -4365,17 +4445,19 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
                                        const dlrni_gating *gate, int64_t f0, int64_t n,
                                        int64_t width, unsigned char *part, unsigned char *panel,
                                        float *coef) {
-    const int by_row = dlrni_raises_floors(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
-        float floor = by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
-        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] - (double)floor;
+        const float bias = dict->param[DLRN_ENCODER_BIAS][f0 + j];
+        float floor = gate->by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
+        double above = (double)bias - (double)floor;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
+        if (gate->norm) above = dlrni_ranked_above(gate->norm[f0 + j], bias, floor);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
+        if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
@@ -4510,6 +4592,15 @@ typedef struct dlrni_cut {
     int32_t feature;
 } dlrni_cut;
 
+/* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
+   entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
+   not after (row, feature). */
+typedef struct dlrni_batch_cut {
+    uint32_t key;
+    int64_t row, feature;
+    float value; /* of the key */
+} dlrni_batch_cut;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -4528,7 +4619,11 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     dlrni_gating gate;
-    int unscaled;     /* 1: values come without LOG_SCALE                                   */
+    int unscaled;     /* 1: values come ranked and without LOG_SCALE                        */
+    int batch_best;   /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
+                         batch, as in training                                              */
+    int zero_picks;   /* set by a caller: 1: features that a selection within rows picks although
+                         their value is 0 keep an entry, with their pre-activation          */
     float *floor;     /* [n] floor of each row, where rows have one (selection); or NULL    */
     double cut_share; /* smallest cut of the last batch, as a share of its row's norm; 0: no use;
                          -1: not known */
@@ -4536,6 +4631,11 @@ typedef struct dlrni_encoding {
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
+    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    double last_cut;           /* of the last batch; 0: no use; -1: not known               */
+    int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
+    int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
@@ -4546,7 +4646,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     memset(c, 0, sizeof *c);
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = -1;
+    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -4558,8 +4658,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,  c->scratch,
-                      c->floor, c->best,    c->kept, c->gate.derived};
+    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
+                      c->best,  c->kept,    c->gate.derived, c->tally};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -4572,6 +4672,21 @@ DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
            (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP ||
             f->gate == DLRN_GATE_LINEAR) &&
            !f->standardise && !dlrni_own_encode(dict);
+}
+
+/* Whether rows pick features of value 0, as torch.topk does among values that are all 0. */
+DLRNI_INTERNAL int dlrni_picks_zeros(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->zero_picks && f->gate == DLRN_GATE_RELU && dlrni_selects(c->dict) &&
+           f->select != DLRN_SELECT_ABS_TOP_K;
+}
+
+/* Whether the lists of a batch are cut by one selection over all rows. */
+DLRNI_INTERNAL int dlrni_by_batch(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->batch_best && f->select == DLRN_SELECT_BATCH_TOP_K &&
+           (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP) && !f->standardise &&
+           !dlrni_own_encode(c->dict);
 }
 
 /* Whether the selection works on the finished codes of a call (dlrni_select_codes): it compares
@@ -4771,7 +4886,7 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
         /* full: this group's entries are counted, not written */
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             list->key[list->count] =
                 (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
             list->val[list->count] = pre;
@@ -4855,13 +4970,23 @@ DLRNI_INTERNAL void dlrni_drop_small(dlrni_list *list, int64_t first, float floo
     list->count = to;
 }
 
+/* Ranks a tile pre [rows][width] of sums, in place: the bias is in it then, too. */
+DLRNI_INTERNAL void dlrni_rank_tile(const dlrni_encoding *c, float *pre, int64_t rows,
+                                    int64_t width, int64_t f0) {
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    for (int64_t i = 0; i < rows; i++, pre += width)
+        for (int64_t j = 0; j < width; j++) pre[j] = dlrni_pre_of(&c->gate, bias, f0 + j, pre[j]);
+}
+
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
    whole group, which is subtracted again. A selection by size has floors of its own. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
-    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0, *threshold = c->gate.threshold;
+    static const float none[DLRNI_GROUP] = {0}; /* ranked: the bias is in */
+    const float *bias = c->gate.norm ? none : c->dict->param[DLRN_ENCODER_BIAS] + f0;
+    const float *threshold = c->gate.threshold;
     const int by_size = dlrni_by_size(c);
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
@@ -4910,6 +5035,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
             continue;
         }
         dlrni_dense_tile(dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        if (c->gate.norm) dlrni_rank_tile(c, tile, rows, width, f0);
         dlrni_collect_tile(c, list, tile, rows, width, i, f0);
     }
 }
@@ -4994,7 +5120,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
     DLRNI_TRY(dlrni_gating_begin(&c->gate, c->dict, c->unscaled));
-    if (!dlrni_selects(c->dict)) { /* floors of an earlier formula */
+    c->gate.by_row |= dlrni_by_batch(c);
+    /* zeros rank by their index alone, so all features must be listed */
+    if (dlrni_picks_zeros(c)) c->gate.min_floor = -INFINITY;
+    if (!dlrni_selects(c->dict) && !dlrni_by_batch(c)) { /* floors of an earlier formula */
         dlrn_free(ctx, c->floor);
         c->floor = NULL;
         c->floor_cap = 0;
@@ -5003,14 +5132,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->n = n;
     c->first = -1;
     /* cuts of the old rows are void */
-    c->cut_known = 0;
+    c->cut_known = c->made_all = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
-    c->screen = dlrni_choose_screen(c, n);
+    c->screen = dlrni_picks_zeros(c) ? NULL : dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
@@ -5236,20 +5365,33 @@ DLRNI_INTERNAL void dlrni_keep_group_best(dlrni_cut *best, int64_t width, int32_
     if (dlrni_is_worse(to, &entry)) *to = entry;
 }
 
+/* What a selection compares of an entry: its pre-activation, its size, or its value. */
+DLRNI_INTERNAL float dlrni_compared(const dlrni_encoding *c, float pre) {
+    if (dlrni_by_size(c)) return fabsf(pre);
+    return pre <= 0 && dlrni_picks_zeros(c) ? 0 : pre;
+}
+
+/* The floor of a row whose k-th best so far is `worst`. Where zeros are picked, one among them says
+   nothing of what lies below. */
+DLRNI_INTERNAL float dlrni_floor_at(const dlrni_encoding *c, float worst) {
+    if (worst != worst) return INFINITY; /* k NaNs: nothing is better */
+    return worst <= 0 && dlrni_picks_zeros(c) ? c->gate.min_floor : worst;
+}
+
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
    row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
             k = c->dict->formula.k;
-    const int by_size = dlrni_by_size(c), by_group = dlrni_by_group(c);
+    const int by_group = dlrni_by_group(c);
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t row = dlrni_key_row(list->key[p]);
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            float rank = by_size ? fabsf(list->val[p]) : list->val[p];
+            float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
                 dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
             else
@@ -5259,8 +5401,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
         /* fewer than k so far: anything above 0 is still chosen */
         if (c->kept[i] < k) continue;
-        float worst = c->best[i * k].value;
-        c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
+        c->floor[i] = dlrni_floor_at(c, c->best[i * k].value);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
 }
@@ -5273,14 +5414,36 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* Whether an entry is among the best of the batch. */
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+                                     float value) {
+    const uint32_t key = dlrni_rank_key(value);
+    if (key != cut->key) return key > cut->key;
+    return row < cut->row || (row == cut->row && feature <= cut->feature);
+}
+
 /* Whether an entry of a list stays in the codes: its feature is chosen, and its value is not 0. */
 DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t feature, float pre) {
     int64_t k = c->dict->formula.k;
-    if (!(dlrni_value_of(&c->gate, feature, pre) != 0)) return 0;
+    if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
-    return dlrni_is_chosen(c, row, feature, dlrni_by_size(c) ? fabsf(pre) : pre);
+    return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
 /* Task: drops the entries that do not stay from one list, in place. `count` never overtakes `p`,
@@ -5324,7 +5487,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     const float floor = dlrni_by_size(c) ? 0 : c->gate.min_floor;
     for (int64_t i = 0; i < c->n; i++) {
         c->floor[i] = floor;
-        if (c->screen) dlrni_screen_set_floor(c->row + i, dlrni_raises_floors(c->dict) ? floor : 0);
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->gate.by_row ? floor : 0);
     }
     return DLRN_OK;
 }
@@ -5386,36 +5549,53 @@ DLRNI_INTERNAL void dlrni_guess_row(void *arg, int64_t i, int worker) {
     int32_t kept = 0;
     (void)worker;
     for (int64_t q = 0; q < F; q++) {
-        const float pre = j->pre[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+        const float pre =
+            dlrni_pre_of(&j->c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->pre[i * F + q]);
         if (pre > 0) dlrni_keep_best(heap, &kept, k, (int32_t)q, pre);
     }
     j->share[i] = dlrni_cut_share(j->c, j->x + i * dict->d_in, kept, heap[0].value);
 }
 
-/* Finds the smallest cut of a sample, spread over the batch. */
-DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+/* Frees a sample. */
+DLRNI_INTERNAL void dlrni_guess_free(dlrni_guess_job *j) {
+    dlrn_context *ctx = j->c->dict->ctx;
+    dlrn_free(ctx, j->x);
+    dlrn_free(ctx, j->pre);
+    dlrn_free(ctx, j->heap);
+}
+
+/* A sample of rows, spread over the batch, with the sums of all features; heap: entries of a row's
+   heap. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_begin(const dlrni_encoding *c, int64_t heap, double *share,
+                                             dlrni_guess_job *j) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t d = c->dict->d_in, rows = DLRNI_GUESS_ROWS;
-    double share[DLRNI_GUESS_ROWS];
-    dlrni_guess_job j = {c,
-                         DLRNI_NEW(ctx, float, rows *d),
-                         DLRNI_NEW(ctx, float, rows * c->dict->features),
-                         rows,
-                         DLRNI_NEW(ctx, dlrni_cut, rows * c->dict->formula.k),
-                         share};
-    const int ok = j.x && j.pre && j.heap;
-    if (ok) {
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(j.x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
-        dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, &j);
-        dlrn_parallel_for(ctx, rows, dlrni_guess_row, &j);
-        c->cut_share = share[0];
-        for (int64_t i = 1; i < rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    j->c = c;
+    j->rows = rows;
+    j->share = share;
+    j->x = DLRNI_NEW(ctx, float, rows *d);
+    j->pre = DLRNI_NEW(ctx, float, rows * c->dict->features);
+    j->heap = heap ? DLRNI_NEW(ctx, dlrni_cut, rows * heap) : NULL;
+    if (!j->x || !j->pre || (heap && !j->heap)) {
+        dlrni_guess_free(j);
+        return DLRN_ERR_MEMORY;
     }
-    dlrn_free(ctx, j.x);
-    dlrn_free(ctx, j.pre);
-    dlrn_free(ctx, j.heap);
-    return ok ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(j->x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
+    dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, j);
+    return DLRN_OK;
+}
+
+/* Finds the smallest cut of a sample. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+    double share[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, c->dict->formula.k, share, &j));
+    dlrn_parallel_for(c->dict->ctx, j.rows, dlrni_guess_row, &j);
+    c->cut_share = share[0];
+    for (int64_t i = 1; i < j.rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    dlrni_guess_free(&j);
+    return DLRN_OK;
 }
 
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
@@ -5466,10 +5646,10 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
-/* Finds the cut of every row. *in_hand: 1 if the lists of all groups fit together into the budget,
+/* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
-DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
-    int guessed;
+DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
+    int guessed, *in_hand = &c->made_all;
     DLRNI_TRY(dlrni_select_begin(c));
     DLRNI_TRY(dlrni_guess_floors(c, &guessed));
     DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
@@ -5490,20 +5670,279 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     return DLRN_OK;
 }
 
+/* ---- The best of a batch ----
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
+   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
+   the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
+   numbers, so threads cannot change the result. */
+
+/* What a visit to the entries of a block of rows does. */
+typedef enum dlrni_batch_visit {
+    DLRNI_VISIT_COUNT, /* counts the next bits of keys that agree with what is known of the cut */
+    DLRNI_VISIT_ROWS,  /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_ROW    /* finds the last of a row's equals that stays                           */
+} dlrni_batch_visit;
+
+/* Encodings of the same rows while their common cut is sought. */
+typedef struct dlrni_batch_job {
+    dlrni_encoding **c; /* [count]; the first owns what all share                             */
+    int count, at;      /* at: the encoding in hand                                           */
+    int64_t n, m;       /* rows; how many entries stay                                        */
+    float floor;        /* lists hold what is above it; below 0: the gates' floors            */
+    dlrni_batch_visit visit;
+    uint32_t key, known; /* of the cut: its key, as far as the bits of `known` say            */
+    int shift;           /* of the bits that are counted                                      */
+    int64_t entries;     /* of all lists in the last pass                                     */
+    int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
+    int last;            /* the encoding and the feature of the last one that stays           */
+    int64_t feature;
+} dlrni_batch_job;
+
+/* Task: visits the entries of a block of rows, in the groups in hand. */
+DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
+    dlrni_batch_job *j = (dlrni_batch_job *)arg;
+    const dlrni_encoding *c = j->c[j->at];
+    const int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
+    int64_t *count = j->c[0]->tally + ((int64_t)worker << DLRNI_KEY_BITS);
+    int32_t *equals = j->c[0]->kept;
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            const uint32_t key = dlrni_rank_key(list->val[p]);
+            const int64_t row = dlrni_key_row(list->key[p]);
+            if ((key & j->known) != j->key) continue;
+            if (j->visit == DLRNI_VISIT_COUNT)
+                count[(key & ~j->known) >> j->shift]++;
+            else if (j->visit == DLRNI_VISIT_ROWS)
+                equals[row]++;
+            else if (row == j->row && j->left > 0 && --j->left == 0) {
+                j->last = j->at;
+                j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+            }
+        }
+    }
+}
+
+/* The same floor for all rows, and for the screen. */
+DLRNI_INTERNAL void dlrni_batch_floor(dlrni_encoding *c, float floor) {
+    for (int64_t i = 0; i < c->n; i++) {
+        c->floor[i] = floor > c->gate.min_floor ? floor : c->gate.min_floor;
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
+/* Visits all entries. Lists that fit into the budget together are made once, by the first pass
+   under a floor; otherwise each pass makes them again, in waves. One task for the visit that needs
+   an order: it is of one block. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visit visit,
+                                            int64_t budget) {
+    const int64_t blocks = dlrni_ceil_div(j->n, DLRNI_BLOCK);
+    const int made = j->c[0]->made_all;
+    int64_t used = 0;
+    j->visit = visit;
+    for (j->at = 0; j->at < j->count; j->at++) {
+        dlrni_encoding *c = j->c[j->at];
+        for (int64_t first = 0; first < c->groups; first += c->wave) {
+            if (made) {
+                c->first = 0;
+                c->wave = c->groups;
+            } else
+                DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
+            const int64_t entries = dlrni_wave_entries(c);
+            used += entries;
+            if (visit == DLRNI_VISIT_ROW)
+                dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
+            else
+                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
+                                   j);
+        }
+    }
+    j->entries = used;
+    for (int i = 0; i < j->count; i++) j->c[i]->made_all = used <= budget;
+    return DLRN_OK;
+}
+
+/* One pass over all keys finds the next bits of the key of the m-th best; j->left: how many of
+   those that agree with it stay. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) {
+    const int threads = j->c[0]->dict->ctx->threads;
+    const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
+    int64_t *count = j->c[0]->tally;
+    memset(count, 0, (size_t)(threads * counters) * sizeof *count);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    for (int t = 1; t < threads; t++)
+        for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
+    uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
+    for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
+    j->key |= part << j->shift;
+    j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
+    return DLRN_OK;
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
+   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
+   which then have fewer lists to make again. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    j->m = wanted;
+    j->key = j->known = 0;
+    for (int i = 0; i < j->count; i++) {
+        j->c[i]->made_all = 0;
+        dlrni_batch_floor(j->c[i], j->floor);
+    }
+    for (j->shift = 32 - DLRNI_KEY_BITS; j->known != UINT32_MAX;
+         j->shift = j->shift > DLRNI_KEY_BITS ? j->shift - DLRNI_KEY_BITS : 0) {
+        DLRNI_TRY(dlrni_batch_bits(j, budget));
+        if (j->m == 0 || (j->m < wanted && j->floor >= 0)) return DLRN_OK;
+        const float low = dlrni_value_of_key(j->key); /* a NaN: k n of them, or infinities */
+        for (int i = 0; i < j->count && low <= FLT_MAX && !j->c[0]->made_all; i++)
+            dlrni_batch_floor(j->c[i], nextafterf(low, -INFINITY));
+    }
+    return DLRN_OK;
+}
+
+/* Where several entries equal the cut and not all stay: the last that does. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget) {
+    int32_t *equals = j->c[0]->kept;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_ROWS, budget));
+    for (j->row = 0; j->row < j->n - 1 && equals[j->row] < j->left; j->row++)
+        j->left -= equals[j->row];
+    j->last = j->count;
+    if (equals[j->row] <= j->left) return DLRN_OK; /* all of the row's */
+    return dlrni_batch_pass(j, DLRNI_VISIT_ROW, budget);
+}
+
+/* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
+   The cut of a batch varies less than those of rows, and needs no norms. */
+
+enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
+
+/* Adds the sample of one encoding to the counts of keys. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+    const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
+    double unused[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, 0, unused, &j));
+    for (int64_t p = 0; p < rows * F; p++) {
+        const float pre =
+            dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], p % F, j.pre[p]);
+        if (pre > dlrni_floor_of(c->gate.threshold, p % F, c->gate.min_floor))
+            count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
+    }
+    dlrni_guess_free(&j);
+    return DLRN_OK;
+}
+
+/* The cut of the sample of all encodings; 0: too few entries are positive. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
+    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
+    dlrn_free(ctx, count);
+    *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
+    return s;
+}
+
+/* A floor to begin with; below 0: none is worth having. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
+    const int64_t k = j->c[0]->dict->formula.k;
+    double cut = j->c[0]->last_cut;
+    int64_t features = 0;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    j->floor = -1;
+    if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
+    if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    return DLRN_OK;
+}
+
+/* Memory and first figures for a common cut. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    dlrni_encoding *own = j->c[0];
+    for (int i = 0; i < j->count; i++)
+        if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        return DLRN_ERR_MEMORY;
+    return dlrni_guess_batch(j);
+}
+
+/* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
+   entries. */
+DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
+    const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
+    for (int i = 0; i < j->count; i++) {
+        dlrni_encoding *c = j->c[i];
+        c->batch_cut.key = j->key;
+        c->batch_cut.value = value;
+        c->batch_cut.row = j->row;
+        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
+        c->cut_known = 1;
+        dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
+    }
+}
+
+/* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
+   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
+   high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
+    dlrni_batch_job j;
+    int64_t wanted;
+    memset(&j, 0, sizeof j);
+    j.c = c;
+    j.count = count;
+    j.n = c[0]->n;
+    if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
+    DLRNI_TRY(dlrni_batch_begin(&j));
+    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
+        j.floor = tries ? -1 : j.floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    }
+    j.last = count;
+    j.row = INT64_MAX;
+    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
+    dlrni_batch_end(&j, j.m == wanted);
+    return DLRN_OK;
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
+   nothing was positive. */
+DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
+    return c->batch_cut.value;
+}
+
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
    entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
    later waves only use them. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
                                                int64_t budget) {
-    int in_hand = 0;
-    if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
-    if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
-    /* the rounds have left the lists of all groups: use them */
-    if (in_hand && first == 0 && wave >= c->groups) {
+    const int by_batch = dlrni_by_batch(c);
+    if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    if (!c->cut_known)
+        DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
+    /* the rounds have left the lists of all groups: use them, once */
+    if (c->made_all && first == 0 && wave >= c->groups) {
         c->first = 0;
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    c->made_all = 0;
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
@@ -5547,19 +5986,6 @@ typedef struct dlrni_choice {
     uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
     int64_t ties;
 } dlrni_choice;
-
-enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
-#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
-
-/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
-   -0 is 0. */
-DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
-    uint32_t bits;
-    if (rank != rank) return UINT32_MAX;
-    if (rank == 0) return DLRNI_KEY_ZERO;
-    memcpy(&bits, &rank, sizeof bits);
-    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
-}
 
 /* The rank of a value of feature c. */
 DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
@@ -5671,6 +6097,22 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }
 
+/* What formula.rank needs: pre-activations that gate and selection compare, and atoms in layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (dlrni_own_encode(dict) || f->gate == DLRN_GATE_IDENTITY || f->gate == DLRN_GATE_GATED ||
+        !dict->param[DLRN_DECODER])
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "rank: expected value of a dictionary of family %s, gate %s, found %s",
+                         dict->family, dlrn_name(DLRN_NAMES_GATE, (int)f->gate),
+                         dlrn_name(DLRN_NAMES_RANK, (int)f->rank));
+    if (f->rank == DLRN_RANK_LAYER_NORMS && (dict->layers < 1 || dict->d_out % dict->layers))
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "layers: expected a divisor of d_out %lld, found %lld",
+                         (long long)dict->d_out, (long long)dict->layers);
+    return DLRN_OK;
+}
+
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -5679,6 +6121,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
                          dict->family);
+    if (f->rank != DLRN_RANK_VALUE && !dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
     if (f->normalise &&
         (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -6088,7 +6531,7 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
-            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->f[i * F + q]);
             j->f[i * F + q] = dlrni_gate_value(&c->gate, q, pre);
         }
 }
@@ -6117,16 +6560,16 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             f[feature[p]] = dlrni_gate_value(&c->gate, feature[p], pre);
         }
     }
 }
 
 /* Keeps the k best of each row of f [n][F], the rest becomes 0. heap [k]; a row with fewer than k
-   active features keeps them all. */
+   active features keeps them all. scale [F]: what the kept ones are multiplied by then, or NULL. */
 DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
-                                     dlrni_cut *heap) {
+                                     dlrni_cut *heap, const float *scale) {
     int64_t F = dict->features, k = dict->formula.k;
     for (int64_t i = 0; i < n; i++, f += F) {
         int32_t kept = 0;
@@ -6137,6 +6580,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
             dlrni_cut entry = {f[j], (int32_t)j};
             if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
         }
+        for (int64_t j = 0; scale && j < F; j++)
+            if (f[j] != 0) f[j] *= scale[j];
     }
 }
 
@@ -6160,7 +6605,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled));
+    /* a selection compares values without their scales */
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled || heap));
     /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
     /* the caller's x is not written to */
@@ -6179,7 +6625,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     /* after all groups: a cut needs the whole row */
-    if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    if (heap) dlrni_few_select(dict, j->f, n, e->heap, c->unscaled ? NULL : c->gate.late);
     /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -6272,19 +6718,18 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
-/* Multiplies the codes by exp(LOG_SCALE), where a selection came before it: the columns feature_at
-   .. feature_at + F, which are this dictionary's. Products of 0 are dropped. */
-DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_dictionary *dict, int64_t feature_at,
+/* Turns what a selection compared into values: the columns feature_at .. feature_at + F, which are
+   this encoder's. Products of 0 are dropped. */
+DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_encoder *e, int64_t feature_at,
                                       dlrn_sparse *codes) {
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    const float *late = e->c.gate.late;
     int64_t to = 0, p = 0;
-    if (!log_scale || dict->formula.gate == DLRN_GATE_GATED) return; /* gated: in the value */
+    if (!late) return;
     for (int64_t i = 0; i < codes->rows; i++) {
         for (const int64_t end = codes->row_ptr[i + 1]; p < end; p++) {
             int64_t feature = codes->col[p] - feature_at;
             float value = codes->val[p];
-            if (feature >= 0 && feature < dict->features)
-                value *= (float)exp((double)log_scale[feature]);
+            if (feature >= 0 && feature < e->dict->features) value *= late[feature];
             codes->col[to] = codes->col[p];
             codes->val[to] = value;
             to += value != 0;
@@ -6301,8 +6746,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but before LOG_SCALE: what a selection
-   over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
+   selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
@@ -6327,7 +6772,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
-        dlrni_scale_codes(dict, 0, codes);
+        dlrni_scale_codes(e, 0, codes);
         if (f) dlrni_spread_codes(codes, f);
         return DLRN_OK;
     }
@@ -6930,7 +7375,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
     }
     DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
     for (int64_t q = 0; q < dict->n_parts; q++)
-        dlrni_scale_codes(dict->part[q].dict, dict->part[q].feature_at, codes);
+        dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
 }
 
@@ -12589,14 +13034,17 @@ DLRNI_INTERNAL void dlrni_scale_numbers(float *row, int64_t n, double scale) {
     for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
 }
 
-/* A gate on p ||atom|| > threshold becomes one on p > threshold / ||atom||. An atom of norm 0 adds
-   nothing: its feature stays off, unless the threshold is negative. */
+/* A gate on p n > threshold becomes one on p > threshold / n. An atom of norm 0 adds nothing: its
+   feature stays off, unless the threshold is negative. */
+DLRNI_INTERNAL float dlrni_divided(float threshold, double norm) {
+    const double t = (double)threshold / norm;
+    return t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
+}
+
 DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
     float *threshold = dict->param[DLRN_THRESHOLD];
-    for (int64_t j = 0; j < dict->features; j++) {
-        double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
-        threshold[j] = t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
-    }
+    for (int64_t j = 0; j < dict->features; j++)
+        threshold[j] = dlrni_divided(threshold[j], dlrni_atom_norm(dict, j));
 }
 
 /* A threshold that a pre-activation may also equal: the next smaller one, to be exceeded. */
@@ -12621,6 +13069,40 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
             dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
     }
     return DLRN_OK;
+}
+
+/* Turns a ranked dictionary into one that is not, with the same x_hat, as files hold it. Thresholds
+   of features are divided by the norms, and values stay. Otherwise encoder rows and biases are
+   multiplied by the norms, the atoms divided, and the features are then the ranked ones. compared:
+   1: a selection over several parts compares the features. */
+DLRNI_INTERNAL void dlrni_unrank(dlrn_dictionary *dict, int compared) {
+    dlrn_formula *f = &dict->formula;
+    const int jumps = f->gate == DLRN_GATE_JUMP || f->gate == DLRN_GATE_JUMP_SIGNED;
+    const int alone = f->select == DLRN_SELECT_ALL && !compared;
+    const int by_sign = alone && !jumps; /* which no norm changes */
+    float *threshold = alone && jumps ? dict->param[DLRN_THRESHOLD] : NULL;
+    const int64_t F = f->rank == DLRN_RANK_VALUE || by_sign || dict->n_parts ? 0 : dict->features;
+    for (int64_t j = 0; j < F; j++) {
+        const double norm = (double)dlrni_rank_norm(dict, j);
+        if (threshold) {
+            threshold[j] = dlrni_divided(threshold[j], norm);
+            continue;
+        }
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        if (norm > 0)
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+    }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_unrank(dict->part[i].dict, f->select != DLRN_SELECT_ALL);
+    f->rank = DLRN_RANK_VALUE;
+}
+
+/* Whether a dictionary, or a part, compares anything but values. */
+DLRNI_INTERNAL int dlrni_is_ranked(const dlrn_dictionary *dict) {
+    int is = !dict->n_parts && dict->formula.rank != DLRN_RANK_VALUE;
+    for (int64_t i = 0; i < dict->n_parts; i++) is |= dlrni_is_ranked(dict->part[i].dict);
+    return is;
 }
 
 /* A mean that is subtracted from x and added to x_hat needs both to have one width. */
@@ -15176,16 +15658,35 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* No layout says that norms are compared: a ranked dictionary is written from a copy. *copy: NULL
+   where none is needed. */
+DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
+                                               dlrn_dictionary **copy) {
+    *copy = NULL;
+    if (!dlrni_is_ranked(dict)) return DLRN_OK;
+    if (!dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_is_ranked(dict->part[i].dict)) DLRNI_TRY(dlrni_check_rank(dict->part[i].dict));
+    DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, copy));
+    dlrni_unrank(*copy, 0);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
+    dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &row));
-    return dlrni_write_row(dict, row, library->name, path, 1);
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    if (copy) dict = copy;
+    dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
+    if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
+    dlrn_dictionary_destroy(copy);
+    return s;
 }
 
 /* ---- For a library ----
@@ -15343,7 +15844,8 @@ enum { /* in the order in which they are done */
        DLRNI_FOLD_CENTER = 2,
        DLRNI_FOLD_THRESHOLD = 4, /* of all features: written for each   */
        DLRNI_FOLD_RELU = 8,      /* a jump with thresholds 0            */
-       DLRNI_FOLD_NEGATIVE = 16  /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_NEGATIVE = 16, /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_RANK = 32      /* norms of atoms that are compared    */
 };
 
 /* How a dictionary is written: the row, and what is folded. */
@@ -15577,13 +16079,16 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_all(dlrn_dictionary *dict, const dlrni_pla
 /* What has been folded, for the user. */
 DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
     static const char *const says[] = {
-        "scales are part of the weights", "the center is part of the encoder bias",
+        "scales are part of the weights",
+        "the center is part of the encoder bias",
         "the threshold of all features is written for each",
-        "ReLU is written as a jump with thresholds 0", "thresholds below 0 are written as 0"};
+        "ReLU is written as a jump with thresholds 0",
+        "thresholds below 0 are written as 0",
+        "what is compared is p, with the norms of atoms in the weights or thresholds"};
     int at = 0;
     if (!size) return;
     *note = 0;
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         if (folds >> i & 1 && at < (int)size)
             at += dlrni_print(note + at, size - (size_t)at, "%s%s", at ? "; " : "", says[i]);
 }
@@ -15838,23 +16343,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     return s;
 }
 
-/* A copy is made only where something is folded. */
-DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
-                                  const dlrn_save_options *options, char *note, size_t size) {
+/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only where
+   something is. */
+DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, const char *path,
+                                               const dlrn_save_options *options, unsigned *folds) {
     const char *library = options && options->layout ? options->layout : dict->layout;
     const dlrni_target *target;
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
     memset(&plan, 0, sizeof plan);
-    if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
-    if (dict->n_parts) {
-        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
-        dlrni_note_folds(plan.folds, note, size);
-        return DLRN_OK;
-    }
+    if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
@@ -15866,7 +16367,19 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
-    if (s == DLRN_OK) dlrni_note_folds(plan.folds, note, size);
+    *folds = plan.folds;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                  const dlrn_save_options *options, char *note, size_t size) {
+    unsigned folds = 0;
+    dlrn_dictionary *copy;
+    if (size) *note = 0;
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
+    dlrn_dictionary_destroy(copy);
     return s;
 }
 
