@@ -4523,11 +4523,11 @@ typedef struct dlrni_cut {
 /* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
    entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
    not after (row, feature). */
-typedef struct dlrni_batch_cut {
+typedef struct dlrni_last_kept {
     uint32_t key;
     int64_t row, feature;
     float value; /* of the key */
-} dlrni_batch_cut;
+} dlrni_last_kept;
 
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
@@ -4560,7 +4560,7 @@ typedef struct dlrni_encoding {
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
     int made_all;     /* 1: the rounds have left the lists of all groups                    */
-    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
@@ -5356,7 +5356,7 @@ DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
 }
 
 /* Whether an entry is among the best of the batch. */
-DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_last_kept *cut, int64_t row, int64_t feature,
                                      float value) {
     const uint32_t key = dlrni_rank_key(value);
     if (key != cut->key) return key > cut->key;
@@ -5368,7 +5368,7 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     int64_t k = c->dict->formula.k;
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
-    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
     return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
@@ -5815,10 +5815,10 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
     const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
     for (int i = 0; i < j->count; i++) {
         dlrni_encoding *c = j->c[i];
-        c->batch_cut.key = j->key;
-        c->batch_cut.value = value;
-        c->batch_cut.row = j->row;
-        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_kept.key = j->key;
+        c->last_kept.value = value;
+        c->last_kept.row = j->row;
+        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
         c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
         c->cut_known = 1;
         dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
@@ -5849,12 +5849,6 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     return DLRN_OK;
 }
 
-/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
-   nothing was positive. */
-DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
-    return c->batch_cut.value;
-}
-
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
    entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
    later waves only use them. */
@@ -5876,13 +5870,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     return DLRN_OK;
 }
 
-/* The smallest value that a selection over the batch has kept; below 0: none. */
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked); below 0:
+   nothing was positive. */
 DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
-    double cut = -1;
-    for (int64_t l = 0; l < c->stretches * c->groups; l++)
-        for (int64_t p = 0; p < c->lists[l].count; p++)
-            if (cut < 0 || (double)c->lists[l].val[p] < cut) cut = (double)c->lists[l].val[p];
-    return cut;
+    return c->cut_known && c->last_kept.value <= FLT_MAX ? (double)c->last_kept.value : -1;
 }
 
 /* ---- Selections over codes ----
@@ -19209,7 +19200,7 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
-    int logs_again; /* compat: a logged step is counted twice (dlrni_stage_logging) */
+    int logs_again;          /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
@@ -22310,8 +22301,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "layers: expected a divisor of d_in and d_out");
     DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
                      "loss: nested groups need squared");
-    DLRNI_REQUIRE_IN(ctx, place,
-                     !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+    DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
@@ -22695,11 +22685,10 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
-                      w->output_grad, w->lowered,     w->norm,        w->unrank,
-                      w->skip_grad,   w->batch.own_z, w->batch.slopes,
-                      w->batch.xc,    w->batch.level, w->batch.e2,    w->aux.dead,
-                      w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
+    void *blocks[] = {t->since_fired,  w->silent,   w->center_part, w->center_grad,  w->output_grad,
+                      w->lowered,      w->norm,     w->unrank,      w->skip_grad,    w->batch.own_z,
+                      w->batch.slopes, w->batch.xc, w->batch.level, w->batch.e2,     w->aux.dead,
+                      w->aux.e,        w->aux.row,  w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -22713,8 +22702,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     /* signum has no second moments */
-    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM &&
-        !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM && !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
         return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
@@ -22730,6 +22718,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* a shallow copy: it borrows the weights */
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
+    w->codes.batch_best = 1;
+    w->codes.zero_picks = t->rules.zero_picks;
     w->budget = DLRNI_LIST_BUDGET;
     /* no batch yet: the first wave holds all groups */
     w->nnz = -1;
@@ -22839,8 +22829,7 @@ DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train
     if (cfg->skip != DLRN_ON) return DLRN_OK;
     dlrn_status s = dlrni_param_alloc(dict, DLRN_SKIP);
     if (s == DLRN_OK) {
-        memset(dict->param[DLRN_SKIP], 0,
-               (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+        memset(dict->param[DLRN_SKIP], 0, (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
         return s;
     }
     dlrn_dictionary_destroy(dict);
@@ -23065,8 +23054,8 @@ DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
     for (int64_t f = 0; threshold && f < t->dict->features; f++)
         if (threshold[f] < 0) threshold[f] = 0, changed = 1;
     if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
-        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP),
-                          dlrni_scale_group, t);
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_scale_group,
+                          t);
         t->scaled = t->step + 1;
         changed = 1;
     }
