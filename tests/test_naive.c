@@ -625,12 +625,18 @@ static void check_gradients(dlrn_context *ctx, const scene *c) {
     } terms[] = {{"loss", loss, stats.loss},
                  {"reconstruction_loss", s->reconstruction, stats.reconstruction_loss},
                  {"sparsity_loss", s->sparsity, stats.sparsity_loss},
+                 {"auxiliary_loss", s->auxiliary + s->second, stats.auxiliary_loss},
                  {"pre_act_loss", s->pre_act, stats.pre_act_loss},
                  {"l0", s->l0, stats.l0}};
     for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
-        name_scene(c, terms[i].what, name, sizeof name);
-        CHECK_MSG(test_close(terms[i].want, terms[i].found, 1e-5), "%s: expected %.9g, found %.9g",
-                  name, terms[i].want, terms[i].found);
+        const double off = fabs(terms[i].want - terms[i].found);
+        char all[256] = "";
+        if (off <= 1e-5 * (fabs(terms[i].want) + 1e-6)) continue;
+        for (size_t k = 0, at = 0; k < sizeof terms / sizeof *terms; k++)
+            at += (size_t)snprintf(all + at, sizeof all - at, ", %s %.7g (%.7g)", terms[k].what,
+                                   terms[k].found, terms[k].want);
+        name_scene(c, "found (expected)", name, sizeof name);
+        TEST_FAIL("%s%s", name, all);
     }
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (t->dict->param[role])
