@@ -1194,20 +1194,24 @@ struct dlrn_dictionary {
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
     const char *family;  /* NULL: "AutoEncoder"; a name of the manual's table of families, but not
-                            Temporal, Crosscoder or CrossLayerTranscoder, which are loaded.
-                            "IdentityDict" has neither parameters nor `features`                  */
+                            Temporal or Crosscoder, which are loaded. "IdentityDict" has neither
+                            parameters nor `features`                                             */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
     int64_t k;           /* families that keep k: from 1 to F; 0: 64, or F if that is less.
                             MatchingPursuit: steps; 0: d_in                                       */
     uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
+    int64_t layers;      /* of x and x_hat, whose rows are [layers][d / layers]; 0: 1. A
+                            CrossLayerTranscoder has features / layers features for each          */
 } dlrn_dictionary_desc;
 
 /* Creates a dictionary with random weights: atoms drawn from a normal distribution and scaled to
    unit norm, output bias 0. In an AutoEncoder, encoder and encoder bias are uniform in
    +-1/sqrt(d_in), as PyTorch draws them. In the other families the encoder starts as a copy of the
    decoder (where d_in = d_out), with biases 0 and thresholds 0.001, as in dictionary_learning
-   0.1.0. DLRN_ERR_ARGUMENT: an unknown family, or a size or k out of range. */
+   0.1.0. A CrossLayerTranscoder gets parts: features of layer l read layer l and write to the
+   layers from l on. DLRN_ERR_ARGUMENT: an unknown family, or a size, a number of layers or a k out
+   of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
                                                        const dlrn_dictionary_desc *desc,
                                                        dlrn_dictionary **out);
@@ -1572,12 +1576,13 @@ typedef struct dlrn_train_config {
 typedef struct dlrn_train_stats {
     int64_t step;               /* the number of this step, from 0                          */
     int64_t rows;               /* rows of its batch                                        */
-    double loss;                /* what the step minimised: the sum of the four below, with
+    double loss;                /* what the step minimised: the sum of the five below, with
                                    their weights                                            */
     double reconstruction_loss; /* as cfg.loss says                                         */
     double sparsity_loss;       /* as cfg.sparsity or the recipe says, without its weight   */
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
     double pre_act_loss;        /* of cfg.pre_act, without its weight                       */
+    double multi_top_k_loss;    /* of cfg.multi_top_k, without its weight 1/8               */
     int64_t k;                  /* features kept per row in this step; 0: no such limit     */
     double l0;                  /* mean number of active features per row                   */
     double lr;                  /* rate of this step's update                               */
@@ -3938,11 +3943,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_parts(const dlrn_dictionary *dict) {
 
 /* ---- New weights ---- */
 
-/* Drawing all features of a new dictionary, one task each, from the streams 0 .. F - 1 of seed. */
+/* Drawing all features of a new dictionary, or of a part, one task each: feature j from the stream
+   first + j of seed. */
 typedef struct dlrni_start_job {
     dlrn_dictionary *dict;
     const dlrni_family *family;
     uint64_t seed;
+    int64_t first;
 } dlrni_start_job;
 
 /* Task: draws encoder row j, its bias and atom j from a random stream of their own, so that neither
@@ -3956,7 +3963,7 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     int64_t d = dict->d_in, d_out = dict->d_out;
     float *encoder = dict->param[DLRN_ENCODER], *atom = dict->param[DLRN_DECODER] + j * d_out;
     float *second = dict->param[DLRN_GATE_ENCODER], bound = 1.0f / sqrtf((float)d), bias;
-    dlrn_rng rng = {job->seed, (uint64_t)j, 0};
+    dlrn_rng rng = {job->seed, (uint64_t)(job->first + j), 0};
     (void)worker;
     if (encoder) encoder += j * d;
     for (int64_t i = 0; encoder && i < d; i++)
@@ -4004,6 +4011,85 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* Draws all features, of the parts where there are any; the output bias is 0. */
+DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
+                                        void (*draw)(void *job, int64_t j, int worker)) {
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    /* one row for all features, so no task owns it */
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
+    if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        job.dict = dict->part[i].dict;
+        job.family = dlrni_family_named(job.dict->family);
+        job.first = dict->part[i].feature_at;
+        dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
+    }
+}
+
+/* Whether new dictionaries of a family have parts. */
+DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
+    return !strcmp(family->name, "CrossLayerTranscoder");
+}
+
+/* Gives a cross-layer transcoder its parts, with memory for their parameters: part l reads layer l
+   and writes to the layers from l on. */
+DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
+    const dlrni_family *family = dlrni_family_named("Layer");
+    const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
+    const int64_t F = dict->features / L;
+    dict->feature_layers = L;
+    DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    for (int64_t l = 0; l < L; l++) {
+        dlrn_part *part = &dict->part[l];
+        part->in_at = l * in;
+        part->out_at = l * out;
+        part->feature_at = l * F;
+        DLRNI_TRY(
+            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+    }
+    return DLRN_OK;
+}
+
+/* No model has more; a small file could claim any number, and each is a part. */
+enum { DLRNI_LAYERS_MAX = 1024 };
+
+/* Whether rows and features can be divided into `layers` layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layers(dlrn_context *ctx, const dlrni_family *family,
+                                              const dlrn_dictionary_desc *desc, int64_t layers) {
+    const char *place = "a new dictionary";
+    const int parts = dlrni_has_parts(family);
+    DLRNI_REQUIRE_IN(ctx, place, layers > 0 && (!parts || layers <= DLRNI_LAYERS_MAX),
+                     "layers: expected a number from 1, and at most 1024 of a cross-layer "
+                     "transcoder");
+    DLRNI_REQUIRE_IN(ctx, place, desc->d_in % layers == 0 && desc->d_out % layers == 0,
+                     "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !parts || (desc->features > 0 && desc->features % layers == 0),
+                     "layers: expected a divisor of features");
+    return DLRN_OK;
+}
+
+/* The dictionary that `desc` describes; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const dlrni_family *family,
+                                                      const dlrn_dictionary_desc *desc,
+                                                      dlrn_dictionary **out) {
+    const int64_t layers = desc->layers ? desc->layers : 1;
+    /* k is checked before weights are drawn, which may take seconds */
+    const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    (*out)->layers = layers;
+    /* families that keep k; and a pursuit, whose k limits its steps */
+    if (family->formula.k || family->encode) (*out)->formula.k = k;
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
                                             dlrn_dictionary **out) {
     const char *name = desc->family ? desc->family : dlrni_family_table[0].name;
@@ -4014,27 +4100,13 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
                          dlrni_family_table[0].name, name);
     /* several layers, or one of them, or attention: there is no way to draw those */
     const unsigned whole = DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS);
-    if ((family->roles && (family->roles & whole) != whole) || family->roles & DLRNI_ATTENTION)
+    if ((family->roles && (family->roles & whole) != whole && !dlrni_has_parts(family)) ||
+        family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    /* k is checked before weights are drawn, which may take seconds */
-    int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
-    /* families that keep k; and a pursuit, whose k limits its steps */
-    if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
-    if (s != DLRN_OK) {
-        dlrn_dictionary_destroy(*out);
-        *out = NULL;
-        return s;
-    }
+    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
     /* an identity has nothing to draw */
-    if (!family->roles) return DLRN_OK;
-    dlrni_start_job job = {*out, family, desc->seed};
-    /* one row for all features, so no task owns it */
-    memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
-    dlrn_parallel_for(ctx, (*out)->features, dlrni_start_feature, &job);
+    if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
 }
 
@@ -4083,6 +4155,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
     to->layers = dict->layers;
     to->feature_layers = dict->feature_layers;
     to->layout = dict->layout;
+    to->class_name = dict->class_name;
     memcpy(to->note, dict->note, sizeof to->note);
     dlrn_status s = dlrni_copy_contents(dict, to);
     if (s == DLRN_OK) return s;
@@ -4189,9 +4262,13 @@ typedef struct dlrni_gating {
     const float *scale;     /* [F] exp(LOG_SCALE); NULL: a value is its pre-activation            */
     const float *bias;      /* [F] gate "gated": what is subtracted before the scale; else NULL   */
     const float *offset;    /* [F] gate "gated": VALUE_BIAS, added after it; NULL: none           */
-    float *derived;         /* [2][F] owned: the scales, then the floors of the gate "gated"      */
+    const float *norm;      /* [F] formula.rank: pre-activations are multiplied by it; NULL: by 1 */
+    const float *late; /* [F] what unscaled codes are multiplied by after a selection; NULL: by 1 */
+    int by_row;        /* 1: floors of rows rise above min_floor during a batch (room select)     */
+    float *derived;    /* [2][F] owned: the scales; then norms, or the floors of the gate "gated" */
     int64_t derived_cap, known; /* known: version + 1 of the dictionary that they are made from   */
     dlrn_gate of;               /* the gate that they are made for                                */
+    dlrn_rank rank;             /* and the rank                                                   */
 } dlrni_gating;
 
 /* The larger of a feature's threshold and its row's floor. */
@@ -4205,6 +4282,16 @@ DLRNI_INTERNAL float dlrni_affine_value(const dlrni_gating *g, int64_t feature, 
     double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
     if (g->offset) value += (double)g->offset[feature];
     return value <= 0 ? 0 : (float)value;
+}
+
+/* A feature's pre-activation p from the sum w.x: ranked, it is p times the norm. The sum comes
+   before the product, so that no compiler can contract the two. Without an atom it is 0, also where
+   p overflows. The last sum makes 0 of -0, as that with a bias does. */
+DLRNI_INLINE float dlrni_pre_of(const dlrni_gating *g, const float *bias, int64_t feature,
+                                float sum) {
+    const float pre = sum + bias[feature];
+    if (!g->norm) return pre;
+    return g->norm[feature] <= 0 ? 0 : g->norm[feature] * pre + 0.0f;
 }
 
 /* The value of a feature whose pre-activation is above its floor. */
@@ -4238,40 +4325,88 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
+/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
+   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
+   finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / layers;
+    const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
+    double norm = 0;
+    for (int64_t l = 0; l < layers; l++)
+        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    if (norm < (double)FLT_MIN) return 0;
+    return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
+}
+
+/* What a gate derives from the parameters of all features. */
+typedef struct dlrni_derive_job {
+    dlrni_gating *g;
+    const dlrn_dictionary *dict;
+} dlrni_derive_job;
+
+/* Task: the features of one group. In training this runs each step, and reads all atoms. */
+DLRNI_INTERNAL void dlrni_derive_group(void *arg, int64_t group, int worker) {
+    const dlrni_derive_job *j = (const dlrni_derive_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP;
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    float *scale = j->g->derived, *second = scale + F;
+    (void)worker;
+    for (int64_t f = f0; f < dlrni_min(f0 + DLRNI_GROUP, F); f++) {
+        double value = log_scale ? exp((double)log_scale[f]) : 1;
+        if (dict->formula.rank != DLRN_RANK_VALUE) {
+            second[f] = dlrni_rank_norm(dict, f);
+            value = second[f] <= 0 ? 0 : value / (double)second[f];
+        }
+        scale[f] = (float)value;
+        if (dict->formula.gate == DLRN_GATE_GATED) second[f] = dlrni_gated_floor(j->g, f);
+    }
+}
+
 /* What follows from the parameters: made anew when the dictionary has changed. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_derive(dlrni_gating *g, const dlrn_dictionary *dict) {
-    const int64_t F = dict->features;
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
-    if (g->known == dict->version + 1 && g->of == dict->formula.gate) return DLRN_OK;
+    const int64_t F = dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const dlrn_formula *f = &dict->formula;
+    dlrni_derive_job job = {g, dict};
+    if (g->known == dict->version + 1 && g->of == f->gate && g->rank == f->rank) return DLRN_OK;
     if (!DLRNI_GROW(dict->ctx, &g->derived, &g->derived_cap, 0, 2 * F)) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++)
-        g->derived[f] = log_scale ? (float)exp((double)log_scale[f]) : 1;
     g->scale = g->derived;
     g->bias = dict->param[DLRN_ENCODER_BIAS];
     g->offset = dict->param[DLRN_VALUE_BIAS];
-    for (int64_t f = 0; f < F && dict->formula.gate == DLRN_GATE_GATED; f++)
-        g->derived[F + f] = dlrni_gated_floor(g, f);
+    dlrni_parallel_for(dict->ctx, groups, dlrni_ns(F, f->rank ? dict->d_out : 16),
+                       dlrni_derive_group, &job);
     g->known = dict->version + 1;
-    g->of = dict->formula.gate;
+    g->of = f->gate;
+    g->rank = f->rank;
     return DLRN_OK;
 }
 
-/* Readies a gate for a batch. unscaled: values come without LOG_SCALE, as selections compare
-   them. */
+/* Whether floors of rows rise above the gate's during a batch (room select). */
+DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
+           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+}
+
+/* Readies a gate for a batch. unscaled: values come as selections compare them: ranked, and without
+   LOG_SCALE. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictionary *dict,
                                               int unscaled) {
     const dlrn_formula *formula = &dict->formula;
-    const int gated = formula->gate == DLRN_GATE_GATED;
+    const int gated = formula->gate == DLRN_GATE_GATED, ranked = formula->rank != DLRN_RANK_VALUE;
     const int jumps = formula->gate == DLRN_GATE_JUMP || formula->gate == DLRN_GATE_JUMP_SIGNED;
     const int is_signed =
         formula->gate == DLRN_GATE_JUMP_SIGNED || formula->gate == DLRN_GATE_LINEAR;
-    const int scaled = dict->param[DLRN_LOG_SCALE] && !unscaled;
-    if (gated || scaled) DLRNI_TRY(dlrni_gating_derive(g, dict));
-    g->scale = gated || scaled ? g->derived : NULL;
+    const int scales = dict->param[DLRN_LOG_SCALE] || ranked;
+    if (gated || scales) DLRNI_TRY(dlrni_gating_derive(g, dict));
+    g->scale = gated || (scales && !unscaled) ? g->derived : NULL;
+    g->late = scales && !gated ? g->derived : NULL;
+    g->norm = ranked ? g->derived + dict->features : NULL;
     g->bias = gated ? dict->param[DLRN_ENCODER_BIAS] : NULL;
     g->offset = gated ? dict->param[DLRN_VALUE_BIAS] : NULL;
     g->threshold = jumps ? dict->param[DLRN_THRESHOLD] : gated ? g->derived + dict->features : NULL;
     g->min_floor = is_signed ? -INFINITY : 0;
+    g->by_row = dlrni_raises_floors(dict);
     /* one threshold for all is a floor of every row: no array */
     if (jumps && !g->threshold && (float)formula->threshold > g->min_floor)
         g->min_floor = (float)formula->threshold;
@@ -4280,10 +4415,27 @@ DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictio
 
 /* ---- Packing ---- */
 
-/* Whether floors of rows rise above the gate's during a batch (room select). */
-DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
-    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
-           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+/* The same for the row's floor; and a feature without an atom is off, or on, whatever the row. */
+DLRNI_INTERNAL void dlrni_screen_rank(float norm, double above, float *coef) {
+    const double inverse = (double)coef[3 * DLRNI_GROUP] / (double)norm;
+    if (norm <= 0 && above < 0) {
+        coef[0] = -INFINITY;
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = coef[3 * DLRNI_GROUP] = 0;
+    } else if (inverse <= 1e30) {
+        coef[3 * DLRNI_GROUP] = (float)(inverse * (1 - 1.0 / 512));
+    } else {
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+        coef[3 * DLRNI_GROUP] = 0;
+    }
+}
+
+/* A feature's side of the inequality where pre-activations are ranked, n (w.x + b): it is divided
+   by n. A floor t becomes t / n, less 2^-20 of it: the sum and the product are rounded, each by
+   2^-24 at most. With n = 0 the pre-activation is 0. */
+DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
+    const double share = (double)floor / (double)norm;
+    if (norm <= 0) return floor < 0 ? HUGE_VAL : -HUGE_VAL;
+    return (double)bias - share + fabs(share) / (1 << 20);
 }
 
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
@@ -4293,17 +4445,19 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
                                        const dlrni_gating *gate, int64_t f0, int64_t n,
                                        int64_t width, unsigned char *part, unsigned char *panel,
                                        float *coef) {
-    const int by_row = dlrni_raises_floors(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
-        float floor = by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
-        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] - (double)floor;
+        const float bias = dict->param[DLRN_ENCODER_BIAS][f0 + j];
+        float floor = gate->by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
+        double above = (double)bias - (double)floor;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
+        if (gate->norm) above = dlrni_ranked_above(gate->norm[f0 + j], bias, floor);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
+        if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
@@ -4438,6 +4592,15 @@ typedef struct dlrni_cut {
     int32_t feature;
 } dlrni_cut;
 
+/* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
+   entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
+   not after (row, feature). */
+typedef struct dlrni_batch_cut {
+    uint32_t key;
+    int64_t row, feature;
+    float value; /* of the key */
+} dlrni_batch_cut;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -4456,7 +4619,11 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     dlrni_gating gate;
-    int unscaled;     /* 1: values come without LOG_SCALE                                   */
+    int unscaled;     /* 1: values come ranked and without LOG_SCALE                        */
+    int batch_best;   /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
+                         batch, as in training                                              */
+    int zero_picks;   /* set by a caller: 1: features that a selection within rows picks although
+                         their value is 0 keep an entry, with their pre-activation          */
     float *floor;     /* [n] floor of each row, where rows have one (selection); or NULL    */
     double cut_share; /* smallest cut of the last batch, as a share of its row's norm; 0: no use;
                          -1: not known */
@@ -4464,6 +4631,11 @@ typedef struct dlrni_encoding {
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
+    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    double last_cut;           /* of the last batch; 0: no use; -1: not known               */
+    int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
+    int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
@@ -4474,7 +4646,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     memset(c, 0, sizeof *c);
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = -1;
+    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -4486,8 +4658,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,  c->scratch,
-                      c->floor, c->best,    c->kept, c->gate.derived};
+    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
+                      c->best,  c->kept,    c->gate.derived, c->tally};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -4500,6 +4672,21 @@ DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
            (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP ||
             f->gate == DLRN_GATE_LINEAR) &&
            !f->standardise && !dlrni_own_encode(dict);
+}
+
+/* Whether rows pick features of value 0, as torch.topk does among values that are all 0. */
+DLRNI_INTERNAL int dlrni_picks_zeros(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->zero_picks && f->gate == DLRN_GATE_RELU && dlrni_selects(c->dict) &&
+           f->select != DLRN_SELECT_ABS_TOP_K;
+}
+
+/* Whether the lists of a batch are cut by one selection over all rows. */
+DLRNI_INTERNAL int dlrni_by_batch(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->batch_best && f->select == DLRN_SELECT_BATCH_TOP_K &&
+           (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP) && !f->standardise &&
+           !dlrni_own_encode(c->dict);
 }
 
 /* Whether the selection works on the finished codes of a call (dlrni_select_codes): it compares
@@ -4699,7 +4886,7 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
         /* full: this group's entries are counted, not written */
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             list->key[list->count] =
                 (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
             list->val[list->count] = pre;
@@ -4783,13 +4970,23 @@ DLRNI_INTERNAL void dlrni_drop_small(dlrni_list *list, int64_t first, float floo
     list->count = to;
 }
 
+/* Ranks a tile pre [rows][width] of sums, in place: the bias is in it then, too. */
+DLRNI_INTERNAL void dlrni_rank_tile(const dlrni_encoding *c, float *pre, int64_t rows,
+                                    int64_t width, int64_t f0) {
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    for (int64_t i = 0; i < rows; i++, pre += width)
+        for (int64_t j = 0; j < width; j++) pre[j] = dlrni_pre_of(&c->gate, bias, f0 + j, pre[j]);
+}
+
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
    whole group, which is subtracted again. A selection by size has floors of its own. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
-    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0, *threshold = c->gate.threshold;
+    static const float none[DLRNI_GROUP] = {0}; /* ranked: the bias is in */
+    const float *bias = c->gate.norm ? none : c->dict->param[DLRN_ENCODER_BIAS] + f0;
+    const float *threshold = c->gate.threshold;
     const int by_size = dlrni_by_size(c);
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
@@ -4838,6 +5035,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
             continue;
         }
         dlrni_dense_tile(dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        if (c->gate.norm) dlrni_rank_tile(c, tile, rows, width, f0);
         dlrni_collect_tile(c, list, tile, rows, width, i, f0);
     }
 }
@@ -4922,7 +5120,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
     DLRNI_TRY(dlrni_gating_begin(&c->gate, c->dict, c->unscaled));
-    if (!dlrni_selects(c->dict)) { /* floors of an earlier formula */
+    c->gate.by_row |= dlrni_by_batch(c);
+    /* zeros rank by their index alone, so all features must be listed */
+    if (dlrni_picks_zeros(c)) c->gate.min_floor = -INFINITY;
+    if (!dlrni_selects(c->dict) && !dlrni_by_batch(c)) { /* floors of an earlier formula */
         dlrn_free(ctx, c->floor);
         c->floor = NULL;
         c->floor_cap = 0;
@@ -4931,14 +5132,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->n = n;
     c->first = -1;
     /* cuts of the old rows are void */
-    c->cut_known = 0;
+    c->cut_known = c->made_all = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
-    c->screen = dlrni_choose_screen(c, n);
+    c->screen = dlrni_picks_zeros(c) ? NULL : dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
@@ -5164,20 +5365,33 @@ DLRNI_INTERNAL void dlrni_keep_group_best(dlrni_cut *best, int64_t width, int32_
     if (dlrni_is_worse(to, &entry)) *to = entry;
 }
 
+/* What a selection compares of an entry: its pre-activation, its size, or its value. */
+DLRNI_INTERNAL float dlrni_compared(const dlrni_encoding *c, float pre) {
+    if (dlrni_by_size(c)) return fabsf(pre);
+    return pre <= 0 && dlrni_picks_zeros(c) ? 0 : pre;
+}
+
+/* The floor of a row whose k-th best so far is `worst`. Where zeros are picked, one among them says
+   nothing of what lies below. */
+DLRNI_INTERNAL float dlrni_floor_at(const dlrni_encoding *c, float worst) {
+    if (worst != worst) return INFINITY; /* k NaNs: nothing is better */
+    return worst <= 0 && dlrni_picks_zeros(c) ? c->gate.min_floor : worst;
+}
+
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
    row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
             k = c->dict->formula.k;
-    const int by_size = dlrni_by_size(c), by_group = dlrni_by_group(c);
+    const int by_group = dlrni_by_group(c);
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t row = dlrni_key_row(list->key[p]);
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            float rank = by_size ? fabsf(list->val[p]) : list->val[p];
+            float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
                 dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
             else
@@ -5187,8 +5401,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
         /* fewer than k so far: anything above 0 is still chosen */
         if (c->kept[i] < k) continue;
-        float worst = c->best[i * k].value;
-        c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
+        c->floor[i] = dlrni_floor_at(c, c->best[i * k].value);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
 }
@@ -5201,14 +5414,36 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* Whether an entry is among the best of the batch. */
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+                                     float value) {
+    const uint32_t key = dlrni_rank_key(value);
+    if (key != cut->key) return key > cut->key;
+    return row < cut->row || (row == cut->row && feature <= cut->feature);
+}
+
 /* Whether an entry of a list stays in the codes: its feature is chosen, and its value is not 0. */
 DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t feature, float pre) {
     int64_t k = c->dict->formula.k;
-    if (!(dlrni_value_of(&c->gate, feature, pre) != 0)) return 0;
+    if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
-    return dlrni_is_chosen(c, row, feature, dlrni_by_size(c) ? fabsf(pre) : pre);
+    return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
 /* Task: drops the entries that do not stay from one list, in place. `count` never overtakes `p`,
@@ -5252,7 +5487,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     const float floor = dlrni_by_size(c) ? 0 : c->gate.min_floor;
     for (int64_t i = 0; i < c->n; i++) {
         c->floor[i] = floor;
-        if (c->screen) dlrni_screen_set_floor(c->row + i, dlrni_raises_floors(c->dict) ? floor : 0);
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->gate.by_row ? floor : 0);
     }
     return DLRN_OK;
 }
@@ -5314,36 +5549,53 @@ DLRNI_INTERNAL void dlrni_guess_row(void *arg, int64_t i, int worker) {
     int32_t kept = 0;
     (void)worker;
     for (int64_t q = 0; q < F; q++) {
-        const float pre = j->pre[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+        const float pre =
+            dlrni_pre_of(&j->c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->pre[i * F + q]);
         if (pre > 0) dlrni_keep_best(heap, &kept, k, (int32_t)q, pre);
     }
     j->share[i] = dlrni_cut_share(j->c, j->x + i * dict->d_in, kept, heap[0].value);
 }
 
-/* Finds the smallest cut of a sample, spread over the batch. */
-DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+/* Frees a sample. */
+DLRNI_INTERNAL void dlrni_guess_free(dlrni_guess_job *j) {
+    dlrn_context *ctx = j->c->dict->ctx;
+    dlrn_free(ctx, j->x);
+    dlrn_free(ctx, j->pre);
+    dlrn_free(ctx, j->heap);
+}
+
+/* A sample of rows, spread over the batch, with the sums of all features; heap: entries of a row's
+   heap. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_begin(const dlrni_encoding *c, int64_t heap, double *share,
+                                             dlrni_guess_job *j) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t d = c->dict->d_in, rows = DLRNI_GUESS_ROWS;
-    double share[DLRNI_GUESS_ROWS];
-    dlrni_guess_job j = {c,
-                         DLRNI_NEW(ctx, float, rows *d),
-                         DLRNI_NEW(ctx, float, rows * c->dict->features),
-                         rows,
-                         DLRNI_NEW(ctx, dlrni_cut, rows * c->dict->formula.k),
-                         share};
-    const int ok = j.x && j.pre && j.heap;
-    if (ok) {
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(j.x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
-        dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, &j);
-        dlrn_parallel_for(ctx, rows, dlrni_guess_row, &j);
-        c->cut_share = share[0];
-        for (int64_t i = 1; i < rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    j->c = c;
+    j->rows = rows;
+    j->share = share;
+    j->x = DLRNI_NEW(ctx, float, rows *d);
+    j->pre = DLRNI_NEW(ctx, float, rows * c->dict->features);
+    j->heap = heap ? DLRNI_NEW(ctx, dlrni_cut, rows * heap) : NULL;
+    if (!j->x || !j->pre || (heap && !j->heap)) {
+        dlrni_guess_free(j);
+        return DLRN_ERR_MEMORY;
     }
-    dlrn_free(ctx, j.x);
-    dlrn_free(ctx, j.pre);
-    dlrn_free(ctx, j.heap);
-    return ok ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(j->x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
+    dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, j);
+    return DLRN_OK;
+}
+
+/* Finds the smallest cut of a sample. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+    double share[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, c->dict->formula.k, share, &j));
+    dlrn_parallel_for(c->dict->ctx, j.rows, dlrni_guess_row, &j);
+    c->cut_share = share[0];
+    for (int64_t i = 1; i < j.rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    dlrni_guess_free(&j);
+    return DLRN_OK;
 }
 
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
@@ -5394,10 +5646,10 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
-/* Finds the cut of every row. *in_hand: 1 if the lists of all groups fit together into the budget,
+/* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
-DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
-    int guessed;
+DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
+    int guessed, *in_hand = &c->made_all;
     DLRNI_TRY(dlrni_select_begin(c));
     DLRNI_TRY(dlrni_guess_floors(c, &guessed));
     DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
@@ -5418,23 +5670,296 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     return DLRN_OK;
 }
 
+/* ---- The best of a batch ----
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
+   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
+   the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
+   numbers, so threads cannot change the result. */
+
+/* What a visit to the entries of a block of rows does. */
+typedef enum dlrni_batch_visit {
+    DLRNI_VISIT_COUNT, /* counts the next bits of keys that agree with what is known of the cut */
+    DLRNI_VISIT_ROWS,  /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_ROW    /* finds the last of a row's equals that stays                           */
+} dlrni_batch_visit;
+
+/* Encodings of the same rows while their common cut is sought. */
+typedef struct dlrni_batch_job {
+    dlrni_encoding **c; /* [count]; the first owns what all share                             */
+    int count, at;      /* at: the encoding in hand                                           */
+    int64_t n, m;       /* rows; how many entries stay                                        */
+    float floor;        /* lists hold what is above it; below 0: the gates' floors            */
+    dlrni_batch_visit visit;
+    uint32_t key, known; /* of the cut: its key, as far as the bits of `known` say            */
+    int shift;           /* of the bits that are counted                                      */
+    int64_t entries;     /* of all lists in the last pass                                     */
+    int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
+    int last;            /* the encoding and the feature of the last one that stays           */
+    int64_t feature;
+} dlrni_batch_job;
+
+/* Task: visits the entries of a block of rows, in the groups in hand. */
+DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
+    dlrni_batch_job *j = (dlrni_batch_job *)arg;
+    const dlrni_encoding *c = j->c[j->at];
+    const int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
+    int64_t *count = j->c[0]->tally + ((int64_t)worker << DLRNI_KEY_BITS);
+    int32_t *equals = j->c[0]->kept;
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            const uint32_t key = dlrni_rank_key(list->val[p]);
+            const int64_t row = dlrni_key_row(list->key[p]);
+            if ((key & j->known) != j->key) continue;
+            if (j->visit == DLRNI_VISIT_COUNT)
+                count[(key & ~j->known) >> j->shift]++;
+            else if (j->visit == DLRNI_VISIT_ROWS)
+                equals[row]++;
+            else if (row == j->row && j->left > 0 && --j->left == 0) {
+                j->last = j->at;
+                j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+            }
+        }
+    }
+}
+
+/* The same floor for all rows, and for the screen. */
+DLRNI_INTERNAL void dlrni_batch_floor(dlrni_encoding *c, float floor) {
+    for (int64_t i = 0; i < c->n; i++) {
+        c->floor[i] = floor > c->gate.min_floor ? floor : c->gate.min_floor;
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
+/* Visits all entries. Lists that fit into the budget together are made once, by the first pass
+   under a floor; otherwise each pass makes them again, in waves. One task for the visit that needs
+   an order: it is of one block. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visit visit,
+                                            int64_t budget) {
+    const int64_t blocks = dlrni_ceil_div(j->n, DLRNI_BLOCK);
+    const int made = j->c[0]->made_all;
+    int64_t used = 0;
+    j->visit = visit;
+    for (j->at = 0; j->at < j->count; j->at++) {
+        dlrni_encoding *c = j->c[j->at];
+        for (int64_t first = 0; first < c->groups; first += c->wave) {
+            if (made) {
+                c->first = 0;
+                c->wave = c->groups;
+            } else
+                DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
+            const int64_t entries = dlrni_wave_entries(c);
+            used += entries;
+            if (visit == DLRNI_VISIT_ROW)
+                dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
+            else
+                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
+                                   j);
+        }
+    }
+    j->entries = used;
+    for (int i = 0; i < j->count; i++) j->c[i]->made_all = used <= budget;
+    return DLRN_OK;
+}
+
+/* One pass over all keys finds the next bits of the key of the m-th best; j->left: how many of
+   those that agree with it stay. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) {
+    const int threads = j->c[0]->dict->ctx->threads;
+    const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
+    int64_t *count = j->c[0]->tally;
+    memset(count, 0, (size_t)(threads * counters) * sizeof *count);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    for (int t = 1; t < threads; t++)
+        for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
+    uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
+    for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
+    j->key |= part << j->shift;
+    j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
+    return DLRN_OK;
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
+   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
+   which then have fewer lists to make again. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    j->m = wanted;
+    j->key = j->known = 0;
+    for (int i = 0; i < j->count; i++) {
+        j->c[i]->made_all = 0;
+        dlrni_batch_floor(j->c[i], j->floor);
+    }
+    for (j->shift = 32 - DLRNI_KEY_BITS; j->known != UINT32_MAX;
+         j->shift = j->shift > DLRNI_KEY_BITS ? j->shift - DLRNI_KEY_BITS : 0) {
+        DLRNI_TRY(dlrni_batch_bits(j, budget));
+        if (j->m == 0 || (j->m < wanted && j->floor >= 0)) return DLRN_OK;
+        const float low = dlrni_value_of_key(j->key); /* a NaN: k n of them, or infinities */
+        for (int i = 0; i < j->count && low <= FLT_MAX && !j->c[0]->made_all; i++)
+            dlrni_batch_floor(j->c[i], nextafterf(low, -INFINITY));
+    }
+    return DLRN_OK;
+}
+
+/* Where several entries equal the cut and not all stay: the last that does. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget) {
+    int32_t *equals = j->c[0]->kept;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_ROWS, budget));
+    for (j->row = 0; j->row < j->n - 1 && equals[j->row] < j->left; j->row++)
+        j->left -= equals[j->row];
+    j->last = j->count;
+    if (equals[j->row] <= j->left) return DLRN_OK; /* all of the row's */
+    return dlrni_batch_pass(j, DLRNI_VISIT_ROW, budget);
+}
+
+/* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
+   The cut of a batch varies less than those of rows, and needs no norms. */
+
+enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
+
+/* Adds the sample of one encoding to the counts of keys. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+    const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
+    double unused[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, 0, unused, &j));
+    for (int64_t p = 0; p < rows * F; p++) {
+        const float pre =
+            dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], p % F, j.pre[p]);
+        if (pre > dlrni_floor_of(c->gate.threshold, p % F, c->gate.min_floor))
+            count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
+    }
+    dlrni_guess_free(&j);
+    return DLRN_OK;
+}
+
+/* The cut of the sample of all encodings; 0: too few entries are positive. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
+    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
+    dlrn_free(ctx, count);
+    *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
+    return s;
+}
+
+/* A floor to begin with; below 0: none is worth having. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
+    const int64_t k = j->c[0]->dict->formula.k;
+    double cut = j->c[0]->last_cut;
+    int64_t features = 0;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    j->floor = -1;
+    if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
+    if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    return DLRN_OK;
+}
+
+/* Memory and first figures for a common cut. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    dlrni_encoding *own = j->c[0];
+    for (int i = 0; i < j->count; i++)
+        if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        return DLRN_ERR_MEMORY;
+    return dlrni_guess_batch(j);
+}
+
+/* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
+   entries. */
+DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
+    const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
+    for (int i = 0; i < j->count; i++) {
+        dlrni_encoding *c = j->c[i];
+        c->batch_cut.key = j->key;
+        c->batch_cut.value = value;
+        c->batch_cut.row = j->row;
+        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
+        c->cut_known = 1;
+        dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
+    }
+}
+
+/* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
+   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
+   high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
+    dlrni_batch_job j;
+    int64_t wanted;
+    memset(&j, 0, sizeof j);
+    j.c = c;
+    j.count = count;
+    j.n = c[0]->n;
+    if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
+    DLRNI_TRY(dlrni_batch_begin(&j));
+    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
+        j.floor = tries ? -1 : j.floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    }
+    j.last = count;
+    j.row = INT64_MAX;
+    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
+    dlrni_batch_end(&j, j.m == wanted);
+    return DLRN_OK;
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
+   nothing was positive. */
+DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
+    return c->batch_cut.value;
+}
+
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
    entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
    later waves only use them. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
                                                int64_t budget) {
-    int in_hand = 0;
-    if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
-    if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
-    /* the rounds have left the lists of all groups: use them */
-    if (in_hand && first == 0 && wave >= c->groups) {
+    const int by_batch = dlrni_by_batch(c);
+    if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    if (!c->cut_known)
+        DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
+    /* the rounds have left the lists of all groups: use them, once */
+    if (c->made_all && first == 0 && wave >= c->groups) {
         c->first = 0;
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    c->made_all = 0;
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
+}
+
+/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. */
+DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, int64_t k,
+                                         dlrni_cut *heap) {
+    const dlrni_cut none = {0, INT32_MAX}; /* all of them */
+    int64_t n = c->kept[row];
+    if (n < k) return none;
+    memcpy(heap, c->best + row * c->dict->formula.k, (size_t)n * sizeof *heap);
+    while (n > k) { /* drops the worst */
+        heap[0] = heap[--n];
+        dlrni_heap_down(heap, n);
+    }
+    return heap[0];
 }
 
 /* The smallest value that a selection over the batch has kept; below 0: none. */
@@ -5461,19 +5986,6 @@ typedef struct dlrni_choice {
     uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
     int64_t ties;
 } dlrni_choice;
-
-enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
-#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
-
-/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
-   -0 is 0. */
-DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
-    uint32_t bits;
-    if (rank != rank) return UINT32_MAX;
-    if (rank == 0) return DLRNI_KEY_ZERO;
-    memcpy(&bits, &rank, sizeof bits);
-    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
-}
 
 /* The rank of a value of feature c. */
 DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
@@ -5585,6 +6097,22 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }
 
+/* What formula.rank needs: pre-activations that gate and selection compare, and atoms in layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (dlrni_own_encode(dict) || f->gate == DLRN_GATE_IDENTITY || f->gate == DLRN_GATE_GATED ||
+        !dict->param[DLRN_DECODER])
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "rank: expected value of a dictionary of family %s, gate %s, found %s",
+                         dict->family, dlrn_name(DLRN_NAMES_GATE, (int)f->gate),
+                         dlrn_name(DLRN_NAMES_RANK, (int)f->rank));
+    if (f->rank == DLRN_RANK_LAYER_NORMS && (dict->layers < 1 || dict->d_out % dict->layers))
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "layers: expected a divisor of d_out %lld, found %lld",
+                         (long long)dict->d_out, (long long)dict->layers);
+    return DLRN_OK;
+}
+
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -5593,6 +6121,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
                          dict->family);
+    if (f->rank != DLRN_RANK_VALUE && !dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
     if (f->normalise &&
         (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -6002,7 +6531,7 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
-            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->f[i * F + q]);
             j->f[i * F + q] = dlrni_gate_value(&c->gate, q, pre);
         }
 }
@@ -6031,16 +6560,16 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             f[feature[p]] = dlrni_gate_value(&c->gate, feature[p], pre);
         }
     }
 }
 
 /* Keeps the k best of each row of f [n][F], the rest becomes 0. heap [k]; a row with fewer than k
-   active features keeps them all. */
+   active features keeps them all. scale [F]: what the kept ones are multiplied by then, or NULL. */
 DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
-                                     dlrni_cut *heap) {
+                                     dlrni_cut *heap, const float *scale) {
     int64_t F = dict->features, k = dict->formula.k;
     for (int64_t i = 0; i < n; i++, f += F) {
         int32_t kept = 0;
@@ -6051,6 +6580,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
             dlrni_cut entry = {f[j], (int32_t)j};
             if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
         }
+        for (int64_t j = 0; scale && j < F; j++)
+            if (f[j] != 0) f[j] *= scale[j];
     }
 }
 
@@ -6074,7 +6605,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled));
+    /* a selection compares values without their scales */
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled || heap));
     /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
     /* the caller's x is not written to */
@@ -6093,7 +6625,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     /* after all groups: a cut needs the whole row */
-    if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    if (heap) dlrni_few_select(dict, j->f, n, e->heap, c->unscaled ? NULL : c->gate.late);
     /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -6186,19 +6718,18 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
-/* Multiplies the codes by exp(LOG_SCALE), where a selection came before it: the columns feature_at
-   .. feature_at + F, which are this dictionary's. Products of 0 are dropped. */
-DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_dictionary *dict, int64_t feature_at,
+/* Turns what a selection compared into values: the columns feature_at .. feature_at + F, which are
+   this encoder's. Products of 0 are dropped. */
+DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_encoder *e, int64_t feature_at,
                                       dlrn_sparse *codes) {
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    const float *late = e->c.gate.late;
     int64_t to = 0, p = 0;
-    if (!log_scale || dict->formula.gate == DLRN_GATE_GATED) return; /* gated: in the value */
+    if (!late) return;
     for (int64_t i = 0; i < codes->rows; i++) {
         for (const int64_t end = codes->row_ptr[i + 1]; p < end; p++) {
             int64_t feature = codes->col[p] - feature_at;
             float value = codes->val[p];
-            if (feature >= 0 && feature < dict->features)
-                value *= (float)exp((double)log_scale[feature]);
+            if (feature >= 0 && feature < e->dict->features) value *= late[feature];
             codes->col[to] = codes->col[p];
             codes->val[to] = value;
             to += value != 0;
@@ -6215,8 +6746,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but before LOG_SCALE: what a selection
-   over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
+   selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
@@ -6241,7 +6772,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
-        dlrni_scale_codes(dict, 0, codes);
+        dlrni_scale_codes(e, 0, codes);
         if (f) dlrni_spread_codes(codes, f);
         return DLRN_OK;
     }
@@ -6844,7 +7375,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
     }
     DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
     for (int64_t q = 0; q < dict->n_parts; q++)
-        dlrni_scale_codes(dict->part[q].dict, dict->part[q].feature_at, codes);
+        dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
 }
 
@@ -12503,14 +13034,17 @@ DLRNI_INTERNAL void dlrni_scale_numbers(float *row, int64_t n, double scale) {
     for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
 }
 
-/* A gate on p ||atom|| > threshold becomes one on p > threshold / ||atom||. An atom of norm 0 adds
-   nothing: its feature stays off, unless the threshold is negative. */
+/* A gate on p n > threshold becomes one on p > threshold / n. An atom of norm 0 adds nothing: its
+   feature stays off, unless the threshold is negative. */
+DLRNI_INTERNAL float dlrni_divided(float threshold, double norm) {
+    const double t = (double)threshold / norm;
+    return t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
+}
+
 DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
     float *threshold = dict->param[DLRN_THRESHOLD];
-    for (int64_t j = 0; j < dict->features; j++) {
-        double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
-        threshold[j] = t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
-    }
+    for (int64_t j = 0; j < dict->features; j++)
+        threshold[j] = dlrni_divided(threshold[j], dlrni_atom_norm(dict, j));
 }
 
 /* A threshold that a pre-activation may also equal: the next smaller one, to be exceeded. */
@@ -12535,6 +13069,40 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
             dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
     }
     return DLRN_OK;
+}
+
+/* Turns a ranked dictionary into one that is not, with the same x_hat, as files hold it. Thresholds
+   of features are divided by the norms, and values stay. Otherwise encoder rows and biases are
+   multiplied by the norms, the atoms divided, and the features are then the ranked ones. compared:
+   1: a selection over several parts compares the features. */
+DLRNI_INTERNAL void dlrni_unrank(dlrn_dictionary *dict, int compared) {
+    dlrn_formula *f = &dict->formula;
+    const int jumps = f->gate == DLRN_GATE_JUMP || f->gate == DLRN_GATE_JUMP_SIGNED;
+    const int alone = f->select == DLRN_SELECT_ALL && !compared;
+    const int by_sign = alone && !jumps; /* which no norm changes */
+    float *threshold = alone && jumps ? dict->param[DLRN_THRESHOLD] : NULL;
+    const int64_t F = f->rank == DLRN_RANK_VALUE || by_sign || dict->n_parts ? 0 : dict->features;
+    for (int64_t j = 0; j < F; j++) {
+        const double norm = (double)dlrni_rank_norm(dict, j);
+        if (threshold) {
+            threshold[j] = dlrni_divided(threshold[j], norm);
+            continue;
+        }
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        if (norm > 0)
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+    }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_unrank(dict->part[i].dict, f->select != DLRN_SELECT_ALL);
+    f->rank = DLRN_RANK_VALUE;
+}
+
+/* Whether a dictionary, or a part, compares anything but values. */
+DLRNI_INTERNAL int dlrni_is_ranked(const dlrn_dictionary *dict) {
+    int is = !dict->n_parts && dict->formula.rank != DLRN_RANK_VALUE;
+    for (int64_t i = 0; i < dict->n_parts; i++) is |= dlrni_is_ranked(dict->part[i].dict);
+    return is;
 }
 
 /* A mean that is subtracted from x and added to x_hat needs both to have one width. */
@@ -15090,16 +15658,35 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* No layout says that norms are compared: a ranked dictionary is written from a copy. *copy: NULL
+   where none is needed. */
+DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
+                                               dlrn_dictionary **copy) {
+    *copy = NULL;
+    if (!dlrni_is_ranked(dict)) return DLRN_OK;
+    if (!dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_is_ranked(dict->part[i].dict)) DLRNI_TRY(dlrni_check_rank(dict->part[i].dict));
+    DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, copy));
+    dlrni_unrank(*copy, 0);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
+    dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &row));
-    return dlrni_write_row(dict, row, library->name, path, 1);
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    if (copy) dict = copy;
+    dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
+    if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
+    dlrn_dictionary_destroy(copy);
+    return s;
 }
 
 /* ---- For a library ----
@@ -15257,7 +15844,8 @@ enum { /* in the order in which they are done */
        DLRNI_FOLD_CENTER = 2,
        DLRNI_FOLD_THRESHOLD = 4, /* of all features: written for each   */
        DLRNI_FOLD_RELU = 8,      /* a jump with thresholds 0            */
-       DLRNI_FOLD_NEGATIVE = 16  /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_NEGATIVE = 16, /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_RANK = 32      /* norms of atoms that are compared    */
 };
 
 /* How a dictionary is written: the row, and what is folded. */
@@ -15491,13 +16079,16 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_all(dlrn_dictionary *dict, const dlrni_pla
 /* What has been folded, for the user. */
 DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
     static const char *const says[] = {
-        "scales are part of the weights", "the center is part of the encoder bias",
+        "scales are part of the weights",
+        "the center is part of the encoder bias",
         "the threshold of all features is written for each",
-        "ReLU is written as a jump with thresholds 0", "thresholds below 0 are written as 0"};
+        "ReLU is written as a jump with thresholds 0",
+        "thresholds below 0 are written as 0",
+        "what is compared is p, with the norms of atoms in the weights or thresholds"};
     int at = 0;
     if (!size) return;
     *note = 0;
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         if (folds >> i & 1 && at < (int)size)
             at += dlrni_print(note + at, size - (size_t)at, "%s%s", at ? "; " : "", says[i]);
 }
@@ -15752,23 +16343,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     return s;
 }
 
-/* A copy is made only where something is folded. */
-DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
-                                  const dlrn_save_options *options, char *note, size_t size) {
+/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only where
+   something is. */
+DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, const char *path,
+                                               const dlrn_save_options *options, unsigned *folds) {
     const char *library = options && options->layout ? options->layout : dict->layout;
     const dlrni_target *target;
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
     memset(&plan, 0, sizeof plan);
-    if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
-    if (dict->n_parts) {
-        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
-        dlrni_note_folds(plan.folds, note, size);
-        return DLRN_OK;
-    }
+    if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
@@ -15780,7 +16367,19 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
-    if (s == DLRN_OK) dlrni_note_folds(plan.folds, note, size);
+    *folds = plan.folds;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                  const dlrn_save_options *options, char *note, size_t size) {
+    unsigned folds = 0;
+    dlrn_dictionary *copy;
+    if (size) *note = 0;
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
+    dlrn_dictionary_destroy(copy);
     return s;
 }
 
@@ -15903,9 +16502,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
 }
 
 /* ---- Building ---- */
-
-/* No model has more; a small file could claim any number, and each is a part. */
-enum { DLRNI_LAYERS_MAX = 1024 };
 
 /* Sizes of a dictionary of several layers while it is read. */
 typedef struct dlrni_layers {
@@ -18291,7 +18887,8 @@ typedef struct dlrni_batch {
     const float *y;    /* [n][d_out] borrowed                                       */
     float *xc;         /* [n][d_in] input of the encoder; the block's first array   */
     const float *z;    /* [n][d_in] what a skip sees: xc before the center was subtracted */
-    float *e;          /* [n][d_out] x_hat, then x_hat - y                          */
+    float *e;          /* [n][d_out] x_hat, then x_hat - y; of a part: a window of the whole's */
+    int64_t e_ld;      /* rows of e and of level are so far apart                   */
     double *error;     /* [n] a row's share of the reconstruction loss              */
     double *total;     /* [n] sum of the row's features                             */
     double *sparse;    /* [n] a row's share of the sparsity loss                    */
@@ -18309,7 +18906,9 @@ typedef struct dlrni_batch {
     int64_t levels, level_end[DLRN_GROUPS_MAX]; /* groups; where the features of each end    */
     double level_weight[DLRN_GROUPS_MAX];       /* of its loss                               */
     /* A second reconstruction: of a gate's values, or of more than k features. NULL: none. */
-    float *e2, *c2;        /* [n][d_out] its error; [n]                                          */
+    float *e2, *c2; /* [n][d_out] its error; [n]                                          */
+    /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
+    dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -18319,23 +18918,36 @@ typedef struct dlrni_batch {
 
 /* What the auxiliary pass (room auxiliary) keeps per row. */
 typedef struct dlrni_aux_row {
-    float level;     /* ghosts: shift of the exponent; AuxK: value of the last feature kept   */
-    int32_t feature; /* AuxK: the last feature kept among equal values                        */
+    float bound;     /* ghosts: shift of the exponent; AuxK: rank of the last feature kept    */
+    int32_t feature; /* AuxK: the last feature kept among equal ranks                         */
     float factor;    /* the derivative with respect to the row's output is factor * aux.e     */
     double error;    /* the row's share of the auxiliary loss                                 */
 } dlrni_aux_row;
 
 /* The dead features of a batch: an auxiliary loss lets them predict what the others left over. */
 typedef struct dlrni_aux {
-    int64_t count;       /* number of dead features that have an auxiliary loss           */
-    int32_t *dead;       /* [F] these features, ascending                                 */
-    float *e;            /* [n][d_out] their output, then its distance from the residual  */
-    dlrni_aux_row *row;  /* [n]                                                        */
+    int64_t count; /* number of dead features that have an auxiliary loss                 */
+    int32_t *dead; /* [F] these features, ascending                                       */
+    /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
+       dead [from[l] .. from[l + 1]). */
+    int64_t losses, from[DLRN_GROUPS_MAX + 1];
+    float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
     int64_t e_cap, row_cap;
 } dlrni_aux;
+
+/* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that they
+   predict. */
+typedef struct dlrni_aux_loss {
+    const int32_t *dead; /* [count] ascending                */
+    int64_t count;
+    const float *rest; /* [n][d_out] x_hat - y, of the features so far */
+    float *e;          /* [n][d_out] as in dlrni_aux       */
+    dlrni_aux_row *row;
+} dlrni_aux_loss;
 
 /* What a step needs besides weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -18362,6 +18974,7 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
+    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -18437,8 +19050,9 @@ typedef enum dlrni_weights {
     DLRNI_WEIGHTS_ENCODER, /* encoder as torch.nn.Linear, atoms its copies at norm 1; atoms of
                               transcoders 0 (sparsify)                                          */
     DLRNI_WEIGHTS_LAYERS,  /* as TIED, the norm for each layer of an atom                       */
-    DLRNI_WEIGHTS_UNIFORM  /* cross-layer transcoders: encoder within +-1/sqrt(F), decoder within
-                              +-1/sqrt(layers d) (Llamascopium)                                 */
+    DLRNI_WEIGHTS_UNIFORM  /* Llamascopium: atoms within +-1/sqrt(d_out), encoder rows their
+                              copies; of cross-layer transcoders within +-1/sqrt(features of a
+                              layer)                                                            */
 } dlrni_weights;
 
 typedef struct dlrni_rules {
@@ -18455,7 +19069,9 @@ typedef struct dlrni_rules {
     double new_threshold; /* of new features; 0: the family's                 */
     int gate_frozen; /* gated: 1: the second reconstruction has no gradient by decoder and bias */
     dlrni_atoms atoms;
-    double atom_norm; /* of new atoms                                      */
+    double atom_norm;  /* of new atoms                                      */
+    int atoms_of_cube; /* 1: their directions are drawn from a cube, as kaiming_uniform_ does; 0:
+                          from a sphere */
     dlrni_weights weights;
     dlrni_first first;
     int zero_picks; /* 1: a feature that is picked with a value of 0 has a gradient (sparsify) */
@@ -18481,7 +19097,7 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
-    int logs_again; /* compat: a logged step is counted twice (dlrni_stage_logging) */
+    int logs_again;          /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
@@ -18509,6 +19125,11 @@ struct dlrn_trainer {
         double off;    /* log of L0 over its target, at the last step                 */
     } steering;
     dlrni_anneal anneal;
+    /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
+       its part by a window of the whole's errors; the step as a whole is its owner's. */
+    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    int64_t n_parts;
+    const dlrn_trainer *whole; /* of a part's trainer: its owner */
     int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
 };
 
@@ -18533,15 +19154,18 @@ typedef struct dlrni_visit {
    all (room auxiliary); these five functions say how they differ. */
 struct dlrni_auxiliary {
     int (*is_dead)(const dlrn_trainer *t, int64_t feature);
-    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
-       needs, and turns them into values. */
-    void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
+    /* pre [a->count]: the pre-activations of all its dead features on one row. Keeps what
+       `activate` needs, and turns them into values. rank [a->count]: scratch. */
+    void (*begin_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row, float *pre,
+                      float *rank);
     /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
        derivatives. */
-    void (*activate)(const dlrn_trainer *t, int64_t row, const int32_t *feature, int64_t n,
-                     float *f, float *df);
-    void (*end_row)(dlrn_trainer *t, int64_t row); /* aux.e: output -> distance; the row's error */
-    void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
+    void (*activate)(const dlrn_trainer *t, const dlrni_aux_row *row, const int32_t *feature,
+                     int64_t n, float *f, float *df);
+    /* a->e: output -> distance; the row's error */
+    void (*end_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row);
+    /* adds the loss to stats; sets every row's factor */
+    void (*finish)(const dlrn_trainer *t, const dlrni_aux_loss *a, dlrn_train_stats *stats);
 };
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
@@ -19977,6 +20601,7 @@ typedef struct dlrni_sums {
     int64_t first, rows;        /* the rows of base that may occur              */
     const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
     const int32_t *idx;         /* which row of base                         */
+    int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
@@ -20006,7 +20631,7 @@ DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, 
     int64_t part = dlrni_ceil_div(lines, g->n_out);
     for (int64_t i = o * part; i < dlrni_min((o + 1) * part, lines); i++) {
         int64_t r = r0 + i / row, c = col + i % row * DLRNI_LANES;
-        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
+        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->base_ld + c);
     }
 }
 
@@ -20022,14 +20647,15 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
         int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j), next = j + DLRNI_SUMS_COLUMNS;
         for (int64_t r = 0; r < rows; r++)
-            memcpy(packed + r * width, base + (r0 + r) * d + j, (size_t)width * sizeof *packed);
+            memcpy(packed + r * width, base + (r0 + r) * g->base_ld + j,
+                   (size_t)width * sizeof *packed);
         for (int64_t o = 0; o < g->n_out; o++) {
             if (next < d)
                 dlrni_sums_prefetch(g, base, r0, next, o);
             else
                 dlrni_sums_prefetch(g, base, r0 + DLRNI_SUMS_ROWS, 0, o);
-            k->gather_near(out + o * d + j, width, packed, width, (int32_t)r0, g->idx + from[o],
-                           coef + from[o], to[o] - from[o]);
+            k->gather_near(out + o * g->out_ld + j, width, packed, width, (int32_t)r0,
+                           g->idx + from[o], coef + from[o], to[o] - from[o]);
         }
     }
 }
@@ -20038,13 +20664,14 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
-    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
        time both ways near the density where they are equal. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
-            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->end[o] - p);
+            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
+                           g->end[o] - p);
         }
         return;
     }
@@ -20080,12 +20707,21 @@ DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
-/* The value of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
+/* multi_top_k: whether an entry of row i is among the k best, which give x_hat; the others belong to
+   the second reconstruction only. */
+DLRNI_INLINE int dlrni_is_inner(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
+    const dlrni_cut *inner = t->w.batch.inner;
+    const dlrni_cut entry = {pre > 0 ? pre : 0, (int32_t)f};
+    return !inner || !dlrni_is_worse(&entry, &inner[i]);
+}
+
+/* The value on row i of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
    ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated feature
    they hold the gate's pre-activation. */
-DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t f, float pre) {
+DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
     float *const *param = t->dict->param;
     const float unrank = t->w.unrank ? t->w.unrank[f] : 1;
+    if (!dlrni_is_inner(t, i, f, pre)) return 0;
     if (t->rules.gate == DLRN_GATE_GATED) {
         float value = expf(param[DLRN_LOG_SCALE][f]) * (pre - param[DLRN_ENCODER_BIAS][f]) +
                       param[DLRN_VALUE_BIAS][f];
@@ -20101,7 +20737,7 @@ DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t f, float
 /* Whether values are other numbers than the lists' entries. */
 DLRNI_INTERNAL int dlrni_has_values(const dlrn_trainer *t) {
     return t->rules.gate == DLRN_GATE_GATED || t->rules.gate == DLRN_GATE_JUMP_SIGNED ||
-           t->rules.zero_picks || t->w.unrank;
+           t->rules.zero_picks || t->w.unrank || t->w.batch.inner;
 }
 
 /* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
@@ -20129,8 +20765,9 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     }
     if (!dlrni_has_values(t)) return b;
     b.val = (float *)(void *)(b.col + w->slab_max);
-    for (int64_t p = 0; p < b.at[b.rows]; p++)
-        b.val[p] = dlrni_trained_value(t, b.col[p], b.pre[p]);
+    for (int64_t i = 0; i < b.rows; i++)
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++)
+            b.val[p] = dlrni_trained_value(t, b.i0 + i, b.col[p], b.pre[p]);
     return b;
 }
 
@@ -20164,15 +20801,25 @@ DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64
     }
 }
 
-/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c. Distances of several
-   layers have a c each, so their derivatives go to `level`. */
+/* Whether the derivatives of a row are not c e: distances of several layers have a c each. */
+DLRNI_INTERNAL int dlrni_has_layer_slopes(const dlrn_trainer *t) {
+    return t->cfg.loss == DLRN_LOSS_NORM && t->dict->layers > 1;
+}
+
+/* The same, since the auxiliary loss adds its own. */
+DLRNI_INTERNAL int dlrni_is_attached(const dlrn_trainer *t) {
+    return t->rules.auxk_attached && t->rules.auxiliary && t->cfg.auxk_alpha > 0;
+}
+
+/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c; or its
+   derivatives, to `level`. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, layers = t->dict->layers, width = d / layers;
     float *e = b->e + i * d;
     double c, loss = 0;
     t->ctx->k->sub(e, b->y + i * d, e, d);
-    if (t->cfg.loss == DLRN_LOSS_NORM && layers > 1) {
+    if (dlrni_has_layer_slopes(t)) {
         float *to = b->level + i * d;
         memcpy(to, e, (size_t)d * sizeof *e);
         for (int64_t l = 0; l < layers; l++) {
@@ -20436,7 +21083,7 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
-        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col};
+        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
         if (end <= f0) continue; /* in an earlier wave */
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
         dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
@@ -20450,10 +21097,11 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     }
 }
 
-/* x_hat of some rows before their features: the output bias, and the skip's share. */
-DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, float *e) {
+/* x_hat of some rows before their features: the output bias, and the share of a skip (or NULL). */
+DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t i0, int64_t rows,
+                                     float *e) {
     const dlrn_dictionary *dict = t->dict;
-    const float *skip = dict->param[DLRN_SKIP], *bias = dict->param[DLRN_OUTPUT_BIAS];
+    const float *bias = dict->param[DLRN_OUTPUT_BIAS];
     const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
     for (int64_t o = 0; o < to; o += DLRNI_GROUP)
         t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
@@ -20464,22 +21112,34 @@ DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, 
     }
 }
 
-/* The second reconstruction of gated features: by the values of the gate, ReLU(pre). Its loss is a
-   squared distance. */
+/* The loss of a second reconstruction with the error e [d_out], and its c. Gated: a squared
+   distance. multi_top_k: fvu, with sparsify's weight 1/8. */
+DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, float *c) {
+    const double n = (double)t->w.batch.n, all = t->w.batch.total_variance;
+    const double square = (double)t->ctx->k->dot(e, e, t->dict->d_out);
+    const double over = t->w.batch.inner ? all / n : 1, weight = t->w.batch.inner ? 1.0 / 8 : 1;
+    *c = over > 0 ? (float)(2 * weight / (n * over)) : 0;
+    return over > 0 ? square / over : 0;
+}
+
+/* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
+   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
-        b->rows, d,         f0,    dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
-        b->at,   b->at + 1, b->col};
-    if (first) dlrni_begin_rows(t, b->i0, b->rows, e);
+        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
+        b->col,  d, d};
+    if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
+    /* zero_picks: entries that are off */
+    for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
     for (int64_t i = 0; last && i < b->rows; i++, e += d) {
         t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
-        batch->error2[b->i0 + i] = (double)t->ctx->k->dot(e, e, d);
-        batch->c2[b->i0 + i] = (float)(2.0 / (double)batch->n);
+        batch->error2[b->i0 + i] = dlrni_second_loss(t, e, &batch->c2[b->i0 + i]);
     }
 }
 
@@ -20489,20 +21149,21 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
-    int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    int64_t f0 = c->first * DLRNI_GROUP;
     /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
     const int first = c->first == 0, last = c->first + c->wave == c->groups;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
-    float *e = batch->e + b.i0 * d;
-    if (first) dlrni_begin_rows(t, b.i0, b.rows, e);
+    float *e = batch->e + b.i0 * batch->e_ld;
+    if (first && !t->whole) dlrni_begin_rows(t, t->dict->param[DLRN_SKIP], b.i0, b.rows, e);
     /* e holds x_hat until the last wave: saves an array */
     dlrni_decode_levels(t, &b, f0, f0 + features, e);
     if (batch->e2) dlrni_decode_second(t, &b, first, last);
     for (int64_t i = 0; i < b.rows; i++) {
         /* the sums of a row are in ascending features, wave by wave: independent of the waves */
         dlrni_sum_row(t, &b, i, first);
-        if (!last) continue;
+        /* of a part: other parts follow */
+        if (!last || t->whole) continue;
         const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
         dlrni_error_row(t, b.i0 + i);
         if (!batch->levels) continue;
@@ -20512,13 +21173,14 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
 }
 
 /* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. */
+   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify counts
+   every pick as one, with multi_top_k the 4 k of a row. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
-    const int has_values = dlrni_has_values(t);
+    const int has_values = dlrni_has_values(t), picks = t->rules.zero_picks;
     /* what a silent batch adds */
     int64_t more = t->rules.counts_rows ? w->batch.n : 1;
     /* first count all as silent on this batch; the lists then correct that */
@@ -20528,10 +21190,10 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
-                if (has_values && !(dlrni_trained_value(t, f, list->val[p]) != 0))
-                    off++;
-                else
-                    w->silent[f] = 0;
+                int64_t i = dlrni_key_row(list->key[p]);
+                const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
+                if (on || picks) w->silent[f] = 0;
+                off += !on;
             }
         }
     w->nnz += dlrni_wave_entries(c) - off;
@@ -20564,6 +21226,24 @@ DLRNI_INTERNAL double dlrni_total_variance(const float *y, int64_t n, int64_t d)
     return dlrni_residual_variance(y, n, d) * (double)n;
 }
 
+/* Task: where the k best of the entries of a block of rows end. */
+DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n), k = dlrni_k_at(t, t->step);
+    dlrni_cut *heap = (dlrni_cut *)(void *)dlrni_scratch(c, worker);
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
+        t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
+}
+
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. */
+DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
+    const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
+    DLRNI_TRY(dlrni_need_scratch(&t->w.codes, bytes));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
+    return DLRN_OK;
+}
+
 /* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
@@ -20573,6 +21253,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
+        if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));
         dlrni_count_wave(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
@@ -20597,11 +21278,13 @@ DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t byt
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     const int64_t arrays = 11;
     dlrni_batch *b = &t->w.batch;
-    const int64_t in = t->dict->d_in * (int64_t)sizeof(float);
-    const int64_t out = t->dict->d_out * (int64_t)sizeof(float);
+    /* the whole has the errors, the parts have the inputs */
+    const int64_t in = t->part ? 0 : t->dict->d_in * (int64_t)sizeof(float);
+    const int64_t out = t->whole ? 0 : t->dict->d_out * (int64_t)sizeof(float);
     const int64_t wide = sizeof(double), narrow = sizeof(float);
     int64_t bytes, at = 0;
     b->n = n;
+    b->e_ld = t->dict->d_out;
     /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
     /* checked, since n comes from the caller */
@@ -20635,16 +21318,17 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
 /* Room for derivatives of their own: of prefixes, of layers, and of a second reconstruction. */
 DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
     dlrni_batch *b = &t->w.batch;
-    const int by_layer = t->dict->layers > 1 && t->cfg.loss == DLRN_LOSS_NORM;
-    const int attached = t->rules.auxk_attached && t->cfg.auxk_alpha > 0;
-    const int64_t arrays = b->levels > 1 ? b->levels - 1 : by_layer || attached, d = t->dict->d_out;
+    const int one = dlrni_has_layer_slopes(t) || dlrni_is_attached(t);
+    const int64_t arrays = b->levels > 1 ? b->levels - 1 : one, d = t->dict->d_out;
     const int second = t->rules.gate == DLRN_GATE_GATED || t->cfg.multi_top_k;
     int64_t size;
     if (!dlrni_mul(arrays * d, n, &size) ||
         (arrays && !DLRNI_GROW(t->ctx, &b->level, &b->level_cap, 0, size)) ||
-        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 1))))
+        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 3))))
         return DLRN_ERR_MEMORY;
     if (second) b->c2 = b->e2 + n * d;
+    /* two numbers of 4 bytes */
+    if (t->cfg.multi_top_k) b->inner = (dlrni_cut *)(void *)(b->c2 + n);
     b->z = b->xc;
     if (!t->dict->param[DLRN_SKIP]) return DLRN_OK;
     const int64_t run = dlrni_min(n, (int64_t)DLRNI_RUN * DLRNI_STRETCH);
@@ -20756,11 +21440,10 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the dead features' atoms, which are packed panel by
+/* out [rows][d_out] = f [rows][a->count] times the dead features' atoms, which are packed panel by
    panel, since they are scattered over the decoder. */
-DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
-                                     float *panel, float *out) {
-    const dlrni_aux *a = &t->w.aux;
+DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss *a, const float *f,
+                                     int64_t rows, float *panel, float *out) {
     int64_t d = t->dict->d_out;
     for (int64_t j = 0; j < d; j += DLRNI_GROUP)
         for (int64_t p = 0; p < a->count; p += DLRNI_GEMM_DEPTH) {
@@ -20784,61 +21467,116 @@ DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
-    int64_t forward = dlrni_aux_block(&t->w.aux) * t->w.aux.count;
+    int64_t forward = (dlrni_aux_block(&t->w.aux) + 1) * t->w.aux.count;
     int64_t backward = in + 2 * out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
-/* Task, forward: some rows against all dead features, in three steps: pre-activations, output,
-   distance. */
-DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out, max = dlrni_aux_block(a), r0 = block * max;
+/* Auxiliary loss number `loss` of the batch. */
+DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t loss) {
+    const dlrni_aux *a = &t->w.aux;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t width = b->n * t->dict->d_out;
+    dlrni_aux_loss one;
+    one.dead = a->dead + a->from[loss];
+    one.count = a->from[loss + 1] - a->from[loss];
+    /* the last is that of all features */
+    one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
+    one.e = a->e + loss * width;
+    one.row = a->row + loss * b->n;
+    return one;
+}
+
+/* Task, forward: some rows against the dead features of one loss, in three steps: pre-activations,
+   output, distance. */
+DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_auxiliary *block = t->rules.auxiliary;
+    const int64_t max = dlrni_aux_block(&t->w.aux), blocks = dlrni_ceil_div(t->w.batch.n, max);
+    const dlrni_aux_loss a = dlrni_aux_loss_at(t, task / blocks);
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out, r0 = task % blocks * max;
     int64_t rows = dlrni_min(max, t->w.batch.n - r0);
     float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
-    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
-    for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *rank = encoder + DLRNI_GROUP * d;
+    float *f = rank + a.count;
+    for (int64_t p = 0; p < a.count; p += DLRNI_GROUP) {
         /* a group at a time: the copies of its encoder rows stay in the second cache */
-        int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
-        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
-        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
-                      a->count);
+        int64_t count = dlrni_min(DLRNI_GROUP, a.count - p);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a.dead + p, count, d, encoder);
+        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a.dead + p, count, f + p,
+                      a.count);
     }
+    if (!a.count) return; /* nothing of this nested group is dead */
     /* the values replace the pre-activations in place */
-    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->begin_row(t, r0 + i, f + i * a->count);
-    dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
-    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->end_row(t, r0 + i);
+    for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
+    dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
+    for (int64_t i = 0; i < rows; i++) block->end_row(t, &a, r0 + i);
 }
 
 /* Allocates the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
+    int64_t d = t->dict->d_in + t->dict->d_out, rows = a->losses * t->w.batch.n;
     int64_t max = dlrni_min(DLRNI_AUX_SUMS, t->dict->features);
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
-    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, n * t->dict->d_out) ||
-        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, n))
+    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
+        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
     return dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t));
 }
 
-/* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
-   adds to stats->loss and sets each row's factor for backward. */
-DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+/* Finds the dead features, and which loss each belongs to. */
+DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
     const dlrni_auxiliary *block = t->rules.auxiliary;
+    const dlrni_batch *b = &t->w.batch;
     dlrni_aux *a = &t->w.aux;
     /* 0: backward has nothing to add */
     a->count = a->sums = 0;
-    for (int64_t f = 0; block && f < t->dict->features; f++)
-        if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
-    if (!a->count) return DLRN_OK; /* the usual case */
-    DLRNI_TRY(dlrni_aux_room(t));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, dlrni_aux_block(a)), dlrni_aux_rows_task,
-                      t);
-    block->finish(t, stats);
+    a->losses = b->levels && t->cfg.auxk_by_group ? b->levels : 1;
+    for (int64_t l = 0, f = 0; l < a->losses; l++) {
+        const int64_t end = a->losses > 1 ? b->level_end[l] : t->dict->features;
+        a->from[l] = a->count;
+        for (; block && f < end; f++)
+            if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
+    }
+    a->from[a->losses] = a->count;
+}
+
+/* Task: an auxiliary loss whose residual has a gradient adds its own to what a row's error is
+   multiplied with. */
+DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_out;
+    float *to = b->level + i * d;
+    (void)worker;
+    if (!dlrni_has_layer_slopes(t)) {
+        memcpy(to, b->e + i * d, (size_t)d * sizeof *to);
+        t->ctx->k->scale(to, b->c[i], d);
+    }
+    if (a->count) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+}
+
+/* The auxiliary losses of the batch, after its reconstruction, which leaves the residual in batch.e
+   (of nested groups in batch.level): adds to stats->loss and sets each row's factor for
+   backward. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_aux *a = &t->w.aux;
+    const int64_t n = t->w.batch.n;
+    dlrni_find_dead(t);
+    if (a->count) { /* unusual */
+        DLRNI_TRY(dlrni_aux_room(t));
+        dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
+                          dlrni_aux_rows_task, t);
+    }
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        if (one.count) t->rules.auxiliary->finish(t, &one, stats);
+    }
+    if (dlrni_is_attached(t)) dlrn_parallel_for(t->ctx, n, dlrni_aux_attach, t);
     return DLRN_OK;
 }
 
@@ -20855,40 +21593,55 @@ typedef struct dlrni_aux_group {
     double *bias_grad;               /* [count]                                                */
 } dlrni_aux_group;
 
-/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d]: the gradients of all features of a group
-   in one product. */
+/* grad [.][d] += c [rows][DLRNI_GROUP]^T g [rows][d], for the features j0 .. j1 of a group: their
+   gradients in one product. */
 DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux_group *h,
-                                    const float *c, const float *g, int64_t rows, int64_t d,
-                                    float *grad) {
+                                    int64_t j0, int64_t j1, const float *c, const float *g,
+                                    int64_t rows, int64_t d, float *grad) {
     for (int64_t j = 0; j < d; j += DLRNI_GROUP) {
         int64_t width = dlrni_min(DLRNI_GROUP, d - j);
         dlrni_pack_cols(g + j, d, width, rows, h->panel);
-        k->outer(h->count, width, rows, c, 1, DLRNI_GROUP, h->panel, 1, grad + j, d);
+        k->outer(j1 - j0, width, rows, c + j0, 1, DLRNI_GROUP, h->panel, 1, grad + j0 * d + j, d);
     }
 }
 
-/* Adds a block of rows to the sums of a group. With v = aux.e and the row's factor: atom += f
-   factor v, slope = <v, atom> df factor, encoder row += slope xc, bias += slope. */
-DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
-                                         int64_t rows) {
-    const dlrni_aux *a = &t->w.aux;
+/* The features j0 .. j1 of a group, which have one loss, on a block of rows. With v = a->e and the
+   row's factor: atom += f factor v; slope = <v, atom> df factor. */
+DLRNI_INTERNAL void dlrni_aux_loss_rows(const dlrn_trainer *t, dlrni_aux_group *h,
+                                        const dlrni_aux_loss *a, int64_t j0, int64_t j1, int64_t r0,
+                                        int64_t rows) {
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out;
-    const float *xc = t->w.batch.xc + r0 * d, *e = a->e + r0 * d_out;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
-    k->dots_nt(rows, h->count, d_out, e, d_out, h->atom, d_out, h->slope, DLRNI_GROUP);
+    const int64_t d = t->dict->d_out;
+    const float *e = a->e + r0 * d;
+    k->dots_nt(rows, j1 - j0, d, e, d, h->atom + j0 * d, d, h->slope + j0, DLRNI_GROUP);
     for (int64_t i = 0; i < rows; i++) {
         float *f = h->f + i * DLRNI_GROUP, *df = h->df + i * DLRNI_GROUP;
         float *slope = h->slope + i * DLRNI_GROUP, factor = a->row[r0 + i].factor;
-        t->rules.auxiliary->activate(t, r0 + i, h->feature, h->count, f, df);
-        for (int64_t p = 0; p < h->count; p++) {
+        t->rules.auxiliary->activate(t, a->row + r0 + i, h->feature + j0, j1 - j0, f + j0, df + j0);
+        for (int64_t p = j0; p < j1; p++) {
             f[p] *= factor;
             slope[p] *= df[p] * factor;
             h->bias_grad[p] += (double)slope[p];
         }
     }
-    dlrni_aux_outer(k, h, h->f, e, rows, d_out, h->atom_grad);
-    dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
+    dlrni_aux_outer(k, h, j0, j1, h->f, e, rows, d, h->atom_grad);
+}
+
+/* Adds a block of rows to the sums of a group: loss by loss; then encoder row += slope xc, bias +=
+   slope. */
+DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
+                                         int64_t rows) {
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_in, at = h->feature - a->dead;
+    const float *xc = t->w.batch.xc + r0 * d;
+    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        const int64_t j0 = dlrni_max(a->from[l] - at, 0);
+        const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
+        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+    }
+    dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
 
 /* Writes the sums of one run of rows, r0 .. end, to grad: atoms [count][d_out], then encoder rows
@@ -20998,32 +21751,34 @@ DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
-/* Finds the shift m of row i, and turns pre [count] into exp(pre - m). */
-DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    dlrni_aux *a = &t->w.aux;
+/* Finds the shift m of row i, and turns pre [a->count] into exp(pre - m). */
+DLRNI_INTERNAL void dlrni_ghost_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                          float *pre, float *rank) {
     float max = 0;
+    (void)rank;
     for (int64_t p = 0; p < a->count; p++) max = pre[p] > max ? pre[p] : max;
     t->ctx->k->exp_shift(pre, max, a->count);
-    a->row[i].level = max;
+    a->row[i].bound = max;
 }
 
 /* exp is its own derivative. The row's shift was found over all dead features, not only these n. */
-DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                         int64_t n, float *f, float *df) {
+DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                         const int32_t *feature, int64_t n, float *f, float *df) {
     (void)feature;
-    t->ctx->k->exp_shift(f, t->w.aux.row[i].level, n);
+    t->ctx->k->exp_shift(f, row->bound, n);
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
 /* The difference v = s X' - r [d_out] and the row's loss |v|. factor holds the scale s until
    dlrni_ghost_finish. */
-DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_ghost_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
-    dlrni_aux_row *row = &t->w.aux.row[i];
+    dlrni_aux_row *row = &a->row[i];
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d, *e = t->w.batch.e + i * d;
+    float *v = a->e + i * d;
+    const float *e = a->rest + i * d;
     double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
-    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->level)));
+    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->bound)));
     k->scale(v, s, d);
     k->axpy(1.0f, e, v, d); /* - r = e */
     row->factor = s;
@@ -21031,22 +21786,23 @@ DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
 }
 
 /* Mean of the rows' errors, in order. */
-DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
+DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     int64_t n = t->w.batch.n;
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += t->w.aux.row[i].error;
+    for (int64_t i = 0; i < n; i++) sum += a->row[i].error;
     return sum / (double)n;
 }
 
 /* The ratio makes the ghost loss as large as the reconstruction loss, so that neither outweighs
    the other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
-DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+DLRNI_INTERNAL void dlrni_ghost_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                       dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
-    stats->auxiliary_loss = dlrni_aux_mean_error(t);
+    stats->auxiliary_loss = dlrni_aux_mean_error(t, a);
     double ratio = stats->reconstruction_loss / (stats->auxiliary_loss + dlrni_ghost_eps);
     stats->loss += stats->auxiliary_loss * ratio;
     for (int64_t i = 0; i < t->w.batch.n; i++) {
-        dlrni_aux_row *row = &t->w.aux.row[i];
+        dlrni_aux_row *row = &a->row[i];
         double by = ratio * (double)row->factor / (n * row->error);
         /* at distance 0 there is no direction */
         row->factor = row->error > 0 ? (float)by : 0.0f;
@@ -21057,87 +21813,205 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
-/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
-   dictionary_learning 0.1.0) ----
-   A feature is dead if it was silent on the last dead_rows rows, this batch included. Each row
-   keeps the auxk largest ReLU(pre) among the dead features. Their output X predicts the residual r.
-   Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; the gradient treats r as a constant. */
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
+   A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
+   keeps the auxk best of the dead features; their output X predicts the residual r. Libraries
+   differ (dlrni_rules): a value is ReLU(pre), or with auxk_raw pre itself; the best are those of the
+   highest rank, with auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what
+   dlrni_auxk_over says; r is a constant, but not with auxk_attached. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 &&
            dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n] if it is above 0, otherwise 0. Positive floats are ordered like their
-   bits, so the answer is found bit by bit from the top: 31 passes, and no memory. */
-DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
-    uint32_t bits = 0;
-    for (int bit = 30; bit >= 0; bit--) {
-        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+/* The k-th largest of rank [n], 0 < k <= n. Their keys (dlrni_rank_key) have the order of the
+   floats, so the answer is found bit by bit from the top: 32 passes, and no memory. positive 1: 0
+   will do for an answer that is not above 0. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *rank, int64_t n, int64_t k, int positive) {
+    uint32_t key = 0, bits;
+    for (int bit = 31; bit >= 0; bit--) {
+        const uint32_t next = key | (uint32_t)1 << bit;
         int64_t count = 0;
-        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
-        if (count >= k) bits |= (uint32_t)1 << bit;
+        bits = next & DLRNI_KEY_ZERO ? next ^ DLRNI_KEY_ZERO : ~next;
+        const float at = dlrni_float_of_bits(bits);
+        for (int64_t p = 0; p < n; p++) count += rank[p] >= at;
+        if (count >= k) key = next;
+        if (positive && !key) return 0;
     }
+    bits = key & DLRNI_KEY_ZERO ? key ^ DLRNI_KEY_ZERO : ~key;
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature. Among equal values it keeps those up to row->feature, so that
-   there are exactly k. */
-DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
-    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+/* What the selection compares of a dead feature. */
+DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
+    const float *unrank = t->w.unrank;
+    /* an atom of zeros has no rank */
+    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
+    return t->rules.auxk_by_size ? fabsf(pre) : pre;
 }
 
-/* Finds the last feature that row i keeps, and sets the others of pre [count] to 0. */
-DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    const dlrni_aux *a = &t->w.aux;
-    dlrni_aux_row *row = &t->w.aux.row[i];
-    /* d_in / 2 is the paper's choice, "a power of two close to d / 2" */
-    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
-    row->level = dlrni_kth_largest(pre, a->count, k);
+/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
+   there are exactly k. */
+DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
+    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
+}
+
+/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
+   close to d / 2". sparsify takes the target's. */
+DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
+    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
+}
+
+/* Finds the last feature that row i keeps, and sets the others of pre [a->count] to 0. */
+DLRNI_INTERNAL void dlrni_auxk_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                         float *pre, float *rank) {
+    const int raw = t->rules.auxk_raw;
+    dlrni_aux_row *row = &a->row[i];
+    int64_t k = dlrni_min(dlrni_auxk_of(t), a->count);
+    for (int64_t p = 0; p < a->count; p++) rank[p] = dlrni_auxk_rank(t, a->dead[p], pre[p]);
+    row->bound = dlrni_kth_largest(rank, a->count, k, !raw);
     row->feature = -1;
-    /* those above the level are certain; what is left of k goes to the equal ones, in order */
-    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
-    for (int64_t p = 0; p < a->count && k > 0; p++) {
+    /* those above the bound are certain; what is left of k goes to the equal ones, in order. ReLU: a
+       0 needs no place. */
+    for (int64_t p = 0; p < a->count; p++) k -= rank[p] > row->bound;
+    for (int64_t p = 0; p < a->count && k > 0 && (raw || row->bound > 0); p++) {
         /* without ==, which -Wfloat-equal reports */
-        if (pre[p] < row->level || pre[p] > row->level) continue;
+        if (rank[p] < row->bound || rank[p] > row->bound) continue;
         row->feature = a->dead[p];
         k--;
     }
     for (int64_t p = 0; p < a->count; p++)
-        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+        if (!dlrni_auxk_keeps(row, a->dead[p], rank[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept, otherwise 0. */
-DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                        int64_t n, float *f, float *df) {
+/* Gate and selection: the derivative is 1 where a feature is kept, otherwise 0. */
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                        const int32_t *feature, int64_t n, float *f, float *df) {
+    const int encoder = !t->rules.auxk_decoder_only;
     for (int64_t p = 0; p < n; p++) {
-        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        int keeps = dlrni_auxk_keeps(row, feature[p], dlrni_auxk_rank(t, feature[p], f[p]));
         if (!keeps) f[p] = 0;
-        df[p] = (float)keeps;
+        df[p] = (float)(keeps && encoder);
     }
 }
 
 /* The difference X - r of row i, and its squared length. */
-DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d;
-    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
-    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+    float *v = a->e + i * d;
+    t->ctx->k->axpy(1.0f, a->rest + i * d, v, d); /* X - r, r = - e */
+    a->row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
-   data. Every row has the same factor. Residuals without variance give no loss. */
-DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
-    int64_t n = t->w.batch.n;
-    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
-    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
-    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
-    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
-    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+/* What mean |r - X|^2 is divided by; 0: there is no loss. By the variance of the residuals auxk_alpha
+   means the same for all data. By the share of the dead a few of them weigh little. */
+DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
+    const dlrni_batch *b = &t->w.batch;
+    double share = (double)a->count / (double)dlrni_auxk_of(t);
+    share = share < 1 ? share : 1;
+    switch (t->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
+    case DLRNI_AUXK_SHARE: return 1 / share;
+    case DLRNI_AUXK_FVU: return b->total_variance / ((double)b->n * share);
+    case DLRNI_AUXK_PLAIN:
+    default: return 1;
+    }
+}
+
+/* Every row has the same factor. */
+DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                      dlrn_train_stats *stats) {
+    const int64_t n = t->w.batch.n;
+    const double over = dlrni_auxk_over(t, a);
+    const double factor = over > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * over) : 0;
+    const double loss = over > 0 ? dlrni_aux_mean_error(t, a) / over : 0;
+    stats->auxiliary_loss += loss;
+    stats->loss += t->cfg.auxk_alpha * loss;
+    for (int64_t i = 0; i < n; i++) a->row[i].factor = (float)factor;
 }
 
 static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
                                            dlrni_auxk_finish};
+
+/* ---- Inactive features are lifted towards their threshold (cfg.pre_act) ----
+   pre_act mean_i sum_j |atom_j| ReLU(threshold_j - p_ij), of dead features or of all: it touches
+   nearly every number of a matrix [n][F]. But below the threshold the sum over rows is linear in p,
+   and so that over all rows follows from the sum of xc. The few entries above the threshold are in
+   the lists, and are taken back. */
+
+/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
+DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
+    const int before = t->rules.dead_before;
+    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
+    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
+        return 0;
+    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+}
+
+/* Task: the sums of a few columns of xc. */
+DLRNI_INTERNAL void dlrni_sum_columns(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const int64_t d = t->dict->d_in, from = task * DLRNI_GROUP;
+    const int64_t end = dlrni_min(from + DLRNI_GROUP, d);
+    (void)worker;
+    for (int64_t c = from; c < end; c++) t->w.input_sum[c] = 0;
+    for (int64_t i = 0; i < t->w.batch.n; i++)
+        for (int64_t c = from; c < end; c++) t->w.input_sum[c] += (double)t->w.batch.xc[i * d + c];
+}
+
+/* sum_i ReLU(threshold - p_if) without the entries of the lists: as if no row were above the
+   threshold. */
+DLRNI_INTERNAL double dlrni_below_all(const dlrn_trainer *t, int64_t f) {
+    const dlrn_dictionary *dict = t->dict;
+    const double n = (double)t->w.batch.n;
+    const float *w = dict->param[DLRN_ENCODER] + f * dict->d_in;
+    double p = n * (double)dict->param[DLRN_ENCODER_BIAS][f];
+    for (int64_t c = 0; c < dict->d_in; c++) p += (double)w[c] * t->w.input_sum[c];
+    return n * (double)dict->param[DLRN_THRESHOLD][f] - p;
+}
+
+/* Task: sum_i ReLU(threshold - p_if) of the features of one group of the wave in memory. */
+DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t group = c->first + task, f0 = group * DLRNI_GROUP;
+    double *below = t->w.below + f0;
+    (void)worker;
+    for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
+        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+    for (int64_t s = 0; s < c->stretches; s++) {
+        const dlrni_list *list = &c->lists[s * c->groups + group];
+        for (int64_t p = 0; p < list->count; p++) {
+            const int64_t j = dlrni_key_feature(list->key[p]);
+            const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
+            const double over =
+                (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
+            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+        }
+    }
+}
+
+/* The loss pre_act of the batch. */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    const int64_t F = t->dict->features;
+    double sum = 0;
+    int64_t any = 0;
+    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
+    if (!any) return DLRN_OK;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
+    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
+        DLRNI_TRY(dlrni_load_wave(t, first));
+        dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
+    }
+    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    stats->pre_act_loss = sum / t->cfg.pre_act;
+    stats->loss += sum;
+    return DLRN_OK;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
@@ -21176,15 +22050,15 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
-    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
+    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
     if (dlrni_sums_chunk(&g, 4) > 12) {
         for (int64_t j = 0; j < g.n_out; j++)
-            k->dots(atom + j * d, d, base, d, v->row + g.start[j], g.end[j] - g.start[j],
+            k->dots(atom + j * d, d, base, ld, v->row + g.start[j], g.end[j] - g.start[j],
                     slope + g.start[j]);
         return;
     }
@@ -21194,7 +22068,7 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
         dlrni_sums_advance(g.n_out, g.end, g.idx, r0 + rows, from, to);
         for (int64_t o = 0; o < g.n_out; o += DLRNI_GROUP) {
             int64_t width = dlrni_min(DLRNI_GROUP, g.n_out - o);
-            k->dots_nt(rows, width, d, base + r0 * d, d, atom + o * d, d, tile, DLRNI_GROUP);
+            k->dots_nt(rows, width, d, base + r0 * ld, ld, atom + o * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
                 for (int64_t p = from[o + j]; p < to[o + j]; p++)
                     /* the entries of output o + j on these rows, from .. to */
@@ -21218,6 +22092,15 @@ DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *
     return by_value + slope * norm;
 }
 
+/* multi_top_k: entry p, with the value f, in the second reconstruction. sparsify's backward pass
+   drops the gradient to the encoder. */
+DLRNI_INTERNAL double dlrni_second_slope(const dlrn_trainer *t, dlrni_visit *v, int64_t p,
+                                         float f) {
+    const float c = t->w.batch.c2[v->row[p]];
+    v->coef2[p] = f * c;
+    return f > 0 && !t->cfg.compat ? (double)(c * v->slope2[p]) : 0;
+}
+
 /* The entries of feature j where a value is its pre-activation: ReLU, top-k of either sign. */
 DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
                                        const float *c) {
@@ -21229,8 +22112,12 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         int64_t i = v->row[p];
         /* an entry that is off: zero_picks */
         float f = v->val[p] > 0 || signs ? v->val[p] * unrank : 0;
-        v->coef[p] = f * c[i];
-        v->slope[p] = (float)dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), (double)f);
+        const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
+        double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
+        slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
+        v->coef[p] = inner ? f * c[i] : 0;
+        if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
+        v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
     }
     v->scalar[DLRN_ENCODER_BIAS][j] += bias;
@@ -21240,6 +22127,15 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
 /* Whether u is within half a bandwidth of a threshold. */
 DLRNI_INLINE int dlrni_is_near(const dlrn_trainer *t, double u, double threshold) {
     return fabs(u - threshold) < t->cfg.bandwidth / 2;
+}
+
+/* pre_act: dlrni_lift_feature takes all rows for rows below the threshold; an entry p that is above
+   it is taken back here. Returns the share of its slope. */
+DLRNI_INTERNAL double dlrni_not_below(dlrni_visit *v, int64_t j, double p, double threshold,
+                                      double weight) {
+    if (!(p > threshold)) return 0;
+    v->scalar[DLRN_THRESHOLD][j] -= weight;
+    return weight;
 }
 
 /* The entries of feature j of a jump: f = p where p > threshold, otherwise 0. The derivative of a
@@ -21253,6 +22149,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
+    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -21266,6 +22163,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         if (on) slope = df;
         if (near && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
+        if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
         v->coef[p] = (float)f * c[i];
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
@@ -21290,7 +22188,7 @@ DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
         const double pi = (double)v->val[p], u = pi - gate;
-        const float f = dlrni_trained_value(t, at, v->val[p]);
+        const float f = dlrni_trained_value(t, i, at, v->val[p]);
         const double df = f > 0 ? (double)(c[i] * v->slope[p]) : 0;
         double by_pi = dlrni_value_slope(t, v, j, i, (double)(c2[i] * v->slope2[p]), pi);
         v->scalar[DLRN_VALUE_BIAS][j] += df;
@@ -21329,7 +22227,9 @@ DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit 
 DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
-    const dlrni_sums out = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row};
+    const int64_t ld = t->w.batch.e_ld;
+    const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                            v->at + j0 + 1, v->row, ld,       d};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
     dlrni_visit_dots(t, v, j0, j1, base, v->slope);
@@ -21359,7 +22259,8 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
         dlrni_visit_level(t, v, j0, j1, level);
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
-    const dlrni_sums in = {v->width, t->dict->d_in, v->first, v->rows, v->at, v->at + 1, v->row};
+    const int64_t d = t->dict->d_in;
+    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -21482,6 +22383,21 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
+   are not are already taken back. */
+DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const int64_t f = v->f0 + j, d = t->dict->d_in;
+    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    float *encoder = v->sum[DLRN_ENCODER] + j * d;
+    if (!(weight > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
+    v->lift[j] -= weight * n;
+    v->scalar[DLRN_THRESHOLD][j] += weight * n;
+    /* the weight is in proportion to the norm */
+    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+}
+
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
    - sum_j lift_j w_j, with the weights before the update, and lift the sum of the slopes over rows.
    The parts are added later in order, so that tasks and threads do not matter. */
@@ -21502,6 +22418,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
                               v->sum[DLRN_ENCODER] + j * d, &more);
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
+            dlrni_lift_feature(t, v, j);
             dlrni_norm_gradient(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
@@ -21537,24 +22454,39 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave of the step: as many groups at a time as the auxiliary sums have room for.
-   Several groups go through the rows together if the rows do not stay in a cache from one group to
-   the next (several stretches), or if each group uses nearly all of them. */
-DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+/* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
+   through the rows together if the rows do not stay in a cache from one group to the next (several
+   stretches), or if each group uses nearly all of them. */
+DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
-    dlrni_encoding *c = &t->w.codes;
-    dlrni_visit count; /* only measured */
+    const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
+    u->first = first;
+    u->end = first + c->wave;
+    return DLRN_OK;
+}
+
+/* Scratch for the tasks on the groups u->first .. u->end. */
+DLRNI_INTERNAL dlrn_status dlrni_update_scratch(dlrni_update *u) {
+    dlrni_visit count; /* only measured */
+    u->entries = dlrni_update_max(u);
+    return dlrni_need_scratch(&u->t->w.codes, dlrni_visit_carve(u, NULL, &count));
+}
+
+/* One wave of the step: as many groups at a time as the auxiliary sums have room for. */
+DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+    dlrn_trainer *t = u->t;
+    dlrni_encoding *c = &t->w.codes;
+    DLRNI_TRY(dlrni_update_begin(u, first));
     for (u->first = first; u->first < first + c->wave; u->first = u->end) {
         /* what is wanted; the auxiliary sums may lower it */
         u->end = first + c->wave;
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
-        u->entries = dlrni_update_max(u);
-        DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
+        DLRNI_TRY(dlrni_update_scratch(u));
         /* all memory is there. From here on, an interruption would leave the weights half
            updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
@@ -21599,6 +22531,35 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
+/* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
+   forward pass. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_adam *adam,
+                                                   float *const *out) {
+    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
+    for (int64_t first = 0; first < t->w.codes.groups; first += t->w.wave)
+        DLRNI_TRY(dlrni_update_wave(&u, first));
+    return DLRN_OK;
+}
+
+/* All features of all parts; with `keep`, their gradients go to where each part keeps them. Scratch
+   for all parts comes before any weight is written, so that a lack of memory leaves the step to be
+   repeated (except where the lists of a part take several waves). */
+DLRNI_INTERNAL dlrn_status dlrni_backward_parts(dlrn_trainer *t, const dlrni_adam *adam, int keep) {
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_update u = {t->part[i], adam, NULL, 0, 0, 1, 0};
+        DLRNI_TRY(dlrni_update_begin(&u, 0));
+        DLRNI_TRY(dlrni_update_scratch(&u));
+    }
+    for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) {
+        dlrn_trainer *part = t->part[i];
+        s = dlrni_backward_features(part, adam, keep ? part->w.gradient : NULL);
+        if (part->stage == DLRNI_UPDATING) t->stage = DLRNI_UPDATING;
+        part->stage = DLRNI_READY;
+    }
+    return s;
+}
+
 /* to [skip_rows][d_in] (+)= the sum over n rows from `row` on of c_i e_i z_i^T; e [.][d_out]. */
 DLRNI_INTERNAL dlrn_status dlrni_skip_run(dlrn_trainer *t, const float *e, const float *c,
                                           int64_t row, int64_t n, int beta, float *to) {
@@ -21641,14 +22602,13 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
 }
 
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
-   wanted). Waves come in the same order as in the forward pass. */
+   wanted). */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
     if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave)
-        DLRNI_TRY(dlrni_update_wave(&u, first));
+    DLRNI_TRY(t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
+                      : dlrni_backward_features(t, adam, out));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
@@ -21986,6 +22946,7 @@ DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
     r->atoms = DLRNI_ATOMS_FREE;
     r->weights = DLRNI_WEIGHTS_TIED;
     r->atom_norm = 0.1;
+    r->atoms_of_cube = 1;
     r->warmup_from_one = 1;
     r->dead_before = r->dead_after_more = 1;
 }
@@ -22135,6 +23096,7 @@ DLRNI_INTERNAL void dlrni_set_cc_norm(dlrn_train_config *cfg, dlrni_rules *r) {
     r->weigh = DLRN_RANK_LAYER_NORMS;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -22147,6 +23109,7 @@ DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules
     r->k_rule = DLRNI_K_FROM_START;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 /* What Llamascopium's trainers share. */
@@ -22696,10 +23659,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "sparsity: a penalty on L0 needs a recipe with thresholds");
     DLRNI_REQUIRE_IN(ctx, place, cfg->d_in % cfg->layers == 0 && cfg->d_out % cfg->layers == 0,
                      "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !cfg->multi_top_k || rules->select == DLRN_SELECT_TOP_K,
+                     "multi_top_k: needs a recipe that keeps the k best of a row");
     DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
                      "loss: nested groups need squared");
-    DLRNI_REQUIRE_IN(ctx, place,
-                     !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+    DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
@@ -23068,6 +24032,383 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
     return s;
 }
 
+DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t);
+DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t);
+
+/* ------------------------------------------------------------------------------------------ */
+// >>composite
+/* Training a dictionary with parts, a cross-layer transcoder: a trainer of the whole, and one of
+   each part (dlrn_trainer.part).
+
+       x  | layer 0 | layer 1 | layer 2 |        each part encodes its window of x into its own
+               |         |         |             lists, and adds its atoms to its window of e
+             part 0    part 1    part 2
+               |         |         |
+       e  |-- 0 .. 2 --------------------|       the whole has the rows' targets, errors and losses,
+                    |-- 1 .. 2 ----------|       the output bias, and the counters of all features
+                              |-- 2 -----|
+
+   Backward, the parts' visits read their windows of e as the base of their sums. The gradient is
+   clipped over all parts. */
+
+/* The windows of a part in the rows of a batch. */
+typedef struct dlrni_window_job {
+    dlrn_trainer *t; /* of the part                                            */
+    const float *x;  /* rows of the whole, x_ld apart, from the part's window on */
+    int64_t x_ld;
+} dlrni_window_job;
+
+/* Rows i0 .. the return value: a block. */
+DLRNI_INTERNAL int64_t dlrni_block_end(const dlrn_trainer *t, int64_t block) {
+    return dlrni_min((block + 1) * DLRNI_BLOCK, t->w.batch.n);
+}
+
+/* Task: x_hat of some rows before the parts' atoms. */
+DLRNI_INTERNAL void dlrni_begin_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const int64_t i0 = block * DLRNI_BLOCK;
+    (void)worker;
+    dlrni_begin_rows(t, i0, dlrni_block_end(t, block) - i0, t->w.batch.e + i0 * t->dict->d_out);
+}
+
+/* Task: errors and losses of some rows, whose x_hat is complete. */
+DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(t, block); i++) dlrni_error_row(t, i);
+}
+
+/* Task: a part's windows of some rows. */
+DLRNI_INTERNAL void dlrni_window_block(void *arg, int64_t block, int worker) {
+    const dlrni_window_job *j = (const dlrni_window_job *)arg;
+    const int64_t d = j->t->dict->d_in;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(j->t, block); i++)
+        memcpy(j->t->w.batch.xc + i * d, j->x + i * j->x_ld, (size_t)d * sizeof(float));
+}
+
+/* A part before its encoding: its input, its windows of the whole's arrays, and its view. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const float *x) {
+    dlrn_trainer *p = t->part[i];
+    dlrni_batch *b = &p->w.batch;
+    const dlrni_batch *all = &t->w.batch;
+    const dlrn_part *part = &t->dict->part[i];
+    dlrni_window_job job = {p, x + part->in_at, t->dict->d_in};
+    p->step = t->step;
+    p->anneal = t->anneal;
+    DLRNI_TRY(dlrni_batch_room(p, all->n));
+    b->e = all->e + part->out_at;
+    b->e_ld = t->dict->d_out;
+    b->level = all->level ? all->level + part->out_at : NULL;
+    b->c = all->c;
+    b->one = all->one;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(all->n, DLRNI_BLOCK), dlrni_window_block, &job);
+    dlrni_input(p->dict, b->xc, all->n, b->xc);
+    dlrni_update_view(p);
+    return DLRN_OK;
+}
+
+/* x_hat and errors of all rows: the output bias, then the parts in order, as decoding has them. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
+    const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
+    dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
+    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    t->w.nnz = t->w.candidates = 0;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_reconstruct(t->part[i]));
+        t->w.nnz += t->part[i]->w.nnz;
+        t->w.candidates += t->part[i]->w.candidates;
+    }
+    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
+    return DLRN_OK;
+}
+
+/* The penalty: the mean over the parts of theirs. */
+DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_work *w = &t->part[i]->w;
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        own.l0 = (double)w->nnz / (double)w->batch.n;
+        DLRNI_TRY(dlrni_penalty(t->part[i], &own));
+        w->weight /= (double)t->n_parts;
+        stats->penalty = own.penalty;
+        stats->sparsity_loss += own.sparsity_loss / (double)t->n_parts;
+    }
+    stats->loss += stats->penalty * stats->sparsity_loss;
+    return DLRN_OK;
+}
+
+/* The trainer of part i. Its settings are the whole's, by its sizes. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
+    const dlrn_part *part = &t->dict->part[i];
+    dlrn_trainer *p = t->part[i] = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer, 1);
+    if (!p) return DLRN_ERR_MEMORY;
+    p->ctx = t->ctx;
+    p->cfg = t->cfg;
+    p->cfg.layers = 1;
+    p->cfg.d_in = part->dict->d_in;
+    p->cfg.d_out = part->dict->d_out;
+    p->cfg.features = part->dict->features;
+    p->rules = t->rules;
+    p->recipe = t->recipe;
+    p->whole = t;
+    p->dict = part->dict;
+    p->steering.factor = 1;
+    p->since_fired = t->since_fired + part->feature_at;
+    p->w.silent = t->w.silent + part->feature_at;
+    DLRNI_TRY(dlrni_trainer_alloc(p));
+    p->w.budget = dlrni_max(t->w.budget / t->n_parts, 1);
+    return DLRN_OK;
+}
+
+/* A trainer for each part, once the whole has its counters. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
+    t->part = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer *, t->dict->n_parts);
+    if (!t->part) return DLRN_ERR_MEMORY;
+    t->n_parts = t->dict->n_parts;
+    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_part_trainer(t, i));
+    return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>starts
+/* What training starts from: new weights as the recipe's library draws them, or those of a
+   dictionary. */
+
+/* How many features are kept per row: k of the whole's selection, or of its parts'. */
+DLRNI_INTERNAL int64_t dlrni_kept(const dlrn_dictionary *dict) {
+    return dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
+}
+
+/* The formulas of a cross-layer transcoder that a recipe trains, all but the scales: each part
+   keeps its k best, or the whole does. */
+DLRNI_INTERNAL void dlrni_set_part_formulas(dlrn_dictionary *dict, const dlrni_rules *rules,
+                                            int64_t k) {
+    const int over_all = rules->select == DLRN_SELECT_BATCH_TOP_K;
+    const int in_each = rules->select != DLRN_SELECT_ALL && !over_all;
+    dict->formula.select = over_all ? rules->select : DLRN_SELECT_ALL;
+    dict->formula.k = over_all ? k : 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_formula *f = &dict->part[i].dict->formula;
+        f->gate = rules->gate == DLRN_GATE_JUMP_SIGNED ? DLRN_GATE_JUMP : rules->gate;
+        f->rank = rules->rank;
+        f->select = in_each ? rules->select : DLRN_SELECT_ALL;
+        f->k = in_each ? k : 0;
+    }
+}
+
+/* The thresholds of a dictionary whose ranks were others: they are compared with p times a norm
+   now. The logarithm of one below 0 cannot be trained. */
+DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_rules *rules) {
+    const dlrn_rank old = dict->formula.rank;
+    float *threshold = dict->param[DLRN_THRESHOLD];
+    const float min = 1e-6f;
+    for (int64_t f = 0; threshold && f < dict->features; f++) {
+        double norm = 1;
+        if (old != rules->rank && rules->rank != DLRN_RANK_VALUE)
+            norm *= dlrni_layered_norm(dict, rules->rank, f);
+        if (old != rules->rank && old != DLRN_RANK_VALUE) norm /= dlrni_layered_norm(dict, old, f);
+        if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
+        if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
+    }
+    dict->formula.rank = rules->rank;
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
+    if (dict->n_parts)
+        dlrni_set_part_formulas(dict, rules, cfg->k);
+    else
+        dlrni_adopt_thresholds(dict, rules);
+}
+
+/* Where nested groups end, ends [DLRN_GROUPS_MAX]; returns how many there are. */
+DLRNI_INTERNAL int64_t dlrni_group_ends(const dlrn_train_config *cfg, int64_t *ends) {
+    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
+    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    int64_t end = 0, count = 0;
+    for (int64_t g = 0; g < n; g++) {
+        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
+        /* the fractions of a small F may be 0: no group */
+        if (end > (count ? ends[count - 1] : 0)) ends[count++] = end;
+    }
+    return count;
+}
+
+/* The sizes of nested groups, for the files of the dictionary. */
+DLRNI_INTERNAL dlrn_status dlrni_set_group_sizes(dlrn_dictionary *dict,
+                                                 const dlrn_train_config *cfg) {
+    int64_t ends[DLRN_GROUPS_MAX];
+    const int64_t n = dlrni_group_ends(cfg, ends);
+    dlrn_free(dict->ctx, dict->group_sizes);
+    dict->n_groups = 0;
+    dict->group_sizes = DLRNI_NEW(dict->ctx, int64_t, n);
+    if (!dict->group_sizes) return DLRN_ERR_MEMORY;
+    for (int64_t g = 0; g < n; g++) dict->group_sizes[g] = ends[g] - (g ? ends[g - 1] : 0);
+    dict->n_groups = n;
+    return DLRN_OK;
+}
+
+/* What a recipe's dictionary has beside its family's: thresholds of parts, a skip. */
+DLRNI_INTERNAL dlrn_status dlrni_add_parameters(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts && rules->gate == DLRN_GATE_JUMP_SIGNED; i++)
+        DLRNI_TRY(dlrni_param_alloc(dict->part[i].dict, DLRN_THRESHOLD));
+    if (cfg->skip != DLRN_ON) return DLRN_OK;
+    dict->skip_rows = dict->d_out;
+    return dlrni_param_alloc(dict, DLRN_SKIP);
+}
+
+/* A dictionary of the shape and the formula that the recipe trains; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
+    desc.family = recipe->info.family;
+    desc.d_in = cfg->d_in;
+    desc.d_out = cfg->d_out;
+    desc.features = cfg->features;
+    desc.k = cfg->k;
+    desc.layers = cfg->layers;
+    DLRNI_TRY(dlrni_dictionary_described(ctx, dlrni_family_named(desc.family), &desc, out));
+    dlrn_dictionary *dict = *out;
+    dict->formula.center = cfg->center == DLRN_ON && dict->d_in == dict->d_out && !dict->n_parts
+                               ? DLRN_CENTER_OUTPUT_BIAS
+                               : DLRN_CENTER_NONE;
+    dict->formula.rank = dict->n_parts ? DLRN_RANK_VALUE : rules->rank;
+    dict->layout = recipe->info.layout;
+    dlrn_status s = dlrni_add_parameters(dict, cfg, rules);
+    if (dict->n_parts) dlrni_set_part_formulas(dict, rules, cfg->k);
+    /* k of a part: of its own features */
+    if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
+        s = dlrni_check_k(ctx, cfg->k,
+                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(dict);
+    *out = NULL;
+    return s;
+}
+
+/* What is drawn for each feature (dlrni_weights). */
+typedef struct dlrni_first_job {
+    dlrni_start_job start; /* the first member: tasks get its address */
+    const dlrni_rules *rules;
+    int tied; /* 1: encoder rows are copies of atoms */
+    float in_bound, out_bound;
+} dlrni_first_job;
+
+/* Scales a row [n] to a length; a row of 0 has no direction. */
+DLRNI_INTERNAL void dlrni_set_length(const dlrni_kernel_table *k, float *row, int64_t n,
+                                     double length) {
+    const float norm = sqrtf(k->dot(row, row, n));
+    if (norm > 0) k->scale(row, (float)length / norm, n);
+}
+
+/* Atom j [d_out], after its encoder row. */
+DLRNI_INTERNAL void dlrni_first_atom(const dlrni_first_job *job, dlrn_rng *rng,
+                                     const float *encoder, float *atom) {
+    const dlrni_rules *r = job->rules;
+    const dlrn_dictionary *dict = job->start.dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const int64_t d = dict->d_out;
+    const int64_t layers = r->weights == DLRNI_WEIGHTS_LAYERS ? dict->layers : 1,
+                  width = d / layers;
+    if (r->weights == DLRNI_WEIGHTS_ENCODER) {
+        /* those of transcoders, whose norms are free, start at 0 */
+        memset(atom, 0, (size_t)d * sizeof *atom);
+        if (r->atoms == DLRNI_ATOMS_FREE || d != dict->d_in) return;
+        memcpy(atom, encoder, (size_t)d * sizeof *atom);
+        dlrni_set_length(k, atom, d, 1);
+        return;
+    }
+    const int uniform = r->weights == DLRNI_WEIGHTS_UNIFORM;
+    for (int64_t i = 0; i < d; i++)
+        atom[i] = uniform || r->atoms_of_cube
+                      ? job->out_bound * (2.0f * dlrn_rng_uniform(rng) - 1.0f)
+                      : dlrn_rng_normal(rng);
+    for (int64_t l = 0; l < layers && !uniform; l++)
+        dlrni_set_length(k, atom + l * width, width, r->atom_norm);
+}
+
+/* Task: feature j, from a random stream of its own (dlrni_start_feature). */
+DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
+    const dlrni_first_job *job = (const dlrni_first_job *)arg;
+    const dlrni_rules *r = job->rules;
+    dlrn_dictionary *dict = job->start.dict;
+    const int64_t d = dict->d_in, d_out = dict->d_out;
+    float *encoder = dict->param[DLRN_ENCODER] + j * d;
+    float *atom = dict->param[DLRN_DECODER] + j * d_out;
+    dlrn_rng rng = {job->start.seed, (uint64_t)(job->start.first + j), 0};
+    (void)worker;
+    for (int64_t i = 0; i < d; i++)
+        encoder[i] = job->in_bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    dlrni_first_atom(job, &rng, encoder, atom);
+    if (job->tied) memcpy(encoder, atom, (size_t)d * sizeof *encoder);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role] || shape->rows != 'F' || shape->cols != '1') continue;
+        const double threshold =
+            r->new_threshold > 0 ? r->new_threshold : job->start.family->threshold;
+        dict->param[role][j] = role == DLRN_THRESHOLD ? (float)threshold : 0;
+    }
+}
+
+/* Draws the features of a dictionary, or of a part of a whole whose rows have d_out numbers. */
+DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
+                                     int64_t first, int64_t d_out, int is_part) {
+    const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
+    const int64_t by = is_part ? dict->features : dict->d_in;
+    dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
+                           rules,
+                           copies && dict->d_in == dict->d_out,
+                           1.0f / sqrtf((float)by),
+                           1.0f / sqrtf((float)d_out)};
+    dlrn_parallel_for(dict->ctx, dict->features, dlrni_first_feature, &job);
+}
+
+/* New random weights, as the recipe's library draws them. Skips start at 0. */
+DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                             dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, rules, out));
+    dlrn_dictionary *dict = *out;
+    const int64_t d = dict->d_out;
+    if (dict->param[DLRN_SKIP])
+        memset(dict->param[DLRN_SKIP], 0, (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+    if (rules->weights == DLRNI_WEIGHTS_FAMILY) {
+        dlrni_draw_features(dict, cfg->seed, dlrni_start_feature);
+        return DLRN_OK;
+    }
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+    return DLRN_OK;
+}
+
+/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
+DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
+    if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
+    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
+    const int64_t F =
+        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+    /* the configuration's k replaces the dictionary's */
+    if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
+    if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
+    /* dlrn_dictionary_create checks it for a new one */
+    dlrn_status s = dlrni_check_k(ctx, cfg->k, F);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that performs it. For its states see room training. A trainer
@@ -23077,17 +24418,24 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return; /* so that failed creations need no test */
     dlrni_work *w = &t->w;
+    for (int64_t i = 0; t->part && i < t->n_parts; i++) dlrn_trainer_destroy(t->part[i]);
+    dlrn_free(t->ctx, t->part);
+    if (t->whole) { /* windows of its owner's arrays */
+        t->since_fired = w->silent = NULL;
+        w->batch.level = NULL;
+        t->dict = NULL;
+    }
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_free(t->ctx, t->m[role]);
         dlrn_free(t->ctx, t->v[role]);
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
-                      w->output_grad, w->lowered,     w->norm,        w->unrank,
-                      w->skip_grad,   w->batch.own_z, w->batch.slopes,
-                      w->batch.xc,    w->batch.level, w->batch.e2,    w->aux.dead,
-                      w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
+    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
+                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
+                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
+                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
+                      w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -23101,8 +24449,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     /* signum has no second moments */
-    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM &&
-        !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM && !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
         return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
@@ -23124,8 +24471,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
     /* 0: every feature gets a full period before it counts as dead */
-    t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
-    w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (!t->whole) {
+        t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
+        w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    }
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
     /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
@@ -23134,13 +24483,17 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
         !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
         return DLRN_ERR_MEMORY;
     /* a part for each group, so that tasks need no lock */
-    w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
-    if (t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
+    w->center_part = DLRNI_NEW(ctx, float, (t->dict->n_parts ? 1 : w->codes.groups) * d);
+    const int atoms = t->dict->param[DLRN_DECODER] != NULL; /* none: its parts have them */
+    if (atoms && t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
+    if (atoms && t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
+    if (t->cfg.pre_act > 0 &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -23158,7 +24511,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                         : f->gate != family->formula.gate     ? "another gate"
                         : f->select != family->formula.select ? "another selection"
                         : f->standardise                      ? "standardised ranks"
-                        : init->n_parts                       ? "parts"
                                                               : NULL;
     const unsigned optional = DLRNI_BIT(DLRN_INPUT_BIAS) | DLRNI_BIT(DLRN_SKIP);
     for (int role = 0; role < DLRN_ROLE_COUNT && !found; role++)
@@ -23172,6 +24524,41 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                      init->family, found);
 }
 
+/* Whether part i of `init` is one that dlrni_alloc_layers makes, with thresholds where the recipe has
+   them. */
+DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
+    const dlrn_part *part = &init->part[i];
+    const dlrn_dictionary *own = part->dict;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const unsigned roles =
+        dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
+    const int is_jump =
+        own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+           own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
+           (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
+           own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
+}
+
+/* Whether a dictionary with parts is a cross-layer transcoder that this configuration trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
+                                                       const dlrn_train_config *cfg,
+                                                       const dlrni_rules *rules,
+                                                       const dlrn_dictionary *init) {
+    const int jumps = rules->gate == DLRN_GATE_JUMP_SIGNED;
+    int64_t i = 0;
+    int good = init->n_parts == cfg->layers && init->layers == cfg->layers;
+    while (good && i < init->n_parts && dlrni_is_trainable_part(init, i, jumps)) i++;
+    if (good && i == init->n_parts) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "dlrn_trainer_create: recipe %s: expected a cross-layer transcoder of %lld "
+                     "layers whose parts %s thresholds, found %lld parts%s",
+                     cfg->recipe, (long long)cfg->layers, jumps ? "have" : "have no",
+                     (long long)init->n_parts, good ? " that differ" : "");
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -23183,13 +24570,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->info.name, recipe->info.family, init->family);
-    DLRNI_TRY(dlrni_check_trainable_formula(ctx, init));
-    /* dictionaries of other libraries may have either; backward has no gradient for them */
-    double scale = init->formula.scale_out;
-    if (scale < 1 || scale > 1)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: expected a dictionary with scale_out 1, found %g",
-                         scale);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
+    DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
+                  ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
+                  : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -23211,54 +24596,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      "buffer of %lld with %lld",
                      (long long)cfg->d_in, (long long)cfg->d_out, (long long)src->d_in,
                      (long long)d_out);
-}
-
-/* New random weights, as the recipe's library draws them. */
-DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                             const dlrni_rules *rules,
-                                             const dlrn_dictionary_desc *desc,
-                                             dlrn_dictionary **out) {
-    DLRNI_TRY(dlrn_dictionary_create(ctx, desc, out));
-    dlrn_dictionary *dict = *out;
-    const int center = cfg->center == DLRN_ON && dict->d_in == dict->d_out;
-    dict->formula.center = center ? DLRN_CENTER_OUTPUT_BIAS : DLRN_CENTER_NONE;
-    dict->layers = cfg->layers;
-    (void)rules;
-    if (cfg->skip != DLRN_ON) return DLRN_OK;
-    dlrn_status s = dlrni_param_alloc(dict, DLRN_SKIP);
-    if (s == DLRN_OK) {
-        memset(dict->param[DLRN_SKIP], 0,
-               (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
-        return s;
-    }
-    dlrn_dictionary_destroy(dict);
-    *out = NULL;
-    return s;
-}
-
-/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
-DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
-                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
-    dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
-    desc.family = recipe->info.family;
-    desc.d_in = cfg->d_in;
-    desc.d_out = cfg->d_out;
-    desc.features = cfg->features;
-    desc.k = cfg->k;
-    desc.seed = cfg->seed;
-    if (!init) return dlrni_new_weights(ctx, cfg, rules, &desc, out);
-    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
-    /* the configuration's k replaces the dictionary's */
-    if (!(*out)->formula.k) return DLRN_OK;
-    (*out)->formula.k = cfg->k;
-    /* dlrn_dictionary_create checks it for a new one */
-    dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
-    if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
-    return s;
 }
 
 /* Creates a trainer around *dict, which it then owns: *dict becomes NULL. If it fails before that,
@@ -23283,10 +24620,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
-    t->dict->formula.rank = t->rules.rank;
+    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
+    if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -23309,7 +24647,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
     /* a family that does not select has k 0 */
-    cfg.k = dict->formula.k;
+    cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
     cfg.skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
@@ -23322,9 +24660,18 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
    The order matters for the counters: ghosts use those before the step; AuxK, the statistics and
    resampling those after it. */
 
-/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them.
-   With a bandwidth, lists reach half of it below each threshold, even below 0: the threshold's
-   gradient is estimated from those entries. */
+/* The floor of feature f's lists. With a bandwidth they reach half of it below the threshold, even
+   below 0: the threshold's gradient is estimated from those entries. The loss pre_act needs all
+   entries with p > threshold, also where the gate compares p norm. */
+DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
+    const float low = threshold - (float)(t->cfg.bandwidth / 2);
+    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    /* one ulp less: products of ranks are rounded */
+    return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
+}
+
+/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them. */
 DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
@@ -23340,8 +24687,7 @@ DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
             double norm = dlrni_layered_norm(t->dict, t->rules.rank, f);
             w->unrank[f] = norm > 0 ? (float)(1 / norm) : 0;
         }
-        if (w->lowered)
-            w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
+        if (w->lowered) w->lowered[f] = dlrni_lowered(t, f);
     }
 }
 
@@ -23354,6 +24700,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view.formula.select = t->rules.select;
     w->view.formula.rank = t->rules.rank;
     if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
+    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
     if (t->rules.gate == DLRN_GATE_GATED)
         /* the gate's pre-activations, without the values' scale */
         w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
@@ -23365,22 +24712,18 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
 
 /* Where the nested groups of this configuration end, and what each prefix weighs. */
 DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
-    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
     const dlrn_train_config *cfg = &t->cfg;
     dlrni_batch *b = &t->w.batch;
-    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    const double n = cfg->n_groups ? (double)cfg->n_groups : 5;
     double sum = 0;
-    int64_t end = 0;
     b->levels = 0;
     if (!t->rules.nested) return;
-    for (int64_t g = 0; g < n; g++) sum += cfg->group_weights[g];
-    for (int64_t g = 0; g < n; g++) {
-        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
-        /* the fractions of a small F may be 0: no group */
-        if (end == (b->levels ? b->level_end[b->levels - 1] : 0)) continue;
-        double weight = sum > 0 ? cfg->group_weights[g] : 1 / (double)n;
-        b->level_weight[b->levels] = t->rules.sum_of_groups ? 1 : weight / (double)n;
-        b->level_end[b->levels++] = end;
+    b->levels = dlrni_group_ends(cfg, b->level_end);
+    for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->group_weights[g];
+    for (int64_t g = 0; g < b->levels; g++) {
+        /* given groups are all there, so their weights are in order */
+        const double weight = sum > 0 ? cfg->group_weights[g] : 1 / n;
+        b->level_weight[g] = t->rules.sum_of_groups ? 1 : weight / n;
     }
 }
 
@@ -23400,24 +24743,29 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     if (t->cfg.loss == DLRN_LOSS_FVU)
         w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
     /* once for all waves, and kept for the gradients */
-    dlrni_input(t->dict, x, n, w->batch.xc);
+    if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
-    DLRNI_TRY(dlrni_reconstruct(t));
+    DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
     /* for the update, and for the caller */
     stats->lr = dlrni_learning_rate(t, t->step);
-    if (t->rules.select != DLRN_SELECT_ALL) stats->k = w->view.formula.k;
+    if (t->rules.select != DLRN_SELECT_ALL) stats->k = dlrni_k_at(t, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
     /* after l0, of which a penalty may be a function */
-    DLRNI_TRY(dlrni_penalty(t, stats));
+    DLRNI_TRY(t->part ? dlrni_penalty_of_parts(t, stats) : dlrni_penalty(t, stats));
     if (t->rules.gate == DLRN_GATE_GATED) {
         stats->auxiliary_loss = dlrni_mean(w->batch.error2, n);
         stats->loss += stats->auxiliary_loss;
     }
+    if (t->cfg.multi_top_k) {
+        stats->multi_top_k_loss = dlrni_mean(w->batch.error2, n);
+        stats->loss += stats->multi_top_k_loss / 8;
+    }
+    DLRNI_TRY(dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
@@ -23453,8 +24801,8 @@ DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
     for (int64_t f = 0; threshold && f < t->dict->features; f++)
         if (threshold[f] < 0) threshold[f] = 0, changed = 1;
     if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
-        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP),
-                          dlrni_scale_group, t);
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_scale_group,
+                          t);
         t->scaled = t->step + 1;
         changed = 1;
     }

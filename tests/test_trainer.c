@@ -145,7 +145,7 @@ TEST(targets_of_another_width) {
     for (int i = 0; i < N * OUT; i++) y[i] = wide[i / OUT * D + i % OUT] = rows_y[i];
     cfg.lr = 0.01;
     cfg.ghost_threshold = 0;
-    dlrn_dictionary_desc desc = {"AutoEncoder", D, OUT, F, 0, 3};
+    dlrn_dictionary_desc desc = {"AutoEncoder", D, OUT, F, 0, 3, 0};
     dlrn_dictionary *init[2] = {NULL, NULL};
     for (int k = 0; k < 2; k++) {
         desc.d_out = cfg.d_out = k ? D : OUT;
