@@ -5,6 +5,7 @@
 #define DICTLEARN_NAIVE_STEP
 #include "dictlearn.h"
 #include "tests/test.h"
+#include "tests/naive.h"
 
 static dlrn_context *open_context(const char *kernels, int threads) {
     dlrn_context_config cfg = {0};
@@ -349,8 +350,6 @@ TEST(picks_of_zero_pass_a_gradient) {
     dlrn_context_destroy(ctx);
 }
 
-/* ---- A naive step of a trainer ---- */
-
 static double *rows_x, *rows_y; /* of the naive step, in double */
 
 static void use_rows(const dlrni_naive *s, const float *x, const float *y) {
@@ -362,31 +361,6 @@ static void use_rows(const dlrni_naive *s, const float *x, const float *y) {
     CHECK(rows_x && rows_y);
     for (int64_t i = 0; i < in; i++) rows_x[i] = (double)x[i];
     for (int64_t i = 0; i < out; i++) rows_y[i] = (double)y[i];
-}
-
-/* The weights of a trainer into a naive one. */
-static void copy_weights(dlrni_naive *s, const dlrn_trainer *t) {
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t i = 0; s->p[role] && i < dlrni_naive_size(s, role); i++)
-            s->p[role][i] = (double)t->dict->param[role][i];
-}
-
-/* A naive trainer on n rows with the state of a trainer; moments are 0. */
-static dlrni_naive *naive_of(const dlrn_trainer *t, int64_t n) {
-    unsigned roles = 0;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        if (t->dict->param[role]) roles |= 1u << role;
-    dlrni_naive *s = dlrni_naive_open(t->ctx, &t->cfg, &t->rules, n, roles);
-    CHECK(s != NULL);
-    const dlrn_center center = t->dict->formula.center;
-    s->center = center == DLRN_CENTER_OUTPUT_BIAS  ? (int)DLRN_OUTPUT_BIAS
-                : center == DLRN_CENTER_INPUT_BIAS ? (int)DLRN_INPUT_BIAS
-                                                   : -1;
-    s->step = t->step;
-    s->threshold = t->dict->formula.threshold;
-    memcpy(s->silent, t->since_fired, (size_t)s->F * sizeof *s->silent);
-    copy_weights(s, t);
-    return s;
 }
 
 /* Numbers [n] as they should be, to a part of the largest. */
