@@ -10,6 +10,7 @@
    the start|: with it a step counts that was made at all. */
 #include "dictlearn.h"
 #include "tests/test.h"
+#include "tests/naive.h"
 
 /* A line of traces.txt. */
 typedef struct trace {
@@ -436,6 +437,51 @@ static outcome run(const trace *t, const char *kernels, int threads) {
     return o;
 }
 
+/* The same steps by the naive step, which the trainer's are compared with elsewhere. */
+static outcome run_naive(const trace *t) {
+    dlrn_trainer *trainer = NULL;
+    int64_t steps = 0, n = 0;
+    outcome o;
+    memset(&o, 0, sizeof o);
+    o.loss_off = o.rate_off = o.k_off = -1;
+    if (make_trainer(t, files, &trainer, &o) != DLRN_OK) {
+        fail(&o, "%s", dlrn_error(files));
+        return o;
+    }
+    float *x = read_rows(t->name, "x"), *y = read_rows(t->name, "y");
+    float *loss = read_array(t->name, "loss", &steps), *rate = read_array(t->name, "lr", &n);
+    float *k = read_array(t->name, "k", &n);
+    dlrni_naive *s = naive_of(trainer, 64);
+    const int64_t size = 64 * s->d_in;
+    double *both = malloc((size_t)(2 * size) * sizeof *both);
+    for (int step = 0; step < (int)steps && both; step++) {
+        dlrn_train_stats stats;
+        char label[16];
+        for (int64_t i = 0; i < size; i++) {
+            both[i] = (double)x[step * size + i];
+            both[size + i] = (double)(y ? y : x)[step * size + i];
+        }
+        stats.loss = dlrni_naive_step(s, both, both + size);
+        stats.lr = s->rate;
+        stats.k = s->k;
+        check_stats(&stats, step, loss, rate, k, &o);
+        snprintf(label, sizeof label, "%d", step + 1);
+        naive_exchange(s, trainer->dict, 1);
+        o.step = step + 1;
+        const double worst = compare_all(t, label, trainer->dict, o.parameter);
+        if (worst > 0) o.worst = o.after[step + 1] = worst;
+    }
+    dlrni_naive_close(s);
+    dlrn_trainer_destroy(trainer);
+    free(both);
+    free(x);
+    free(y);
+    free(loss);
+    free(rate);
+    free(k);
+    return o;
+}
+
 /* What is wrong with a run, in words; returns 1 if anything is. */
 static int is_off(const trace *t, const outcome *o, char *text, size_t size) {
     char more[256] = "";
@@ -481,6 +527,14 @@ static void check_trace(void) {
         CHECK_MSG(!*again.error && again.hash == o.hash, "other bits with %s, %d threads: %s",
                   kernels, threads, again.error);
     }
+}
+
+static void check_naive(void) {
+    char text[1024];
+    const outcome o = run_naive(current);
+    const int off = is_off(current, &o, text, sizeof text);
+    if (off && *current->why) SKIP(current->why);
+    CHECK_MSG(!off, "%s", text);
 }
 
 /* Each recipe has a trace, or a reason why not. */
@@ -558,6 +612,11 @@ int main(int argc, char **argv) {
         RUN(each_recipe_has_a_trace);
         for (int i = 0; i < n_traces; i++)
             if (traces[i].pack) current = &traces[i], test_run(current->name, check_trace);
+        for (int i = 0; i < n_traces; i++) {
+            char name[80];
+            snprintf(name, sizeof name, "%s_naive", traces[i].name);
+            if (traces[i].pack) current = &traces[i], test_run(name, check_naive);
+        }
         status = TEST_END();
     }
     dlrn_archive_close(packed);
