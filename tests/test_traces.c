@@ -59,6 +59,7 @@ static const struct {
               FIELD(clip, 'd'),
               FIELD(sparsity_warmup_steps, 'i'),
               FIELD(k, 'i'),
+              FIELD(k_fraction, 'd'),
               FIELD(k_anneal_steps, 'i'),
               FIELD(k_start, 'i'),
               FIELD(auxk_alpha, 'd'),
@@ -408,7 +409,11 @@ static dlrn_status make_trainer(const trace *t, dlrn_context *ctx, dlrn_trainer 
     if (t->has_rank) dict->formula.rank = t->rank;
     s = dlrn_trainer_create(ctx, &t->cfg, dict, NULL, out);
     dlrn_trainer_destroy(first);
-    if (s == DLRN_OK && t->has_rank) (*out)->rules.rank = (*out)->dict->formula.rank = t->rank;
+    if (s == DLRN_OK && t->has_rank) {
+        (*out)->rules.rank = (*out)->dict->formula.rank = t->rank;
+        dlrn_free(ctx, (*out)->w.unrank);
+        (*out)->w.unrank = NULL;
+    }
     if (s == DLRN_OK && t->has_weigh) (*out)->rules.weigh = t->weigh;
     return s;
 }
