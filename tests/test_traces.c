@@ -11,6 +11,8 @@
 #include "dictlearn.h"
 #include "tests/test.h"
 
+static const double LIMIT = 2e-4;
+
 /* A line of traces.txt. */
 typedef struct trace {
     char name[64];
@@ -18,7 +20,6 @@ typedef struct trace {
     char wrong[160]; /* a word of its line that cannot be read; "": none */
     dlrn_train_config cfg;
     const dlrn_recipe_info *recipe; /* NULL: none */
-    double limit;
     int upto, pack, losses;
     dlrn_rank rank, weigh; /* rule.rank, rule.weigh */
     int has_rank, has_weigh;
@@ -133,7 +134,6 @@ static int set_field(dlrn_train_config *cfg, const char *name, char *value) {
 
 static int set_word(trace *t, char *name, char *value) {
     if (!strcmp(name, "names")) return 1; /* the packer's */
-    if (!strcmp(name, "limit")) return (t->limit = strtod(value, NULL)) > 0;
     if (!strcmp(name, "upto")) return (t->upto = atoi(value)) > 0;
     if (!strcmp(name, "pack")) return (t->pack = atoi(value)) > 0;
     if (!strcmp(name, "losses")) return (t->losses = atoi(value)) > 0;
@@ -180,7 +180,6 @@ static void read_trace(char *line) {
     CHECK_MSG(sscanf(line, "%63s %63s%n", t->name, recipe, &at) == 2, "traces.txt: %s", line);
     for (int i = 0; dlrn_recipe(i); i++)
         if (!strcmp(dlrn_recipe(i)->name, recipe)) t->recipe = dlrn_recipe(i);
-    t->limit = 2e-4;
     t->upto = t->losses = 40;
     if (!strcmp(recipe, "-")) return;
     if (!t->recipe) snprintf(t->wrong, sizeof t->wrong, "no recipe %s", recipe);
@@ -298,7 +297,7 @@ static void fill(const trace *t, dlrn_dictionary *dict, outcome *o) {
 
 /* The distance of one array from theirs, if the pack has it. */
 static void compare(const trace *t, const char *label, const char *role, const float *ours,
-                    int64_t n, double *worst, char *parameter) {
+                    int64_t n, double *worst, char *worst_name) {
     char what[80];
     int64_t theirs_n = 0, one = 0;
     double off = 0;
@@ -312,7 +311,7 @@ static void compare(const trace *t, const char *label, const char *role, const f
             if (!(d <= off)) off = d; /* a NaN stays */
         }
         if (moved[0] > 0) off /= (double)moved[0];
-        if (!(off <= *worst)) *worst = off, snprintf(parameter, 48, "%s", role);
+        if (!(off <= *worst)) *worst = off, snprintf(worst_name, 48, "%s", role);
     }
     free(theirs);
     free(moved);
@@ -320,14 +319,14 @@ static void compare(const trace *t, const char *label, const char *role, const f
 
 /* All parameters of a dictionary against those that the pack has under a label. */
 static double compare_all(const trace *t, const char *label, dlrn_dictionary *dict,
-                          char *parameter_name) {
+                          char *worst_name) {
     parameter list[MAX_PARAMETERS];
     const float threshold = (float)dict->formula.threshold;
     const int count = list_parameters(dict, "", list);
     double worst = 0;
     for (int i = 0; i < count; i++)
-        compare(t, label, list[i].name, list[i].at, list[i].n, &worst, parameter_name);
-    compare(t, label, "one_threshold", &threshold, 1, &worst, parameter_name);
+        compare(t, label, list[i].name, list[i].at, list[i].n, &worst, worst_name);
+    compare(t, label, "one_threshold", &threshold, 1, &worst, worst_name);
     return worst;
 }
 
@@ -443,7 +442,7 @@ static outcome run(const trace *t, const char *kernels, int threads) {
 }
 
 /* What is wrong with a run, in words; returns 1 if anything is. */
-static int is_off(const trace *t, const outcome *o, char *text, size_t size) {
+static int is_off(const outcome *o, char *text, size_t size) {
     char more[256] = "";
     int at = 0;
     if (*o->error) {
@@ -459,12 +458,12 @@ static int is_off(const trace *t, const outcome *o, char *text, size_t size) {
         at += snprintf(more + at, sizeof more - (size_t)at, "; step %d: loss %.7g, expected %.7g",
                        o->loss_off, o->loss, o->their_loss);
     for (int n = 1; n < o->step; n++)
-        if (!(o->after[n] <= t->limit)) {
+        if (!(o->after[n] <= LIMIT)) {
             snprintf(more + at, sizeof more - (size_t)at, "; after %d steps %.1e", n, o->after[n]);
             break;
         }
     snprintf(text, size, "%s off by %.1e after %d steps%s", o->parameter, o->worst, o->step, more);
-    return !(o->worst <= t->limit) || o->rate_off >= 0 || o->k_off >= 0 || o->loss_off >= 0;
+    return !(o->worst <= LIMIT) || o->rate_off >= 0 || o->k_off >= 0 || o->loss_off >= 0;
 }
 
 /* A reason excuses parameters and losses; rates and k must be right even so. */
@@ -481,7 +480,7 @@ static void check_trace(void) {
     const char *best = "scalar";
     for (int i = 0; test_kernels(i); i++) best = test_kernels(i);
     const outcome o = run(current, "scalar", 1);
-    const int off = is_off(current, &o, text, sizeof text);
+    const int off = is_off(&o, text, sizeof text);
     if (off && is_excused(current, &o)) SKIP(current->why);
     CHECK_MSG(!off, "%s", text);
     CHECK_MSG(!*current->why, "holds now: take '# %s' away", current->why);
@@ -522,7 +521,7 @@ static void print_row(const trace *t) {
         return;
     }
     const outcome o = run(t, NULL, 0);
-    const int off = is_off(t, &o, text, sizeof text);
+    const int off = is_off(&o, text, sizeof text);
     if (off && is_excused(t, &o))
         verdict = "off", test_state.skipped++;
     else if (off || *t->why)
@@ -530,7 +529,7 @@ static void print_row(const trace *t) {
     else
         verdict = "ok", test_state.passed++;
     printf("%-4s %-29s %-21s %-20s %-17s %8.1e %8.0e", verdict, t->name,
-           t->recipe ? t->recipe->name : "?", library, o.parameter, o.worst, t->limit);
+           t->recipe ? t->recipe->name : "?", library, o.parameter, o.worst, LIMIT);
     if (off) printf("  %s", text);
     if (*t->why) printf(" (%s)", off ? t->why : "holds now: take the reason away");
     if (t->upto < 40) printf("  %d steps: then torch's random numbers choose", t->upto);
