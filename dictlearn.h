@@ -1551,12 +1551,13 @@ typedef struct dlrn_train_config {
                                       steps; 0: off                                           0 */
     double bandwidth;              /* width of the window around a threshold in which its gradient
                                       is estimated                                            0 */
-    double pre_act;     /* weight of the loss that lifts inactive features towards their threshold,
+    double pre_act;      /* weight of the loss that lifts inactive features towards their threshold,
                           mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|: of dead features, or of
                           all (Llamascopium's)                                                0 */
-    dlrn_switch center; /* ON: the output bias is subtracted from x first; recipes for
+    dlrn_switch rescale; /* ON: selections compare p |atom|, where the recipe does so; OFF: p ON */
+    dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
-    dlrn_switch skip;   /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
+    dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
     dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
                                  mean norm of sqrt(d); the dictionary holds the scales      OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
@@ -23190,27 +23191,12 @@ static const char *const dlrni_anneal_settings[] = {
     "anneal_end",       "anneal_updates",        NULL,
 };
 static const char *const dlrni_top_k_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "k_start",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "layers",
-    NULL,
+    "k",         "k_fraction",     "k_anneal_steps",       "k_start", "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "layers",  NULL,
 };
 static const char *const dlrni_matryoshka_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "groups",
-    "group_weights",
+    "k",         "k_fraction",     "k_anneal_steps",       "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "groups",     "group_weights",
     NULL,
 };
 static const char *const dlrni_jump_relu_settings[] = {
@@ -23236,23 +23222,25 @@ static const char *const dlrni_sl_jump_settings[] = {
     "lr_cycles",        NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
-    "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
-    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      NULL,
-};
-static const char *const dlrni_sl_nested_settings[] = {
     "k",
+    "k_fraction",
     "auxk_alpha",
     "auxk",
-    "auxk_by_group",
     "dead_steps",
     "threshold_beta",
     "threshold_start_step",
-    "groups",
+    "rescale",
     "center",
     "scale_rows",
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    NULL,
+};
+static const char *const dlrni_sl_nested_settings[] = {
+    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
+    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
+    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
@@ -23486,7 +23474,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.dead_rows = cfg.dead_steps = -1;
     cfg.threshold_start_step = -1;
     cfg.layers = 1;
-    cfg.center = DLRN_ON;
+    cfg.center = cfg.rescale = DLRN_ON;
     cfg.p_start = cfg.p_end = 1;
     cfg.anneal_start = cfg.anneal_end = -1;
     cfg.lr_end = -1;
@@ -23573,6 +23561,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(compat, 1)                                                                                   \
     X(auxk_by_group, 0)                                                                            \
     X(multi_top_k, 0)                                                                              \
+    X(rescale, 0)                                                                                  \
     X(center, 0)                                                                                   \
     X(skip, 0)                                                                                     \
     X(scale_rows, 0)
@@ -23675,13 +23664,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` changes them. */
+/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
     scratch.compat = cfg->compat;
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
+    if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
 }
 
 /* Steps that a recipe derives from the length of the run. */
