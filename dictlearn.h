@@ -1576,12 +1576,13 @@ typedef struct dlrn_train_config {
 typedef struct dlrn_train_stats {
     int64_t step;               /* the number of this step, from 0                          */
     int64_t rows;               /* rows of its batch                                        */
-    double loss;                /* what the step minimised: the sum of the four below, with
+    double loss;                /* what the step minimised: the sum of the five below, with
                                    their weights                                            */
     double reconstruction_loss; /* as cfg.loss says                                         */
     double sparsity_loss;       /* as cfg.sparsity or the recipe says, without its weight   */
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
     double pre_act_loss;        /* of cfg.pre_act, without its weight                       */
+    double multi_top_k_loss;    /* of cfg.multi_top_k, without its weight 1/8               */
     int64_t k;                  /* features kept per row in this step; 0: no such limit     */
     double l0;                  /* mean number of active features per row                   */
     double lr;                  /* rate of this step's update                               */
@@ -5484,6 +5485,20 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
+}
+
+/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. */
+DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, int64_t k,
+                                         dlrni_cut *heap) {
+    const dlrni_cut none = {0, INT32_MAX}; /* all of them */
+    int64_t n = c->kept[row];
+    if (n < k) return none;
+    memcpy(heap, c->best + row * c->dict->formula.k, (size_t)n * sizeof *heap);
+    while (n > k) { /* drops the worst */
+        heap[0] = heap[--n];
+        dlrni_heap_down(heap, n);
+    }
+    return heap[0];
 }
 
 /* The smallest value that a selection over the batch has kept; below 0: none. */
@@ -18571,8 +18586,12 @@ typedef struct dlrni_batch {
     int64_t levels, level_end[DLRN_GROUPS_MAX]; /* groups; where the features of each end    */
     double level_weight[DLRN_GROUPS_MAX];       /* of its loss                               */
     /* A second reconstruction: of a gate's values, or of more than k features. NULL: none. */
-    float *e2, *c2;        /* [n][d_out] its error; [n]                                          */
+    float *e2, *c2; /* [n][d_out] its error; [n]                                          */
+    /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
+    dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
+    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
     float *own_z, *slopes;
@@ -18581,23 +18600,36 @@ typedef struct dlrni_batch {
 
 /* What the auxiliary pass (room auxiliary) keeps per row. */
 typedef struct dlrni_aux_row {
-    float level;     /* ghosts: shift of the exponent; AuxK: value of the last feature kept   */
-    int32_t feature; /* AuxK: the last feature kept among equal values                        */
+    float bound;     /* ghosts: shift of the exponent; AuxK: rank of the last feature kept    */
+    int32_t feature; /* AuxK: the last feature kept among equal ranks                         */
     float factor;    /* the derivative with respect to the row's output is factor * aux.e     */
     double error;    /* the row's share of the auxiliary loss                                 */
 } dlrni_aux_row;
 
 /* The dead features of a batch: an auxiliary loss lets them predict what the others left over. */
 typedef struct dlrni_aux {
-    int64_t count;       /* number of dead features that have an auxiliary loss           */
-    int32_t *dead;       /* [F] these features, ascending                                 */
-    float *e;            /* [n][d_out] their output, then its distance from the residual  */
-    dlrni_aux_row *row;  /* [n]                                                        */
+    int64_t count; /* number of dead features that have an auxiliary loss                 */
+    int32_t *dead; /* [F] these features, ascending                                       */
+    /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
+       dead [from[l] .. from[l + 1]). */
+    int64_t losses, from[DLRN_GROUPS_MAX + 1];
+    float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
     int64_t e_cap, row_cap;
 } dlrni_aux;
+
+/* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that they
+   predict. */
+typedef struct dlrni_aux_loss {
+    const int32_t *dead; /* [count] ascending                */
+    int64_t count;
+    const float *rest; /* [n][d_out] x_hat - y, of the features so far */
+    float *e;          /* [n][d_out] as in dlrni_aux       */
+    dlrni_aux_row *row;
+} dlrni_aux_loss;
 
 /* What a step needs besides weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -18624,6 +18656,7 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
+    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -18779,6 +18812,7 @@ struct dlrn_trainer {
     dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
+    int has_scales;            /* 1: the dictionary came with its scales: scale_rows keeps them */
     int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
 };
 
@@ -18803,15 +18837,18 @@ typedef struct dlrni_visit {
    all (room auxiliary); these five functions say how they differ. */
 struct dlrni_auxiliary {
     int (*is_dead)(const dlrn_trainer *t, int64_t feature);
-    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
-       needs, and turns them into values. */
-    void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
+    /* pre [a->count]: the pre-activations of all its dead features on one row. Keeps what
+       `activate` needs, and turns them into values. rank [a->count]: scratch. */
+    void (*begin_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row, float *pre,
+                      float *rank);
     /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
        derivatives. */
-    void (*activate)(const dlrn_trainer *t, int64_t row, const int32_t *feature, int64_t n,
-                     float *f, float *df);
-    void (*end_row)(dlrn_trainer *t, int64_t row); /* aux.e: output -> distance; the row's error */
-    void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
+    void (*activate)(const dlrn_trainer *t, const dlrni_aux_row *row, const int32_t *feature,
+                     int64_t n, float *f, float *df);
+    /* a->e: output -> distance; the row's error */
+    void (*end_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row);
+    /* adds the loss to stats; sets every row's factor */
+    void (*finish)(const dlrn_trainer *t, const dlrni_aux_loss *a, dlrn_train_stats *stats);
 };
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
@@ -19237,12 +19274,21 @@ DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
-/* The value of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
+/* multi_top_k: whether an entry of row i is among the k best, which give x_hat; the others belong to
+   the second reconstruction only. */
+DLRNI_INLINE int dlrni_is_inner(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
+    const dlrni_cut *inner = t->w.batch.inner;
+    const dlrni_cut entry = {pre > 0 ? pre : 0, (int32_t)f};
+    return !inner || !dlrni_is_worse(&entry, &inner[i]);
+}
+
+/* The value on row i of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
    ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated feature
    they hold the gate's pre-activation. */
-DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t f, float pre) {
+DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
     float *const *param = t->dict->param;
     const float unrank = t->w.unrank ? t->w.unrank[f] : 1;
+    if (!dlrni_is_inner(t, i, f, pre)) return 0;
     if (t->rules.gate == DLRN_GATE_GATED) {
         float value = expf(param[DLRN_LOG_SCALE][f]) * (pre - param[DLRN_ENCODER_BIAS][f]) +
                       param[DLRN_VALUE_BIAS][f];
@@ -19258,7 +19304,7 @@ DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t f, float
 /* Whether values are other numbers than the lists' entries. */
 DLRNI_INTERNAL int dlrni_has_values(const dlrn_trainer *t) {
     return t->rules.gate == DLRN_GATE_GATED || t->rules.gate == DLRN_GATE_JUMP_SIGNED ||
-           t->rules.zero_picks || t->w.unrank;
+           t->rules.zero_picks || t->w.unrank || t->w.batch.inner;
 }
 
 /* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
@@ -19286,8 +19332,9 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     }
     if (!dlrni_has_values(t)) return b;
     b.val = (float *)(void *)(b.col + w->slab_max);
-    for (int64_t p = 0; p < b.at[b.rows]; p++)
-        b.val[p] = dlrni_trained_value(t, b.col[p], b.pre[p]);
+    for (int64_t i = 0; i < b.rows; i++)
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++)
+            b.val[p] = dlrni_trained_value(t, b.i0 + i, b.col[p], b.pre[p]);
     return b;
 }
 
@@ -19321,15 +19368,25 @@ DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64
     }
 }
 
-/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c. Distances of several
-   layers have a c each, so their derivatives go to `level`. */
+/* Whether the derivatives of a row are not c e: distances of several layers have a c each. */
+DLRNI_INTERNAL int dlrni_has_layer_slopes(const dlrn_trainer *t) {
+    return t->cfg.loss == DLRN_LOSS_NORM && t->dict->layers > 1;
+}
+
+/* The same, since the auxiliary loss adds its own. */
+DLRNI_INTERNAL int dlrni_is_attached(const dlrn_trainer *t) {
+    return t->rules.auxk_attached && t->rules.auxiliary && t->cfg.auxk_alpha > 0;
+}
+
+/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c; or its
+   derivatives, to `level`. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, layers = t->dict->layers, width = d / layers;
     float *e = b->e + i * d;
     double c, loss = 0;
     t->ctx->k->sub(e, b->y + i * d, e, d);
-    if (t->cfg.loss == DLRN_LOSS_NORM && layers > 1) {
+    if (dlrni_has_layer_slopes(t)) {
         float *to = b->level + i * d;
         memcpy(to, e, (size_t)d * sizeof *e);
         for (int64_t l = 0; l < layers; l++) {
@@ -19607,10 +19664,11 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     }
 }
 
-/* x_hat of some rows before their features: the output bias, and the skip's share. */
-DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, float *e) {
+/* x_hat of some rows before their features: the output bias, and the share of a skip (or NULL). */
+DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t i0, int64_t rows,
+                                     float *e) {
     const dlrn_dictionary *dict = t->dict;
-    const float *skip = dict->param[DLRN_SKIP], *bias = dict->param[DLRN_OUTPUT_BIAS];
+    const float *bias = dict->param[DLRN_OUTPUT_BIAS];
     const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
     for (int64_t o = 0; o < to; o += DLRNI_GROUP)
         t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
@@ -19621,23 +19679,35 @@ DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, int64_t i0, int64_t rows, 
     }
 }
 
-/* The second reconstruction of gated features: by the values of the gate, ReLU(pre). Its loss is a
-   squared distance. */
+/* The loss of a second reconstruction with the error e [d_out], and its c. Gated: a squared
+   distance. multi_top_k: fvu, with sparsify's weight 1/8. */
+DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, float *c) {
+    const double n = (double)t->w.batch.n, all = t->w.batch.total_variance;
+    const double square = (double)t->ctx->k->dot(e, e, t->dict->d_out);
+    const double over = t->w.batch.inner ? all / n : 1, weight = t->w.batch.inner ? 1.0 / 8 : 1;
+    *c = over > 0 ? (float)(2 * weight / (n * over)) : 0;
+    return over > 0 ? square / over : 0;
+}
+
+/* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
+   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
         b->rows, d,         f0,    dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
         b->at,   b->at + 1, b->col, d,
         d};
-    if (first) dlrni_begin_rows(t, b->i0, b->rows, e);
+    if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
+    /* zero_picks: entries that are off */
+    for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
     for (int64_t i = 0; last && i < b->rows; i++, e += d) {
         t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
-        batch->error2[b->i0 + i] = (double)t->ctx->k->dot(e, e, d);
-        batch->c2[b->i0 + i] = (float)(2.0 / (double)batch->n);
+        batch->error2[b->i0 + i] = dlrni_second_loss(t, e, &batch->c2[b->i0 + i]);
     }
 }
 
@@ -19653,7 +19723,7 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     const int first = c->first == 0, last = c->first + c->wave == c->groups;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
     float *e = batch->e + b.i0 * batch->e_ld;
-    if (first && !t->whole) dlrni_begin_rows(t, b.i0, b.rows, e);
+    if (first && !t->whole) dlrni_begin_rows(t, t->dict->param[DLRN_SKIP], b.i0, b.rows, e);
     /* e holds x_hat until the last wave: saves an array */
     dlrni_decode_levels(t, &b, f0, f0 + features, e);
     if (batch->e2) dlrni_decode_second(t, &b, first, last);
@@ -19671,13 +19741,14 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
 }
 
 /* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. */
+   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify counts
+   every pick as one, with multi_top_k the 4 k of a row. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
-    const int has_values = dlrni_has_values(t);
+    const int has_values = dlrni_has_values(t), picks = t->rules.zero_picks;
     /* what a silent batch adds */
     int64_t more = t->rules.counts_rows ? w->batch.n : 1;
     /* first count all as silent on this batch; the lists then correct that */
@@ -19687,10 +19758,11 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
-                if (has_values && !(dlrni_trained_value(t, f, list->val[p]) != 0))
-                    off++;
-                else
-                    w->silent[f] = 0;
+                int64_t i = dlrni_key_row(list->key[p]);
+                const int on =
+                    !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
+                if (on || picks) w->silent[f] = 0;
+                off += !on;
             }
         }
     w->nnz += dlrni_wave_entries(c) - off;
@@ -19723,6 +19795,24 @@ DLRNI_INTERNAL double dlrni_total_variance(const float *y, int64_t n, int64_t d)
     return dlrni_residual_variance(y, n, d) * (double)n;
 }
 
+/* Task: where the k best of the entries of a block of rows end. */
+DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n), k = dlrni_k_at(t, t->step);
+    dlrni_cut *heap = (dlrni_cut *)(void *)dlrni_scratch(c, worker);
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
+        t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
+}
+
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. */
+DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
+    const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
+    DLRNI_TRY(dlrni_need_scratch(&t->w.codes, bytes));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
+    return DLRN_OK;
+}
+
 /* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
@@ -19732,6 +19822,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
+        if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));
         dlrni_count_wave(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
@@ -19796,16 +19887,17 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
 /* Room for derivatives of their own: of prefixes, of layers, and of a second reconstruction. */
 DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
     dlrni_batch *b = &t->w.batch;
-    const int by_layer = t->dict->layers > 1 && t->cfg.loss == DLRN_LOSS_NORM;
-    const int attached = t->rules.auxk_attached && t->cfg.auxk_alpha > 0;
-    const int64_t arrays = b->levels > 1 ? b->levels - 1 : by_layer || attached, d = t->dict->d_out;
+    const int one = dlrni_has_layer_slopes(t) || dlrni_is_attached(t);
+    const int64_t arrays = b->levels > 1 ? b->levels - 1 : one, d = t->dict->d_out;
     const int second = t->rules.gate == DLRN_GATE_GATED || t->cfg.multi_top_k;
     int64_t size;
     if (!dlrni_mul(arrays * d, n, &size) ||
         (arrays && !DLRNI_GROW(t->ctx, &b->level, &b->level_cap, 0, size)) ||
-        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 1))))
+        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 3))))
         return DLRN_ERR_MEMORY;
     if (second) b->c2 = b->e2 + n * d;
+    /* two numbers of 4 bytes */
+    if (t->cfg.multi_top_k) b->inner = (dlrni_cut *)(void *)(b->c2 + n);
     b->z = b->xc;
     if (!t->dict->param[DLRN_SKIP]) return DLRN_OK;
     const int64_t run = dlrni_min(n, (int64_t)DLRNI_RUN * DLRNI_STRETCH);
@@ -19917,11 +20009,10 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the dead features' atoms, which are packed panel by
+/* out [rows][d_out] = f [rows][a->count] times the dead features' atoms, which are packed panel by
    panel, since they are scattered over the decoder. */
-DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
-                                     float *panel, float *out) {
-    const dlrni_aux *a = &t->w.aux;
+DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss *a, const float *f,
+                                     int64_t rows, float *panel, float *out) {
     int64_t d = t->dict->d_out;
     for (int64_t j = 0; j < d; j += DLRNI_GROUP)
         for (int64_t p = 0; p < a->count; p += DLRNI_GEMM_DEPTH) {
@@ -19945,61 +20036,116 @@ DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
-    int64_t forward = dlrni_aux_block(&t->w.aux) * t->w.aux.count;
+    int64_t forward = (dlrni_aux_block(&t->w.aux) + 1) * t->w.aux.count;
     int64_t backward = in + 2 * out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
-/* Task, forward: some rows against all dead features, in three steps: pre-activations, output,
-   distance. */
-DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out, max = dlrni_aux_block(a), r0 = block * max;
+/* Auxiliary loss number `loss` of the batch. */
+DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t loss) {
+    const dlrni_aux *a = &t->w.aux;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t width = b->n * t->dict->d_out;
+    dlrni_aux_loss one;
+    one.dead = a->dead + a->from[loss];
+    one.count = a->from[loss + 1] - a->from[loss];
+    /* the last is that of all features */
+    one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
+    one.e = a->e + loss * width;
+    one.row = a->row + loss * b->n;
+    return one;
+}
+
+/* Task, forward: some rows against the dead features of one loss, in three steps: pre-activations,
+   output, distance. */
+DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_auxiliary *block = t->rules.auxiliary;
+    const int64_t max = dlrni_aux_block(&t->w.aux), blocks = dlrni_ceil_div(t->w.batch.n, max);
+    const dlrni_aux_loss a = dlrni_aux_loss_at(t, task / blocks);
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out, r0 = task % blocks * max;
     int64_t rows = dlrni_min(max, t->w.batch.n - r0);
     float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
-    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
-    for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *rank = encoder + DLRNI_GROUP * d;
+    float *f = rank + a.count;
+    for (int64_t p = 0; p < a.count; p += DLRNI_GROUP) {
         /* a group at a time: the copies of its encoder rows stay in the second cache */
-        int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
-        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
-        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
-                      a->count);
+        int64_t count = dlrni_min(DLRNI_GROUP, a.count - p);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a.dead + p, count, d, encoder);
+        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a.dead + p, count, f + p,
+                      a.count);
     }
+    if (!a.count) return; /* nothing of this nested group is dead */
     /* the values replace the pre-activations in place */
-    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->begin_row(t, r0 + i, f + i * a->count);
-    dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
-    for (int64_t i = 0; i < rows; i++) t->rules.auxiliary->end_row(t, r0 + i);
+    for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
+    dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
+    for (int64_t i = 0; i < rows; i++) block->end_row(t, &a, r0 + i);
 }
 
 /* Allocates the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
+    int64_t d = t->dict->d_in + t->dict->d_out, rows = a->losses * t->w.batch.n;
     int64_t max = dlrni_min(DLRNI_AUX_SUMS, t->dict->features);
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
-    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, n * t->dict->d_out) ||
-        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, n))
+    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
+        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
     return dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t));
 }
 
-/* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
-   adds to stats->loss and sets each row's factor for backward. */
-DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+/* Finds the dead features, and which loss each belongs to. */
+DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
     const dlrni_auxiliary *block = t->rules.auxiliary;
+    const dlrni_batch *b = &t->w.batch;
     dlrni_aux *a = &t->w.aux;
     /* 0: backward has nothing to add */
     a->count = a->sums = 0;
-    for (int64_t f = 0; block && f < t->dict->features; f++)
-        if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
-    if (!a->count) return DLRN_OK; /* the usual case */
-    DLRNI_TRY(dlrni_aux_room(t));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, dlrni_aux_block(a)), dlrni_aux_rows_task,
-                      t);
-    block->finish(t, stats);
+    a->losses = b->levels && t->cfg.auxk_by_group ? b->levels : 1;
+    for (int64_t l = 0, f = 0; l < a->losses; l++) {
+        const int64_t end = a->losses > 1 ? b->level_end[l] : t->dict->features;
+        a->from[l] = a->count;
+        for (; block && f < end; f++)
+            if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
+    }
+    a->from[a->losses] = a->count;
+}
+
+/* Task: an auxiliary loss whose residual has a gradient adds its own to what a row's error is
+   multiplied with. */
+DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_out;
+    float *to = b->level + i * d;
+    (void)worker;
+    if (!dlrni_has_layer_slopes(t)) {
+        memcpy(to, b->e + i * d, (size_t)d * sizeof *to);
+        t->ctx->k->scale(to, b->c[i], d);
+    }
+    if (a->count) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+}
+
+/* The auxiliary losses of the batch, after its reconstruction, which leaves the residual in batch.e
+   (of nested groups in batch.level): adds to stats->loss and sets each row's factor for
+   backward. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_aux *a = &t->w.aux;
+    const int64_t n = t->w.batch.n;
+    dlrni_find_dead(t);
+    if (a->count) { /* unusual */
+        DLRNI_TRY(dlrni_aux_room(t));
+        dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
+                          dlrni_aux_rows_task, t);
+    }
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        if (one.count) t->rules.auxiliary->finish(t, &one, stats);
+    }
+    if (dlrni_is_attached(t)) dlrn_parallel_for(t->ctx, n, dlrni_aux_attach, t);
     return DLRN_OK;
 }
 
@@ -20016,40 +20162,55 @@ typedef struct dlrni_aux_group {
     double *bias_grad;               /* [count]                                                */
 } dlrni_aux_group;
 
-/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d]: the gradients of all features of a group
-   in one product. */
+/* grad [.][d] += c [rows][DLRNI_GROUP]^T g [rows][d], for the features j0 .. j1 of a group: their
+   gradients in one product. */
 DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux_group *h,
-                                    const float *c, const float *g, int64_t rows, int64_t d,
-                                    float *grad) {
+                                    int64_t j0, int64_t j1, const float *c, const float *g,
+                                    int64_t rows, int64_t d, float *grad) {
     for (int64_t j = 0; j < d; j += DLRNI_GROUP) {
         int64_t width = dlrni_min(DLRNI_GROUP, d - j);
         dlrni_pack_cols(g + j, d, width, rows, h->panel);
-        k->outer(h->count, width, rows, c, 1, DLRNI_GROUP, h->panel, 1, grad + j, d);
+        k->outer(j1 - j0, width, rows, c + j0, 1, DLRNI_GROUP, h->panel, 1, grad + j0 * d + j, d);
     }
 }
 
-/* Adds a block of rows to the sums of a group. With v = aux.e and the row's factor: atom += f
-   factor v, slope = <v, atom> df factor, encoder row += slope xc, bias += slope. */
-DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
-                                         int64_t rows) {
-    const dlrni_aux *a = &t->w.aux;
+/* The features j0 .. j1 of a group, which have one loss, on a block of rows. With v = a->e and the
+   row's factor: atom += f factor v; slope = <v, atom> df factor. */
+DLRNI_INTERNAL void dlrni_aux_loss_rows(const dlrn_trainer *t, dlrni_aux_group *h,
+                                        const dlrni_aux_loss *a, int64_t j0, int64_t j1, int64_t r0,
+                                        int64_t rows) {
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out;
-    const float *xc = t->w.batch.xc + r0 * d, *e = a->e + r0 * d_out;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
-    k->dots_nt(rows, h->count, d_out, e, d_out, h->atom, d_out, h->slope, DLRNI_GROUP);
+    const int64_t d = t->dict->d_out;
+    const float *e = a->e + r0 * d;
+    k->dots_nt(rows, j1 - j0, d, e, d, h->atom + j0 * d, d, h->slope + j0, DLRNI_GROUP);
     for (int64_t i = 0; i < rows; i++) {
         float *f = h->f + i * DLRNI_GROUP, *df = h->df + i * DLRNI_GROUP;
         float *slope = h->slope + i * DLRNI_GROUP, factor = a->row[r0 + i].factor;
-        t->rules.auxiliary->activate(t, r0 + i, h->feature, h->count, f, df);
-        for (int64_t p = 0; p < h->count; p++) {
+        t->rules.auxiliary->activate(t, a->row + r0 + i, h->feature + j0, j1 - j0, f + j0, df + j0);
+        for (int64_t p = j0; p < j1; p++) {
             f[p] *= factor;
             slope[p] *= df[p] * factor;
             h->bias_grad[p] += (double)slope[p];
         }
     }
-    dlrni_aux_outer(k, h, h->f, e, rows, d_out, h->atom_grad);
-    dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
+    dlrni_aux_outer(k, h, j0, j1, h->f, e, rows, d, h->atom_grad);
+}
+
+/* Adds a block of rows to the sums of a group: loss by loss; then encoder row += slope xc, bias +=
+   slope. */
+DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
+                                         int64_t rows) {
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_in, at = h->feature - a->dead;
+    const float *xc = t->w.batch.xc + r0 * d;
+    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        const int64_t j0 = dlrni_max(a->from[l] - at, 0);
+        const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
+        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+    }
+    dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
 
 /* Writes the sums of one run of rows, r0 .. end, to grad: atoms [count][d_out], then encoder rows
@@ -20159,32 +20320,34 @@ DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
-/* Finds the shift m of row i, and turns pre [count] into exp(pre - m). */
-DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    dlrni_aux *a = &t->w.aux;
+/* Finds the shift m of row i, and turns pre [a->count] into exp(pre - m). */
+DLRNI_INTERNAL void dlrni_ghost_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                          float *pre, float *rank) {
     float max = 0;
+    (void)rank;
     for (int64_t p = 0; p < a->count; p++) max = pre[p] > max ? pre[p] : max;
     t->ctx->k->exp_shift(pre, max, a->count);
-    a->row[i].level = max;
+    a->row[i].bound = max;
 }
 
 /* exp is its own derivative. The row's shift was found over all dead features, not only these n. */
-DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                         int64_t n, float *f, float *df) {
+DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                         const int32_t *feature, int64_t n, float *f, float *df) {
     (void)feature;
-    t->ctx->k->exp_shift(f, t->w.aux.row[i].level, n);
+    t->ctx->k->exp_shift(f, row->bound, n);
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
 /* The difference v = s X' - r [d_out] and the row's loss |v|. factor holds the scale s until
    dlrni_ghost_finish. */
-DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_ghost_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
-    dlrni_aux_row *row = &t->w.aux.row[i];
+    dlrni_aux_row *row = &a->row[i];
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d, *e = t->w.batch.e + i * d;
+    float *v = a->e + i * d;
+    const float *e = a->rest + i * d;
     double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
-    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->level)));
+    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->bound)));
     k->scale(v, s, d);
     k->axpy(1.0f, e, v, d); /* - r = e */
     row->factor = s;
@@ -20192,22 +20355,23 @@ DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
 }
 
 /* Mean of the rows' errors, in order. */
-DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
+DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     int64_t n = t->w.batch.n;
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += t->w.aux.row[i].error;
+    for (int64_t i = 0; i < n; i++) sum += a->row[i].error;
     return sum / (double)n;
 }
 
 /* The ratio makes the ghost loss as large as the reconstruction loss, so that neither outweighs
    the other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
-DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+DLRNI_INTERNAL void dlrni_ghost_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                       dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
-    stats->auxiliary_loss = dlrni_aux_mean_error(t);
+    stats->auxiliary_loss = dlrni_aux_mean_error(t, a);
     double ratio = stats->reconstruction_loss / (stats->auxiliary_loss + dlrni_ghost_eps);
     stats->loss += stats->auxiliary_loss * ratio;
     for (int64_t i = 0; i < t->w.batch.n; i++) {
-        dlrni_aux_row *row = &t->w.aux.row[i];
+        dlrni_aux_row *row = &a->row[i];
         double by = ratio * (double)row->factor / (n * row->error);
         /* at distance 0 there is no direction */
         row->factor = row->error > 0 ? (float)by : 0.0f;
@@ -20218,87 +20382,206 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
-/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
-   dictionary_learning 0.1.0) ----
-   A feature is dead if it was silent on the last dead_rows rows, this batch included. Each row
-   keeps the auxk largest ReLU(pre) among the dead features. Their output X predicts the residual r.
-   Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; the gradient treats r as a constant. */
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
+   A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
+   keeps the auxk best of the dead features; their output X predicts the residual r. Libraries
+   differ (dlrni_rules): a value is ReLU(pre), or with auxk_raw pre itself; the best are those of the
+   highest rank, with auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what
+   dlrni_auxk_over says; r is a constant, but not with auxk_attached. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 &&
            dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n] if it is above 0, otherwise 0. Positive floats are ordered like their
-   bits, so the answer is found bit by bit from the top: 31 passes, and no memory. */
-DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
-    uint32_t bits = 0;
-    for (int bit = 30; bit >= 0; bit--) {
-        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+/* The k-th largest of rank [n], 0 < k <= n. Their keys (dlrni_rank_key) have the order of the
+   floats, so the answer is found bit by bit from the top: 32 passes, and no memory. positive 1: 0
+   will do for an answer that is not above 0. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *rank, int64_t n, int64_t k, int positive) {
+    uint32_t key = 0, bits;
+    for (int bit = 31; bit >= 0; bit--) {
+        const uint32_t next = key | (uint32_t)1 << bit;
         int64_t count = 0;
-        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
-        if (count >= k) bits |= (uint32_t)1 << bit;
+        bits = next & DLRNI_KEY_ZERO ? next ^ DLRNI_KEY_ZERO : ~next;
+        const float at = dlrni_float_of_bits(bits);
+        for (int64_t p = 0; p < n; p++) count += rank[p] >= at;
+        if (count >= k) key = next;
+        if (positive && !key) return 0;
     }
+    bits = key & DLRNI_KEY_ZERO ? key ^ DLRNI_KEY_ZERO : ~key;
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature. Among equal values it keeps those up to row->feature, so that
-   there are exactly k. */
-DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
-    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+/* What the selection compares of a dead feature. */
+DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
+    const float *unrank = t->w.unrank;
+    /* an atom of zeros has no rank */
+    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
+    return t->rules.auxk_by_size ? fabsf(pre) : pre;
 }
 
-/* Finds the last feature that row i keeps, and sets the others of pre [count] to 0. */
-DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    const dlrni_aux *a = &t->w.aux;
-    dlrni_aux_row *row = &t->w.aux.row[i];
-    /* d_in / 2 is the paper's choice, "a power of two close to d / 2" */
-    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
-    row->level = dlrni_kth_largest(pre, a->count, k);
+/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
+   there are exactly k. */
+DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
+    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
+}
+
+/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
+   close to d / 2". sparsify takes the target's. */
+DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
+    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
+}
+
+/* Finds the last feature that row i keeps, and sets the others of pre [a->count] to 0. */
+DLRNI_INTERNAL void dlrni_auxk_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                         float *pre, float *rank) {
+    const int raw = t->rules.auxk_raw;
+    dlrni_aux_row *row = &a->row[i];
+    int64_t k = dlrni_min(dlrni_auxk_of(t), a->count);
+    for (int64_t p = 0; p < a->count; p++) rank[p] = dlrni_auxk_rank(t, a->dead[p], pre[p]);
+    row->bound = dlrni_kth_largest(rank, a->count, k, !raw);
     row->feature = -1;
-    /* those above the level are certain; what is left of k goes to the equal ones, in order */
-    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
-    for (int64_t p = 0; p < a->count && k > 0; p++) {
+    /* those above the bound are certain; what is left of k goes to the equal ones, in order. ReLU: a
+       0 needs no place. */
+    for (int64_t p = 0; p < a->count; p++) k -= rank[p] > row->bound;
+    for (int64_t p = 0; p < a->count && k > 0 && (raw || row->bound > 0); p++) {
         /* without ==, which -Wfloat-equal reports */
-        if (pre[p] < row->level || pre[p] > row->level) continue;
+        if (rank[p] < row->bound || rank[p] > row->bound) continue;
         row->feature = a->dead[p];
         k--;
     }
     for (int64_t p = 0; p < a->count; p++)
-        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+        if (!dlrni_auxk_keeps(row, a->dead[p], rank[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept, otherwise 0. */
-DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                        int64_t n, float *f, float *df) {
+/* Gate and selection: the derivative is 1 where a feature is kept, otherwise 0. */
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                        const int32_t *feature, int64_t n, float *f, float *df) {
+    const int encoder = !t->rules.auxk_decoder_only;
     for (int64_t p = 0; p < n; p++) {
-        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        int keeps = dlrni_auxk_keeps(row, feature[p], dlrni_auxk_rank(t, feature[p], f[p]));
         if (!keeps) f[p] = 0;
-        df[p] = (float)keeps;
+        df[p] = (float)(keeps && encoder);
     }
 }
 
 /* The difference X - r of row i, and its squared length. */
-DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d;
-    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
-    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+    float *v = a->e + i * d;
+    t->ctx->k->axpy(1.0f, a->rest + i * d, v, d); /* X - r, r = - e */
+    a->row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
-   data. Every row has the same factor. Residuals without variance give no loss. */
-DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
-    int64_t n = t->w.batch.n;
-    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
-    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
-    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
-    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
-    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+/* What mean |r - X|^2 is divided by; 0: there is no loss. By the variance of the residuals auxk_alpha
+   means the same for all data. By the share of the dead a few of them weigh little. */
+DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
+    const dlrni_batch *b = &t->w.batch;
+    double share = (double)a->count / (double)dlrni_auxk_of(t);
+    share = share < 1 ? share : 1;
+    switch (t->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
+    case DLRNI_AUXK_SHARE: return 1 / share;
+    case DLRNI_AUXK_FVU: return b->total_variance / ((double)b->n * share);
+    case DLRNI_AUXK_PLAIN:
+    default: return 1;
+    }
+}
+
+/* Every row has the same factor. */
+DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                      dlrn_train_stats *stats) {
+    const int64_t n = t->w.batch.n;
+    const double over = dlrni_auxk_over(t, a);
+    const double factor = over > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * over) : 0;
+    const double loss = over > 0 ? dlrni_aux_mean_error(t, a) / over : 0;
+    stats->auxiliary_loss += loss;
+    stats->loss += t->cfg.auxk_alpha * loss;
+    for (int64_t i = 0; i < n; i++) a->row[i].factor = (float)factor;
 }
 
 static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
                                            dlrni_auxk_finish};
+
+/* ---- Inactive features are lifted towards their threshold (cfg.pre_act) ----
+   pre_act mean_i sum_j |atom_j| ReLU(threshold_j - p_ij), of dead features or of all: it touches
+   nearly every number of a matrix [n][F]. But below the threshold the sum over rows is linear in p,
+   and so that over all rows follows from the sum of xc. The few entries above the threshold are in
+   the lists, and are taken back. */
+
+/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
+DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
+    const int before = t->rules.dead_before;
+    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
+    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
+        return 0;
+    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+}
+
+/* Task: the sums of a few columns of xc. */
+DLRNI_INTERNAL void dlrni_sum_columns(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const int64_t d = t->dict->d_in, from = task * DLRNI_GROUP;
+    const int64_t end = dlrni_min(from + DLRNI_GROUP, d);
+    (void)worker;
+    for (int64_t c = from; c < end; c++) t->w.input_sum[c] = 0;
+    for (int64_t i = 0; i < t->w.batch.n; i++)
+        for (int64_t c = from; c < end; c++)
+            t->w.input_sum[c] += (double)t->w.batch.xc[i * d + c];
+}
+
+/* sum_i ReLU(threshold - p_if) without the entries of the lists: as if no row were above the
+   threshold. */
+DLRNI_INTERNAL double dlrni_below_all(const dlrn_trainer *t, int64_t f) {
+    const dlrn_dictionary *dict = t->dict;
+    const double n = (double)t->w.batch.n;
+    const float *w = dict->param[DLRN_ENCODER] + f * dict->d_in;
+    double p = n * (double)dict->param[DLRN_ENCODER_BIAS][f];
+    for (int64_t c = 0; c < dict->d_in; c++) p += (double)w[c] * t->w.input_sum[c];
+    return n * (double)dict->param[DLRN_THRESHOLD][f] - p;
+}
+
+/* Task: sum_i ReLU(threshold - p_if) of the features of one group of the wave in memory. */
+DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t group = c->first + task, f0 = group * DLRNI_GROUP;
+    double *below = t->w.below + f0;
+    (void)worker;
+    for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
+        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+    for (int64_t s = 0; s < c->stretches; s++) {
+        const dlrni_list *list = &c->lists[s * c->groups + group];
+        for (int64_t p = 0; p < list->count; p++) {
+            const int64_t j = dlrni_key_feature(list->key[p]);
+            const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
+            const double over =
+                (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
+            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+        }
+    }
+}
+
+/* The loss pre_act of the batch. */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    const int64_t F = t->dict->features;
+    double sum = 0;
+    int64_t any = 0;
+    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
+    if (!any) return DLRN_OK;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
+    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
+        DLRNI_TRY(dlrni_load_wave(t, first));
+        dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
+    }
+    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    stats->pre_act_loss = sum / t->cfg.pre_act;
+    stats->loss += sum;
+    return DLRN_OK;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
@@ -20379,6 +20662,15 @@ DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *
     return by_value + slope * norm;
 }
 
+/* multi_top_k: entry p, with the value f, in the second reconstruction. sparsify's backward pass
+   drops the gradient to the encoder. */
+DLRNI_INTERNAL double dlrni_second_slope(const dlrn_trainer *t, dlrni_visit *v, int64_t p,
+                                         float f) {
+    const float c = t->w.batch.c2[v->row[p]];
+    v->coef2[p] = f * c;
+    return f > 0 && !t->cfg.compat ? (double)(c * v->slope2[p]) : 0;
+}
+
 /* The entries of feature j where a value is its pre-activation: ReLU, top-k of either sign. */
 DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
                                        const float *c) {
@@ -20390,8 +20682,12 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         int64_t i = v->row[p];
         /* an entry that is off: zero_picks */
         float f = v->val[p] > 0 || signs ? v->val[p] * unrank : 0;
-        v->coef[p] = f * c[i];
-        v->slope[p] = (float)dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), (double)f);
+        const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
+        double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
+        slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
+        v->coef[p] = inner ? f * c[i] : 0;
+        if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
+        v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
     }
     v->scalar[DLRN_ENCODER_BIAS][j] += bias;
@@ -20401,6 +20697,15 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
 /* Whether u is within half a bandwidth of a threshold. */
 DLRNI_INLINE int dlrni_is_near(const dlrn_trainer *t, double u, double threshold) {
     return fabs(u - threshold) < t->cfg.bandwidth / 2;
+}
+
+/* pre_act: dlrni_lift_feature takes all rows for rows below the threshold; an entry p that is above
+   it is taken back here. Returns the share of its slope. */
+DLRNI_INTERNAL double dlrni_not_below(dlrni_visit *v, int64_t j, double p, double threshold,
+                                      double weight) {
+    if (!(p > threshold)) return 0;
+    v->scalar[DLRN_THRESHOLD][j] -= weight;
+    return weight;
 }
 
 /* The entries of feature j of a jump: f = p where p > threshold, otherwise 0. The derivative of a
@@ -20414,6 +20719,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
+    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -20427,6 +20733,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         if (on) slope = df;
         if (near && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
+        if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
         v->coef[p] = (float)f * c[i];
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
@@ -20451,7 +20758,7 @@ DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, in
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
         const double pi = (double)v->val[p], u = pi - gate;
-        const float f = dlrni_trained_value(t, at, v->val[p]);
+        const float f = dlrni_trained_value(t, i, at, v->val[p]);
         const double df = f > 0 ? (double)(c[i] * v->slope[p]) : 0;
         double by_pi = dlrni_value_slope(t, v, j, i, (double)(c2[i] * v->slope2[p]), pi);
         v->scalar[DLRN_VALUE_BIAS][j] += df;
@@ -20646,6 +20953,21 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
+   are not are already taken back. */
+DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const int64_t f = v->f0 + j, d = t->dict->d_in;
+    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    float *encoder = v->sum[DLRN_ENCODER] + j * d;
+    if (!(weight > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
+    v->lift[j] -= weight * n;
+    v->scalar[DLRN_THRESHOLD][j] += weight * n;
+    /* the weight is in proportion to the norm */
+    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+}
+
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
    - sum_j lift_j w_j, with the weights before the update, and lift the sum of the slopes over rows.
    The parts are added later in order, so that tasks and threads do not matter. */
@@ -20666,6 +20988,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
                               v->sum[DLRN_ENCODER] + j * d, &more);
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
+            dlrni_lift_feature(t, v, j);
             dlrni_norm_gradient(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
@@ -20938,16 +21261,32 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
         }
 }
 
+/* One pass over all features, part by part where there are any. */
+DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
+    dlrn_trainer *t = a->t;
+    dlrni_apply own = *a;
+    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+        if (t->part) own.t = t->part[i];
+        const int64_t at = t->part ? t->dict->part[i].feature_at : 0;
+        if (a->square) {
+            own.square = a->square + at;
+            own.count = a->count + at;
+        }
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(own.t->dict->features, DLRNI_GROUP),
+                          dlrni_apply_group, &own);
+    }
+}
+
 /* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
    no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then comes Adam. All
    memory is allocated before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
-    int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
     dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    if (s == DLRN_OK) dlrni_apply_features(&job);
     /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
         sum += square[f];
@@ -20964,7 +21303,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
-    dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    dlrni_apply_features(&job);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
@@ -21906,6 +22245,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "sparsity: a penalty on L0 needs a recipe with thresholds");
     DLRNI_REQUIRE_IN(ctx, place, cfg->d_in % cfg->layers == 0 && cfg->d_out % cfg->layers == 0,
                      "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !cfg->multi_top_k || rules->select == DLRN_SELECT_TOP_K,
+                     "multi_top_k: needs a recipe that keeps the k best of a row");
     DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
                      "loss: nested groups need squared");
     DLRNI_REQUIRE_IN(ctx, place,
@@ -22314,7 +22655,8 @@ DLRNI_INTERNAL void dlrni_begin_block(void *arg, int64_t block, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     const int64_t i0 = block * DLRNI_BLOCK;
     (void)worker;
-    dlrni_begin_rows(t, i0, dlrni_block_end(t, block) - i0, t->w.batch.e + i0 * t->dict->d_out);
+    dlrni_begin_rows(t, NULL, i0, dlrni_block_end(t, block) - i0,
+                     t->w.batch.e + i0 * t->dict->d_out);
 }
 
 /* Task: errors and losses of some rows, whose x_hat is complete. */
@@ -22385,6 +22727,18 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_st
     return DLRN_OK;
 }
 
+/* The loss pre_act: the mean over the parts of theirs (which Llamascopium leaves out). */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        DLRNI_TRY(dlrni_pre_act(t->part[i], &own));
+        stats->pre_act_loss += own.pre_act_loss / (double)t->n_parts;
+        stats->loss += own.loss;
+    }
+    return DLRN_OK;
+}
+
 /* The trainer of part i. Its settings are the whole's, by its sizes. */
 DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
     const dlrn_part *part = &t->dict->part[i];
@@ -22396,6 +22750,7 @@ DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
     p->cfg.d_in = part->dict->d_in;
     p->cfg.d_out = part->dict->d_out;
     p->cfg.features = part->dict->features;
+    p->cfg.pre_act = t->cfg.compat == DLRN_ON ? 0 : t->cfg.pre_act / (double)t->n_parts;
     p->rules = t->rules;
     p->recipe = t->recipe;
     p->whole = t;
@@ -22653,6 +23008,78 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     return s;
 }
 
+/* ---- Scales of the rows ---- */
+
+/* Whether a dictionary scales its rows. */
+DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    int found = f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) found |= dlrni_has_scales(dict->part[i].dict);
+    return found;
+}
+
+/* What brings the mean norm of windows [width] to sqrt(width): of `layers` windows, one after
+   another, in each of the rows x [n], which are ld apart. A float, so that a checkpoint keeps it. */
+DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int64_t n, int64_t ld,
+                                     int64_t layers, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++) {
+            const float *at = x + i * ld + l * width;
+            sum += sqrt((double)t->ctx->k->dot(at, at, width));
+        }
+    const double mean = sum / (double)(n * layers);
+    return mean > 0 ? (double)(float)(sqrt((double)width) / mean) : 1;
+}
+
+/* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
+   one of the output: layers keep their sizes relative to one another. */
+DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+    dlrn_dictionary *dict = t->dict;
+    const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_dictionary *part = dict->part[i].dict;
+        part->formula.scale_in =
+            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+    }
+    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dlrn_dictionary_changed(dict);
+}
+
+/* No scales, after a first step that failed. */
+DLRNI_INTERNAL void dlrni_reset_scales(dlrn_dictionary *dict) {
+    dict->formula.scale_in = dict->formula.scale_out = 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) dict->part[i].dict->formula.scale_in = 1;
+    dlrn_dictionary_changed(dict);
+}
+
+/* Task: a block of targets in the dictionary's scale. */
+DLRNI_INTERNAL void dlrni_scale_block(void *arg, int64_t block, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, at = block * DLRNI_BLOCK * d;
+    const int64_t size = dlrni_block_end(t, block) * d - at;
+    (void)worker;
+    memcpy(b->scaled_y + at, b->y + at, (size_t)size * sizeof(float));
+    t->ctx->k->scale(b->scaled_y + at, (float)(1 / t->dict->formula.scale_out), size);
+}
+
+/* Sets batch.n and batch.y, the targets y [n][d_out] in the dictionary's scale: losses are in
+   it. */
+DLRNI_INTERNAL dlrn_status dlrni_scale_target(dlrn_trainer *t, const float *y, int64_t n) {
+    dlrni_batch *b = &t->w.batch;
+    const double scale = t->dict->formula.scale_out;
+    b->n = n;
+    b->y = y;
+    if (!(scale < 1 || scale > 1)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->scaled_y, &b->scaled_y_cap, 0, n * t->dict->d_out))
+        return DLRN_ERR_MEMORY;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_scale_block, t);
+    b->y = b->scaled_y;
+    return DLRN_OK;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that performs it. For its states see room training. A trainer
@@ -22677,8 +23104,9 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
     void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
                       w->output_grad, w->lowered,     w->norm,        w->unrank,
-                      w->skip_grad,   w->batch.own_z, w->batch.slopes,
-                      w->batch.xc,    w->batch.level, w->batch.e2,    w->aux.dead,
+                      w->input_sum,   w->below,       w->skip_grad,   w->batch.own_z,
+                      w->batch.slopes, w->batch.xc,   w->batch.level, w->batch.e2,
+                      w->aux.dead,    w->batch.scaled_y,
                       w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
@@ -22736,6 +23164,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
         return DLRN_ERR_MEMORY;
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
+    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
+                               !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -22860,6 +23291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
+    t->has_scales = dlrni_has_scales(t->dict);
     dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
@@ -22900,9 +23332,18 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
    The order matters for the counters: ghosts use those before the step; AuxK, the statistics and
    resampling those after it. */
 
-/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them.
-   With a bandwidth, lists reach half of it below each threshold, even below 0: the threshold's
-   gradient is estimated from those entries. */
+/* The floor of feature f's lists. With a bandwidth they reach half of it below the threshold, even
+   below 0: the threshold's gradient is estimated from those entries. The loss pre_act needs all
+   entries with p > threshold, also where the gate compares p norm. */
+DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
+    const float low = threshold - (float)(t->cfg.bandwidth / 2);
+    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    /* one ulp less: products of ranks are rounded */
+    return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
+}
+
+/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them. */
 DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
@@ -22918,8 +23359,7 @@ DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
             double norm = dlrni_layered_norm(t->dict, t->rules.rank, f);
             w->unrank[f] = norm > 0 ? (float)(1 / norm) : 0;
         }
-        if (w->lowered)
-            w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
+        if (w->lowered) w->lowered[f] = dlrni_lowered(t, f);
     }
 }
 
@@ -22932,6 +23372,8 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view.formula.select = t->rules.select;
     w->view.formula.rank = t->rules.rank;
     if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
+    if (t->cfg.multi_top_k)
+        w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
     if (t->rules.gate == DLRN_GATE_GATED)
         /* the gate's pre-activations, without the values' scale */
         w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
@@ -22967,7 +23409,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
-    w->batch.y = y ? y : x;
+    DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
     DLRNI_TRY(dlrni_level_room(t, n));
     dlrni_update_view(t);
@@ -22981,7 +23423,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     stats->rows = n;
     /* for the update, and for the caller */
     stats->lr = dlrni_learning_rate(t, t->step);
-    if (t->rules.select != DLRN_SELECT_ALL) stats->k = w->view.formula.k;
+    if (t->rules.select != DLRN_SELECT_ALL) stats->k = dlrni_k_at(t, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
@@ -22992,6 +23434,11 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
         stats->auxiliary_loss = dlrni_mean(w->batch.error2, n);
         stats->loss += stats->auxiliary_loss;
     }
+    if (t->cfg.multi_top_k) {
+        stats->multi_top_k_loss = dlrni_mean(w->batch.error2, n);
+        stats->loss += stats->multi_top_k_loss / 8;
+    }
+    DLRNI_TRY(t->part ? dlrni_pre_act_of_parts(t, stats) : dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
@@ -23047,7 +23494,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     if (!kept) return DLRN_ERR_MEMORY;
     memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
     memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
-    dlrn_status s = dlrni_first_batch(t, t->x, t->y, t->n);
+    dlrn_status s = dlrni_check_batch(t, t->x, t->y, t->n);
+    if (s == DLRN_OK) s = dlrni_scale_target(t, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_first_batch(t, t->x, t->w.batch.y, t->n);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     if (s != DLRN_OK) {
         memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
@@ -23058,11 +23507,22 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     return s;
 }
 
+/* The same, after the scales of the rows, which are undone if the first step fails. */
+DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
+    if (!sets) return dlrni_stage_loss(t, stats);
+    DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
+    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    dlrn_status s = dlrni_stage_loss(t, stats);
+    if (s != DLRN_OK) dlrni_reset_scales(t->dict);
+    return s;
+}
+
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
-    DLRNI_TRY(dlrni_stage_loss(t, &stats));
+    DLRNI_TRY(dlrni_stage_scaled(t, &stats));
     /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)
