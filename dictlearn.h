@@ -60,10 +60,10 @@
    >>layouts        how dictionaries are stored: one block per library
    >>load           reads and writes dictionaries
    >>sets           dictionaries of several layers: in several files, or as parts
-   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays in memory and in files, a filter
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
+   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
@@ -2202,6 +2202,21 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #else
 #define DLRNI_X86 0
 #endif
+/* The matrix registers of Intel's AMX: where the compiler knows them, and Linux hands them out.
+   MemorySanitizer cannot see what they write. */
+#define DLRNI_AMX 0
+#if DLRNI_X86 && defined(__x86_64__) && defined(__linux__) && !defined(__ILP32__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#undef DLRNI_AMX
+#define DLRNI_AMX 1
+#endif
+#endif
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#undef DLRNI_AMX
+#define DLRNI_AMX 0
+#endif
+#endif
 #if DICTLEARN_SIMD && defined(__aarch64__)
 #define DLRNI_NEON 1
 #include <arm_neon.h>
@@ -2938,6 +2953,7 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
+     its set amx        0.06   0.09   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
@@ -2966,7 +2982,7 @@ struct dlrni_screen {
    room. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
-#define DLRNI_SCREEN_ROWS 8
+#define DLRNI_SCREEN_ROWS 32
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
@@ -3023,6 +3039,12 @@ static const dlrni_set_row dlrni_sets[] = {
      {{&dlrni_avx512vnni_screen, NULL},
       {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
       {&dlrni_avx512_screen_int16, NULL}}},
+#endif
+#if DLRNI_AMX
+    {"amx",
+     dlrni_amx_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
     {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
@@ -4133,6 +4155,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
     to->layers = dict->layers;
     to->feature_layers = dict->feature_layers;
     to->layout = dict->layout;
+    to->class_name = dict->class_name;
     memcpy(to->note, dict->note, sizeof to->note);
     dlrn_status s = dlrni_copy_contents(dict, to);
     if (s == DLRN_OK) return s;
@@ -4239,9 +4262,13 @@ typedef struct dlrni_gating {
     const float *scale;     /* [F] exp(LOG_SCALE); NULL: a value is its pre-activation            */
     const float *bias;      /* [F] gate "gated": what is subtracted before the scale; else NULL   */
     const float *offset;    /* [F] gate "gated": VALUE_BIAS, added after it; NULL: none           */
-    float *derived;         /* [2][F] owned: the scales, then the floors of the gate "gated"      */
+    const float *norm;      /* [F] formula.rank: pre-activations are multiplied by it; NULL: by 1 */
+    const float *late; /* [F] what unscaled codes are multiplied by after a selection; NULL: by 1 */
+    int by_row;        /* 1: floors of rows rise above min_floor during a batch (room select)     */
+    float *derived;    /* [2][F] owned: the scales; then norms, or the floors of the gate "gated" */
     int64_t derived_cap, known; /* known: version + 1 of the dictionary that they are made from   */
     dlrn_gate of;               /* the gate that they are made for                                */
+    dlrn_rank rank;             /* and the rank                                                   */
 } dlrni_gating;
 
 /* The larger of a feature's threshold and its row's floor. */
@@ -4255,6 +4282,16 @@ DLRNI_INTERNAL float dlrni_affine_value(const dlrni_gating *g, int64_t feature, 
     double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
     if (g->offset) value += (double)g->offset[feature];
     return value <= 0 ? 0 : (float)value;
+}
+
+/* A feature's pre-activation p from the sum w.x: ranked, it is p times the norm. The sum comes
+   before the product, so that no compiler can contract the two. Without an atom it is 0, also where
+   p overflows. The last sum makes 0 of -0, as that with a bias does. */
+DLRNI_INLINE float dlrni_pre_of(const dlrni_gating *g, const float *bias, int64_t feature,
+                                float sum) {
+    const float pre = sum + bias[feature];
+    if (!g->norm) return pre;
+    return g->norm[feature] <= 0 ? 0 : g->norm[feature] * pre + 0.0f;
 }
 
 /* The value of a feature whose pre-activation is above its floor. */
@@ -4288,40 +4325,88 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
+/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
+   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
+   finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / layers;
+    const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
+    double norm = 0;
+    for (int64_t l = 0; l < layers; l++)
+        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    if (norm < (double)FLT_MIN) return 0;
+    return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
+}
+
+/* What a gate derives from the parameters of all features. */
+typedef struct dlrni_derive_job {
+    dlrni_gating *g;
+    const dlrn_dictionary *dict;
+} dlrni_derive_job;
+
+/* Task: the features of one group. In training this runs each step, and reads all atoms. */
+DLRNI_INTERNAL void dlrni_derive_group(void *arg, int64_t group, int worker) {
+    const dlrni_derive_job *j = (const dlrni_derive_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP;
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    float *scale = j->g->derived, *second = scale + F;
+    (void)worker;
+    for (int64_t f = f0; f < dlrni_min(f0 + DLRNI_GROUP, F); f++) {
+        double value = log_scale ? exp((double)log_scale[f]) : 1;
+        if (dict->formula.rank != DLRN_RANK_VALUE) {
+            second[f] = dlrni_rank_norm(dict, f);
+            value = second[f] <= 0 ? 0 : value / (double)second[f];
+        }
+        scale[f] = (float)value;
+        if (dict->formula.gate == DLRN_GATE_GATED) second[f] = dlrni_gated_floor(j->g, f);
+    }
+}
+
 /* What follows from the parameters: made anew when the dictionary has changed. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_derive(dlrni_gating *g, const dlrn_dictionary *dict) {
-    const int64_t F = dict->features;
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
-    if (g->known == dict->version + 1 && g->of == dict->formula.gate) return DLRN_OK;
+    const int64_t F = dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const dlrn_formula *f = &dict->formula;
+    dlrni_derive_job job = {g, dict};
+    if (g->known == dict->version + 1 && g->of == f->gate && g->rank == f->rank) return DLRN_OK;
     if (!DLRNI_GROW(dict->ctx, &g->derived, &g->derived_cap, 0, 2 * F)) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++)
-        g->derived[f] = log_scale ? (float)exp((double)log_scale[f]) : 1;
     g->scale = g->derived;
     g->bias = dict->param[DLRN_ENCODER_BIAS];
     g->offset = dict->param[DLRN_VALUE_BIAS];
-    for (int64_t f = 0; f < F && dict->formula.gate == DLRN_GATE_GATED; f++)
-        g->derived[F + f] = dlrni_gated_floor(g, f);
+    dlrni_parallel_for(dict->ctx, groups, dlrni_ns(F, f->rank ? dict->d_out : 16),
+                       dlrni_derive_group, &job);
     g->known = dict->version + 1;
-    g->of = dict->formula.gate;
+    g->of = f->gate;
+    g->rank = f->rank;
     return DLRN_OK;
 }
 
-/* Readies a gate for a batch. unscaled: values come without LOG_SCALE, as selections compare
-   them. */
+/* Whether floors of rows rise above the gate's during a batch (room select). */
+DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
+           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+}
+
+/* Readies a gate for a batch. unscaled: values come as selections compare them: ranked, and without
+   LOG_SCALE. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictionary *dict,
                                               int unscaled) {
     const dlrn_formula *formula = &dict->formula;
-    const int gated = formula->gate == DLRN_GATE_GATED;
+    const int gated = formula->gate == DLRN_GATE_GATED, ranked = formula->rank != DLRN_RANK_VALUE;
     const int jumps = formula->gate == DLRN_GATE_JUMP || formula->gate == DLRN_GATE_JUMP_SIGNED;
     const int is_signed =
         formula->gate == DLRN_GATE_JUMP_SIGNED || formula->gate == DLRN_GATE_LINEAR;
-    const int scaled = dict->param[DLRN_LOG_SCALE] && !unscaled;
-    if (gated || scaled) DLRNI_TRY(dlrni_gating_derive(g, dict));
-    g->scale = gated || scaled ? g->derived : NULL;
+    const int scales = dict->param[DLRN_LOG_SCALE] || ranked;
+    if (gated || scales) DLRNI_TRY(dlrni_gating_derive(g, dict));
+    g->scale = gated || (scales && !unscaled) ? g->derived : NULL;
+    g->late = scales && !gated ? g->derived : NULL;
+    g->norm = ranked ? g->derived + dict->features : NULL;
     g->bias = gated ? dict->param[DLRN_ENCODER_BIAS] : NULL;
     g->offset = gated ? dict->param[DLRN_VALUE_BIAS] : NULL;
     g->threshold = jumps ? dict->param[DLRN_THRESHOLD] : gated ? g->derived + dict->features : NULL;
     g->min_floor = is_signed ? -INFINITY : 0;
+    g->by_row = dlrni_raises_floors(dict);
     /* one threshold for all is a floor of every row: no array */
     if (jumps && !g->threshold && (float)formula->threshold > g->min_floor)
         g->min_floor = (float)formula->threshold;
@@ -4330,10 +4415,27 @@ DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictio
 
 /* ---- Packing ---- */
 
-/* Whether floors of rows rise above the gate's during a batch (room select). */
-DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
-    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
-           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+/* The same for the row's floor; and a feature without an atom is off, or on, whatever the row. */
+DLRNI_INTERNAL void dlrni_screen_rank(float norm, double above, float *coef) {
+    const double inverse = (double)coef[3 * DLRNI_GROUP] / (double)norm;
+    if (norm <= 0 && above < 0) {
+        coef[0] = -INFINITY;
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = coef[3 * DLRNI_GROUP] = 0;
+    } else if (inverse <= 1e30) {
+        coef[3 * DLRNI_GROUP] = (float)(inverse * (1 - 1.0 / 512));
+    } else {
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+        coef[3 * DLRNI_GROUP] = 0;
+    }
+}
+
+/* A feature's side of the inequality where pre-activations are ranked, n (w.x + b): it is divided
+   by n. A floor t becomes t / n, less 2^-20 of it: the sum and the product are rounded, each by
+   2^-24 at most. With n = 0 the pre-activation is 0. */
+DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
+    const double share = (double)floor / (double)norm;
+    if (norm <= 0) return floor < 0 ? HUGE_VAL : -HUGE_VAL;
+    return (double)bias - share + fabs(share) / (1 << 20);
 }
 
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
@@ -4343,17 +4445,19 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
                                        const dlrni_gating *gate, int64_t f0, int64_t n,
                                        int64_t width, unsigned char *part, unsigned char *panel,
                                        float *coef) {
-    const int by_row = dlrni_raises_floors(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
-        float floor = by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
-        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] - (double)floor;
+        const float bias = dict->param[DLRN_ENCODER_BIAS][f0 + j];
+        float floor = gate->by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
+        double above = (double)bias - (double)floor;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
+        if (gate->norm) above = dlrni_ranked_above(gate->norm[f0 + j], bias, floor);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
+        if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
@@ -4488,6 +4592,15 @@ typedef struct dlrni_cut {
     int32_t feature;
 } dlrni_cut;
 
+/* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
+   entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
+   not after (row, feature). */
+typedef struct dlrni_batch_cut {
+    uint32_t key;
+    int64_t row, feature;
+    float value; /* of the key */
+} dlrni_batch_cut;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -4506,7 +4619,11 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     dlrni_gating gate;
-    int unscaled;     /* 1: values come without LOG_SCALE                                   */
+    int unscaled;     /* 1: values come ranked and without LOG_SCALE                        */
+    int batch_best;   /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
+                         batch, as in training                                              */
+    int zero_picks;   /* set by a caller: 1: features that a selection within rows picks although
+                         their value is 0 keep an entry, with their pre-activation          */
     float *floor;     /* [n] floor of each row, where rows have one (selection); or NULL    */
     double cut_share; /* smallest cut of the last batch, as a share of its row's norm; 0: no use;
                          -1: not known */
@@ -4514,6 +4631,11 @@ typedef struct dlrni_encoding {
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
+    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    double last_cut;           /* of the last batch; 0: no use; -1: not known               */
+    int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
+    int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
@@ -4524,7 +4646,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     memset(c, 0, sizeof *c);
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = -1;
+    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -4536,8 +4658,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,  c->scratch,
-                      c->floor, c->best,    c->kept, c->gate.derived};
+    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
+                      c->best,  c->kept,    c->gate.derived, c->tally};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -4550,6 +4672,21 @@ DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
            (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP ||
             f->gate == DLRN_GATE_LINEAR) &&
            !f->standardise && !dlrni_own_encode(dict);
+}
+
+/* Whether rows pick features of value 0, as torch.topk does among values that are all 0. */
+DLRNI_INTERNAL int dlrni_picks_zeros(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->zero_picks && f->gate == DLRN_GATE_RELU && dlrni_selects(c->dict) &&
+           f->select != DLRN_SELECT_ABS_TOP_K;
+}
+
+/* Whether the lists of a batch are cut by one selection over all rows. */
+DLRNI_INTERNAL int dlrni_by_batch(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->batch_best && f->select == DLRN_SELECT_BATCH_TOP_K &&
+           (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP) && !f->standardise &&
+           !dlrni_own_encode(c->dict);
 }
 
 /* Whether the selection works on the finished codes of a call (dlrni_select_codes): it compares
@@ -4749,7 +4886,7 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
         /* full: this group's entries are counted, not written */
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             list->key[list->count] =
                 (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
             list->val[list->count] = pre;
@@ -4833,13 +4970,23 @@ DLRNI_INTERNAL void dlrni_drop_small(dlrni_list *list, int64_t first, float floo
     list->count = to;
 }
 
+/* Ranks a tile pre [rows][width] of sums, in place: the bias is in it then, too. */
+DLRNI_INTERNAL void dlrni_rank_tile(const dlrni_encoding *c, float *pre, int64_t rows,
+                                    int64_t width, int64_t f0) {
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    for (int64_t i = 0; i < rows; i++, pre += width)
+        for (int64_t j = 0; j < width; j++) pre[j] = dlrni_pre_of(&c->gate, bias, f0 + j, pre[j]);
+}
+
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
    whole group, which is subtracted again. A selection by size has floors of its own. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
-    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0, *threshold = c->gate.threshold;
+    static const float none[DLRNI_GROUP] = {0}; /* ranked: the bias is in */
+    const float *bias = c->gate.norm ? none : c->dict->param[DLRN_ENCODER_BIAS] + f0;
+    const float *threshold = c->gate.threshold;
     const int by_size = dlrni_by_size(c);
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
@@ -4888,6 +5035,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
             continue;
         }
         dlrni_dense_tile(dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        if (c->gate.norm) dlrni_rank_tile(c, tile, rows, width, f0);
         dlrni_collect_tile(c, list, tile, rows, width, i, f0);
     }
 }
@@ -4972,7 +5120,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
     DLRNI_TRY(dlrni_gating_begin(&c->gate, c->dict, c->unscaled));
-    if (!dlrni_selects(c->dict)) { /* floors of an earlier formula */
+    c->gate.by_row |= dlrni_by_batch(c);
+    /* zeros rank by their index alone, so all features must be listed */
+    if (dlrni_picks_zeros(c)) c->gate.min_floor = -INFINITY;
+    if (!dlrni_selects(c->dict) && !dlrni_by_batch(c)) { /* floors of an earlier formula */
         dlrn_free(ctx, c->floor);
         c->floor = NULL;
         c->floor_cap = 0;
@@ -4981,14 +5132,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->n = n;
     c->first = -1;
     /* cuts of the old rows are void */
-    c->cut_known = 0;
+    c->cut_known = c->made_all = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
-    c->screen = dlrni_choose_screen(c, n);
+    c->screen = dlrni_picks_zeros(c) ? NULL : dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
@@ -5214,20 +5365,33 @@ DLRNI_INTERNAL void dlrni_keep_group_best(dlrni_cut *best, int64_t width, int32_
     if (dlrni_is_worse(to, &entry)) *to = entry;
 }
 
+/* What a selection compares of an entry: its pre-activation, its size, or its value. */
+DLRNI_INTERNAL float dlrni_compared(const dlrni_encoding *c, float pre) {
+    if (dlrni_by_size(c)) return fabsf(pre);
+    return pre <= 0 && dlrni_picks_zeros(c) ? 0 : pre;
+}
+
+/* The floor of a row whose k-th best so far is `worst`. Where zeros are picked, one among them says
+   nothing of what lies below. */
+DLRNI_INTERNAL float dlrni_floor_at(const dlrni_encoding *c, float worst) {
+    if (worst != worst) return INFINITY; /* k NaNs: nothing is better */
+    return worst <= 0 && dlrni_picks_zeros(c) ? c->gate.min_floor : worst;
+}
+
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
    row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
             k = c->dict->formula.k;
-    const int by_size = dlrni_by_size(c), by_group = dlrni_by_group(c);
+    const int by_group = dlrni_by_group(c);
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t row = dlrni_key_row(list->key[p]);
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            float rank = by_size ? fabsf(list->val[p]) : list->val[p];
+            float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
                 dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
             else
@@ -5237,8 +5401,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
         /* fewer than k so far: anything above 0 is still chosen */
         if (c->kept[i] < k) continue;
-        float worst = c->best[i * k].value;
-        c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
+        c->floor[i] = dlrni_floor_at(c, c->best[i * k].value);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
 }
@@ -5251,14 +5414,36 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* Whether an entry is among the best of the batch. */
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+                                     float value) {
+    const uint32_t key = dlrni_rank_key(value);
+    if (key != cut->key) return key > cut->key;
+    return row < cut->row || (row == cut->row && feature <= cut->feature);
+}
+
 /* Whether an entry of a list stays in the codes: its feature is chosen, and its value is not 0. */
 DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t feature, float pre) {
     int64_t k = c->dict->formula.k;
-    if (!(dlrni_value_of(&c->gate, feature, pre) != 0)) return 0;
+    if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
-    return dlrni_is_chosen(c, row, feature, dlrni_by_size(c) ? fabsf(pre) : pre);
+    return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
 /* Task: drops the entries that do not stay from one list, in place. `count` never overtakes `p`,
@@ -5302,7 +5487,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     const float floor = dlrni_by_size(c) ? 0 : c->gate.min_floor;
     for (int64_t i = 0; i < c->n; i++) {
         c->floor[i] = floor;
-        if (c->screen) dlrni_screen_set_floor(c->row + i, dlrni_raises_floors(c->dict) ? floor : 0);
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->gate.by_row ? floor : 0);
     }
     return DLRN_OK;
 }
@@ -5364,36 +5549,53 @@ DLRNI_INTERNAL void dlrni_guess_row(void *arg, int64_t i, int worker) {
     int32_t kept = 0;
     (void)worker;
     for (int64_t q = 0; q < F; q++) {
-        const float pre = j->pre[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+        const float pre =
+            dlrni_pre_of(&j->c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->pre[i * F + q]);
         if (pre > 0) dlrni_keep_best(heap, &kept, k, (int32_t)q, pre);
     }
     j->share[i] = dlrni_cut_share(j->c, j->x + i * dict->d_in, kept, heap[0].value);
 }
 
-/* Finds the smallest cut of a sample, spread over the batch. */
-DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+/* Frees a sample. */
+DLRNI_INTERNAL void dlrni_guess_free(dlrni_guess_job *j) {
+    dlrn_context *ctx = j->c->dict->ctx;
+    dlrn_free(ctx, j->x);
+    dlrn_free(ctx, j->pre);
+    dlrn_free(ctx, j->heap);
+}
+
+/* A sample of rows, spread over the batch, with the sums of all features; heap: entries of a row's
+   heap. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_begin(const dlrni_encoding *c, int64_t heap, double *share,
+                                             dlrni_guess_job *j) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t d = c->dict->d_in, rows = DLRNI_GUESS_ROWS;
-    double share[DLRNI_GUESS_ROWS];
-    dlrni_guess_job j = {c,
-                         DLRNI_NEW(ctx, float, rows *d),
-                         DLRNI_NEW(ctx, float, rows * c->dict->features),
-                         rows,
-                         DLRNI_NEW(ctx, dlrni_cut, rows * c->dict->formula.k),
-                         share};
-    const int ok = j.x && j.pre && j.heap;
-    if (ok) {
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(j.x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
-        dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, &j);
-        dlrn_parallel_for(ctx, rows, dlrni_guess_row, &j);
-        c->cut_share = share[0];
-        for (int64_t i = 1; i < rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    j->c = c;
+    j->rows = rows;
+    j->share = share;
+    j->x = DLRNI_NEW(ctx, float, rows *d);
+    j->pre = DLRNI_NEW(ctx, float, rows * c->dict->features);
+    j->heap = heap ? DLRNI_NEW(ctx, dlrni_cut, rows * heap) : NULL;
+    if (!j->x || !j->pre || (heap && !j->heap)) {
+        dlrni_guess_free(j);
+        return DLRN_ERR_MEMORY;
     }
-    dlrn_free(ctx, j.x);
-    dlrn_free(ctx, j.pre);
-    dlrn_free(ctx, j.heap);
-    return ok ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(j->x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
+    dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, j);
+    return DLRN_OK;
+}
+
+/* Finds the smallest cut of a sample. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+    double share[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, c->dict->formula.k, share, &j));
+    dlrn_parallel_for(c->dict->ctx, j.rows, dlrni_guess_row, &j);
+    c->cut_share = share[0];
+    for (int64_t i = 1; i < j.rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    dlrni_guess_free(&j);
+    return DLRN_OK;
 }
 
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
@@ -5444,10 +5646,10 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
-/* Finds the cut of every row. *in_hand: 1 if the lists of all groups fit together into the budget,
+/* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
-DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
-    int guessed;
+DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
+    int guessed, *in_hand = &c->made_all;
     DLRNI_TRY(dlrni_select_begin(c));
     DLRNI_TRY(dlrni_guess_floors(c, &guessed));
     DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
@@ -5468,20 +5670,279 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     return DLRN_OK;
 }
 
+/* ---- The best of a batch ----
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
+   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
+   the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
+   numbers, so threads cannot change the result. */
+
+/* What a visit to the entries of a block of rows does. */
+typedef enum dlrni_batch_visit {
+    DLRNI_VISIT_COUNT, /* counts the next bits of keys that agree with what is known of the cut */
+    DLRNI_VISIT_ROWS,  /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_ROW    /* finds the last of a row's equals that stays                           */
+} dlrni_batch_visit;
+
+/* Encodings of the same rows while their common cut is sought. */
+typedef struct dlrni_batch_job {
+    dlrni_encoding **c; /* [count]; the first owns what all share                             */
+    int count, at;      /* at: the encoding in hand                                           */
+    int64_t n, m;       /* rows; how many entries stay                                        */
+    float floor;        /* lists hold what is above it; below 0: the gates' floors            */
+    dlrni_batch_visit visit;
+    uint32_t key, known; /* of the cut: its key, as far as the bits of `known` say            */
+    int shift;           /* of the bits that are counted                                      */
+    int64_t entries;     /* of all lists in the last pass                                     */
+    int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
+    int last;            /* the encoding and the feature of the last one that stays           */
+    int64_t feature;
+} dlrni_batch_job;
+
+/* Task: visits the entries of a block of rows, in the groups in hand. */
+DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
+    dlrni_batch_job *j = (dlrni_batch_job *)arg;
+    const dlrni_encoding *c = j->c[j->at];
+    const int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
+    int64_t *count = j->c[0]->tally + ((int64_t)worker << DLRNI_KEY_BITS);
+    int32_t *equals = j->c[0]->kept;
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            const uint32_t key = dlrni_rank_key(list->val[p]);
+            const int64_t row = dlrni_key_row(list->key[p]);
+            if ((key & j->known) != j->key) continue;
+            if (j->visit == DLRNI_VISIT_COUNT)
+                count[(key & ~j->known) >> j->shift]++;
+            else if (j->visit == DLRNI_VISIT_ROWS)
+                equals[row]++;
+            else if (row == j->row && j->left > 0 && --j->left == 0) {
+                j->last = j->at;
+                j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+            }
+        }
+    }
+}
+
+/* The same floor for all rows, and for the screen. */
+DLRNI_INTERNAL void dlrni_batch_floor(dlrni_encoding *c, float floor) {
+    for (int64_t i = 0; i < c->n; i++) {
+        c->floor[i] = floor > c->gate.min_floor ? floor : c->gate.min_floor;
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
+/* Visits all entries. Lists that fit into the budget together are made once, by the first pass
+   under a floor; otherwise each pass makes them again, in waves. One task for the visit that needs
+   an order: it is of one block. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visit visit,
+                                            int64_t budget) {
+    const int64_t blocks = dlrni_ceil_div(j->n, DLRNI_BLOCK);
+    const int made = j->c[0]->made_all;
+    int64_t used = 0;
+    j->visit = visit;
+    for (j->at = 0; j->at < j->count; j->at++) {
+        dlrni_encoding *c = j->c[j->at];
+        for (int64_t first = 0; first < c->groups; first += c->wave) {
+            if (made) {
+                c->first = 0;
+                c->wave = c->groups;
+            } else
+                DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
+            const int64_t entries = dlrni_wave_entries(c);
+            used += entries;
+            if (visit == DLRNI_VISIT_ROW)
+                dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
+            else
+                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
+                                   j);
+        }
+    }
+    j->entries = used;
+    for (int i = 0; i < j->count; i++) j->c[i]->made_all = used <= budget;
+    return DLRN_OK;
+}
+
+/* One pass over all keys finds the next bits of the key of the m-th best; j->left: how many of
+   those that agree with it stay. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) {
+    const int threads = j->c[0]->dict->ctx->threads;
+    const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
+    int64_t *count = j->c[0]->tally;
+    memset(count, 0, (size_t)(threads * counters) * sizeof *count);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    for (int t = 1; t < threads; t++)
+        for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
+    uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
+    for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
+    j->key |= part << j->shift;
+    j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
+    return DLRN_OK;
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
+   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
+   which then have fewer lists to make again. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    j->m = wanted;
+    j->key = j->known = 0;
+    for (int i = 0; i < j->count; i++) {
+        j->c[i]->made_all = 0;
+        dlrni_batch_floor(j->c[i], j->floor);
+    }
+    for (j->shift = 32 - DLRNI_KEY_BITS; j->known != UINT32_MAX;
+         j->shift = j->shift > DLRNI_KEY_BITS ? j->shift - DLRNI_KEY_BITS : 0) {
+        DLRNI_TRY(dlrni_batch_bits(j, budget));
+        if (j->m == 0 || (j->m < wanted && j->floor >= 0)) return DLRN_OK;
+        const float low = dlrni_value_of_key(j->key); /* a NaN: k n of them, or infinities */
+        for (int i = 0; i < j->count && low <= FLT_MAX && !j->c[0]->made_all; i++)
+            dlrni_batch_floor(j->c[i], nextafterf(low, -INFINITY));
+    }
+    return DLRN_OK;
+}
+
+/* Where several entries equal the cut and not all stay: the last that does. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget) {
+    int32_t *equals = j->c[0]->kept;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_ROWS, budget));
+    for (j->row = 0; j->row < j->n - 1 && equals[j->row] < j->left; j->row++)
+        j->left -= equals[j->row];
+    j->last = j->count;
+    if (equals[j->row] <= j->left) return DLRN_OK; /* all of the row's */
+    return dlrni_batch_pass(j, DLRNI_VISIT_ROW, budget);
+}
+
+/* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
+   The cut of a batch varies less than those of rows, and needs no norms. */
+
+enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
+
+/* Adds the sample of one encoding to the counts of keys. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+    const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
+    double unused[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, 0, unused, &j));
+    for (int64_t p = 0; p < rows * F; p++) {
+        const float pre =
+            dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], p % F, j.pre[p]);
+        if (pre > dlrni_floor_of(c->gate.threshold, p % F, c->gate.min_floor))
+            count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
+    }
+    dlrni_guess_free(&j);
+    return DLRN_OK;
+}
+
+/* The cut of the sample of all encodings; 0: too few entries are positive. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
+    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
+    dlrn_free(ctx, count);
+    *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
+    return s;
+}
+
+/* A floor to begin with; below 0: none is worth having. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
+    const int64_t k = j->c[0]->dict->formula.k;
+    double cut = j->c[0]->last_cut;
+    int64_t features = 0;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    j->floor = -1;
+    if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
+    if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    return DLRN_OK;
+}
+
+/* Memory and first figures for a common cut. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    dlrni_encoding *own = j->c[0];
+    for (int i = 0; i < j->count; i++)
+        if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        return DLRN_ERR_MEMORY;
+    return dlrni_guess_batch(j);
+}
+
+/* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
+   entries. */
+DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
+    const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
+    for (int i = 0; i < j->count; i++) {
+        dlrni_encoding *c = j->c[i];
+        c->batch_cut.key = j->key;
+        c->batch_cut.value = value;
+        c->batch_cut.row = j->row;
+        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
+        c->cut_known = 1;
+        dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
+    }
+}
+
+/* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
+   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
+   high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
+    dlrni_batch_job j;
+    int64_t wanted;
+    memset(&j, 0, sizeof j);
+    j.c = c;
+    j.count = count;
+    j.n = c[0]->n;
+    if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
+    DLRNI_TRY(dlrni_batch_begin(&j));
+    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
+        j.floor = tries ? -1 : j.floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    }
+    j.last = count;
+    j.row = INT64_MAX;
+    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
+    dlrni_batch_end(&j, j.m == wanted);
+    return DLRN_OK;
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
+   nothing was positive. */
+DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
+    return c->batch_cut.value;
+}
+
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
    entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
    later waves only use them. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
                                                int64_t budget) {
-    int in_hand = 0;
-    if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
-    if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
-    /* the rounds have left the lists of all groups: use them */
-    if (in_hand && first == 0 && wave >= c->groups) {
+    const int by_batch = dlrni_by_batch(c);
+    if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    if (!c->cut_known)
+        DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
+    /* the rounds have left the lists of all groups: use them, once */
+    if (c->made_all && first == 0 && wave >= c->groups) {
         c->first = 0;
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    c->made_all = 0;
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
@@ -5501,15 +5962,6 @@ DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, i
     return heap[0];
 }
 
-/* The smallest value that a selection over the batch has kept; below 0: none. */
-DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
-    double cut = -1;
-    for (int64_t l = 0; l < c->stretches * c->groups; l++)
-        for (int64_t p = 0; p < c->lists[l].count; p++)
-            if (cut < 0 || (double)c->lists[l].val[p] < cut) cut = (double)c->lists[l].val[p];
-    return cut;
-}
-
 /* ---- Selections over codes ----
    The same selections on finished codes: for those that compare the rows of a whole call (a batch's
    best, standardised ranks), for gates whose lists do not hold what is compared, and for a
@@ -5525,19 +5977,6 @@ typedef struct dlrni_choice {
     uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
     int64_t ties;
 } dlrni_choice;
-
-enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
-#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
-
-/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
-   -0 is 0. */
-DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
-    uint32_t bits;
-    if (rank != rank) return UINT32_MAX;
-    if (rank == 0) return DLRNI_KEY_ZERO;
-    memcpy(&bits, &rank, sizeof bits);
-    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
-}
 
 /* The rank of a value of feature c. */
 DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
@@ -5649,6 +6088,22 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }
 
+/* What formula.rank needs: pre-activations that gate and selection compare, and atoms in layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (dlrni_own_encode(dict) || f->gate == DLRN_GATE_IDENTITY || f->gate == DLRN_GATE_GATED ||
+        !dict->param[DLRN_DECODER])
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "rank: expected value of a dictionary of family %s, gate %s, found %s",
+                         dict->family, dlrn_name(DLRN_NAMES_GATE, (int)f->gate),
+                         dlrn_name(DLRN_NAMES_RANK, (int)f->rank));
+    if (f->rank == DLRN_RANK_LAYER_NORMS && (dict->layers < 1 || dict->d_out % dict->layers))
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "layers: expected a divisor of d_out %lld, found %lld",
+                         (long long)dict->d_out, (long long)dict->layers);
+    return DLRN_OK;
+}
+
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -5657,6 +6112,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
                          dict->family);
+    if (f->rank != DLRN_RANK_VALUE && !dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
     if (f->normalise &&
         (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -6066,7 +6522,7 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
-            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->f[i * F + q]);
             j->f[i * F + q] = dlrni_gate_value(&c->gate, q, pre);
         }
 }
@@ -6095,16 +6551,16 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             f[feature[p]] = dlrni_gate_value(&c->gate, feature[p], pre);
         }
     }
 }
 
 /* Keeps the k best of each row of f [n][F], the rest becomes 0. heap [k]; a row with fewer than k
-   active features keeps them all. */
+   active features keeps them all. scale [F]: what the kept ones are multiplied by then, or NULL. */
 DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
-                                     dlrni_cut *heap) {
+                                     dlrni_cut *heap, const float *scale) {
     int64_t F = dict->features, k = dict->formula.k;
     for (int64_t i = 0; i < n; i++, f += F) {
         int32_t kept = 0;
@@ -6115,6 +6571,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
             dlrni_cut entry = {f[j], (int32_t)j};
             if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
         }
+        for (int64_t j = 0; scale && j < F; j++)
+            if (f[j] != 0) f[j] *= scale[j];
     }
 }
 
@@ -6138,7 +6596,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled));
+    /* a selection compares values without their scales */
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled || heap));
     /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
     /* the caller's x is not written to */
@@ -6157,7 +6616,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     /* after all groups: a cut needs the whole row */
-    if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    if (heap) dlrni_few_select(dict, j->f, n, e->heap, c->unscaled ? NULL : c->gate.late);
     /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -6250,19 +6709,18 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
-/* Multiplies the codes by exp(LOG_SCALE), where a selection came before it: the columns feature_at
-   .. feature_at + F, which are this dictionary's. Products of 0 are dropped. */
-DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_dictionary *dict, int64_t feature_at,
+/* Turns what a selection compared into values: the columns feature_at .. feature_at + F, which are
+   this encoder's. Products of 0 are dropped. */
+DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_encoder *e, int64_t feature_at,
                                       dlrn_sparse *codes) {
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    const float *late = e->c.gate.late;
     int64_t to = 0, p = 0;
-    if (!log_scale || dict->formula.gate == DLRN_GATE_GATED) return; /* gated: in the value */
+    if (!late) return;
     for (int64_t i = 0; i < codes->rows; i++) {
         for (const int64_t end = codes->row_ptr[i + 1]; p < end; p++) {
             int64_t feature = codes->col[p] - feature_at;
             float value = codes->val[p];
-            if (feature >= 0 && feature < dict->features)
-                value *= (float)exp((double)log_scale[feature]);
+            if (feature >= 0 && feature < e->dict->features) value *= late[feature];
             codes->col[to] = codes->col[p];
             codes->val[to] = value;
             to += value != 0;
@@ -6279,8 +6737,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but before LOG_SCALE: what a selection
-   over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
+   selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
@@ -6305,7 +6763,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
-        dlrni_scale_codes(dict, 0, codes);
+        dlrni_scale_codes(e, 0, codes);
         if (f) dlrni_spread_codes(codes, f);
         return DLRN_OK;
     }
@@ -6908,7 +7366,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
     }
     DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
     for (int64_t q = 0; q < dict->n_parts; q++)
-        dlrni_scale_codes(dict->part[q].dict, dict->part[q].feature_at, codes);
+        dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
 }
 
@@ -12567,14 +13025,17 @@ DLRNI_INTERNAL void dlrni_scale_numbers(float *row, int64_t n, double scale) {
     for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
 }
 
-/* A gate on p ||atom|| > threshold becomes one on p > threshold / ||atom||. An atom of norm 0 adds
-   nothing: its feature stays off, unless the threshold is negative. */
+/* A gate on p n > threshold becomes one on p > threshold / n. An atom of norm 0 adds nothing: its
+   feature stays off, unless the threshold is negative. */
+DLRNI_INTERNAL float dlrni_divided(float threshold, double norm) {
+    const double t = (double)threshold / norm;
+    return t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
+}
+
 DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
     float *threshold = dict->param[DLRN_THRESHOLD];
-    for (int64_t j = 0; j < dict->features; j++) {
-        double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
-        threshold[j] = t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
-    }
+    for (int64_t j = 0; j < dict->features; j++)
+        threshold[j] = dlrni_divided(threshold[j], dlrni_atom_norm(dict, j));
 }
 
 /* A threshold that a pre-activation may also equal: the next smaller one, to be exceeded. */
@@ -12599,6 +13060,40 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
             dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
     }
     return DLRN_OK;
+}
+
+/* Turns a ranked dictionary into one that is not, with the same x_hat, as files hold it. Thresholds
+   of features are divided by the norms, and values stay. Otherwise encoder rows and biases are
+   multiplied by the norms, the atoms divided, and the features are then the ranked ones. compared:
+   1: a selection over several parts compares the features. */
+DLRNI_INTERNAL void dlrni_unrank(dlrn_dictionary *dict, int compared) {
+    dlrn_formula *f = &dict->formula;
+    const int jumps = f->gate == DLRN_GATE_JUMP || f->gate == DLRN_GATE_JUMP_SIGNED;
+    const int alone = f->select == DLRN_SELECT_ALL && !compared;
+    const int by_sign = alone && !jumps; /* which no norm changes */
+    float *threshold = alone && jumps ? dict->param[DLRN_THRESHOLD] : NULL;
+    const int64_t F = f->rank == DLRN_RANK_VALUE || by_sign || dict->n_parts ? 0 : dict->features;
+    for (int64_t j = 0; j < F; j++) {
+        const double norm = (double)dlrni_rank_norm(dict, j);
+        if (threshold) {
+            threshold[j] = dlrni_divided(threshold[j], norm);
+            continue;
+        }
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        if (norm > 0)
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+    }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_unrank(dict->part[i].dict, f->select != DLRN_SELECT_ALL);
+    f->rank = DLRN_RANK_VALUE;
+}
+
+/* Whether a dictionary, or a part, compares anything but values. */
+DLRNI_INTERNAL int dlrni_is_ranked(const dlrn_dictionary *dict) {
+    int is = !dict->n_parts && dict->formula.rank != DLRN_RANK_VALUE;
+    for (int64_t i = 0; i < dict->n_parts; i++) is |= dlrni_is_ranked(dict->part[i].dict);
+    return is;
 }
 
 /* A mean that is subtracted from x and added to x_hat needs both to have one width. */
@@ -15154,16 +15649,35 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* No layout says that norms are compared: a ranked dictionary is written from a copy. *copy: NULL
+   where none is needed. */
+DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
+                                               dlrn_dictionary **copy) {
+    *copy = NULL;
+    if (!dlrni_is_ranked(dict)) return DLRN_OK;
+    if (!dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_is_ranked(dict->part[i].dict)) DLRNI_TRY(dlrni_check_rank(dict->part[i].dict));
+    DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, copy));
+    dlrni_unrank(*copy, 0);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
+    dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &row));
-    return dlrni_write_row(dict, row, library->name, path, 1);
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    if (copy) dict = copy;
+    dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
+    if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
+    dlrn_dictionary_destroy(copy);
+    return s;
 }
 
 /* ---- For a library ----
@@ -15321,7 +15835,8 @@ enum { /* in the order in which they are done */
        DLRNI_FOLD_CENTER = 2,
        DLRNI_FOLD_THRESHOLD = 4, /* of all features: written for each   */
        DLRNI_FOLD_RELU = 8,      /* a jump with thresholds 0            */
-       DLRNI_FOLD_NEGATIVE = 16  /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_NEGATIVE = 16, /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_RANK = 32      /* norms of atoms that are compared    */
 };
 
 /* How a dictionary is written: the row, and what is folded. */
@@ -15555,13 +16070,16 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_all(dlrn_dictionary *dict, const dlrni_pla
 /* What has been folded, for the user. */
 DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
     static const char *const says[] = {
-        "scales are part of the weights", "the center is part of the encoder bias",
+        "scales are part of the weights",
+        "the center is part of the encoder bias",
         "the threshold of all features is written for each",
-        "ReLU is written as a jump with thresholds 0", "thresholds below 0 are written as 0"};
+        "ReLU is written as a jump with thresholds 0",
+        "thresholds below 0 are written as 0",
+        "what is compared is p, with the norms of atoms in the weights or thresholds"};
     int at = 0;
     if (!size) return;
     *note = 0;
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         if (folds >> i & 1 && at < (int)size)
             at += dlrni_print(note + at, size - (size_t)at, "%s%s", at ? "; " : "", says[i]);
 }
@@ -15816,23 +16334,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     return s;
 }
 
-/* A copy is made only where something is folded. */
-DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
-                                  const dlrn_save_options *options, char *note, size_t size) {
+/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only where
+   something is. */
+DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, const char *path,
+                                               const dlrn_save_options *options, unsigned *folds) {
     const char *library = options && options->layout ? options->layout : dict->layout;
     const dlrni_target *target;
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
     memset(&plan, 0, sizeof plan);
-    if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
-    if (dict->n_parts) {
-        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
-        dlrni_note_folds(plan.folds, note, size);
-        return DLRN_OK;
-    }
+    if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
@@ -15844,7 +16358,19 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
-    if (s == DLRN_OK) dlrni_note_folds(plan.folds, note, size);
+    *folds = plan.folds;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                  const dlrn_save_options *options, char *note, size_t size) {
+    unsigned folds = 0;
+    dlrn_dictionary *copy;
+    if (size) *note = 0;
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
+    dlrn_dictionary_destroy(copy);
     return s;
 }
 
@@ -16934,221 +17460,6 @@ DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary *
 
 DLRNI_COLD_END
 #ifndef DICTLEARN_NO_TRAINING
-/* ------------------------------------------------------------------------------------------ */
-// >>naive
-/* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
-   and every number in memory. The rooms after this one do the same with lists of active features,
-   in f32, and in parallel. Compiled for the tests only: they compare this step with finite
-   differences and with PyTorch, and the trainer with this step. */
-#ifdef DICTLEARN_NAIVE_STEP
-
-/* trainSAE's constant, which avoids 0 / 0 and log(0). */
-static const double dlrni_naive_eps = 1e-8;
-
-/* Parameters, gradients and moments by role. The caller owns all arrays. */
-typedef struct dlrni_naive {
-    int64_t n, d_in, d_out, F;  /* rows x [n][d_in], targets y [n][d_out]; F features          */
-    double *p[DLRN_ROLE_COUNT]; /* encoder [F][d_in], decoder [F][d_out], and the biases       */
-    double *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int center;              /* role of the bias that is subtracted from x; -1: none        */
-    int squared, entropy;    /* 1: the squared distance; entropy in place of the L1 norm    */
-    double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
-    int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
-    int64_t *silent;         /* [F] steps since the feature was last active                 */
-    int64_t step;            /* steps done                                                  */
-    double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
-    double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
-    double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
-    double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
-} dlrni_naive;
-
-/* Uses the counters before this step, as the reference does. */
-DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
-    return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
-}
-
-DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
-    double square = 0;
-    for (int64_t c = 0; c < d; c++) square += a[c] * a[c];
-    return sqrt(square);
-}
-
-/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The output of the dead
-   features is exp(pre) W_d. */
-DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
-                                        const double *y) {
-    const double *b = s->center < 0 ? NULL : s->p[s->center];
-    double *e = s->e + i * s->d_out, *ghost = s->ghost + i * s->d_out;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        e[c] = s->p[DLRN_OUTPUT_BIAS][c] - y[c];
-        ghost[c] = 0;
-    }
-    for (int64_t j = 0; j < s->F; j++) {
-        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
-        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
-        double pre = s->p[DLRN_ENCODER_BIAS][j];
-        for (int64_t c = 0; c < s->d_in; c++) pre += row[c] * (x[c] - (b ? b[c] : 0));
-        double f = pre > 0 ? pre : 0, dead = dlrni_naive_is_dead(s, j) ? exp(pre) : 0;
-        for (int64_t c = 0; c < s->d_out; c++) {
-            e[c] += f * atom[c];
-            ghost[c] += dead * atom[c];
-        }
-        s->pre[i * s->F + j] = pre;
-        s->f[i * s->F + j] = f;
-    }
-}
-
-/* L1 norm of the features f [F] of a row, or the entropy of q = f / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f) {
-    double sum = 0, entropy = 0;
-    for (int64_t j = 0; j < s->F; j++) sum += f[j];
-    for (int64_t j = 0; j < s->F; j++) {
-        double q = f[j] / (sum + dlrni_naive_eps);
-        entropy -= q * log(q + dlrni_naive_eps);
-    }
-    return s->entropy ? entropy : sum;
-}
-
-/* The loss of x and y, and its terms. `again` 1 keeps the ghosts' residual, scale and ratio of the
-   last call: the gradient treats them as constants, so finite differences must do so too. */
-DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
-                                       int again) {
-    const int64_t d = s->d_out;
-    int dead = 0;
-    s->reconstruction = s->sparsity = s->auxiliary = 0;
-    for (int64_t j = 0; j < s->F; j++) dead |= dlrni_naive_is_dead(s, j);
-    for (int64_t i = 0; i < s->n; i++) {
-        dlrni_naive_forward(s, i, x + i * s->d_in, y + i * d);
-        double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
-        s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
-        s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
-        if (!again) { /* scales the output to half of the residual's length */
-            double own = dlrni_naive_length(s->ghost + i * d, d);
-            s->scale[i] = norm / (2 * own + dlrni_naive_eps);
-            for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
-        }
-        for (int64_t c = i * d; c < (i + 1) * d; c++)
-            square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
-        if (dead) s->auxiliary += sqrt(square) / (double)s->n;
-    }
-    /* makes it as large as the reconstruction loss */
-    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
-    return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
-}
-
-/* The derivative of dlrni_naive_sparsity with respect to an active feature j. With h(q) = -log(q +
-   eps) - q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
-    double sum = dlrni_naive_eps, mean = 0, own = 0;
-    for (int64_t k = 0; k < s->F; k++) sum += f[k];
-    for (int64_t k = 0; k < s->F; k++) {
-        double q = f[k] / sum, h = -log(q + dlrni_naive_eps) - q / (q + dlrni_naive_eps);
-        mean += q * h;
-        if (k == j) own = h;
-    }
-    return s->entropy ? (own - mean) / sum : 1;
-}
-
-/* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
-   the loss with respect to x_hat, `dead` [d_out] that with respect to the output of the dead
-   features. */
-DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
-                                      const double *toward, const double *dead) {
-    const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
-    double ghost = dlrni_naive_is_dead(s, j) ? exp(s->pre[i * s->F + j]) : 0;
-    double slope = f[j] > 0 ? s->penalty * dlrni_naive_slope(s, f, j) / (double)s->n : 0;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        s->g[DLRN_DECODER][j * s->d_out + c] += f[j] * toward[c] + ghost * dead[c];
-        /* ReLU passes no gradient to a feature that is off; exp is its own derivative */
-        slope += (f[j] > 0 ? toward[c] * atom[c] : 0) + ghost * dead[c] * atom[c];
-    }
-    s->g[DLRN_ENCODER_BIAS][j] += slope;
-    for (int64_t c = 0; c < s->d_in; c++) {
-        const double b = s->center < 0 ? 0 : s->p[s->center][c];
-        s->g[DLRN_ENCODER][j * s->d_in + c] += slope * (x[c] - b);
-        if (s->center >= 0) s->g[s->center][c] -= slope * s->p[DLRN_ENCODER][j * s->d_in + c];
-    }
-}
-
-/* How many numbers a role has. */
-DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
-    return role == DLRN_ENCODER        ? s->F * s->d_in
-           : role == DLRN_DECODER      ? s->F * s->d_out
-           : role == DLRN_ENCODER_BIAS ? s->F
-           : role == DLRN_OUTPUT_BIAS  ? s->d_out
-                                       : s->d_in;
-}
-
-/* The gradients of dlrni_naive_loss, which must have been called. toward, dead [d_out] are
-   scratch. */
-DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
-                                          double *dead) {
-    const int64_t d = s->d_out;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t c = 0; s->g[role] && c < dlrni_naive_size(s, role); c++) s->g[role][c] = 0;
-    for (int64_t i = 0; i < s->n; i++) {
-        double norm = dlrni_naive_length(s->e + i * d, d), length;
-        for (int64_t c = 0; c < d; c++)
-            dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
-        length = dlrni_naive_length(dead, d);
-        for (int64_t c = 0; c < d; c++) {
-            /* the derivative of |e| is e / |e|; at 0 it has none */
-            double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
-            toward[c] = by * s->e[i * d + c] / (double)s->n;
-            by = length > 0 ? s->ratio * s->scale[i] / length : 0;
-            dead[c] *= by / (double)s->n;
-            s->g[DLRN_OUTPUT_BIAS][c] += toward[c];
-        }
-        for (int64_t j = 0; j < s->F; j++)
-            dlrni_naive_chain(s, i, j, x + i * s->d_in, toward, dead);
-    }
-}
-
-/* An atom's gradient without its part along the atom, before Adam; afterwards (g NULL) the atom is
-   scaled to length 1. A zero atom stays 0. */
-DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
-    double length = dlrni_naive_length(atom, d), dot = 0;
-    for (int64_t c = 0; c < d && g; c++) dot += atom[c] * g[c];
-    for (int64_t c = 0; c < d && length > 0; c++) {
-        if (g)
-            g[c] -= dot / (length * length) * atom[c];
-        else
-            atom[c] /= length;
-    }
-}
-
-/* Adam's update of number i of a role. Its corrections count steps from 1. */
-DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
-    double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
-    *m = 0.9 * *m + 0.1 * g;
-    *v = 0.999 * *v + 0.001 * g * g;
-    double mean = *m / (1 - pow(0.9, (double)s->step));
-    double square = *v / (1 - pow(0.999, (double)s->step));
-    s->p[role][i] -= s->lr * mean / (sqrt(square) + 1e-8);
-}
-
-/* One step; returns the loss before it. toward, dead [d_out] are scratch. */
-DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y,
-                                       double *toward, double *dead) {
-    const int64_t d = s->d_out;
-    double loss = dlrni_naive_loss(s, x, y, 0);
-    dlrni_naive_gradients(s, x, toward, dead);
-    for (int64_t j = 0; j < s->F; j++)
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, s->g[DLRN_DECODER] + j * d, d);
-    s->step++;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
-            dlrni_naive_adam(s, role, i);
-    for (int64_t j = 0; j < s->F; j++) {
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, NULL, d);
-        s->silent[j]++;
-        for (int64_t i = 0; i < s->n; i++)
-            if (s->f[i * s->F + j] > 0) s->silent[j] = 0;
-    }
-    return loss;
-}
-#endif /* DICTLEARN_NAIVE_STEP */
-
 /* ------------------------------------------------------------------------------------------ */
 // >>source
 /* Sources of rows: arrays in memory or in files, and a filter for rows that are not finite. A
@@ -18751,7 +19062,7 @@ typedef struct dlrni_rules {
     double new_threshold; /* of new features; 0: the family's                 */
     int gate_frozen; /* gated: 1: the second reconstruction has no gradient by decoder and bias */
     dlrni_atoms atoms;
-    double atom_norm; /* of new atoms                                      */
+    double atom_norm;  /* of new atoms                                      */
     int atoms_of_cube; /* 1: their directions are drawn from a cube, as kaiming_uniform_ does; 0:
                           from a sphere */
     dlrni_weights weights;
@@ -18779,7 +19090,7 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
-    int logs_again; /* compat: a logged step is counted twice (dlrni_stage_logging) */
+    int logs_again;          /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
@@ -18878,6 +19189,1122 @@ DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
     return t->from_buffer ? "a call of dlrn_trainer_step"
                           : "a call of dlrn_trainer_step_on with the same rows";
 }
+
+/* ------------------------------------------------------------------------------------------ */
+// >>naive
+/* A step of every recipe, written to be read: in double, with plain loops and with every number of
+   the matrices [n][F]. The rooms after this one do the same with lists of active features, in f32
+   and in parallel. It reads settings and rules, and knows no recipe. Compiled for the tests only:
+   they compare this step with finite differences and with the libraries' own steps, and the
+   trainer with this step. So it calls nothing of the trainer.
+
+   A cross-layer transcoder is one matrix here: a feature of layer l reads the columns of layer l of
+   x, and writes to those of layers l, l + 1, ... of x_hat. Its other weights are 0 and stay 0.
+
+   Each piece of the loss adds its value and its derivatives in one function, so that a formula and
+   its derivative stand together. Derivatives go two ways: by x_hat (`toward`), and by values and
+   pre-activations (`df`, `slope`). The chain rule ends in dlrni_naive_encoder_gradients.
+
+   Resampling, and the penalty that target_l0 steers, are not part of this step. */
+#ifdef DICTLEARN_NAIVE_STEP
+
+enum {
+    DLRNI_NAIVE_ARRAYS = 96, /* most arrays of a step             */
+    DLRNI_NAIVE_QUEUE = 10   /* PAnnealTrainer's queue of penalties */
+};
+
+/* trainSAE's constant, which avoids 0 / 0 and log(0). */
+static const double dlrni_naive_eps = 1e-8;
+
+/* A trainer and the numbers of its last step. dlrni_naive_open allocates all arrays. */
+typedef struct dlrni_naive {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    dlrni_rules rules;
+    int64_t n, d_in, d_out,
+        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
+    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
+    int center;    /* role of the bias that is subtracted from x; -1: none              */
+    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
+    int64_t step;     /* steps done                                                              */
+    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
+    double rates;     /* signum: sum of squared rates                                            */
+    double scale_in,
+        scale_out; /* of x, and of x_hat: y is divided by it                           */
+    struct {
+        double p, next,
+            factor; /* exponents now and after the next update (-1: none); of the weight */
+        double now[DLRNI_NAIVE_QUEUE],
+            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+        int64_t queued, updates;
+    } anneal;
+    /* A step's numbers. */
+    double *x, *y; /* scaled; x less the center                                         */
+    double *norm, *weigh,
+        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
+    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;  /* [n][F] 1: selected; values                                        */
+    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *df, *slope,
+        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
+    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
+    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
+    double *mask, *extra,
+        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
+    double *values_more,
+        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
+    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
+    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
+    double *frozen_decoder,
+        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
+    double *scale, ratio,
+        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    int arrays;
+    /* The terms of the loss, without their weights. */
+    double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
+    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
+    double rate,
+        penalty; /* of this step                                                           */
+} dlrni_naive;
+
+/* ---- Sizes and memory ---- */
+
+/* How many numbers a role has; the letters are those of DLRN_ROLE_LIST. */
+DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
+    static const char shape[DLRN_ROLE_COUNT][2] = {
+#define DLRNI_NAIVE_SHAPE(role, name, rows, cols) {rows, cols},
+        DLRN_ROLE_LIST(DLRNI_NAIVE_SHAPE)
+#undef DLRNI_NAIVE_SHAPE
+    };
+    int64_t size = 1;
+    for (int i = 0; i < 2; i++) {
+        const char c = shape[role][i];
+        size *= c == 'F' ? s->F : c == 'I' ? s->d_in : c == 'O' || c == 'S' ? s->d_out : 1;
+    }
+    return size;
+}
+
+/* count zeros. After a failure NULL, and s->arrays is -1. */
+DLRNI_INTERNAL double *dlrni_naive_array(dlrni_naive *s, int64_t count) {
+    if (s->arrays < 0) return NULL;
+    double *a = s->arrays < DLRNI_NAIVE_ARRAYS ? DLRNI_NEW_ZERO(s->ctx, double, count) : NULL;
+    if (a)
+        s->array[s->arrays++] = a;
+    else
+        s->arrays = -1;
+    return a;
+}
+
+DLRNI_INTERNAL void dlrni_naive_close(dlrni_naive *s) {
+    if (!s) return;
+    for (int i = 0; i < DLRNI_NAIVE_ARRAYS; i++) dlrn_free(s->ctx, s->array[i]);
+    dlrn_free(s->ctx, s->silent);
+    dlrn_free(s->ctx, s);
+}
+
+/* The number of nested groups; 1: plain. */
+DLRNI_INTERNAL int64_t dlrni_naive_levels(const dlrni_naive *s) {
+    return !s->rules.nested ? 1 : s->cfg.n_groups ? s->cfg.n_groups : 5;
+}
+
+/* A trainer of steps on n rows, with the given roles (bits), all weights 0. */
+DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_rules *rules, int64_t n, unsigned roles) {
+    dlrni_naive *s = DLRNI_NEW_ZERO(ctx, dlrni_naive, 1);
+    if (!s) return NULL;
+    s->ctx = ctx, s->cfg = *cfg, s->rules = *rules;
+    s->n = n, s->d_in = cfg->d_in, s->F = cfg->features, s->parts = 1;
+    s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
+    s->center = -1;
+    s->threshold = rules->first_threshold;
+    s->scale_in = s->scale_out = 1;
+    s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
+        for (int i = 0; i < 4 && roles >> role & 1; i++)
+            *of[i] = dlrni_naive_array(s, dlrni_naive_size(s, role));
+    }
+    const int64_t F = s->F, out = n * s->d_out, levels = dlrni_naive_levels(s);
+    double **const matrix[] = {
+        &s->pre,  &s->q,    &s->kept,  &s->kept_more, &s->f,           &s->df,         &s->slope,
+        &s->lift, &s->mask, &s->extra, &s->by_extra,  &s->values_more, &s->values_auxk};
+    for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++)
+        *matrix[i] = dlrni_naive_array(s, n * F);
+    s->x = dlrni_naive_array(s, n * s->d_in), s->y = dlrni_naive_array(s, out);
+    s->e = dlrni_naive_array(s, levels * out), s->toward = dlrni_naive_array(s, levels * out);
+    s->residual = dlrni_naive_array(s, levels * out);
+    s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
+    s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
+    s->lifts = dlrni_naive_array(s, F);
+    s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
+    s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
+    s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (s->arrays > 0 && s->silent) return s;
+    dlrni_naive_close(s);
+    return NULL;
+}
+
+DLRNI_INTERNAL void dlrni_naive_zero(double *a, int64_t count) {
+    for (int64_t i = 0; i < count; i++) a[i] = 0;
+}
+
+DLRNI_INTERNAL double dlrni_naive_dot(const double *a, const double *b, int64_t d) {
+    double sum = 0;
+    for (int64_t c = 0; c < d; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
+    return sqrt(dlrni_naive_dot(a, a, d));
+}
+
+/* Whether x's column c is read by feature j, and whether j writes to column c of x_hat. */
+DLRNI_INTERNAL int dlrni_naive_reads(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_in / s->parts) == j / (s->F / s->parts);
+}
+
+DLRNI_INTERNAL int dlrni_naive_writes(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_out / s->parts) >= j / (s->F / s->parts);
+}
+
+/* ---- Schedules ---- */
+
+/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, r = min(n / K, 1).
+   dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number: so
+   step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's k_0. */
+DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const dlrni_k_rule rule = s->rules.k_rule;
+    const double K = (double)cfg->k_anneal_steps, d = (double)(s->d_in / cfg->layers);
+    double from = cfg->k_start ? (double)cfg->k_start : rule == DLRNI_K_FROM_10_D ? 10 * d : d;
+    if (!(K > 0) || (rule == DLRNI_K_FROM_D && cfg->compat && n == 0)) return cfg->k;
+    if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
+    from = fmin(from, (double)s->F);
+    const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
+    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
+    return (int64_t)fmax(whole, 1);
+}
+
+/* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
+   (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
+DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
+    const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
+    const double since = cfg->resample_steps > 0 ? (double)(n % cfg->resample_steps) : at;
+    const double end = cfg->lr_end < 0 ? cfg->lr / 10 : cfg->lr_end, pi = 3.14159265358979323846;
+    const int cosine = cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT;
+    double lr = cfg->lr;
+    if (cfg->optimiser == DLRN_OPTIMISER_SIGNUM) return lr; /* schedule-free */
+    if (cosine && at >= w) {
+        double cycles = cfg->lr_schedule == DLRN_SCHEDULE_RESTARTS ? (double)cfg->lr_cycles : 1;
+        double period = floor((decay - w) / cycles);
+        lr = end + (cfg->lr - end) * (1 + cos(pi * fmod(at - w, period) / period)) / 2;
+        if (at - w >= period * cycles) lr = end;
+    }
+    if (since < w) lr = cfg->lr * (since + (s->rules.warmup_from_one ? 1 : 0)) / w;
+    if (cfg->decay_start < 0 || at < decay) return lr;
+    double left = fmax(T - at, s->rules.decay_floor > 0 ? 1 : 0) / (T - decay);
+    double line = s->rules.decay_floor + (1 - s->rules.decay_floor) * left;
+    return fmin(lr, (cosine ? end : cfg->lr) * line);
+}
+
+/* The weight of the penalty: a ramp over sparsity_warmup_steps. */
+DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
+    const int64_t w = s->cfg.sparsity_warmup_steps;
+    double ramp = s->step < w ? (double)s->step / (double)w : 1;
+    return s->cfg.sparsity_penalty * s->anneal.factor * ramp;
+}
+
+/* ---- The first batch ---- */
+
+/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
+   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
+   (dictionary_learning). to, next [d]. */
+DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                       double *to, double *next) {
+    double moved = 1;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        double all = 0;
+        dlrni_naive_zero(next, d);
+        for (int64_t i = 0; i < n; i++) {
+            double square = 0;
+            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+            /* round -1 is the mean; a row at the median has no direction */
+            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+            all += w;
+        }
+        moved = 0;
+        for (int64_t c = 0; c < d; c++) {
+            double value = all > 0 ? next[c] / all : to[c];
+            moved += pow(value - to[c], 2);
+            to[c] = value;
+        }
+        moved = round < 0 ? 1 : sqrt(moved);
+    }
+}
+
+/* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
+   - W_e mean x. s->x is not yet less the center. */
+DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
+    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
+    if (s->rules.first == DLRNI_FIRST_MEDIAN)
+        for (int64_t l = 0; l < layers; l++)
+            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    if (s->rules.first != DLRNI_FIRST_MEAN) return;
+    dlrni_naive_zero(bias, s->d_out);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
+    if (s->center >= 0) return;
+    for (int64_t j = 0; j < s->F; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < s->n; i++)
+            sum += dlrni_naive_dot(s->p[DLRN_ENCODER] + j * s->d_in, s->x + i * s->d_in, s->d_in);
+        s->p[DLRN_ENCODER_BIAS][j] = -sum / (double)s->n;
+    }
+}
+
+/* ---- Features ---- */
+
+/* What p or f of feature j is multiplied with: 1, |atom|, or the sum of |atom_l| over layers l. */
+DLRNI_INTERNAL double dlrni_naive_norm(const dlrni_naive *s, dlrn_rank rank, int64_t j) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    double sum = 0;
+    if (rank == DLRN_RANK_VALUE) return 1;
+    for (int64_t l = 0; l < layers; l++)
+        sum += dlrni_naive_length(s->p[DLRN_DECODER] + j * s->d_out + l * d, d);
+    return sum;
+}
+
+/* p = W_e (x - center) + b_e, and q = p times the norm of the rank. */
+DLRNI_INTERNAL void dlrni_naive_encode(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
+        s->norm[j] = dlrni_naive_norm(s, s->rules.rank, j);
+        for (int64_t i = 0; i < s->n; i++) {
+            double p = dlrni_naive_dot(row, s->x + i * s->d_in, s->d_in);
+            s->pre[i * s->F + j] = p + s->p[DLRN_ENCODER_BIAS][j];
+            s->q[i * s->F + j] = s->pre[i * s->F + j] * s->norm[j];
+        }
+    }
+}
+
+/* The value that the gate lets through, by pre-activation p and rank q; 0: closed. */
+DLRNI_INTERNAL double dlrni_naive_gate(const dlrni_naive *s, int64_t j, double p, double q) {
+    switch (s->rules.gate) {
+    case DLRN_GATE_JUMP_SIGNED: return q > s->p[DLRN_THRESHOLD][j] ? p : 0;
+    case DLRN_GATE_LINEAR: return p;
+    case DLRN_GATE_GATED: {
+        double u = p - s->p[DLRN_ENCODER_BIAS][j];
+        double v = exp(s->p[DLRN_LOG_SCALE][j]) * u + s->p[DLRN_VALUE_BIAS][j];
+        return p > 0 && v > 0 ? v : 0;
+    }
+    default: return p > 0 ? p : 0;
+    }
+}
+
+/* A number of a matrix and where it stands; the larger first, then the lower index. */
+typedef struct dlrni_naive_entry {
+    double key;
+    int64_t at;
+} dlrni_naive_entry;
+
+DLRNI_INTERNAL int dlrni_naive_compare(const void *a, const void *b) {
+    const dlrni_naive_entry *p = (const dlrni_naive_entry *)a, *q = (const dlrni_naive_entry *)b;
+    if (p->key > q->key || p->key < q->key) return p->key < q->key ? 1 : -1;
+    return p->at < q->at ? -1 : p->at > q->at;
+}
+
+/* Of the entries from .. from + count whose mask is 1, those with the k largest keys keep it.
+   by_size: the largest |key|. */
+DLRNI_INTERNAL void dlrni_naive_keep(dlrni_naive *s, const double *key, int by_size, int64_t from,
+                                     int64_t count, int64_t k, double *mask) {
+    dlrni_naive_entry *list = DLRNI_NEW(s->ctx, dlrni_naive_entry, count);
+    int64_t held = 0;
+    for (int64_t i = from; i < from + count && list; i++) {
+        if (!(mask[i] > 0)) continue;
+        list[held].key = by_size ? fabs(key[i]) : key[i];
+        list[held++].at = i;
+    }
+    if (held) qsort(list, (size_t)held, sizeof *list, dlrni_naive_compare);
+    for (int64_t i = k; i < held; i++) mask[list[i].at] = 0;
+    dlrn_free(s->ctx, list);
+}
+
+/* mask [n][F]: which features gate and selection by k keep. With zero_picks (sparsify) those with
+   p < 0 can be kept, too: they rank as 0. Selections are within a layer that has features of its
+   own, but batch top-k is over all layers and rows. */
+DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) {
+    const int64_t F = s->F, n = s->n, width = F / s->parts;
+    const dlrn_select select = s->rules.select;
+    double *key = s->extra; /* not in use yet */
+    for (int64_t i = 0; i < n * F; i++) {
+        double value = dlrni_naive_gate(s, i % F, s->pre[i], s->q[i]);
+        mask[i] = s->rules.zero_picks || value < 0 || value > 0;
+        key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
+    }
+    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    for (int64_t at = 0; at < n * F; at += width)
+        if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
+            dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
+    for (int64_t at = 0; at < n * F && select == DLRN_SELECT_GROUP_MAX; at += F / k)
+        dlrni_naive_keep(s, key, 0, at, F / k, 1, mask);
+}
+
+/* The features f, and which of them have been active: their counters as after this batch. */
+DLRNI_INTERNAL void dlrni_naive_features(dlrni_naive *s) {
+    s->k = s->rules.select == DLRN_SELECT_ALL ? 0 : dlrni_naive_k(s, s->step);
+    dlrni_naive_encode(s);
+    dlrni_naive_select(s, s->k, s->kept);
+    s->l0 = 0;
+    for (int64_t i = 0; i < s->n * s->F; i++) {
+        double value = dlrni_naive_gate(s, i % s->F, s->pre[i], s->q[i]);
+        s->f[i] = s->kept[i] > 0 ? value : 0;
+        s->l0 += (s->f[i] < 0 || s->f[i] > 0) / (double)s->n;
+    }
+}
+
+/* Whether feature j is active on some row. sparsify counts its picks, those with value 0, too; with
+   multi_top_k those of 4 k (its returned indices; compat). */
+DLRNI_INTERNAL int dlrni_naive_fires(const dlrni_naive *s, int64_t j) {
+    for (int64_t i = 0; i < s->n; i++) {
+        const double f = s->f[i * s->F + j];
+        if (f < 0 || f > 0 || (s->rules.zero_picks && s->kept[i * s->F + j] > 0)) return 1;
+        if (s->cfg.multi_top_k && s->cfg.compat && s->kept_more[i * s->F + j] > 0) return 1;
+    }
+    return 0;
+}
+
+/* The counter of feature j after this batch. */
+DLRNI_INTERNAL int64_t dlrni_naive_silent(const dlrni_naive *s, int64_t j) {
+    return dlrni_naive_fires(s, j) ? 0 : s->silent[j] + (s->rules.counts_rows ? s->n : 1);
+}
+
+/* Whether AuxK and pre_act take feature j for dead: SAELens and sparsify by the counters before
+   this batch, and by more than the limit; the others from the limit on. */
+DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
+    const int64_t limit = s->rules.counts_rows ? s->cfg.dead_rows : s->cfg.dead_steps;
+    const int64_t silent = s->rules.dead_before ? s->silent[j] : dlrni_naive_silent(s, j);
+    return limit >= 0 && (s->rules.dead_after_more ? silent > limit : silent >= limit);
+}
+
+/* ---- Reconstructions ---- */
+
+/* out [n][d_out] += values [n][F] of the features from .. to, times their atoms. */
+DLRNI_INTERNAL void dlrni_naive_decode(const dlrni_naive *s, const double *values,
+                                       const double *atoms, int64_t from, int64_t to, double *out) {
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++)
+            for (int64_t c = 0; c < s->d_out; c++)
+                out[i * s->d_out + c] += values[i * s->F + j] * atoms[j * s->d_out + c];
+}
+
+/* Its derivatives: atoms get the sum of values times toward (unless `atoms` is 0), values <toward,
+   atom> (unless by_values is NULL). */
+DLRNI_INTERNAL void dlrni_naive_decode_back(dlrni_naive *s, const double *values,
+                                            const double *toward, int64_t from, int64_t to,
+                                            int atoms, double *by_values) {
+    const int64_t d = s->d_out;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double *t = toward + i * d, *atom = s->p[DLRN_DECODER] + j * d;
+            for (int64_t c = 0; c < d && atoms; c++)
+                s->g[DLRN_DECODER][j * d + c] += values[i * s->F + j] * t[c];
+            if (by_values) by_values[i * s->F + j] += dlrni_naive_dot(t, atom, d);
+        }
+}
+
+/* sum_i |a_i - mean a|^2 of a [n][d_out]. */
+DLRNI_INTERNAL double dlrni_naive_variance(const dlrni_naive *s, const double *a) {
+    double sum = 0;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        double mean = 0;
+        for (int64_t i = 0; i < s->n; i++) mean += a[i * s->d_out + c] / (double)s->n;
+        for (int64_t i = 0; i < s->n; i++) sum += pow(a[i * s->d_out + c] - mean, 2);
+    }
+    return sum;
+}
+
+/* The reconstruction loss of errors e [n][d_out], by cfg.loss; adds weight times its derivative to
+   toward. With L layers: norm: mean_il |e_il|; squared: mean_i |e_i|^2; layers: mean_il |e_il|^2;
+   fvu: sum_i |e_i|^2 / sum_i |y_i - mean y|^2. */
+DLRNI_INTERNAL double dlrni_naive_distance(const dlrni_naive *s, const double *e, double weight,
+                                           double *toward) {
+    const int distance = s->cfg.loss == DLRN_LOSS_NORM;
+    const int64_t layers = distance || s->cfg.loss == DLRN_LOSS_LAYERS ? s->cfg.layers : 1;
+    const int64_t d = s->d_out / layers;
+    double sum = 0, by = 1 / (double)(s->n * layers);
+    if (s->cfg.loss == DLRN_LOSS_FVU) {
+        const double variance = dlrni_naive_variance(s, s->y);
+        by = variance > 0 ? 1 / variance : 0;
+    }
+    for (int64_t at = 0; at < s->n * s->d_out; at += d) {
+        double length = dlrni_naive_length(e + at, d);
+        sum += by * (distance ? length : length * length);
+        /* the derivative of |e| is e / |e|; at 0 it has none */
+        double slope = !distance ? 2 * by : length > 0 ? by / length : 0;
+        for (int64_t c = at; c < at + d; c++) toward[c] += weight * slope * e[c];
+    }
+    return sum;
+}
+
+/* e [n][d_out] = bias + skip x - y. The skip sees x before the center. */
+DLRNI_INTERNAL void dlrni_naive_begin(const dlrni_naive *s, const double *bias, int skip,
+                                      double *e) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->p[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            double sum = bias[o] - s->y[i * s->d_out + o];
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                sum += W[o * s->d_in + c] * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+            e[i * s->d_out + o] = sum;
+        }
+}
+
+/* Its derivatives: output bias and skip. */
+DLRNI_INTERNAL void dlrni_naive_begin_back(dlrni_naive *s, const double *toward, int skip) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->g[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            const double t = toward[i * s->d_out + o];
+            s->g[DLRN_OUTPUT_BIAS][o] += t;
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                s->g[DLRN_SKIP][o * s->d_in + c] += t * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+        }
+}
+
+/* Where the features of level g end. Without sizes: F/32, F/16, F/8, F/4 and the rest. */
+DLRNI_INTERNAL int64_t dlrni_naive_level_end(const dlrni_naive *s, int64_t g) {
+    int64_t end = 0;
+    if (g == dlrni_naive_levels(s) - 1) return s->F;
+    for (int64_t h = 0; h <= g; h++)
+        end += s->cfg.n_groups ? s->cfg.groups[h] : s->F / ((int64_t)32 >> h);
+    return end;
+}
+
+/* The weight of level g's loss. dictionary_learning: the mean over G groups of w_g times the loss,
+   w_g 1 / G if none is given; SAELens: the sum of all. */
+DLRNI_INTERNAL double dlrni_naive_level_weight(const dlrni_naive *s, int64_t g) {
+    const double G = (double)dlrni_naive_levels(s);
+    double all = 0;
+    for (int64_t h = 0; h < s->cfg.n_groups; h++) all += s->cfg.group_weights[h];
+    if (!s->rules.nested || s->rules.sum_of_groups) return 1;
+    return (all > 0 ? s->cfg.group_weights[g] : 1 / G) / G;
+}
+
+/* x_hat of each prefix, its error and its loss. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct(dlrni_naive *s) {
+    const int64_t size = s->n * s->d_out, levels = dlrni_naive_levels(s);
+    for (int64_t g = 0; g < levels; g++) {
+        double *e = s->e + g * size, weight = dlrni_naive_level_weight(s, g);
+        const int64_t from = g ? dlrni_naive_level_end(s, g - 1) : 0;
+        if (g)
+            memcpy(e, e - size, (size_t)size * sizeof *e);
+        else
+            dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], 1, e);
+        dlrni_naive_decode(s, s->f, s->p[DLRN_DECODER], from, dlrni_naive_level_end(s, g), e);
+        s->reconstruction += weight * dlrni_naive_distance(s, e, weight, s->toward + g * size);
+    }
+}
+
+/* Its derivatives, when all terms have added theirs to `toward`. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct_back(dlrni_naive *s) {
+    for (int64_t g = 0; g < dlrni_naive_levels(s); g++) {
+        const double *toward = s->toward + g * s->n * s->d_out;
+        dlrni_naive_begin_back(s, toward, 1);
+        dlrni_naive_decode_back(s, s->f, toward, 0, dlrni_naive_level_end(s, g), 1, s->df);
+    }
+}
+
+/* ---- Second reconstructions ---- */
+
+/* Clears what they share. */
+DLRNI_INTERNAL void dlrni_naive_again(dlrni_naive *s) {
+    dlrni_naive_zero(s->e2, s->n * s->d_out);
+    dlrni_naive_zero(s->toward2, s->n * s->d_out);
+    dlrni_naive_zero(s->by_extra, s->n * s->F);
+}
+
+/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the paper
+   (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does not. */
+DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
+    const int frozen = s->rules.gate_frozen;
+    const double *atoms = frozen ? s->frozen_decoder : s->p[DLRN_DECODER];
+    if (s->rules.gate != DLRN_GATE_GATED) return;
+    dlrni_naive_again(s);
+    for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F; i++)
+        if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* sparsify: the 4 k best of a row reconstruct, too; weight 1/8. In its code the encoder gets no
+   gradient from that, and the skip is left out (compat). `again`: see dlrni_naive_loss. */
+DLRNI_INTERNAL void dlrni_naive_multi_top_k(dlrni_naive *s, int again) {
+    const int64_t k = dlrni_min(4 * s->k, s->F), size = s->n * s->F;
+    const int decoder_only = s->rules.auxk_decoder_only, skip = !s->cfg.compat;
+    if (!s->cfg.multi_top_k) return;
+    dlrni_naive_select(s, k, s->kept_more);
+    for (int64_t i = 0; i < size && !(again && decoder_only); i++)
+        s->values_more[i] = s->kept_more[i] > 0 && s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_again(s);
+    dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], skip, s->e2);
+    dlrni_naive_decode(s, s->values_more, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 0.125, s->toward2) / 8;
+    dlrni_naive_begin_back(s, s->toward2, skip);
+    dlrni_naive_decode_back(s, s->values_more, s->toward2, 0, s->F, 1,
+                            decoder_only ? NULL : s->by_extra);
+    for (int64_t i = 0; i < size; i++)
+        if (s->kept_more[i] > 0 && (s->pre[i] > 0 || s->rules.zero_picks))
+            s->slope[i] += s->by_extra[i];
+}
+
+/* ---- Dead features ---- */
+
+/* Ghost gradients (Jermyn and Templeton, 2024; trainSAE of March 2024): the dead, those silent for
+   more than ghost_threshold steps before this batch, predict the residual r = y - x_hat through
+   exp(p). The output is scaled to half of r's length, and the mean distance from r is scaled to the
+   reconstruction loss. Scale, r and ratio are constants of the gradient. */
+DLRNI_INTERNAL void dlrni_naive_ghosts(dlrni_naive *s, int again) {
+    const int64_t F = s->F, d = s->d_out, n = s->n;
+    for (int64_t j = 0; j < F; j++) {
+        int dead = s->cfg.ghost_threshold >= 0 && s->silent[j] > s->cfg.ghost_threshold;
+        s->dead += dead;
+        for (int64_t i = 0; i < n; i++) s->extra[i * F + j] = dead ? exp(s->pre[i * F + j]) : 0;
+    }
+    if (!s->dead) return;
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->extra, s->p[DLRN_DECODER], 0, F, s->e2);
+    for (int64_t i = 0; i < n; i++) {
+        const double *r = s->residual + i * d;
+        double *v = s->e2 + i * d, own = dlrni_naive_length(v, d);
+        if (!again) s->scale[i] = dlrni_naive_length(r, d) / (2 * own + dlrni_naive_eps);
+        for (int64_t c = 0; c < d; c++) v[c] = s->scale[i] * v[c] - r[c];
+        s->auxiliary += dlrni_naive_length(v, d) / (double)n;
+    }
+    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
+    s->loss += s->ratio * s->auxiliary;
+    for (int64_t i = 0; i < n; i++) {
+        double length = dlrni_naive_length(s->e2 + i * d, d);
+        double by = length > 0 ? s->ratio * s->scale[i] / (length * (double)n) : 0;
+        for (int64_t c = i * d; c < (i + 1) * d; c++) s->toward2[c] = by * s->e2[c];
+    }
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, F, 1, s->by_extra);
+    /* exp is its own derivative */
+    for (int64_t i = 0; i < n * F; i++) s->slope[i] += s->by_extra[i] * s->extra[i];
+}
+
+/* AuxK's values of the dead features from .. to: the k best of a row by rank (by |rank|), as p
+   (raw), or as ReLU(p). Returns how many are dead; *k is lowered to that. */
+DLRNI_INTERNAL int64_t dlrni_naive_auxk_values(dlrni_naive *s, int64_t from, int64_t to, int64_t *k,
+                                               int again) {
+    int64_t dead = 0;
+    dlrni_naive_zero(s->mask, s->n * s->F);
+    for (int64_t j = from; j < to; j++) {
+        const int is_dead = dlrni_naive_is_dead(s, j);
+        dead += is_dead;
+        for (int64_t at = j; at < s->n * s->F && is_dead; at += s->F)
+            s->mask[at] = s->rules.auxk_raw || s->pre[at] > 0;
+    }
+    *k = dlrni_min(*k, dead);
+    for (int64_t i = 0; i < s->n; i++)
+        dlrni_naive_keep(s, s->q, s->rules.auxk_by_size, i * s->F, s->F, *k, s->mask);
+    for (int64_t i = 0; i < s->n * s->F && !(again && s->rules.auxk_decoder_only); i++)
+        s->values_auxk[i] = s->mask[i] > 0 ? s->pre[i] : 0;
+    return dead;
+}
+
+/* What the sum of squared distances of AuxK is multiplied with. variance: of the residuals. */
+DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share, double variance) {
+    switch (s->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return variance > 0 ? 1 / variance : 0;
+    case DLRNI_AUXK_SHARE: return share / (double)s->n;
+    case DLRNI_AUXK_FVU:
+        variance = dlrni_naive_variance(s, s->y);
+        return variance > 0 ? share / variance : 0;
+    case DLRNI_AUXK_PLAIN:
+    default: return 1 / (double)s->n;
+    }
+}
+
+/* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
+   g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
+   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   (Llamascopium); with decoder_only (sparsify) the values are, too. */
+DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
+                                     int again) {
+    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const double *r = s->residual + g * size;
+    int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
+    const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
+    double sum = 0, share = fmin((double)dead / (double)want, 1);
+    s->dead += dead;
+    if (!dead) return;
+    if (!again) s->variance[g] = dlrni_naive_variance(s, r);
+    const double scale = dlrni_naive_auxk_scale(s, share, s->variance[g]);
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->values_auxk, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    for (int64_t i = 0; i < size; i++) {
+        const double off = s->e2[i] - r[i];
+        sum += scale * off * off;
+        s->toward2[i] = s->cfg.auxk_alpha * 2 * scale * off;
+        /* r = - e */
+        if (s->rules.auxk_attached) s->toward[g * size + i] += s->toward2[i];
+    }
+    s->auxiliary += sum;
+    s->loss += s->cfg.auxk_alpha * sum;
+    dlrni_naive_decode_back(s, s->values_auxk, s->toward2, 0, s->F, 1, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F && !s->rules.auxk_decoder_only; i++)
+        if (s->mask[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* The auxiliary losses, after the reconstruction. Its residuals are constants: kept if `again`. */
+DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
+    const int64_t levels = dlrni_naive_levels(s), last = levels - 1;
+    for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
+        if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
+    dlrni_naive_ghosts(s, again);
+    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
+    for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
+        dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
+                         again);
+}
+
+/* ---- Penalties ---- */
+
+/* Adds by times the derivative of the norm (or the sum of the layers' norms) to atom j. */
+DLRNI_INTERNAL void dlrni_naive_norm_back(dlrni_naive *s, dlrn_rank rank, int64_t j, double by) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    if (rank == DLRN_RANK_VALUE) return;
+    for (int64_t at = j * s->d_out; at < (j + 1) * s->d_out; at += d) {
+        const double *atom = s->p[DLRN_DECODER] + at, length = dlrni_naive_length(atom, d);
+        for (int64_t c = 0; c < d && length > 0; c++)
+            s->g[DLRN_DECODER][at + c] += by * atom[c] / length;
+    }
+}
+
+/* A penalty of the values a [F] of a row, and its derivatives da [F]; those that count active
+   features are in dlrni_naive_l0_penalty. Derivatives at 0 matter within a threshold's window.
+   entropy: q = a / (sum a + eps), -sum q log(q + eps); with h(q) = -log(q + eps) - q / (q + eps)
+   and the mean H = sum q h(q) its derivative is (h(q_j) - H) / (sum a + eps). */
+DLRNI_INTERNAL double dlrni_naive_row_penalty(const dlrni_naive *s, const double *a, double *da) {
+    const double p = s->anneal.p, eps = dlrni_naive_eps;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    double sum = 0, powers = 0, mean = 0, value = 0;
+    for (int64_t j = 0; j < s->F; j++) {
+        sum += a[j];
+        if (a[j] > 0) powers += pow(a[j], p);
+    }
+    for (int64_t j = 0; j < s->F; j++) {
+        const double q = a[j] / (sum + eps), h = -log(q + eps) - q / (q + eps);
+        const double t = tanh(4 * a[j]);
+        mean += q * h;
+        value += kind == DLRN_SPARSITY_ENTROPY ? -q * log(q + eps)
+                 : kind == DLRN_SPARSITY_TANH  ? t
+                 : kind == DLRN_SPARSITY_L1    ? a[j]
+                                               : 0;
+        da[j] = kind == DLRN_SPARSITY_ENTROPY ? h
+                : kind == DLRN_SPARSITY_TANH  ? 4 * (1 - t * t)
+                                              : 1;
+        /* 0 where p a^(p - 1) is infinite */
+        const double power = a[j] > 0 ? pow(a[j], p - 1) : 0;
+        if (kind == DLRN_SPARSITY_LP) da[j] = power > 0 ? pow(powers, 1 / p - 1) * power : 0;
+        if (kind == DLRN_SPARSITY_POWER) da[j] = p * power;
+    }
+    for (int64_t j = 0; j < s->F && kind == DLRN_SPARSITY_ENTROPY; j++)
+        da[j] = (da[j] - mean) / (sum + eps);
+    if (kind == DLRN_SPARSITY_LP) return powers > 0 ? pow(powers, 1 / p) : 0;
+    return kind == DLRN_SPARSITY_POWER ? powers : value;
+}
+
+/* Whether a feature counts in the penalties of L0: dictionary_learning asks the value (0 is above a
+   threshold below 0), the others what the gate compares. */
+DLRNI_INTERNAL double dlrni_naive_counted(const dlrni_naive *s, int64_t at) {
+    return s->rules.window == DLRNI_WINDOW_VALUE ? s->f[at] : s->q[at];
+}
+
+/* Penalties of L0, the number of active features of a row, and their derivatives by L0; t is
+   target_l0. step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
+DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
+    const double t = s->cfg.target_l0, n = (double)s->n;
+    double mean = 0, value = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double l0 = 0;
+        for (int64_t j = 0; j < s->F; j++)
+            l0 += dlrni_naive_counted(s, i * s->F + j) > s->p[DLRN_THRESHOLD][j];
+        mean += l0 / n;
+        if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) {
+            value += 2 / t * (l0 - t) * (l0 - t) / n;
+            s->by_l0[i] = 4 / t * (l0 - t) / n;
+        }
+    }
+    if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) return value;
+    const int target = s->cfg.sparsity == DLRN_SPARSITY_TARGET;
+    for (int64_t i = 0; i < s->n; i++) s->by_l0[i] = target ? 2 * (mean / t - 1) / t / n : 1 / n;
+    return target ? (mean / t - 1) * (mean / t - 1) : mean;
+}
+
+/* p-anneal: remembers the penalties by the present exponent and by the next. */
+DLRNI_INTERNAL void dlrni_naive_anneal_note(dlrni_naive *s, double now, double then) {
+    const int64_t last = DLRNI_NAIVE_QUEUE - 1;
+    if (s->anneal.queued == DLRNI_NAIVE_QUEUE)
+        for (int64_t i = 0; i < last; i++) {
+            s->anneal.now[i] = s->anneal.now[i + 1];
+            s->anneal.then[i] = s->anneal.then[i + 1];
+        }
+    else
+        s->anneal.queued++;
+    s->anneal.now[s->anneal.queued - 1] = now;
+    s->anneal.then[s->anneal.queued - 1] = then;
+}
+
+/* Penalties of values: a = f w (gated: ReLU(p) w) with the atom's norm, its square, or 1 as w; the
+   mean over rows (and over layers with features of their own). by_values [n][F] and the atoms get
+   the derivatives. */
+DLRNI_INTERNAL double dlrni_naive_value_penalty(dlrni_naive *s, double weight, double *by_values) {
+    const int64_t F = s->F;
+    const int twice = s->rules.weigh_twice && s->center < 0, frozen = s->rules.frozen_norms;
+    const double rows = (double)(s->n * s->parts);
+    const dlrn_rank weigh = s->rules.weigh;
+    double sum = 0, *a = s->extra, *da = s->mask;
+    for (int64_t i = 0; i < s->n; i++) {
+        for (int64_t j = 0; j < F; j++) {
+            const double p = s->pre[i * F + j];
+            const double f = s->rules.gate != DLRN_GATE_GATED ? s->f[i * F + j] : p > 0 ? p : 0;
+            a[j] = f * s->weigh[j];
+        }
+        sum += dlrni_naive_row_penalty(s, a, da) / rows;
+        for (int64_t j = 0; j < F && by_values; j++) {
+            const double by = weight * da[j] / rows, w = s->weigh[j];
+            by_values[i * F + j] += by * w;
+            /* twice: w is the square of the norm, its derivative by that 2 norm */
+            if (!frozen && w > 0)
+                dlrni_naive_norm_back(s, weigh, j, by * a[j] / w * (twice ? 2 * sqrt(w) : 1));
+        }
+    }
+    return sum;
+}
+
+/* The penalty. The norms of its weights are constants if frozen (`again` keeps them). */
+DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
+    const double weight = s->penalty;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    const int gated = s->rules.gate == DLRN_GATE_GATED;
+    double *by = gated ? s->by_extra : s->df;
+    for (int64_t j = 0; j < s->F && !(again && s->rules.frozen_norms); j++) {
+        double w = dlrni_naive_norm(s, s->rules.weigh, j);
+        s->weigh[j] = s->rules.weigh_twice && s->center < 0 ? w * w : w;
+    }
+    if (kind == DLRN_SPARSITY_NONE) return;
+    if (kind == DLRN_SPARSITY_STEP || kind == DLRN_SPARSITY_QUADRATIC ||
+        kind == DLRN_SPARSITY_TARGET) {
+        s->sparsity = dlrni_naive_l0_penalty(s);
+        for (int64_t i = 0; i < s->n; i++) s->by_l0[i] *= weight;
+    } else {
+        dlrni_naive_zero(s->by_extra, s->n * s->F);
+        s->sparsity = dlrni_naive_value_penalty(s, weight, by);
+        for (int64_t i = 0; i < s->n * s->F && gated; i++)
+            if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+            const double p = s->anneal.p;
+            s->anneal.p = s->anneal.next;
+            double then = dlrni_naive_value_penalty(s, 0, NULL);
+            s->anneal.p = p;
+            dlrni_naive_anneal_note(s, s->sparsity, then);
+        }
+    }
+    s->loss += weight * s->sparsity;
+}
+
+/* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
+    const double by = s->cfg.pre_act / (double)s->n;
+    const int64_t F = s->F;
+    if (!(s->cfg.pre_act > 0)) return;
+    for (int64_t j = 0; j < F; j++) {
+        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
+        const double norm = s->lifts[j];
+        if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
+        for (int64_t i = 0; i < s->n; i++) {
+            const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
+            if (!(below > 0)) continue;
+            s->pre_act += below * norm / (double)s->n;
+            s->slope[i * F + j] -= by * norm;
+            s->g[DLRN_THRESHOLD][j] += by * norm;
+            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+        }
+    }
+    s->loss += s->cfg.pre_act * s->pre_act;
+}
+
+/* ---- The chain rule ---- */
+
+/* From values to pre-activations: a kept feature whose gate is open passes df. With zero_picks a
+   kept one does that is closed, too: sparsify's encoder passes the gradient of every pick. */
+DLRNI_INTERNAL void dlrni_naive_gate_back(dlrni_naive *s) {
+    const int64_t F = s->F;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const int64_t j = i % F;
+        const double value = dlrni_naive_gate(s, j, s->pre[i], s->q[i]);
+        if (!(s->kept[i] > 0) || !(value < 0 || value > 0 || s->rules.zero_picks)) continue;
+        if (s->rules.gate != DLRN_GATE_GATED) {
+            s->slope[i] += s->df[i];
+            continue;
+        }
+        /* v = exp(r) u + value bias, u = p - encoder bias */
+        const double r = exp(s->p[DLRN_LOG_SCALE][j]), u = s->pre[i] - s->p[DLRN_ENCODER_BIAS][j];
+        s->lift[i] += s->df[i] * r;
+        s->g[DLRN_LOG_SCALE][j] += s->df[i] * r * u;
+        s->g[DLRN_VALUE_BIAS][j] += s->df[i];
+    }
+}
+
+/* Straight-through estimates of the derivatives by a threshold t, with a bandwidth b (Rajamanoharan
+   et al., "Jumping ahead", 2024). A value that jumps from 0 to q at t: - t / b where |q - t| < b /
+   2; a count: - 1 / b. For p = q / norm the value's derivative by q is df / norm. dictionary_learning
+   looks for f, not p, in the window of a count; Llamascopium only at q > 0; SAELens' tanh (INPUT)
+   gives the pre-activation the same with the other sign. */
+DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
+    const double b = s->cfg.bandwidth;
+    const int64_t F = s->F;
+    if (s->rules.gate != DLRN_GATE_JUMP_SIGNED) return;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const double t = s->p[DLRN_THRESHOLD][i % F], q = s->q[i];
+        const int at_all = s->rules.window != DLRNI_WINDOW_POSITIVE || q > 0;
+        double by = 0;
+        if (fabs(q - t) < b / 2 && at_all) by += t / b * s->df[i] / s->norm[i % F];
+        if (fabs(dlrni_naive_counted(s, i) - t) < b / 2 && at_all) by += s->by_l0[i / F] / b;
+        s->g[DLRN_THRESHOLD][i % F] -= by;
+        if (s->rules.window == DLRNI_WINDOW_INPUT) s->slope[i] += by;
+    }
+}
+
+/* From pre-activations to encoder rows, biases and center. What is subtracted gets - W_e^T slope. */
+DLRNI_INTERNAL void dlrni_naive_encoder_gradients(dlrni_naive *s) {
+    const int64_t d = s->d_in;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = 0; j < s->F; j++) {
+            const double slope = s->slope[i * s->F + j], all = slope + s->lift[i * s->F + j];
+            s->g[DLRN_ENCODER_BIAS][j] += slope;
+            for (int64_t c = 0; c < d; c++) {
+                s->g[DLRN_ENCODER][j * d + c] += all * s->x[i * d + c];
+                if (s->center >= 0) s->g[s->center][c] -= all * s->p[DLRN_ENCODER][j * d + c];
+            }
+        }
+}
+
+/* Weights that a cross-layer transcoder does not have stay 0; a threshold that is trained by its
+   logarithm has that one's derivative. */
+DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        for (int64_t c = 0; c < s->d_in; c++)
+            if (!dlrni_naive_reads(s, j, c)) s->g[DLRN_ENCODER][j * s->d_in + c] = 0;
+        for (int64_t c = 0; c < s->d_out; c++)
+            if (s->parts > 1 && !dlrni_naive_writes(s, j, c))
+                s->g[DLRN_DECODER][j * s->d_out + c] = 0;
+        if (s->rules.log_threshold) s->g[DLRN_THRESHOLD][j] *= s->p[DLRN_THRESHOLD][j];
+    }
+}
+
+/* The rows as the loss sees them: scaled, x less the center. */
+DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center];
+    for (int64_t i = 0; i < s->n * s->d_in; i++)
+        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
+}
+
+/* The loss of x and y and its gradients. `again` 1 keeps the numbers of the last call that the
+   gradient takes for constants, so that finite differences can be taken. */
+DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
+                                       int again) {
+    const int64_t matrix = s->n * s->F, levels = dlrni_naive_levels(s);
+    double *const zero[] = {s->df, s->slope, s->lift, s->kept_more};
+    s->loss = s->reconstruction = s->second = s->sparsity = s->auxiliary = s->pre_act = 0;
+    s->dead = 0;
+    s->penalty = dlrni_naive_penalty_weight(s);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (s->g[role]) dlrni_naive_zero(s->g[role], dlrni_naive_size(s, role));
+    for (size_t i = 0; i < sizeof zero / sizeof *zero; i++) dlrni_naive_zero(zero[i], matrix);
+    dlrni_naive_zero(s->toward, levels * s->n * s->d_out);
+    dlrni_naive_zero(s->by_l0, s->n);
+    if (!again) {
+        memcpy(s->frozen_decoder, s->p[DLRN_DECODER], (size_t)(s->F * s->d_out) * sizeof(double));
+        memcpy(s->frozen_bias, s->p[DLRN_OUTPUT_BIAS], (size_t)s->d_out * sizeof(double));
+    }
+    dlrni_naive_rows(s, x, y);
+    dlrni_naive_features(s);
+    dlrni_naive_reconstruct(s);
+    dlrni_naive_gate_loss(s);
+    dlrni_naive_multi_top_k(s, again);
+    s->loss = s->reconstruction + s->second;
+    dlrni_naive_auxiliary(s, again);
+    dlrni_naive_sparsity(s, again);
+    dlrni_naive_pre_act(s, again);
+    dlrni_naive_reconstruct_back(s);
+    dlrni_naive_gate_back(s);
+    dlrni_naive_threshold_back(s);
+    dlrni_naive_encoder_gradients(s);
+    dlrni_naive_mask_gradients(s);
+    return s->loss;
+}
+
+/* ---- The update ---- */
+
+/* atom /= |atom|. A zero atom stays 0. */
+DLRNI_INTERNAL void dlrni_naive_unit_atoms(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        double *atom = s->p[DLRN_DECODER] + j * s->d_out,
+               length = dlrni_naive_length(atom, s->d_out);
+        for (int64_t c = 0; c < s->d_out && length > 0; c++) atom[c] /= length;
+    }
+}
+
+/* An atom's gradient without its part along the atom: g - <g, u> u. */
+DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
+        double *g = s->g[DLRN_DECODER] + j * s->d_out,
+               square = dlrni_naive_dot(atom, atom, s->d_out);
+        const double along = square > 0 ? dlrni_naive_dot(g, atom, s->d_out) / square : 0;
+        for (int64_t c = 0; c < s->d_out; c++) g[c] -= along * atom[c];
+    }
+}
+
+/* clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium): the norm
+   is divided by the root of the number of gradients that are not 0; thresholds are left out. */
+DLRNI_INTERNAL void dlrni_naive_clip(dlrni_naive *s) {
+    double square = 0, count = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            const double g = s->g[role][i];
+            if (s->rules.clip_rms && role == DLRN_THRESHOLD) continue;
+            square += g * g;
+            count += g < 0 || g > 0;
+        }
+    const double norm = sqrt(s->rules.clip_rms && count > 0 ? square / count : square);
+    const double factor = s->cfg.clip > 0 ? fmin(s->cfg.clip / (norm + 1e-6), 1) : 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
+            if (!(s->rules.clip_rms && role == DLRN_THRESHOLD)) s->g[role][i] *= factor;
+}
+
+/* Adam's move of number i of a role (Kingma and Ba, 2015). Its corrections count steps from 1. */
+DLRNI_INTERNAL double dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double g = s->g[role][i], n = (double)(s->step + 1);
+    double *m = &s->m[role][i], *v = &s->v[role][i];
+    *m = cfg->beta1 * *m + (1 - cfg->beta1) * g;
+    *v = cfg->beta2 * *v + (1 - cfg->beta2) * g * g;
+    return *m / (1 - pow(cfg->beta1, n)) / (sqrt(*v / (1 - pow(cfg->beta2, n))) + cfg->eps);
+}
+
+/* Sign descent, schedule-free (Defazio et al., 2024; sparsify): z -= rate sign(g); x = (1 - c) x +
+   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y, m
+   is z, and x = z + (y - z) / 0.95. */
+DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
+    const double g = s->g[role][i], c = s->rate * s->rate / s->rates;
+    double *y = &s->p[role][i], *z = &s->m[role][i];
+    if (!s->step) *z = *y;
+    double x = *z + (*y - *z) / 0.95;
+    *z -= s->rate * (g > 0 ? 1 : g < 0 ? -1 : 0);
+    x = (1 - c) * x + c * *z;
+    *y = 0.05 * *z + 0.95 * x;
+}
+
+DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
+    s->rate = dlrni_naive_rate(s, s->step);
+    s->rates += s->rate * s->rate;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            double *p = &s->p[role][i];
+            if (s->cfg.optimiser == DLRN_OPTIMISER_SIGNUM) {
+                dlrni_naive_signum(s, role, i);
+                continue;
+            }
+            double move = s->rate * dlrni_naive_adam(s, role, i);
+            if (role == DLRN_THRESHOLD) move *= s->cfg.threshold_lr;
+            if (role == DLRN_THRESHOLD && s->rules.log_threshold)
+                *p = exp(log(*p) - move);
+            else
+                *p -= move;
+        }
+}
+
+/* The smallest kept value of row i, by rank; infinite: there is none above 0. */
+DLRNI_INTERNAL double dlrni_naive_smallest(const dlrni_naive *s, int64_t i) {
+    double min = HUGE_VAL;
+    for (int64_t at = i * s->F; at < (i + 1) * s->F; at++)
+        if (s->f[at] > 0) min = fmin(min, s->q[at]);
+    return min;
+}
+
+/* The running mean of the smallest kept value: of a row, averaged over those that have one, or of
+   the batch. */
+DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
+    const double beta = s->cfg.threshold_beta;
+    double sum = 0, min = HUGE_VAL, rows = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double own = dlrni_naive_smallest(s, i);
+        min = fmin(min, own);
+        if (own < HUGE_VAL) sum += own, rows++;
+    }
+    if (s->rules.average == DLRNI_AVERAGE_NONE || !(rows > 0)) return;
+    if (s->step <= s->cfg.threshold_start_step) return;
+    const double now = s->rules.average == DLRNI_AVERAGE_ROWS ? sum / rows : min;
+    s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
+}
+
+/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
+   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
+   of the last ten steps keeps its mean. */
+DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
+    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
+    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    double now = 0, then = 0;
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
+    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++)
+        now += s->anneal.now[i], then += s->anneal.then[i];
+    if (s->anneal.next > 0) s->anneal.factor *= now / then;
+    s->anneal.p = cfg->p_start + u * by;
+    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    s->anneal.updates++;
+}
+
+/* One step; returns the loss before it. */
+DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
+    const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    dlrni_naive_rows(s, x, y);
+    if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
+    if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F && s->rules.threshold_from_0; j++)
+        s->p[DLRN_THRESHOLD][j] = fmax(s->p[DLRN_THRESHOLD][j], 0);
+    dlrni_naive_loss(s, x, y, 0);
+    if (s->rules.atoms != DLRNI_ATOMS_FREE) dlrni_naive_project(s);
+    dlrni_naive_clip(s);
+    dlrni_naive_update(s);
+    if (unit) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F; j++) s->silent[j] = dlrni_naive_silent(s, j);
+    dlrni_naive_average(s);
+    dlrni_naive_anneal(s);
+    s->step++;
+    return s->loss;
+}
+#endif /* DICTLEARN_NAIVE_STEP */
 
 /* ------------------------------------------------------------------------------------------ */
 // >>optimiser
@@ -19698,9 +21125,8 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
-        b->rows, d,         f0,    dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
-        b->at,   b->at + 1, b->col, d,
-        d};
+        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
+        b->col,  d, d};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -19759,8 +21185,7 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
                 int64_t i = dlrni_key_row(list->key[p]);
-                const int on =
-                    !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
+                const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
                 if (on || picks) w->silent[f] = 0;
                 off += !on;
             }
@@ -20528,8 +21953,7 @@ DLRNI_INTERNAL void dlrni_sum_columns(void *arg, int64_t task, int worker) {
     (void)worker;
     for (int64_t c = from; c < end; c++) t->w.input_sum[c] = 0;
     for (int64_t i = 0; i < t->w.batch.n; i++)
-        for (int64_t c = from; c < end; c++)
-            t->w.input_sum[c] += (double)t->w.batch.xc[i * d + c];
+        for (int64_t c = from; c < end; c++) t->w.input_sum[c] += (double)t->w.batch.xc[i * d + c];
 }
 
 /* sum_i ReLU(threshold - p_if) without the entries of the lists: as if no row were above the
@@ -20798,8 +22222,8 @@ DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
     const int64_t ld = t->w.batch.e_ld;
-    const dlrni_sums out = {
-        j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
+    const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                            v->at + j0 + 1, v->row, ld,       d};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
     dlrni_visit_dots(t, v, j0, j1, base, v->slope);
@@ -21402,7 +22826,10 @@ DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
-    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) {
+        double cut = (double)dlrni_batch_cut_of(c);
+        return cut <= (double)FLT_MAX ? cut : -1;
+    }
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
@@ -22249,8 +23676,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "multi_top_k: needs a recipe that keeps the k best of a row");
     DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
                      "loss: nested groups need squared");
-    DLRNI_REQUIRE_IN(ctx, place,
-                     !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+    DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
@@ -22916,7 +24342,8 @@ DLRNI_INTERNAL void dlrni_first_atom(const dlrni_first_job *job, dlrn_rng *rng,
     const dlrn_dictionary *dict = job->start.dict;
     const dlrni_kernel_table *k = dict->ctx->k;
     const int64_t d = dict->d_out;
-    const int64_t layers = r->weights == DLRNI_WEIGHTS_LAYERS ? dict->layers : 1, width = d / layers;
+    const int64_t layers = r->weights == DLRNI_WEIGHTS_LAYERS ? dict->layers : 1,
+                  width = d / layers;
     if (r->weights == DLRNI_WEIGHTS_ENCODER) {
         /* those of transcoders, whose norms are free, start at 0 */
         memset(atom, 0, (size_t)d * sizeof *atom);
@@ -22951,7 +24378,8 @@ DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         const dlrni_role *shape = &dlrni_role_table[role];
         if (!dict->param[role] || shape->rows != 'F' || shape->cols != '1') continue;
-        const double threshold = r->new_threshold > 0 ? r->new_threshold : job->start.family->threshold;
+        const double threshold =
+            r->new_threshold > 0 ? r->new_threshold : job->start.family->threshold;
         dict->param[role][j] = role == DLRN_THRESHOLD ? (float)threshold : 0;
     }
 }
@@ -22995,8 +24423,8 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
                                                const dlrn_dictionary *init, dlrn_dictionary **out) {
     if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
-    const int64_t F = init->n_parts && !init->formula.k ? init->part[0].dict->features
-                                                        : init->features;
+    const int64_t F =
+        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
     /* the configuration's k replaces the dictionary's */
     if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
     if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
@@ -23102,12 +24530,11 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,      w->center_part, w->center_grad,
-                      w->output_grad, w->lowered,     w->norm,        w->unrank,
-                      w->input_sum,   w->below,       w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->batch.xc,   w->batch.level, w->batch.e2,
-                      w->aux.dead,    w->batch.scaled_y,
-                      w->aux.e,       w->aux.row,     w->aux.grad,    w->aux.bias_grad};
+    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
+                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
+                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
+                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
+                      w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -23121,8 +24548,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
     /* signum has no second moments */
-    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM &&
-        !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM && !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
         return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
@@ -23203,13 +24629,15 @@ DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t 
     const dlrn_part *part = &init->part[i];
     const dlrn_dictionary *own = part->dict;
     const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
-    const unsigned roles = dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
-    const int is_jump = own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
+    const unsigned roles =
+        dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
+    const int is_jump =
+        own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
     return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
-           own->d_in == init->d_in / L && own->d_out == init->d_out - i * out &&
-           is_jump == jumps && (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
+           own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
+           (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
            own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
 }
 
@@ -23245,7 +24673,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
     dlrni_rules_of(recipe, cfg, &rules);
     DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
-                            : dlrni_check_trainable_formula(ctx, init));
+                  : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -23372,8 +24800,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view.formula.select = t->rules.select;
     w->view.formula.rank = t->rules.rank;
     if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
-    if (t->cfg.multi_top_k)
-        w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
+    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
     if (t->rules.gate == DLRN_GATE_GATED)
         /* the gate's pre-activations, without the values' scale */
         w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
@@ -23474,8 +24901,8 @@ DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
     for (int64_t f = 0; threshold && f < t->dict->features; f++)
         if (threshold[f] < 0) threshold[f] = 0, changed = 1;
     if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
-        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP),
-                          dlrni_scale_group, t);
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_scale_group,
+                          t);
         t->scaled = t->step + 1;
         changed = 1;
     }
@@ -25247,6 +26674,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_REQUIRE
 #undef DLRNI_REQUIRE_IN
 #undef DLRNI_SCREEN_ROWS
+#undef DLRNI_AMX
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
 #undef DLRNI_SERIAL_NS
@@ -26088,6 +27516,120 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
 static const dlrni_screen dlrni_avx512vnni_screen = {
     "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
 DLRNI_TARGET_END
+
+#if DLRNI_AMX
+/* ---- amx: the kernels of avx512 and two screens ----
+
+   A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of x, 16 rows by 16
+   words, with 16 words of 16 features, and adds to 16 x 16 sums. A panel has that layout already:
+   the words of a feature are 192 bytes apart. Two tiles of rows by three of features take six
+   registers for sums, one for x and one for the panel. */
+
+/* Sapphire Rapids was the first to have it. Linux gives a process the registers if it asks:
+   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called
+   without libc's syscall(), which strict C does not declare. */
+DLRNI_INTERNAL int dlrni_amx_runs(void) {
+    const unsigned int8_bf16_tile = 1u << 25 | 1u << 22 | 1u << 24; /* of leaf 7, in edx */
+    unsigned a = 7, b, c = 0, d;
+    long request = 158; /* the number of arch_prctl; then its result */
+    if (!dlrni_avx512vnni_runs() || !dlrni_avx512bf16_runs()) return 0;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if ((d & int8_bf16_tile) != int8_bf16_tile) return 0;
+    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return request == 0;
+}
+
+/* The shape of the eight registers, as ldtilecfg reads it: palette 1; bytes a row; rows. */
+typedef struct dlrni_amx_shape {
+    uint8_t palette, start, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} dlrni_amx_shape;
+static const dlrni_amx_shape dlrni_amx_full = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni,avx512bf16,amx-tile,"
+                   "amx-int8,amx-bf16")
+/* The sums of 32 rows and 48 features, out [32][48], by the instruction `dp`. The registers are
+   configured and released in each call: whoever else uses them in this thread finds them free, and
+   a switch of threads need not save them. A panel that lies in the second cache is read once for 32
+   rows. */
+#define DLRNI_AMX_SUMS(dp)                                                                         \
+    do {                                                                                           \
+        const size_t row = 4 * DLRNI_GROUP;                                                        \
+        _tile_loadconfig(&dlrni_amx_full);                                                         \
+        _tile_zero(0);                                                                             \
+        _tile_zero(1);                                                                             \
+        _tile_zero(2);                                                                             \
+        _tile_zero(3);                                                                             \
+        _tile_zero(4);                                                                             \
+        _tile_zero(5);                                                                             \
+        for (int64_t p = 0; p < steps; p += 16, w += 16 * row, at += 64) {                         \
+            _tile_loadd(6, at, ld);                                                                \
+            _tile_loadd(7, w, row);                                                                \
+            dp(0, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(1, 6, 7);                                                                           \
+            _tile_loadd(7, w + 128, row);                                                          \
+            dp(2, 6, 7);                                                                           \
+            _tile_loadd(6, at + 16 * ld, ld);                                                      \
+            dp(5, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(4, 6, 7);                                                                           \
+            _tile_loadd(7, w, row);                                                                \
+            dp(3, 6, 7);                                                                           \
+        }                                                                                          \
+        _tile_stored(0, out, row);                                                                 \
+        _tile_stored(1, out + 16, row);                                                            \
+        _tile_stored(2, out + 32, row);                                                            \
+        _tile_stored(3, out + 16 * DLRNI_GROUP, row);                                              \
+        _tile_stored(4, out + 16 * DLRNI_GROUP + 16, row);                                         \
+        _tile_stored(5, out + 16 * DLRNI_GROUP + 32, row);                                         \
+        _tile_release();                                                                           \
+    } while (0)
+
+/* Bytes as in avx512vnni: the features are the unsigned side. */
+DLRNI_INTERNAL void dlrni_amx_tile_int8(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    int32_t out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbsud);
+    for (int i = 0; i < 32; i++) {
+        const __m512i shift = _mm512_set1_epi32(row_of[i].shift);
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            sum[v] = _mm512_maskz_cvtepi32_ps(
+                (__mmask16)0xFFFF,
+                _mm512_add_epi32(_mm512_loadu_si512(out + i * DLRNI_GROUP + 16 * v), shift));
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+
+/* Numbers as in avx512bf16. */
+DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    float out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbf16ps);
+    for (int i = 0; i < 32; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_loadu_ps(out + i * DLRNI_GROUP + 16 * v);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+#undef DLRNI_AMX_SUMS
+
+/* 32 rows; for their costs see struct dlrni_screen. */
+static const dlrni_screen dlrni_amx_screen_int8 = {
+    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_bf16 = {
+    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+DLRNI_TARGET_END
+#endif /* DLRNI_AMX */
 
 #endif /* DLRNI_X86 */
 

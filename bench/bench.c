@@ -3,7 +3,9 @@
    is divided by the best of the other.
 
        build/bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] [--tmp FOLDER]
-   [NAME...] build/bench --rss [evaluate:]ROWS:FEATURES:L0
+                   [NAME...]
+       build/bench --rss [evaluate:]ROWS:FEATURES:L0
+       build/bench --rss RECIPE:ROWS:WIDTH:FEATURES:L0
 
    A NAME picks the rows whose name contains it; with a = in front, the row of just that name. The
    unit "floors" is the time that the machine's multiply-adds alone would take for the product of
@@ -40,12 +42,14 @@ typedef struct shape {
     dlrn_dtype store;    /* how a buffer holds its rows                    */
     const char *family;  /* NULL: AutoEncoder                              */
     int64_t k;           /* of a selection by k                            */
+    const char *recipe;  /* of training; NULL: reference                   */
 } shape;
 
 typedef struct outcome {
     double ratio;         /* 0: not measured */
     double seconds, yard; /* best of the thing, best of what it is held against */
     double l0;            /* found                                              */
+    double candidates;    /* pre-activations a row that a screen let through    */
 } outcome;
 
 typedef struct lab {
@@ -103,12 +107,13 @@ static dlrn_context *context_new(const char *kernels, int threads) {
 
 /* Runs the thing and its yardstick in turns until the budget is spent, and keeps the best of each.
    The yardstick gets an eighth of the thing's time, so that beside a long thing it has its good
-   moments, too. */
+   moments, too. prepare comes before each run and is not timed. */
 typedef void (*action)(void *arg);
-static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void *yard_arg) {
-    outcome o = {0, HUGE_VAL, HUGE_VAL, 0};
+static outcome in_turns_anew(lab *l, action prepare, action thing, void *arg, action yardstick,
+                             void *yard_arg) {
+    outcome o = {0, HUGE_VAL, HUGE_VAL, 0, 0};
     double start = now(), last = 0;
-    int least = l->quick ? 1 : 3;
+    int least = l->quick || prepare ? 1 : 3;
     for (int i = 0; i <= 400 && (i <= least || now() - start < l->budget); i++) {
         double spent = 0;
         do {
@@ -118,6 +123,7 @@ static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void 
             if (t < o.yard) o.yard = t;
             spent += t;
         } while (spent < last / 8);
+        if (prepare) prepare(arg);
         last = now();
         thing(arg);
         last = now() - last;
@@ -125,6 +131,10 @@ static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void 
         if (!i) start = now();
     }
     return o;
+}
+
+static outcome in_turns(lab *l, action thing, void *arg, action yardstick, void *yard_arg) {
+    return in_turns_anew(l, NULL, thing, arg, yardstick, yard_arg);
 }
 
 static fma_burst burst_new(dlrn_context *ctx) {
@@ -162,7 +172,7 @@ static float *rows_new(const lab *l, dlrn_context *ctx, int64_t rows, int64_t d)
 }
 
 /* Makes pre-activations normal of variance 1, and finds by bisection the bias at which l0 of them
-   are positive. */
+   are positive, or the threshold, in families with thresholds, that l0 of them exceed. */
 static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
     int64_t d = ae->d_in, F = ae->features;
     if (l0 <= 0) return;
@@ -178,7 +188,12 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
         for (int64_t k = 0; k < SAMPLE * F; k++) on += pre[k] > mid;
         *((double)on > l0 * SAMPLE ? &low : &high) = mid;
     }
-    for (int64_t f = 0; f < F; f++) ae->param[DLRN_ENCODER_BIAS][f] = -low;
+    float *threshold = ae->param[DLRN_THRESHOLD];
+    for (int64_t f = 0; f < F; f++)
+        if (threshold)
+            threshold[f] = low;
+        else
+            ae->param[DLRN_ENCODER_BIAS][f] = -low;
     dlrn_free(ae->ctx, x);
     dlrn_free(ae->ctx, pre);
     dlrn_dictionary_changed(ae);
@@ -236,17 +251,26 @@ static void stepper_run(void *arg) {
     must(p->ctx, dlrn_trainer_step_on(p->trainer, p->x, NULL, p->rows, &p->stats));
 }
 
-/* The rate is so small that L0 stays. dead: so many features never fire; ghost: they get ghost
-   gradients. */
-static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
-    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
-    dlrn_train_config cfg = dlrn_train_defaults(NULL);
+/* The rate is so small that L0 stays. What a recipe aims for is what it has, and the average of
+   thresholds begins with the first step. */
+static dlrn_train_config train_config_of(const shape *s) {
+    dlrn_train_config cfg = dlrn_train_defaults(s->recipe);
     cfg.d_in = s->d, cfg.features = s->features, cfg.lr = 1e-12, cfg.warmup_steps = 0,
     cfg.log_steps = -1;
+    if (cfg.k) cfg.k = s->k;
+    if (cfg.threshold_beta > 0) cfg.threshold_start_step = 0;
+    if (cfg.target_l0 > 0) cfg.target_l0 = s->l0;
+    return cfg;
+}
+
+/* dead: so many features never fire; ghost: they get ghost gradients. */
+static stepper stepper_new(const lab *l, const shape *s, int threads, int64_t dead, int ghost) {
+    stepper p = {context_new(s->kernels, threads), NULL, NULL, s->rows, {0}};
+    dlrn_train_config cfg = train_config_of(s);
     if (ghost) cfg.ghost_threshold = 0;
     must(p.ctx, dlrn_trainer_create(p.ctx, &cfg, NULL, NULL, &p.trainer));
     dlrn_dictionary *ae = dlrn_trainer_describe(p.trainer).dictionary;
-    set_l0(l, ae, s->l0);
+    if (!cfg.k) set_l0(l, ae, s->l0);
     for (int64_t f = 0; f < dead; f++) ae->param[DLRN_ENCODER_BIAS][f] = -9;
     dlrn_dictionary_changed(ae);
     p.x = rows_new(l, p.ctx, s->rows, s->d);
@@ -555,12 +579,26 @@ static double peak_bytes(void) {
     return kb * 1024;
 }
 
+/* What --rss measures: [evaluate:]ROWS:FEATURES:L0, or RECIPE:ROWS:WIDTH:FEATURES:L0. */
+static int parse_rss(const char *text, shape *s, char *recipe, int *evaluate) {
+    long long rows, features, d = 512;
+    double l0;
+    *evaluate = !strncmp(text, "evaluate:", 9);
+    *recipe = 0;
+    if (sscanf(text + (*evaluate ? 9 : 0), "%lld:%lld:%lf", &rows, &features, &l0) != 3 &&
+        sscanf(text, "%63[^:]:%lld:%lld:%lld:%lf", recipe, &rows, &d, &features, &l0) != 5)
+        return 0;
+    *s = (shape){.rows = rows, .d = d, .features = features, .l0 = l0, .k = (int64_t)l0};
+    if (*recipe) s->recipe = recipe;
+    return 1;
+}
+
 static int print_rss(lab *l, const char *text) {
-    long long rows, features;
-    double l0, known = 0, before = peak_bytes();
-    int evaluate = !strncmp(text, "evaluate:", 9);
-    if (sscanf(text + (evaluate ? 9 : 0), "%lld:%lld:%lf", &rows, &features, &l0) != 3) return 2;
-    shape s = {.rows = rows, .d = 512, .features = features, .l0 = l0};
+    double known = 0, before = peak_bytes();
+    int evaluate;
+    char recipe[64];
+    shape s;
+    if (!parse_rss(text, &s, recipe, &evaluate)) return 2;
     double weights = 4.0 * (double)(2 * s.d * s.features + s.features + s.d);
     if (evaluate) {
         evaluation e = {l, dictionary_new(l, l->ctx, &s), s.rows, {0}};
@@ -594,12 +632,15 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
                       const outcome *o) {
     char goal[32] = "";
     if (o->ratio <= 0) {
-        printf("%-34s skipped: not enough memory\n", name);
+        printf("%-38s skipped: not enough memory\n", name);
         return;
     }
     if (aim > 0) snprintf(goal, sizeof goal, "%s %.4g", k->higher ? ">=" : "<=", aim);
-    printf("%-34s %8.3f %-22s %-8s", name, o->ratio, k->unit, goal);
+    printf("%-38s %8.3f %-22s %-8s", name, o->ratio, k->unit, goal);
     if (o->seconds > 0) printf(" %9.2f ms", 1e3 * o->seconds);
+    if (o->candidates > 0)
+        printf(", L0 %.1f of %.1f candidates (%.2f %%)", o->l0, o->candidates,
+               100 * o->candidates / (double)s->features);
     printf("\n");
     fflush(stdout);
     if (!l->json) return;
@@ -612,6 +653,7 @@ static void print_row(lab *l, const char *name, const kind *k, double aim, const
     json_number(l->json, "d", (double)s->d);
     json_number(l->json, "F", (double)s->features);
     json_number(l->json, "L0", o->l0);
+    json_number(l->json, "candidates", o->candidates);
     fprintf(l->json, ", \"kernels\": \"%s\"}",
             s->kernels ? s->kernels : dlrn_context_describe(l->ctx).kernels);
     json_number(l->json, "seconds", o->seconds);
@@ -662,7 +704,7 @@ static void gemm_rows(lab *l) {
 /* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product
    in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16"))
+    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") || !strcmp(kernels, "amx"))
         return F > 8192 ? 0.65 : 0.75;
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }
@@ -710,7 +752,7 @@ static void print_trend(lab *l, const char *name) {
         double rise = l->series_cost[i] / l->series_cost[i - 1];
         worst = fmax(worst, rise * (a + b * l->series_at[i - 1]) / (a + b * l->series_at[i]));
     }
-    outcome o = {worst, 0, 0, 0};
+    outcome o = {worst, 0, 0, 0, 0};
     shape none = {0};
     if (l->n_series > 2) print_row(l, name, &trend, trend.goal, &none, &o);
     l->n_series = 0;
@@ -778,6 +820,7 @@ static void around_rows(lab *l) {
 }
 
 #include "model.h"
+#include "training.h"
 
 /* ---- the machine */
 static const char *cpu_name(void) {
@@ -856,7 +899,8 @@ static void print_machine(lab *l) {
 static int usage(void) {
     fprintf(stderr, "usage: bench [--quick] [--list] [--cpu-time] [--budget SECONDS] [--json FILE] "
                     "[--tmp FOLDER] [NAME...]\n"
-                    "       bench --rss [evaluate:]ROWS:FEATURES:L0\n");
+                    "       bench --rss [evaluate:]ROWS:FEATURES:L0\n"
+                    "       bench --rss RECIPE:ROWS:WIDTH:FEATURES:L0\n");
     return 2;
 }
 
@@ -902,6 +946,7 @@ int main(int argc, char **argv) {
     grow_rows(&l);
     around_rows(&l);
     model_rows(&l);
+    training_rows(&l);
     if (l.json) fprintf(l.json, "\n]}\n"), fclose(l.json);
     dlrn_free(l.ctx, l.normal);
     dlrn_context_destroy(l.ctx);

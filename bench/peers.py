@@ -1,9 +1,7 @@
 """peers.py - the same work by others: PyTorch's training step as the reference has it (tests/golden/reference.py), its
-products (MKL), OpenBLAS's and NumPy's, transformers' model. Answers questions line by line, so that run.py can ask in
-turns with bench:
+products (MKL), OpenBLAS's and NumPy's, transformers' model.
 
-    peers.py                     reads {"row": NAME, "times": N, "threads": T, "clock": "wall" or "processor"} and
-                                 writes {PEER: best seconds, ...}
+    peers.py                     answers questions (answers.py)
     peers.py --rss ROWS:F        peak memory of training steps beyond weights, moments and the batch
 """
 import ctypes
@@ -11,9 +9,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import re
 import sys
-import time
 
 for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
     os.environ.pop(name, None)
@@ -24,26 +20,12 @@ import threadpoolctl  # noqa: E402
 import torch  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests" / "golden"))
+from answers import best, peak_bytes, serve  # noqa: E402
 from reference import AutoEncoder, ConstrainedAdam, sae_loss  # noqa: E402
 
 D = 512
 LIBRARY = pathlib.Path(scipy_openblas64.get_lib_dir())
 OPENBLAS = ctypes.CDLL(str(next(p for p in LIBRARY.iterdir() if p.name.startswith("libscipy_openblas64_"))))
-
-
-clock = time.perf_counter
-
-
-def best(times, *actions):
-    """Best seconds of each action, taken in turns after one run that is not counted."""
-    seconds = [float("inf")] * len(actions)
-    for i in range(times + 1):
-        for k, action in enumerate(actions):
-            start = clock()
-            action()
-            if i:
-                seconds[k] = min(seconds[k], clock() - start)
-    return seconds
 
 
 # ---- training
@@ -146,25 +128,7 @@ QUESTIONS = (
 )
 
 
-def answer(question):
-    global clock
-    threads = question["threads"]
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
-    clock = time.perf_counter if question["clock"] == "wall" else lambda: time.process_time() / threads
-    for pattern, ask in QUESTIONS:
-        found = re.fullmatch(pattern, question["row"])
-        if found:
-            return ask(question["times"], *found.groups())
-    return {}
-
-
 # ---- memory
-def peak_bytes():
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status).group(1))
-
-
 def print_rss(rows, features):
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # what the first product allocates is not the step's
     before = peak_bytes()
@@ -182,13 +146,16 @@ def versions():
             "OpenBLAS": f"{blas[0]['version']}, kernels {blas[0]['architecture']}" if blas else "unknown"}
 
 
+def set_threads(threads):
+    torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
+
+
 def main():
     if sys.argv[1:2] == ["--rss"]:
         print_rss(*(int(n) for n in sys.argv[2].split(":")[:2]))
         return
-    print(json.dumps(versions()), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+    serve(versions(), QUESTIONS, set_threads)
 
 
 if __name__ == "__main__":

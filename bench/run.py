@@ -101,7 +101,7 @@ def in_turns(bench, peers, row, threads):
     if goal_of(row["name"]):
         row["peers_goal"] = goal_of(row["name"])
     shown = ", ".join(f"{name} {p['times_ours']:.2f}" for name, p in row["peers"].items())
-    print(f"{row['name']:34} times of ours: {shown}", flush=True)
+    print(f"{row['name']:38} times of ours: {shown}", flush=True)
 
 
 def memory_rows(bench, peers, threads):
@@ -111,17 +111,17 @@ def memory_rows(bench, peers, threads):
         state = 3 * 4 * (2 * 512 * features + features + 512)
         row = {"name": name, "ratio": round(ours / state, 4), "unit": "of weights and moments", "better": "lower",
                "parameters": {"threads": threads, "rows": rows, "d": 512, "F": features}, "bytes": ours}
-        print(f"{name:34} {row['ratio']:8.3f} {row['unit']}", flush=True)
+        print(f"{name:38} {row['ratio']:8.3f} {row['unit']}", flush=True)
         if peers:
             theirs = peers.memory(f"{rows}:{features}")["beyond"]
             row["peers"], row["peers_goal"] = {"PyTorch": {"bytes": theirs, "times_ours": round(theirs / ours, 2)}}, 10
-            print(f"{name:34} times of ours: PyTorch {theirs / ours:.1f}", flush=True)
+            print(f"{name:38} times of ours: PyTorch {theirs / ours:.1f}", flush=True)
         yield row
     few, many = (bench.beyond(f"evaluate:{rows}:8192:100") for rows in (8192, 65536))
     row = {"name": "memory.evaluate", "ratio": round(many / few, 4), "unit": "times that of an eighth",
            "better": "lower", "goal": 1.05, "parameters": {"threads": threads, "rows": 65536, "d": 512, "F": 8192},
            "bytes": many}
-    print(f"{row['name']:34} {row['ratio']:8.3f} {row['unit']:22} <= {row['goal']}", flush=True)
+    print(f"{row['name']:38} {row['ratio']:8.3f} {row['unit']:22} <= {row['goal']}", flush=True)
     yield row
 
 
