@@ -1532,6 +1532,7 @@ typedef struct dlrn_train_config {
     int64_t sparsity_warmup_steps; /* linear ramp of the penalty's weight; 0: no ramp; -1: a share
                                       of `steps` that the recipe knows                        0 */
     int64_t k;                     /* features kept per row                                   0 */
+    double k_fraction;             /* added to k where k n are kept of a batch, from 0 below 1 0 */
     int64_t k_anneal_steps;        /* k falls to its value over these steps; 0: it is fixed   0 */
     int64_t k_start;               /* from this k; 0: as the recipe's library does            0 */
     double auxk_alpha;             /* weight of the auxiliary loss of dead features           0 */
@@ -4619,9 +4620,12 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     dlrni_gating gate;
-    int unscaled;     /* 1: values come ranked and without LOG_SCALE                        */
-    int batch_best;   /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
+    int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
+    int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
                          batch, as in training                                              */
+    double
+        k_fraction;   /* set by a caller: added to k in a selection over a batch, whose k n need not
+                          be a multiple of n                                            */
     int zero_picks;   /* set by a caller: 1: features that a selection within rows picks although
                          their value is 0 keep an entry, with their pre-activation          */
     float *floor;     /* [n] floor of each row, where rows have one (selection); or NULL    */
@@ -5908,6 +5912,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     j.count = count;
     j.n = c[0]->n;
     if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
+    if (c[0]->k_fraction > 0) wanted += (int64_t)(c[0]->k_fraction * (double)j.n);
     DLRNI_TRY(dlrni_batch_begin(&j));
     DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
     for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
@@ -23571,6 +23576,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(threshold_beta, "threshold_beta", v >= 0 && v < 1, "a number from 0 below 1")                \
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
+    X(k_fraction, "k_fraction", v >= 0 && v < 1, "a number from 0 below 1")                        \
     X(pre_act, "pre_act", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                       \
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
@@ -24564,6 +24570,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* a shallow copy: it borrows the weights */
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
+    w->codes.unscaled = 1; /* dlrni_trained_value */
+    w->codes.batch_best = t->rules.select == DLRN_SELECT_BATCH_TOP_K;
+    w->codes.k_fraction = t->cfg.k_fraction;
+    w->codes.zero_picks = t->rules.zero_picks;
     w->budget = DLRNI_LIST_BUDGET;
     /* no batch yet: the first wave holds all groups */
     w->nnz = -1;
