@@ -19126,6 +19126,7 @@ struct dlrn_trainer {
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
     dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
     int has_scales;            /* 1: the dictionary came with its scales: scale_rows keeps them */
@@ -21243,12 +21244,17 @@ DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
-/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
-DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+/* Begins the encoding of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* assume lists as long as the last batch's; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
-    DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
+    return dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n);
+}
+
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
@@ -24125,7 +24131,9 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(all->n, DLRNI_BLOCK), dlrni_window_block, &job);
     dlrni_input(p->dict, b->xc, all->n, b->xc);
     dlrni_update_view(p);
-    return DLRN_OK;
+    /* of a selection over all parts */
+    if (t->dict->formula.k) p->w.view.formula.k = t->w.view.formula.k;
+    return dlrni_begin_codes(p);
 }
 
 /* x_hat and errors of all rows: the output bias, then the parts in order, as decoding has them. */
@@ -24133,6 +24141,8 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float 
     const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
     for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    if (t->rules.select == DLRN_SELECT_BATCH_TOP_K)
+        DLRNI_TRY(dlrni_batch_cuts(t->part_codes, (int)t->n_parts, t->part[0]->w.budget));
     t->w.nnz = t->w.candidates = 0;
     for (int64_t i = 0; i < t->n_parts; i++) {
         DLRNI_TRY(dlrni_reconstruct(t->part[i]));
@@ -24198,9 +24208,13 @@ DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
 /* A trainer for each part, once the whole has its counters. */
 DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
     t->part = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer *, t->dict->n_parts);
-    if (!t->part) return DLRN_ERR_MEMORY;
+    t->part_codes = DLRNI_NEW_ZERO(t->ctx, dlrni_encoding *, t->dict->n_parts);
+    if (!t->part || !t->part_codes) return DLRN_ERR_MEMORY;
     t->n_parts = t->dict->n_parts;
-    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_part_trainer(t, i));
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_part_trainer(t, i));
+        t->part_codes[i] = &t->part[i]->w.codes;
+    }
     return DLRN_OK;
 }
 
@@ -24229,6 +24243,7 @@ DLRNI_INTERNAL void dlrni_set_part_formulas(dlrn_dictionary *dict, const dlrni_r
         f->select = in_each ? rules->select : DLRN_SELECT_ALL;
         f->k = in_each ? k : 0;
     }
+    if (over_all) dlrni_preselect(dict);
 }
 
 /* The thresholds of a dictionary whose ranks were others: they are compared with p times a norm
@@ -24525,6 +24540,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     for (int64_t i = 0; t->part && i < t->n_parts; i++) dlrn_trainer_destroy(t->part[i]);
     dlrn_free(t->ctx, t->part);
+    dlrn_free(t->ctx, t->part_codes);
     if (t->whole) { /* windows of its owner's arrays */
         t->since_fired = w->silent = NULL;
         w->batch.level = NULL;
@@ -24855,6 +24871,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* once for all waves, and kept for the gradients */
     if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
+    if (!t->part) DLRNI_TRY(dlrni_begin_codes(t));
     DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
