@@ -24136,13 +24136,21 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     return dlrni_begin_codes(p);
 }
 
+/* The selection over all parts and rows of the batch. Its lists are those before it, so no wave
+   counts as loaded. */
+DLRNI_INTERNAL dlrn_status dlrni_select_over_parts(dlrn_trainer *t) {
+    if (t->rules.select != DLRN_SELECT_BATCH_TOP_K) return DLRN_OK;
+    DLRNI_TRY(dlrni_batch_cuts(t->part_codes, (int)t->n_parts, t->part[0]->w.budget));
+    for (int64_t i = 0; i < t->n_parts; i++) t->part_codes[i]->first = -1;
+    return DLRN_OK;
+}
+
 /* x_hat and errors of all rows: the output bias, then the parts in order, as decoding has them. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
     const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
     for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
-    if (t->rules.select == DLRN_SELECT_BATCH_TOP_K)
-        DLRNI_TRY(dlrni_batch_cuts(t->part_codes, (int)t->n_parts, t->part[0]->w.budget));
+    DLRNI_TRY(dlrni_select_over_parts(t));
     t->w.nnz = t->w.candidates = 0;
     for (int64_t i = 0; i < t->n_parts; i++) {
         DLRNI_TRY(dlrni_reconstruct(t->part[i]));
