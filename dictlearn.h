@@ -18907,7 +18907,7 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -19126,7 +19126,7 @@ struct dlrn_trainer {
     dlrni_anneal anneal;
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
-    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrn_trainer **part;         /* [n_parts] owned; NULL: plain  */
     dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
@@ -19248,12 +19248,11 @@ typedef struct dlrni_naive {
         int64_t queued, updates;
     } anneal;
     /* A step's numbers. */
-    double *x, *y; /* scaled; x less the center                                         */
-    double *norm, *weigh,
-        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
-    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;  /* [n][F] 1: selected; values                                        */
-    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *x, *y;        /* scaled; x less the center                                         */
+    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;     /* [n][F] 1: selected; values                                        */
+    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
     double *df, *slope,
         *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
     double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
@@ -19848,11 +19847,12 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
    (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
-    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
+    const int64_t half = (of_y ? s->d_out : s->d_in) / s->cfg.layers / 2;
     const double *r = s->residual + g * size;
     int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
     const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
@@ -19883,7 +19883,7 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
         if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
     dlrni_naive_ghosts(s, again);
-    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->rules.auxiliary || !(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
         dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
@@ -24487,8 +24487,7 @@ DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const floa
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
-        part->formula.scale_in =
-            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
     }
     dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
     dlrn_dictionary_changed(dict);
@@ -24550,10 +24549,11 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
-                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
-                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
+    void *blocks[] = {t->since_fired,   w->silent,        w->center_part,  w->center_grad,
+                      w->output_grad,   w->lowered,       w->norm,         w->unrank,
+                      w->skip_grad,     w->batch.own_z,   w->batch.slopes, w->input_sum,
+                      w->below,         w->batch.xc,      w->batch.level,  w->batch.e2,
+                      w->aux.dead,      w->aux.e,         w->aux.row,      w->aux.grad,
                       w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
@@ -24615,8 +24615,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
-                               !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
