@@ -19344,7 +19344,6 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
-    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
@@ -20037,22 +20036,22 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
-    const double by = s->cfg.pre_act / (double)s->n;
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here; the mean is over layers
+   with features of their own, too, but with compat such dictionaries have no pre_act). */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+    const double rows = (double)(s->n * s->parts), by = s->cfg.pre_act / rows;
     const int64_t F = s->F;
-    if (!(s->cfg.pre_act > 0)) return;
+    if (!(s->cfg.pre_act > 0) || (s->parts > 1 && s->cfg.compat)) return;
     for (int64_t j = 0; j < F; j++) {
-        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
-        const double norm = s->lifts[j];
+        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
             if (!(below > 0)) continue;
-            s->pre_act += below * norm / (double)s->n;
+            s->pre_act += below * norm / rows;
             s->slope[i * F + j] -= by * norm;
             s->g[DLRN_THRESHOLD][j] += by * norm;
-            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+            dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
         }
     }
     s->loss += s->cfg.pre_act * s->pre_act;
@@ -20161,7 +20160,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s, again);
+    dlrni_naive_pre_act(s);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
