@@ -18907,7 +18907,7 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -19126,7 +19126,7 @@ struct dlrn_trainer {
     dlrni_anneal anneal;
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
-    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrn_trainer **part;         /* [n_parts] owned; NULL: plain  */
     dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
@@ -19248,12 +19248,11 @@ typedef struct dlrni_naive {
         int64_t queued, updates;
     } anneal;
     /* A step's numbers. */
-    double *x, *y; /* scaled; x less the center                                         */
-    double *norm, *weigh,
-        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
-    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;  /* [n][F] 1: selected; values                                        */
-    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *x, *y;        /* scaled; x less the center                                         */
+    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;     /* [n][F] 1: selected; values                                        */
+    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
     double *df, *slope,
         *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
     double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
@@ -19345,7 +19344,6 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
-    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
@@ -19429,41 +19427,42 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 
 /* ---- The first batch ---- */
 
-/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
-   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
-   (dictionary_learning). to, next [d]. */
-DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
-                                       double *to, double *next) {
-    double moved = 1;
-    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
-        double all = 0;
-        dlrni_naive_zero(next, d);
-        for (int64_t i = 0; i < n; i++) {
-            double square = 0;
-            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
-            /* round -1 is the mean; a row at the median has no direction */
-            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
-            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
-            all += w;
-        }
-        moved = 0;
-        for (int64_t c = 0; c < d; c++) {
-            double value = all > 0 ? next[c] / all : to[c];
-            moved += pow(value - to[c], 2);
-            to[c] = value;
-        }
-        moved = round < 0 ? 1 : sqrt(moved);
+/* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
+   their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
+   moves. */
+DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                         int first, double *to, double *next) {
+    double all = 0, moved = 0;
+    dlrni_naive_zero(next, d);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+        /* a row at the median has no direction */
+        const double w = first ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+        for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+        all += w;
     }
+    for (int64_t c = 0; c < d; c++) {
+        const double value = all > 0 ? next[c] / all : to[c];
+        moved += pow(value - to[c], 2);
+        to[c] = value;
+    }
+    return first ? HUGE_VAL : sqrt(moved);
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. s->x is not yet less the center. */
+   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
+   (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
-    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
-    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
-    if (s->rules.first == DLRNI_FIRST_MEDIAN)
-        for (int64_t l = 0; l < layers; l++)
-            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
+    const int64_t d = s->d_out / s->cfg.layers;
+    double moved = s->rules.first == DLRNI_FIRST_MEDIAN ? 1 : 0;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        moved = 0;
+        for (int64_t at = 0; at < s->d_out; at += d)
+            moved = fmax(moved, dlrni_naive_median(s->y + at, s->n, d, s->d_out, round < 0,
+                                                   bias + at, next));
+    }
     if (s->rules.first != DLRNI_FIRST_MEAN) return;
     dlrni_naive_zero(bias, s->d_out);
     for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
@@ -19555,7 +19554,9 @@ DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) 
         mask[i] = s->rules.zero_picks || value < 0 || value > 0;
         key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
     }
-    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    const int64_t more = (int64_t)(s->cfg.k_fraction * (double)n);
+    if (select == DLRN_SELECT_BATCH_TOP_K)
+        dlrni_naive_keep(s, key, 0, 0, n * F, k * n + more, mask);
     for (int64_t at = 0; at < n * F; at += width)
         if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
             dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
@@ -19845,11 +19846,12 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
    (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
-    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
+    const int64_t half = (of_y ? s->d_out : s->d_in) / s->cfg.layers / 2;
     const double *r = s->residual + g * size;
     int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
     const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
@@ -19880,7 +19882,7 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
         if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
     dlrni_naive_ghosts(s, again);
-    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->rules.auxiliary || !(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
         dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
@@ -20034,22 +20036,22 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
-    const double by = s->cfg.pre_act / (double)s->n;
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here; the mean is over layers
+   with features of their own, too, but with compat such dictionaries have no pre_act). */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+    const double rows = (double)(s->n * s->parts), by = s->cfg.pre_act / rows;
     const int64_t F = s->F;
-    if (!(s->cfg.pre_act > 0)) return;
+    if (!(s->cfg.pre_act > 0) || (s->parts > 1 && s->cfg.compat)) return;
     for (int64_t j = 0; j < F; j++) {
-        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
-        const double norm = s->lifts[j];
+        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
             if (!(below > 0)) continue;
-            s->pre_act += below * norm / (double)s->n;
+            s->pre_act += below * norm / rows;
             s->slope[i * F + j] -= by * norm;
             s->g[DLRN_THRESHOLD][j] += by * norm;
-            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+            dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
         }
     }
     s->loss += s->cfg.pre_act * s->pre_act;
@@ -20158,7 +20160,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s, again);
+    dlrni_naive_pre_act(s);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
@@ -22990,7 +22992,9 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->weigh = DLRN_RANK_NORM; /* of pre_act, and of the penalty tanh */
     r->window = DLRNI_WINDOW_PRE;
+    r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
     r->new_threshold = 0.01;
 }
@@ -23000,9 +23004,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
-    r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
-    r->pre_act_of_dead = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -24484,8 +24486,7 @@ DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const floa
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
-        part->formula.scale_in =
-            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
     }
     dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
     dlrn_dictionary_changed(dict);
@@ -24547,10 +24548,11 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
-                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
-                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
+    void *blocks[] = {t->since_fired,   w->silent,        w->center_part,  w->center_grad,
+                      w->output_grad,   w->lowered,       w->norm,         w->unrank,
+                      w->skip_grad,     w->batch.own_z,   w->batch.slopes, w->input_sum,
+                      w->below,         w->batch.xc,      w->batch.level,  w->batch.e2,
+                      w->aux.dead,      w->aux.e,         w->aux.row,      w->aux.grad,
                       w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
@@ -24612,8 +24614,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
-                               !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
