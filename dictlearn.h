@@ -23722,6 +23722,22 @@ DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules
         cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
 }
 
+/* Settings of a recipe whose dictionaries have parts. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layered(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    const char *place = "dlrn_train_config";
+    DLRNI_REQUIRE_IN(ctx, place, cfg->layers <= DLRNI_LAYERS_MAX,
+                     "layers: expected a number up to 1024");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->features % cfg->layers == 0,
+                     "layers: expected a divisor of features");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->resample_steps < 0,
+                     "resample_steps: cross-layer transcoders are not resampled");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->optimiser == DLRN_OPTIMISER_ADAM,
+                     "optimiser: expected adam for cross-layer transcoders");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->skip == DLRN_OFF && !cfg->multi_top_k,
+                     "skip, multi_top_k: cross-layer transcoders have neither");
+    return DLRN_OK;
+}
+
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
    derived learning rate. Settling it again changes nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
@@ -23740,7 +23756,9 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(*recipe, cfg, &rules);
     dlrni_settle_steps(cfg, &rules);
-    return dlrni_check_settings(ctx, cfg, &rules);
+    DLRNI_TRY(dlrni_check_settings(ctx, cfg, &rules));
+    if (!dlrni_has_parts(dlrni_family_named((*recipe)->info.family))) return DLRN_OK;
+    return dlrni_check_layered(ctx, cfg);
 }
 
 /* ---- As text ----
@@ -24271,9 +24289,25 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
     dict->formula.rank = rules->rank;
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
-DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+/* The groups of a nested dictionary, where the configuration leaves them open. */
+DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_config *cfg) {
+    int64_t sum = 0;
+    int good = !cfg->n_groups && dict->n_groups <= DLRN_GROUPS_MAX;
+    for (int64_t g = 0; g < dict->n_groups; g++) {
+        sum += dict->group_sizes[g];
+        good = good && dict->group_sizes[g] > 0;
+    }
+    if (!good || sum != dict->features) return;
+    cfg->n_groups = dict->n_groups;
+    for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
+   gets what the dictionary decides. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
+    if (rules->nested) dlrni_adopt_groups(dict, cfg);
+    cfg->skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
     if (dict->n_parts)
         dlrni_set_part_formulas(dict, rules, cfg->k);
@@ -24754,11 +24788,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->dict = *dict;
     *dict = NULL;
     t->has_scales = dlrni_has_scales(t->dict);
-    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
+    if (s == DLRN_OK && t->rules.nested) s = dlrni_set_group_sizes(t->dict, &cfg);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -24780,6 +24814,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
+    if (init) dlrni_adopt(dict, &cfg, &rules);
     /* a family that does not select has k 0 */
     cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
@@ -25195,40 +25230,86 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
-/* three for each role, the counters, the buffer's x and y */
-enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
+/* beside the list below: the scales of parts, the counters, the buffer's x and y */
+enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
-   resuming share this list, so that they cannot disagree. */
+/* The name of a tensor, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
+
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
+   its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape */
-    dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
-    int count;                          /* of the roles that the dictionary has */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    dlrn_tensor_out *tensor;
+    float **data;            /* [count] the same memory, not const: resuming fills it; owned */
+    dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
+    float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
+    int64_t count;           /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
-DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
+DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
+    dlrn_free(ctx, list->tensor);
+    dlrn_free(ctx, list->data);
+    dlrn_free(ctx, list->name);
+    dlrn_free(ctx, list->scale);
+}
+
+/* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
+   number of the part after a point; part -1: of the whole. */
+DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
+                                         dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
-    memset(out, 0, sizeof *out);
+    char number[16] = "";
+    if (part >= 0) dlrni_print(number, sizeof number, ".%lld", (long long)part);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        for (int part = 0; part < 3 && data[0]; part++) {
-            if (!data[part]) continue; /* signum has no second moments */
-            int i = out->count++;
-            dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_role_table[role].name);
-            out->data[i] = data[part];
-            out->tensor[i].name = out->name[i];
-            out->tensor[i].data = data[part];
-            out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+        for (int of = 0; of < 3 && data[0]; of++) {
+            if (!data[of]) continue; /* signum has no second moments */
+            const int64_t i = out->count++;
+            dlrn_tensor_out *tensor = &out->tensor[i];
+            dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
+                        dlrni_role_table[role].name, number);
+            out->data[i] = data[of];
+            tensor->name = out->name[i].text;
+            tensor->data = data[of];
+            tensor->dtype = DLRN_F32;
+            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
+            if (tensor->ndim == 2)
+                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
+}
+
+/* Makes the list; the caller frees it, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
+                                                 dlrni_checkpoint_floats *out) {
+    const int64_t max = 3 * DLRN_ROLE_COUNT * (t->n_parts + 1);
+    memset(out, 0, sizeof *out);
+    out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
+    out->data = DLRNI_NEW(t->ctx, float *, max);
+    out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < t->n_parts; i++)
+        out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
+    dlrni_checkpoint_add(t, -1, out);
+    for (int64_t i = 0; i < t->n_parts; i++) dlrni_checkpoint_add(t->part[i], i, out);
+    return DLRN_OK;
+}
+
+/* scale_in of the parts [n], which are floats (dlrni_scale_of). */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_scales(const float *scales, int64_t n) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "part_scales";
+    out.dtype = DLRN_F32;
+    out.ndim = 1;
+    out.shape[0] = n;
+    out.data = scales;
+    return out;
 }
 
 /* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
@@ -25258,6 +25339,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
+}
+
+/* Adds the tensors beside the list; returns how many there are in all. state NULL: no buffer. */
+DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
+                                               const dlrni_buffer_state *state,
+                                               dlrni_checkpoint_floats *list) {
+    int64_t count = list->count;
+    if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
+    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    return count;
 }
 
 /* The numbers of a buffer's state; its rows are tensors. */
@@ -25368,7 +25461,6 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
     dlrni_checkpoint_texts at;
-    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
@@ -25379,13 +25471,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    int pairs = 12, count; /* pairs: entries taken so far */
-    dlrni_checkpoint_list(t, &list);
-    memcpy(tensors, list.tensor, sizeof list.tensor);
-    count = list.count;
-    tensors[count++] = dlrni_checkpoint_counters(t);
-    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    int pairs = 12; /* entries taken so far */
+    int64_t count = 0;
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     dlrni_put_stats(&unfinished, &t->last);
@@ -25404,7 +25491,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
     }
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -25540,6 +25631,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -25556,14 +25652,16 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* *f is the family's formula so far: gate and selection cannot differ from it */
+    /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
+        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
+        !dlrni_is_scale(f->scale_out))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         "scales above 0, found %lld, %lld, %lld, %g and %g",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_out);
+                         (long long)gate, (long long)select, (long long)center, f->scale_in,
+                         f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -25632,21 +25730,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
-   of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
+   small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
-    for (int i = 0; i < 2; i++) {
+    const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
+    const int parts = recipe && dlrni_has_parts(dlrni_family_named(recipe->info.family));
+    const int64_t L = parts ? cfg->layers : 1;
+    for (int64_t i = 0; i < 2 * L; i++) {
+        const int64_t part = i / 2;
+        char name[40];
         dlrn_tensor_out want;
         int64_t where;
         memset(&want, 0, sizeof want);
-        want.name = dlrni_role_table[roles[i]].name;
+        dlrni_print(name, sizeof name, parts ? "%s.%lld" : "%s",
+                    dlrni_role_table[roles[i % 2]].name, (long long)part);
+        want.name = name;
         want.dtype = DLRN_F32;
         want.ndim = 2;
-        want.shape[0] = cfg->features;
-        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        want.shape[0] = cfg->features / L;
+        want.shape[1] = i % 2 ? cfg->d_out - part * (cfg->d_out / L) : cfg->d_in / L;
         DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
     }
     return DLRN_OK;
@@ -25666,24 +25771,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
+                                             float *data) {
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
+    /* the shape was compared: it fits */
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
+    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
+                                : dlrni_check_weights(a, want->name, data, 0, n);
+}
+
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
    numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
-    int64_t where;
-    dlrni_checkpoint_list(t, &list);
-    for (int i = 0; i < list.count; i++) {
-        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
-        /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
-        const int64_t n = dlrn_archive_tensor(a, where)->numel;
-        /* only moments have a point in their name */
-        if (strchr(list.name[i], '.'))
-            DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
-        else
-            DLRNI_TRY(dlrni_check_weights(a, list.name[i], list.data[i], 0, n));
-    }
-    return DLRN_OK;
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 /* Refuses counters that no run can reach: they would overflow later. */
@@ -25843,23 +25951,40 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     return DLRN_OK;
 }
 
+/* scale_in of the parts. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archive *a,
+                                                  dlrn_dictionary *dict) {
+    const int64_t n = dict->n_parts;
+    float *scale = DLRNI_NEW(ctx, float, n);
+    if (!scale) return DLRN_ERR_MEMORY;
+    const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
+    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+        dict->part[i].dict->formula.scale_in = (double)scale[i];
+        if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
+    }
+    dlrn_free(ctx, scale);
+    return s;
+}
+
 /* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
-    dlrn_json *json;
+    dlrn_json *json = NULL;
     DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
     /* without random weights: drawing what the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
-                                     cfg->d_out, cfg->features, out));
-    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
-    dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, &rules, out));
+    dlrn_status s = (*out)->n_parts ? dlrni_read_part_scales(ctx, a, *out) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
