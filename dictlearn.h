@@ -1551,12 +1551,13 @@ typedef struct dlrn_train_config {
                                       steps; 0: off                                           0 */
     double bandwidth;              /* width of the window around a threshold in which its gradient
                                       is estimated                                            0 */
-    double pre_act;     /* weight of the loss that lifts inactive features towards their threshold,
+    double pre_act;      /* weight of the loss that lifts inactive features towards their threshold,
                           mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|: of dead features, or of
                           all (Llamascopium's)                                                0 */
-    dlrn_switch center; /* ON: the output bias is subtracted from x first; recipes for
+    dlrn_switch rescale; /* ON: selections compare p |atom|, where the recipe does so; OFF: p ON */
+    dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
-    dlrn_switch skip;   /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
+    dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
     dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
                                  mean norm of sqrt(d); the dictionary holds the scales      OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
@@ -4596,11 +4597,11 @@ typedef struct dlrni_cut {
 /* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
    entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
    not after (row, feature). */
-typedef struct dlrni_batch_cut {
+typedef struct dlrni_last_kept {
     uint32_t key;
     int64_t row, feature;
     float value; /* of the key */
-} dlrni_batch_cut;
+} dlrni_last_kept;
 
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
@@ -4636,7 +4637,7 @@ typedef struct dlrni_encoding {
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
     int made_all;     /* 1: the rounds have left the lists of all groups                    */
-    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
@@ -5432,7 +5433,7 @@ DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
 }
 
 /* Whether an entry is among the best of the batch. */
-DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_last_kept *cut, int64_t row, int64_t feature,
                                      float value) {
     const uint32_t key = dlrni_rank_key(value);
     if (key != cut->key) return key > cut->key;
@@ -5444,7 +5445,7 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     int64_t k = c->dict->formula.k;
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
-    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
     return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
@@ -5891,10 +5892,10 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
     const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
     for (int i = 0; i < j->count; i++) {
         dlrni_encoding *c = j->c[i];
-        c->batch_cut.key = j->key;
-        c->batch_cut.value = value;
-        c->batch_cut.row = j->row;
-        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_kept.key = j->key;
+        c->last_kept.value = value;
+        c->last_kept.row = j->row;
+        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
         c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
         c->cut_known = 1;
         dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
@@ -5924,12 +5925,6 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
     dlrni_batch_end(&j, j.m == wanted);
     return DLRN_OK;
-}
-
-/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
-   nothing was positive. */
-DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
-    return c->batch_cut.value;
 }
 
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
@@ -5965,6 +5960,12 @@ DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, i
         dlrni_heap_down(heap, n);
     }
     return heap[0];
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked); below 0:
+   nothing was positive. */
+DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
+    return c->cut_known && c->last_kept.value <= FLT_MAX ? (double)c->last_kept.value : -1;
 }
 
 /* ---- Selections over codes ----
@@ -22837,10 +22838,7 @@ DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
-    if (t->rules.average == DLRNI_AVERAGE_BATCH) {
-        double cut = (double)dlrni_batch_cut_of(c);
-        return cut <= (double)FLT_MAX ? cut : -1;
-    }
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
@@ -23215,27 +23213,12 @@ static const char *const dlrni_anneal_settings[] = {
     "anneal_end",       "anneal_updates",        NULL,
 };
 static const char *const dlrni_top_k_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "k_start",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "layers",
-    NULL,
+    "k",         "k_fraction",     "k_anneal_steps",       "k_start", "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "layers",  NULL,
 };
 static const char *const dlrni_matryoshka_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "groups",
-    "group_weights",
+    "k",         "k_fraction",     "k_anneal_steps",       "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "groups",     "group_weights",
     NULL,
 };
 static const char *const dlrni_jump_relu_settings[] = {
@@ -23261,23 +23244,25 @@ static const char *const dlrni_sl_jump_settings[] = {
     "lr_cycles",        NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
-    "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
-    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      NULL,
-};
-static const char *const dlrni_sl_nested_settings[] = {
     "k",
+    "k_fraction",
     "auxk_alpha",
     "auxk",
-    "auxk_by_group",
     "dead_steps",
     "threshold_beta",
     "threshold_start_step",
-    "groups",
+    "rescale",
     "center",
     "scale_rows",
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    NULL,
+};
+static const char *const dlrni_sl_nested_settings[] = {
+    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
+    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
+    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
@@ -23511,7 +23496,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.dead_rows = cfg.dead_steps = -1;
     cfg.threshold_start_step = -1;
     cfg.layers = 1;
-    cfg.center = DLRN_ON;
+    cfg.center = cfg.rescale = DLRN_ON;
     cfg.p_start = cfg.p_end = 1;
     cfg.anneal_start = cfg.anneal_end = -1;
     cfg.lr_end = -1;
@@ -23598,6 +23583,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(compat, 1)                                                                                   \
     X(auxk_by_group, 0)                                                                            \
     X(multi_top_k, 0)                                                                              \
+    X(rescale, 0)                                                                                  \
     X(center, 0)                                                                                   \
     X(skip, 0)                                                                                     \
     X(scale_rows, 0)
@@ -23700,13 +23686,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` changes them. */
+/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
     scratch.compat = cfg->compat;
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
+    if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
 }
 
 /* Steps that a recipe derives from the length of the run. */
