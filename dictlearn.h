@@ -3689,6 +3689,11 @@ typedef struct dlrni_family {
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
     { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
 
+/* The name of a parameter in a file, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
+
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                 float *f);
@@ -15583,13 +15588,9 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
         }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts               ? "a"
-                     : dict->param[DLRN_DECODER] ? "family"
-                                                 : "an",
-                     dict->family,
-                     dict->n_parts ? "has several layers, and no layout of one file holds them"
-                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
-                                                 : "has no weights to save");
+                     dict->param[DLRN_DECODER] ? "family" : "an", dict->family,
+                     dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                               : "has no weights to save");
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -15669,6 +15670,8 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
@@ -15678,6 +15681,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    if (dict->n_parts) return dlrni_save_parts(dict, path);
     DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
     if (copy) dict = copy;
     dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
@@ -17434,6 +17438,265 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
+   under the names of their roles and the number of their part, as in checkpoints, and two tables
+   with a row for the whole and one for each part. Columns are only ever added. */
+
+#define DLRNI_PART_TABLE "part_table"  /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
+
+/* Of the part table. Enumerations as their numbers, which never change. */
+enum {
+    DLRNI_PART_FAMILY, /* 0: CrossLayerTranscoder, 1: Crosscoder; of a part 0 */
+    DLRNI_PART_IN_AT,
+    DLRNI_PART_OUT_AT,
+    DLRNI_PART_D_IN,
+    DLRNI_PART_D_OUT,
+    DLRNI_PART_FEATURES,
+    DLRNI_PART_LAYERS, /* feature_layers are as many in a whole with parts, or 1 */
+    DLRNI_PART_FEATURE_LAYERS,
+    DLRNI_PART_SKIP_ROWS,
+    DLRNI_PART_CENTER,
+    DLRNI_PART_GATE,
+    DLRNI_PART_SELECT,
+    DLRNI_PART_K,
+    DLRNI_PART_STANDARDISE,
+    DLRNI_PART_RANK,
+    DLRNI_PART_COLUMNS
+};
+
+static const char *const dlrni_part_families[] = {"CrossLayerTranscoder", "Crosscoder"};
+
+/* A row of the two tables. */
+DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, int64_t out_at,
+                                   int64_t *row, float *scales) {
+    const dlrn_formula *f = &dict->formula;
+    row[DLRNI_PART_FAMILY] = !strcmp(dict->family, dlrni_part_families[1]);
+    row[DLRNI_PART_IN_AT] = in_at;
+    row[DLRNI_PART_OUT_AT] = out_at;
+    row[DLRNI_PART_D_IN] = dict->d_in;
+    row[DLRNI_PART_D_OUT] = dict->d_out;
+    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_LAYERS] = dict->layers;
+    row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
+    row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
+    row[DLRNI_PART_CENTER] = (int64_t)f->center;
+    row[DLRNI_PART_GATE] = (int64_t)f->gate;
+    row[DLRNI_PART_SELECT] = (int64_t)f->select;
+    row[DLRNI_PART_K] = f->k;
+    row[DLRNI_PART_STANDARDISE] = (int64_t)f->standardise;
+    row[DLRNI_PART_RANK] = (int64_t)f->rank;
+    scales[0] = (float)f->threshold;
+    scales[1] = (float)f->scale_in;
+    scales[2] = (float)f->scale_out;
+}
+
+/* The tensors of a dictionary with parts. All arrays are owned. */
+typedef struct dlrni_part_tensors {
+    dlrn_tensor_out *tensor;
+    dlrni_tensor_name *name;
+    int64_t *table;
+    float *scales;
+    int64_t count;
+} dlrni_part_tensors;
+
+/* Adds the parameters of the whole (part -1) or of a part. */
+DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
+                                   dlrni_part_tensors *to) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role]) continue;
+        char *name = to->name[to->count].text;
+        dlrn_tensor_out *t = &to->tensor[to->count++];
+        const size_t size = sizeof to->name->text;
+        if (part < 0)
+            dlrni_print(name, size, "%s", shape->name);
+        else
+            dlrni_print(name, size, "%s.%lld", shape->name, (long long)part);
+        t->name = name;
+        t->data = dict->param[role];
+        t->dtype = DLRN_F32;
+        t->ndim = shape->cols == '1' ? 1 : 2;
+        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+    }
+}
+
+/* Fills the list; the caller frees its arrays, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_part_tensors *to) {
+    const int64_t rows = dict->n_parts + 1, max = rows * DLRN_ROLE_COUNT + 2;
+    dlrn_context *ctx = dict->ctx;
+    memset(to, 0, sizeof *to);
+    to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
+    to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
+    to->table = DLRNI_NEW(ctx, int64_t, rows *DLRNI_PART_COLUMNS);
+    to->scales = DLRNI_NEW(ctx, float, rows * 3);
+    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
+    dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
+    to->tensor[to->count++] = table;
+    to->tensor[to->count++] = scales;
+    dlrni_put_part(dict, 0, 0, to->table, to->scales);
+    dlrni_add_part(dict, -1, to);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_put_part(part->dict, part->in_at, part->out_at,
+                       to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
+        dlrni_add_part(part->dict, i, to);
+    }
+    return DLRN_OK;
+}
+
+/* dlrn_save of a dictionary with parts. */
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path) {
+    dlrni_part_tensors list;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_own_encode(dict->part[i].dict))
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: part %lld is of family %s", path, (long long)i,
+                             dict->part[i].dict->family);
+    dlrn_status s = dlrni_list_parts(dict, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+    dlrn_free(dict->ctx, list.tensor);
+    dlrn_free(dict->ctx, list.name);
+    dlrn_free(dict->ctx, list.table);
+    dlrn_free(dict->ctx, list.scales);
+    return s;
+}
+
+/* Reads the formula of a row of the tables. Values out of range are refused here: others are
+   checked where they are used (dlrni_check_parts). */
+DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t *row,
+                                          const float *scales, dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    const struct {
+        int column, end;
+    } limit[] = {{DLRNI_PART_CENTER, DLRN_CENTER_INPUT_BIAS + 1},
+                 {DLRNI_PART_GATE, DLRN_GATE_LINEAR + 1},
+                 {DLRNI_PART_SELECT, DLRN_SELECT_BATCH_TOP_K + 1},
+                 {DLRNI_PART_STANDARDISE, DLRN_ON + 1},
+                 {DLRNI_PART_RANK, DLRN_RANK_LAYER_NORMS + 1}};
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
+        if (row[limit[i].column] < 0 || row[limit[i].column] >= limit[i].end)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': column %d: expected a number from 0 below %d, found "
+                             "%lld",
+                             l->a->path, DLRNI_PART_TABLE, limit[i].column, limit[i].end,
+                             (long long)row[limit[i].column]);
+    f->center = (dlrn_center)row[DLRNI_PART_CENTER];
+    f->gate = (dlrn_gate)row[DLRNI_PART_GATE];
+    f->select = (dlrn_select)row[DLRNI_PART_SELECT];
+    f->k = row[DLRNI_PART_K];
+    f->standardise = (dlrn_switch)row[DLRNI_PART_STANDARDISE];
+    f->rank = (dlrn_rank)row[DLRNI_PART_RANK];
+    f->threshold = (double)scales[0];
+    f->scale_in = (double)scales[1];
+    f->scale_out = (double)scales[2];
+    return dlrni_check_select(l->a->ctx, f, dict->features);
+}
+
+/* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
+                                           dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *of = &dlrni_role_table[role];
+        const dlrni_entry *e;
+        dlrni_tensor_name name;
+        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        const int ndim = of->cols == '1' ? 1 : 2;
+        if (part < 0)
+            dlrni_print(name.text, sizeof name.text, "%s", of->name);
+        else
+            dlrni_print(name.text, sizeof name.text, "%s.%lld", of->name, (long long)part);
+        if (dlrni_find_stored(l, name.text) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name.text, ndim, shape, &e));
+        if (ndim == 1) {
+            DLRNI_TRY(dlrni_read_vector(l, e, 0, dict, role));
+            continue;
+        }
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        DLRNI_TRY(
+            dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+    }
+    return DLRN_OK;
+}
+
+/* Part i, by its row of the table. What its parameters need is in the file before it is
+   allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
+                                           const float *scales, dlrn_dictionary *whole) {
+    dlrn_part *part = &whole->part[i];
+    part->in_at = row[DLRNI_PART_IN_AT];
+    part->out_at = row[DLRNI_PART_OUT_AT];
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
+                                   row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
+    DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
+    return dlrni_read_part(l, i, part->dict);
+}
+
+/* All of it, by the tables [parts + 1]. */
+DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t parts,
+                                            const int64_t *table, const float *scales,
+                                            dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t layers = table[DLRNI_PART_LAYERS], of = table[DLRNI_PART_FEATURE_LAYERS];
+    const int64_t in = table[DLRNI_PART_D_IN], out = table[DLRNI_PART_D_OUT];
+    const int64_t features = table[DLRNI_PART_FEATURES], family = table[DLRNI_PART_FAMILY];
+    const int fits = layers > 0 && of > 0 && in > 0 && out > 0 && features > 0 &&
+                     in % layers == 0 && out % layers == 0 && features % of == 0;
+    if (!fits || family < 0 || family > 1)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected layers that divide the widths, and a family "
+                         "from 0 to 1, found %lld layers of %lld and %lld, and family %lld",
+                         l->a->path, DLRNI_PART_TABLE, (long long)layers, (long long)in,
+                         (long long)out, (long long)family);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dlrni_part_families[family]), in, out,
+                                   features, &s->to));
+    s->to->layers = layers;
+    s->to->feature_layers = of;
+    s->to->layout = "dictlearn";
+    s->to->class_name = s->to->family;
+    DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
+    DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
+    for (int64_t i = 0; i < parts; i++)
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS,
+                                  scales + (i + 1) * 3, s->to));
+    return dlrni_read_part(l, -1, s->to);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t at = dlrni_find_stored(l, DLRNI_PART_TABLE);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, at);
+    const int64_t rows = info->ndim == 1 ? info->numel / DLRNI_PART_COLUMNS : 0;
+    const dlrni_entry *e;
+    int64_t shape[2] = {rows, 3};
+    if (rows < 2 || rows > DLRNI_LAYERS_MAX + 1 || info->numel % DLRNI_PART_COLUMNS)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected [N x %d], N from 2 to %d, found %lld numbers",
+                         l->a->path, DLRNI_PART_TABLE, (int)DLRNI_PART_COLUMNS,
+                         DLRNI_LAYERS_MAX + 1, (long long)info->numel);
+    DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
+    int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
+    float *scales = DLRNI_NEW(ctx, float, 3 * rows);
+    dlrn_status status = table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK)
+        status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
+    dlrn_free(ctx, table);
+    dlrn_free(ctx, scales);
+    return status == DLRN_OK ? dlrni_settle_layers(l, s, 0, 0) : status;
+}
+
+DLRNI_INTERNAL int dlrni_is_own_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, DLRNI_PART_TABLE);
+}
+
 /* ---- One archive ---- */
 
 typedef struct dlrni_one_archive {
@@ -17446,6 +17709,7 @@ static const dlrni_one_archive dlrni_set_table[] = {
     {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
     {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
     {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+    {"dictlearn", dlrni_is_own_set, dlrni_load_own_set},
 };
 enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
 
@@ -25219,11 +25483,6 @@ DLRNI_COLD_BEGIN
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
 /* beside the list below: the scales of parts, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_MORE = 4 };
-
-/* The name of a tensor, with the number of a part. */
-typedef struct dlrni_tensor_name {
-    char text[40];
-} dlrni_tensor_name;
 
 /* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
    its parts. Saving and resuming share this list, so that they cannot disagree. */
