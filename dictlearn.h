@@ -3689,6 +3689,11 @@ typedef struct dlrni_family {
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
     { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
 
+/* The name of a parameter in a file, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
+
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                 float *f);
@@ -15583,13 +15588,9 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
         }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts               ? "a"
-                     : dict->param[DLRN_DECODER] ? "family"
-                                                 : "an",
-                     dict->family,
-                     dict->n_parts ? "has several layers, and no layout of one file holds them"
-                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
-                                                 : "has no weights to save");
+                     dict->param[DLRN_DECODER] ? "family" : "an", dict->family,
+                     dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                               : "has no weights to save");
 }
 
 /* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
@@ -15669,6 +15670,8 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
@@ -15678,6 +15681,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    if (dict->n_parts) return dlrni_save_parts(dict, path);
     DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
     if (copy) dict = copy;
     dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
@@ -17434,6 +17438,265 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
+   under the names of their roles and the number of their part, as in checkpoints, and two tables
+   with a row for the whole and one for each part. Columns are only ever added. */
+
+#define DLRNI_PART_TABLE "part_table"  /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
+
+/* Of the part table. Enumerations as their numbers, which never change. */
+enum {
+    DLRNI_PART_FAMILY, /* 0: CrossLayerTranscoder, 1: Crosscoder; of a part 0 */
+    DLRNI_PART_IN_AT,
+    DLRNI_PART_OUT_AT,
+    DLRNI_PART_D_IN,
+    DLRNI_PART_D_OUT,
+    DLRNI_PART_FEATURES,
+    DLRNI_PART_LAYERS, /* feature_layers are as many in a whole with parts, or 1 */
+    DLRNI_PART_FEATURE_LAYERS,
+    DLRNI_PART_SKIP_ROWS,
+    DLRNI_PART_CENTER,
+    DLRNI_PART_GATE,
+    DLRNI_PART_SELECT,
+    DLRNI_PART_K,
+    DLRNI_PART_STANDARDISE,
+    DLRNI_PART_RANK,
+    DLRNI_PART_COLUMNS
+};
+
+static const char *const dlrni_part_families[] = {"CrossLayerTranscoder", "Crosscoder"};
+
+/* A row of the two tables. */
+DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, int64_t out_at,
+                                   int64_t *row, float *scales) {
+    const dlrn_formula *f = &dict->formula;
+    row[DLRNI_PART_FAMILY] = !strcmp(dict->family, dlrni_part_families[1]);
+    row[DLRNI_PART_IN_AT] = in_at;
+    row[DLRNI_PART_OUT_AT] = out_at;
+    row[DLRNI_PART_D_IN] = dict->d_in;
+    row[DLRNI_PART_D_OUT] = dict->d_out;
+    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_LAYERS] = dict->layers;
+    row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
+    row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
+    row[DLRNI_PART_CENTER] = (int64_t)f->center;
+    row[DLRNI_PART_GATE] = (int64_t)f->gate;
+    row[DLRNI_PART_SELECT] = (int64_t)f->select;
+    row[DLRNI_PART_K] = f->k;
+    row[DLRNI_PART_STANDARDISE] = (int64_t)f->standardise;
+    row[DLRNI_PART_RANK] = (int64_t)f->rank;
+    scales[0] = (float)f->threshold;
+    scales[1] = (float)f->scale_in;
+    scales[2] = (float)f->scale_out;
+}
+
+/* The tensors of a dictionary with parts. All arrays are owned. */
+typedef struct dlrni_part_tensors {
+    dlrn_tensor_out *tensor;
+    dlrni_tensor_name *name;
+    int64_t *table;
+    float *scales;
+    int64_t count;
+} dlrni_part_tensors;
+
+/* Adds the parameters of the whole (part -1) or of a part. */
+DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
+                                   dlrni_part_tensors *to) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role]) continue;
+        char *name = to->name[to->count].text;
+        dlrn_tensor_out *t = &to->tensor[to->count++];
+        const size_t size = sizeof to->name->text;
+        if (part < 0)
+            dlrni_print(name, size, "%s", shape->name);
+        else
+            dlrni_print(name, size, "%s.%lld", shape->name, (long long)part);
+        t->name = name;
+        t->data = dict->param[role];
+        t->dtype = DLRN_F32;
+        t->ndim = shape->cols == '1' ? 1 : 2;
+        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+    }
+}
+
+/* Fills the list; the caller frees its arrays, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_part_tensors *to) {
+    const int64_t rows = dict->n_parts + 1, max = rows * DLRN_ROLE_COUNT + 2;
+    dlrn_context *ctx = dict->ctx;
+    memset(to, 0, sizeof *to);
+    to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
+    to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
+    to->table = DLRNI_NEW(ctx, int64_t, rows *DLRNI_PART_COLUMNS);
+    to->scales = DLRNI_NEW(ctx, float, rows * 3);
+    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
+    dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
+    to->tensor[to->count++] = table;
+    to->tensor[to->count++] = scales;
+    dlrni_put_part(dict, 0, 0, to->table, to->scales);
+    dlrni_add_part(dict, -1, to);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_put_part(part->dict, part->in_at, part->out_at,
+                       to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
+        dlrni_add_part(part->dict, i, to);
+    }
+    return DLRN_OK;
+}
+
+/* dlrn_save of a dictionary with parts. */
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path) {
+    dlrni_part_tensors list;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_own_encode(dict->part[i].dict))
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: part %lld is of family %s", path, (long long)i,
+                             dict->part[i].dict->family);
+    dlrn_status s = dlrni_list_parts(dict, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+    dlrn_free(dict->ctx, list.tensor);
+    dlrn_free(dict->ctx, list.name);
+    dlrn_free(dict->ctx, list.table);
+    dlrn_free(dict->ctx, list.scales);
+    return s;
+}
+
+/* Reads the formula of a row of the tables. Values out of range are refused here: others are
+   checked where they are used (dlrni_check_parts). */
+DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t *row,
+                                          const float *scales, dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    const struct {
+        int column, end;
+    } limit[] = {{DLRNI_PART_CENTER, DLRN_CENTER_INPUT_BIAS + 1},
+                 {DLRNI_PART_GATE, DLRN_GATE_LINEAR + 1},
+                 {DLRNI_PART_SELECT, DLRN_SELECT_BATCH_TOP_K + 1},
+                 {DLRNI_PART_STANDARDISE, DLRN_ON + 1},
+                 {DLRNI_PART_RANK, DLRN_RANK_LAYER_NORMS + 1}};
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
+        if (row[limit[i].column] < 0 || row[limit[i].column] >= limit[i].end)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': column %d: expected a number from 0 below %d, found "
+                             "%lld",
+                             l->a->path, DLRNI_PART_TABLE, limit[i].column, limit[i].end,
+                             (long long)row[limit[i].column]);
+    f->center = (dlrn_center)row[DLRNI_PART_CENTER];
+    f->gate = (dlrn_gate)row[DLRNI_PART_GATE];
+    f->select = (dlrn_select)row[DLRNI_PART_SELECT];
+    f->k = row[DLRNI_PART_K];
+    f->standardise = (dlrn_switch)row[DLRNI_PART_STANDARDISE];
+    f->rank = (dlrn_rank)row[DLRNI_PART_RANK];
+    f->threshold = (double)scales[0];
+    f->scale_in = (double)scales[1];
+    f->scale_out = (double)scales[2];
+    return dlrni_check_select(l->a->ctx, f, dict->features);
+}
+
+/* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
+                                           dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *of = &dlrni_role_table[role];
+        const dlrni_entry *e;
+        dlrni_tensor_name name;
+        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        const int ndim = of->cols == '1' ? 1 : 2;
+        if (part < 0)
+            dlrni_print(name.text, sizeof name.text, "%s", of->name);
+        else
+            dlrni_print(name.text, sizeof name.text, "%s.%lld", of->name, (long long)part);
+        if (dlrni_find_stored(l, name.text) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name.text, ndim, shape, &e));
+        if (ndim == 1) {
+            DLRNI_TRY(dlrni_read_vector(l, e, 0, dict, role));
+            continue;
+        }
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        DLRNI_TRY(
+            dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+    }
+    return DLRN_OK;
+}
+
+/* Part i, by its row of the table. What its parameters need is in the file before it is
+   allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
+                                           const float *scales, dlrn_dictionary *whole) {
+    dlrn_part *part = &whole->part[i];
+    part->in_at = row[DLRNI_PART_IN_AT];
+    part->out_at = row[DLRNI_PART_OUT_AT];
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
+                                   row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
+    DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
+    return dlrni_read_part(l, i, part->dict);
+}
+
+/* All of it, by the tables [parts + 1]. */
+DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t parts,
+                                            const int64_t *table, const float *scales,
+                                            dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t layers = table[DLRNI_PART_LAYERS], of = table[DLRNI_PART_FEATURE_LAYERS];
+    const int64_t in = table[DLRNI_PART_D_IN], out = table[DLRNI_PART_D_OUT];
+    const int64_t features = table[DLRNI_PART_FEATURES], family = table[DLRNI_PART_FAMILY];
+    const int fits = layers > 0 && of > 0 && in > 0 && out > 0 && features > 0 &&
+                     in % layers == 0 && out % layers == 0 && features % of == 0;
+    if (!fits || family < 0 || family > 1)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected layers that divide the widths, and a family "
+                         "from 0 to 1, found %lld layers of %lld and %lld, and family %lld",
+                         l->a->path, DLRNI_PART_TABLE, (long long)layers, (long long)in,
+                         (long long)out, (long long)family);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dlrni_part_families[family]), in, out,
+                                   features, &s->to));
+    s->to->layers = layers;
+    s->to->feature_layers = of;
+    s->to->layout = "dictlearn";
+    s->to->class_name = s->to->family;
+    DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
+    DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
+    for (int64_t i = 0; i < parts; i++)
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS,
+                                  scales + (i + 1) * 3, s->to));
+    return dlrni_read_part(l, -1, s->to);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t at = dlrni_find_stored(l, DLRNI_PART_TABLE);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, at);
+    const int64_t rows = info->ndim == 1 ? info->numel / DLRNI_PART_COLUMNS : 0;
+    const dlrni_entry *e;
+    int64_t shape[2] = {rows, 3};
+    if (rows < 2 || rows > DLRNI_LAYERS_MAX + 1 || info->numel % DLRNI_PART_COLUMNS)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected [N x %d], N from 2 to %d, found %lld numbers",
+                         l->a->path, DLRNI_PART_TABLE, (int)DLRNI_PART_COLUMNS,
+                         DLRNI_LAYERS_MAX + 1, (long long)info->numel);
+    DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
+    int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
+    float *scales = DLRNI_NEW(ctx, float, 3 * rows);
+    dlrn_status status = table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK)
+        status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
+    dlrn_free(ctx, table);
+    dlrn_free(ctx, scales);
+    return status == DLRN_OK ? dlrni_settle_layers(l, s, 0, 0) : status;
+}
+
+DLRNI_INTERNAL int dlrni_is_own_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, DLRNI_PART_TABLE);
+}
+
 /* ---- One archive ---- */
 
 typedef struct dlrni_one_archive {
@@ -17446,6 +17709,7 @@ static const dlrni_one_archive dlrni_set_table[] = {
     {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
     {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
     {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+    {"dictlearn", dlrni_is_own_set, dlrni_load_own_set},
 };
 enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
 
@@ -23711,6 +23975,22 @@ DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules
         cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
 }
 
+/* Settings of a recipe whose dictionaries have parts. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layered(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    const char *place = "dlrn_train_config";
+    DLRNI_REQUIRE_IN(ctx, place, cfg->layers <= DLRNI_LAYERS_MAX,
+                     "layers: expected a number up to 1024");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->features % cfg->layers == 0,
+                     "layers: expected a divisor of features");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->resample_steps < 0,
+                     "resample_steps: cross-layer transcoders are not resampled");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->optimiser == DLRN_OPTIMISER_ADAM,
+                     "optimiser: expected adam for cross-layer transcoders");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->skip == DLRN_OFF && !cfg->multi_top_k,
+                     "skip, multi_top_k: cross-layer transcoders have neither");
+    return DLRN_OK;
+}
+
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
    derived learning rate. Settling it again changes nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
@@ -23729,7 +24009,9 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(*recipe, cfg, &rules);
     dlrni_settle_steps(cfg, &rules);
-    return dlrni_check_settings(ctx, cfg, &rules);
+    DLRNI_TRY(dlrni_check_settings(ctx, cfg, &rules));
+    if (!dlrni_has_parts(dlrni_family_named((*recipe)->info.family))) return DLRN_OK;
+    return dlrni_check_layered(ctx, cfg);
 }
 
 /* ---- As text ----
@@ -24260,9 +24542,25 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
     dict->formula.rank = rules->rank;
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
-DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+/* The groups of a nested dictionary, where the configuration leaves them open. */
+DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_config *cfg) {
+    int64_t sum = 0;
+    int good = !cfg->n_groups && dict->n_groups <= DLRN_GROUPS_MAX;
+    for (int64_t g = 0; g < dict->n_groups; g++) {
+        sum += dict->group_sizes[g];
+        good = good && dict->group_sizes[g] > 0;
+    }
+    if (!good || sum != dict->features) return;
+    cfg->n_groups = dict->n_groups;
+    for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
+   gets what the dictionary decides. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
+    if (rules->nested) dlrni_adopt_groups(dict, cfg);
+    cfg->skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
     if (dict->n_parts)
         dlrni_set_part_formulas(dict, rules, cfg->k);
@@ -24743,11 +25041,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->dict = *dict;
     *dict = NULL;
     t->has_scales = dlrni_has_scales(t->dict);
-    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
+    if (s == DLRN_OK && t->rules.nested) s = dlrni_set_group_sizes(t->dict, &cfg);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -24769,6 +25067,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
+    if (init) dlrni_adopt(dict, &cfg, &rules);
     /* a family that does not select has k 0 */
     cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
@@ -25184,40 +25483,81 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
-/* three for each role, the counters, the buffer's x and y */
-enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
+/* beside the list below: the scales of parts, the counters, the buffer's x and y */
+enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
-   resuming share this list, so that they cannot disagree. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
+   its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape */
-    dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
-    int count;                          /* of the roles that the dictionary has */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    dlrn_tensor_out *tensor;
+    float **data;            /* [count] the same memory, not const: resuming fills it; owned */
+    dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
+    float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
+    int64_t count;           /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
-DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
+DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
+    dlrn_free(ctx, list->tensor);
+    dlrn_free(ctx, list->data);
+    dlrn_free(ctx, list->name);
+    dlrn_free(ctx, list->scale);
+}
+
+/* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
+   number of the part after a point; part -1: of the whole. */
+DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
+                                         dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
-    memset(out, 0, sizeof *out);
+    char number[16] = "";
+    if (part >= 0) dlrni_print(number, sizeof number, ".%lld", (long long)part);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        for (int part = 0; part < 3 && data[0]; part++) {
-            if (!data[part]) continue; /* signum has no second moments */
-            int i = out->count++;
-            dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_role_table[role].name);
-            out->data[i] = data[part];
-            out->tensor[i].name = out->name[i];
-            out->tensor[i].data = data[part];
-            out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+        for (int of = 0; of < 3 && data[0]; of++) {
+            if (!data[of]) continue; /* signum has no second moments */
+            const int64_t i = out->count++;
+            dlrn_tensor_out *tensor = &out->tensor[i];
+            dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
+                        dlrni_role_table[role].name, number);
+            out->data[i] = data[of];
+            tensor->name = out->name[i].text;
+            tensor->data = data[of];
+            tensor->dtype = DLRN_F32;
+            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
+            if (tensor->ndim == 2)
+                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
+}
+
+/* Makes the list; the caller frees it, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
+                                                 dlrni_checkpoint_floats *out) {
+    const int64_t max = 3 * DLRN_ROLE_COUNT * (t->n_parts + 1);
+    memset(out, 0, sizeof *out);
+    out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
+    out->data = DLRNI_NEW(t->ctx, float *, max);
+    out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < t->n_parts; i++)
+        out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
+    dlrni_checkpoint_add(t, -1, out);
+    for (int64_t i = 0; i < t->n_parts; i++) dlrni_checkpoint_add(t->part[i], i, out);
+    return DLRN_OK;
+}
+
+/* scale_in of the parts [n], which are floats (dlrni_scale_of). */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_scales(const float *scales, int64_t n) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "part_scales";
+    out.dtype = DLRN_F32;
+    out.ndim = 1;
+    out.shape[0] = n;
+    out.data = scales;
+    return out;
 }
 
 /* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
@@ -25247,6 +25587,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
+}
+
+/* Adds the tensors beside the list; returns how many there are in all. state NULL: no buffer. */
+DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
+                                               const dlrni_buffer_state *state,
+                                               dlrni_checkpoint_floats *list) {
+    int64_t count = list->count;
+    if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
+    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    return count;
 }
 
 /* The numbers of a buffer's state; its rows are tensors. */
@@ -25357,7 +25709,6 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
     dlrni_checkpoint_texts at;
-    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
@@ -25368,13 +25719,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    int pairs = 12, count; /* pairs: entries taken so far */
-    dlrni_checkpoint_list(t, &list);
-    memcpy(tensors, list.tensor, sizeof list.tensor);
-    count = list.count;
-    tensors[count++] = dlrni_checkpoint_counters(t);
-    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    int pairs = 12; /* entries taken so far */
+    int64_t count = 0;
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     dlrni_put_stats(&unfinished, &t->last);
@@ -25393,7 +25739,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
     }
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -25529,6 +25879,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -25545,14 +25900,16 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* *f is the family's formula so far: gate and selection cannot differ from it */
+    /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
+        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
+        !dlrni_is_scale(f->scale_out))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         "scales above 0, found %lld, %lld, %lld, %g and %g",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_out);
+                         (long long)gate, (long long)select, (long long)center, f->scale_in,
+                         f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -25621,21 +25978,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
-   of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
+   small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
-    for (int i = 0; i < 2; i++) {
+    const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
+    const int parts = recipe && dlrni_has_parts(dlrni_family_named(recipe->info.family));
+    const int64_t L = parts ? cfg->layers : 1;
+    for (int64_t i = 0; i < 2 * L; i++) {
+        const int64_t part = i / 2;
+        char name[40];
         dlrn_tensor_out want;
         int64_t where;
         memset(&want, 0, sizeof want);
-        want.name = dlrni_role_table[roles[i]].name;
+        dlrni_print(name, sizeof name, parts ? "%s.%lld" : "%s",
+                    dlrni_role_table[roles[i % 2]].name, (long long)part);
+        want.name = name;
         want.dtype = DLRN_F32;
         want.ndim = 2;
-        want.shape[0] = cfg->features;
-        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        want.shape[0] = cfg->features / L;
+        want.shape[1] = i % 2 ? cfg->d_out - part * (cfg->d_out / L) : cfg->d_in / L;
         DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
     }
     return DLRN_OK;
@@ -25655,24 +26019,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
+                                             float *data) {
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
+    /* the shape was compared: it fits */
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
+    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
+                                : dlrni_check_weights(a, want->name, data, 0, n);
+}
+
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
    numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
-    int64_t where;
-    dlrni_checkpoint_list(t, &list);
-    for (int i = 0; i < list.count; i++) {
-        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
-        /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
-        const int64_t n = dlrn_archive_tensor(a, where)->numel;
-        /* only moments have a point in their name */
-        if (strchr(list.name[i], '.'))
-            DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
-        else
-            DLRNI_TRY(dlrni_check_weights(a, list.name[i], list.data[i], 0, n));
-    }
-    return DLRN_OK;
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 /* Refuses counters that no run can reach: they would overflow later. */
@@ -25832,23 +26199,40 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     return DLRN_OK;
 }
 
+/* scale_in of the parts. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archive *a,
+                                                  dlrn_dictionary *dict) {
+    const int64_t n = dict->n_parts;
+    float *scale = DLRNI_NEW(ctx, float, n);
+    if (!scale) return DLRN_ERR_MEMORY;
+    const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
+    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+        dict->part[i].dict->formula.scale_in = (double)scale[i];
+        if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
+    }
+    dlrn_free(ctx, scale);
+    return s;
+}
+
 /* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
-    dlrn_json *json;
+    dlrn_json *json = NULL;
     DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
     /* without random weights: drawing what the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
-                                     cfg->d_out, cfg->features, out));
-    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
-    dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, &rules, out));
+    dlrn_status s = (*out)->n_parts ? dlrni_read_part_scales(ctx, a, *out) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
