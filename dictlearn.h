@@ -18971,7 +18971,8 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
+    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -21939,13 +21940,19 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
    and so that over all rows follows from the sum of xc. The few entries above the threshold are in
    the lists, and are taken back. */
 
-/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
-DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
-    const int before = t->rules.dead_before;
-    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
-    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
-        return 0;
-    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+/* Which features have the loss, and what it weighs; returns whether any has. */
+DLRNI_INTERNAL int dlrni_find_below(dlrn_trainer *t) {
+    const dlrni_rules *rules = &t->rules;
+    const int64_t *silent = rules->dead_before ? t->since_fired : t->w.silent;
+    const double weight = t->cfg.pre_act / (double)t->w.batch.n;
+    int any = 0;
+    for (int64_t f = 0; f < t->dict->features; f++) {
+        t->w.below_slope[f] = 0;
+        if (rules->pre_act_of_dead && !dlrni_is_dead(t, silent[f])) continue;
+        t->w.below_slope[f] = weight * dlrni_layered_norm(t->dict, DLRN_RANK_NORM, f);
+        any |= t->w.below_slope[f] > 0;
+    }
+    return any;
 }
 
 /* Task: the sums of a few columns of xc. */
@@ -21978,7 +21985,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
     double *below = t->w.below + f0;
     (void)worker;
     for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
-        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+        below[j] = t->w.below_slope[f0 + j] > 0 ? dlrni_below_all(t, f0 + j) : 0;
     for (int64_t s = 0; s < c->stretches; s++) {
         const dlrni_list *list = &c->lists[s * c->groups + group];
         for (int64_t p = 0; p < list->count; p++) {
@@ -21986,7 +21993,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
             const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
             const double over =
                 (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
-            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+            if (over > 0 && t->w.below_slope[f0 + j] > 0) below[j] += over;
         }
     }
 }
@@ -21994,17 +22001,14 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    const int64_t F = t->dict->features;
     double sum = 0;
-    int64_t any = 0;
-    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
-    if (!any) return DLRN_OK;
+    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -22146,7 +22150,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
-    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    const double lift = t->w.below ? t->w.below_slope[v->f0 + j] : 0;
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -22384,15 +22388,15 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
    are not are already taken back. */
 DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const int64_t f = v->f0 + j, d = t->dict->d_in;
-    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    const double n = (double)t->w.batch.n, slope = t->w.below ? t->w.below_slope[f] : 0;
     float *encoder = v->sum[DLRN_ENCODER] + j * d;
-    if (!(weight > 0)) return;
-    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
-    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
-    v->lift[j] -= weight * n;
-    v->scalar[DLRN_THRESHOLD][j] += weight * n;
-    /* the weight is in proportion to the norm */
-    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+    if (!(slope > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(slope * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= slope * n;
+    v->lift[j] -= slope * n;
+    v->scalar[DLRN_THRESHOLD][j] += slope * n;
+    /* the slope is in proportion to the norm */
+    dlrni_add_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
