@@ -748,15 +748,19 @@ static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_js
     return dlrn_json_parse(ctx, text, n + 1, "defaults", out);
 }
 
-/* With --decay-start other steps change the rate of every later step: says so. */
+/* Other steps change what comes later, if the rate falls to 0 at the end, or a schedule is a share
+   of them: says so. */
 static void tell_decay(const train_run *r, const dlrn_json *was) {
     const dlrn_train_config *cfg = &r->o->train;
     const long long before = (long long)dlrn_json_number(was, "settings.steps", -1);
-    if (cfg->decay_start < 0 || before == (long long)cfg->steps) return;
-    fprintf(stderr,
-            "dictlearn: %s: --steps was %lld and is %lld: from step %lld on the rate falls to 0 "
-            "there\n",
-            r->o->save_dir, before, (long long)cfg->steps, (long long)cfg->decay_start);
+    const int share = cfg->sparsity_warmup_steps < 0 || cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
+                      (cfg->anneal_start >= 0 && cfg->anneal_end < 0);
+    char how[96];
+    if ((cfg->decay_start < 0 && !share) || before == (long long)cfg->steps) return;
+    snprintf(how, sizeof how, "from step %lld on the rate falls to 0 there",
+             (long long)cfg->decay_start);
+    fprintf(stderr, "dictlearn: %s: --steps was %lld and is %lld: %s\n", r->o->save_dir, before,
+            (long long)cfg->steps, cfg->decay_start >= 0 ? how : "schedules that depend on it change");
 }
 
 /* A resumed run must have the settings and the source with which it began. */
