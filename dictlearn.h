@@ -18907,7 +18907,7 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -19127,7 +19127,7 @@ struct dlrn_trainer {
     dlrni_anneal anneal;
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
-    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrn_trainer **part;         /* [n_parts] owned; NULL: plain  */
     dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
@@ -22374,23 +22374,29 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
-   whole, or of each layer. */
-DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
+   the atom, or along each layer's. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                        dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
     const int64_t d = t->dict->d_out, width = d / parts;
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
-    double by = v->norm[j];
-    if (!t->w.norm || t->rules.frozen_norms) return;
-    /* the square of a norm */
-    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
     for (int64_t l = 0; l < parts; l++) {
         double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
         if (!(norm > 0)) continue; /* no direction */
         k->axpy((float)(by / norm), atom + l * width, v->sum[DLRN_DECODER] + j * d + l * width,
                 width);
     }
+}
+
+/* The penalty's gradient by the norm of atom j of a visit. */
+DLRNI_INTERNAL void dlrni_penalty_norm(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    dlrni_norm_gradient(t, v, j, t->rules.weigh, by);
 }
 
 /* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
@@ -22405,7 +22411,7 @@ DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, in
     v->lift[j] -= slope * n;
     v->scalar[DLRN_THRESHOLD][j] += slope * n;
     /* the slope is in proportion to the norm */
-    dlrni_add_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
+    dlrni_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
@@ -22429,7 +22435,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
             dlrni_lift_feature(t, v, j);
-            dlrni_norm_gradient(t, v, j);
+            dlrni_penalty_norm(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
@@ -22995,6 +23001,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
     r->window = DLRNI_WINDOW_PRE;
+    r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
     r->new_threshold = 0.01;
 }
@@ -23006,7 +23013,6 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->bandwidth = 2;
     r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
-    r->pre_act_of_dead = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -24488,8 +24494,7 @@ DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const floa
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
-        part->formula.scale_in =
-            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
     }
     dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
     dlrn_dictionary_changed(dict);
@@ -24551,11 +24556,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
-                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
-                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
-                      w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,          w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24616,8 +24622,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
-                               !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (t->cfg.pre_act > 0 && t->dict->param[DLRN_THRESHOLD] &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F)) ||
+         !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -24791,7 +24798,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
     const float low = threshold - (float)(t->cfg.bandwidth / 2);
-    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    if (!t->w.below || !unrank || !(unrank[f] > 0)) return low;
     /* one ulp less: products of ranks are rounded */
     return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
 }
