@@ -19430,41 +19430,42 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 
 /* ---- The first batch ---- */
 
-/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
-   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
-   (dictionary_learning). to, next [d]. */
-DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
-                                       double *to, double *next) {
-    double moved = 1;
-    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
-        double all = 0;
-        dlrni_naive_zero(next, d);
-        for (int64_t i = 0; i < n; i++) {
-            double square = 0;
-            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
-            /* round -1 is the mean; a row at the median has no direction */
-            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
-            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
-            all += w;
-        }
-        moved = 0;
-        for (int64_t c = 0; c < d; c++) {
-            double value = all > 0 ? next[c] / all : to[c];
-            moved += pow(value - to[c], 2);
-            to[c] = value;
-        }
-        moved = round < 0 ? 1 : sqrt(moved);
+/* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
+   their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
+   moves. */
+DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                         int first, double *to, double *next) {
+    double all = 0, moved = 0;
+    dlrni_naive_zero(next, d);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+        /* a row at the median has no direction */
+        const double w = first ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+        for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+        all += w;
     }
+    for (int64_t c = 0; c < d; c++) {
+        const double value = all > 0 ? next[c] / all : to[c];
+        moved += pow(value - to[c], 2);
+        to[c] = value;
+    }
+    return first ? HUGE_VAL : sqrt(moved);
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. s->x is not yet less the center. */
+   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
+   (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
-    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
-    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
-    if (s->rules.first == DLRNI_FIRST_MEDIAN)
-        for (int64_t l = 0; l < layers; l++)
-            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
+    const int64_t d = s->d_out / s->cfg.layers;
+    double moved = s->rules.first == DLRNI_FIRST_MEDIAN ? 1 : 0;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        moved = 0;
+        for (int64_t at = 0; at < s->d_out; at += d)
+            moved = fmax(moved, dlrni_naive_median(s->y + at, s->n, d, s->d_out, round < 0,
+                                                   bias + at, next));
+    }
     if (s->rules.first != DLRNI_FIRST_MEAN) return;
     dlrni_naive_zero(bias, s->d_out);
     for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
@@ -19556,7 +19557,9 @@ DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) 
         mask[i] = s->rules.zero_picks || value < 0 || value > 0;
         key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
     }
-    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    const int64_t more = (int64_t)(s->cfg.k_fraction * (double)n);
+    if (select == DLRN_SELECT_BATCH_TOP_K)
+        dlrni_naive_keep(s, key, 0, 0, n * F, k * n + more, mask);
     for (int64_t at = 0; at < n * F; at += width)
         if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
             dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
@@ -23000,6 +23003,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->weigh = DLRN_RANK_NORM; /* of pre_act, and of the penalty tanh */
     r->window = DLRNI_WINDOW_PRE;
     r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
@@ -23011,7 +23015,6 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
-    r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
 }
 
