@@ -1570,6 +1570,8 @@ typedef struct dlrn_train_config {
     double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
     int64_t lr_cycles;         /* of cosine_restarts                                          1 */
     double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    double atom_norm;          /* norm of new atoms; -1: the recipe's                        -1 */
+    double new_threshold;      /* thresholds of new features; -1: the recipe's               -1 */
     dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
@@ -23217,15 +23219,11 @@ static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
 static const char *const dlrni_sl_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "p_start",
-    "center",
-    "scale_rows",
-    "lr_schedule",
-    "lr_end",
-    "lr_cycles",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "p_start",          "center",
+    "scale_rows",       "lr_schedule",
+    "lr_end",           "lr_cycles",
+    "atom_norm",        NULL,
 };
 static const char *const dlrni_sl_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
@@ -23233,11 +23231,13 @@ static const char *const dlrni_sl_jump_settings[] = {
     "pre_act",          "dead_steps",
     "center",           "scale_rows",
     "lr_schedule",      "lr_end",
-    "lr_cycles",        NULL,
+    "lr_cycles",        "atom_norm",
+    "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
     "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
-    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      NULL,
+    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      "atom_norm",
+    NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
     "k",
@@ -23253,11 +23253,12 @@ static const char *const dlrni_sl_nested_settings[] = {
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
-    "multi_top_k", "dead_rows",      "optimiser", NULL,
+    "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
 static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
@@ -23267,15 +23268,8 @@ static const char *const dlrni_lc_k_settings[] = {
     "dead_rows", "scale_rows",     "layers",  NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "sparsity",
-    "bandwidth",
-    "pre_act",
-    "threshold_lr",
-    "scale_rows",
-    "layers",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
@@ -23492,6 +23486,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
+    cfg.atom_norm = cfg.new_threshold = -1;
     cfg.buffer = dlrn_buffer_defaults();
     return cfg;
 }
@@ -23515,6 +23510,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+#define DLRNI_OWN "a finite number above 0, or -1 for the recipe's own"
 /* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
@@ -23562,7 +23558,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
     X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
-    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")             \
+    X(atom_norm, "atom_norm", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)                                 \
+    X(new_threshold, "new_threshold", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)
 /* X(field, names of its values, how many, of version 0.1) */
 #define DLRNI_CONFIG_CHOICES(X)                                                                    \
     X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
@@ -23675,13 +23673,16 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` changes them. */
+/* The rules of a recipe for a configuration: `compat` changes them, and what new features are like
+   has settings. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
     scratch.compat = cfg->compat;
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
+    if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
+    if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
 
 /* Steps that a recipe derives from the length of the run. */
@@ -26543,6 +26544,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
+#undef DLRNI_OWN
 #undef DLRNI_PERIOD
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
