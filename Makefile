@@ -169,7 +169,7 @@ VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
 export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
 endif
 
-interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and five libraries more
+interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side

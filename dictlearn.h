@@ -1551,12 +1551,13 @@ typedef struct dlrn_train_config {
                                       steps; 0: off                                           0 */
     double bandwidth;              /* width of the window around a threshold in which its gradient
                                       is estimated                                            0 */
-    double pre_act;     /* weight of the loss that lifts inactive features towards their threshold,
+    double pre_act;      /* weight of the loss that lifts inactive features towards their threshold,
                           mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|: of dead features, or of
                           all (Llamascopium's)                                                0 */
-    dlrn_switch center; /* ON: the output bias is subtracted from x first; recipes for
+    dlrn_switch rescale; /* ON: selections compare p |atom|, where the recipe does so; OFF: p ON */
+    dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
-    dlrn_switch skip;   /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
+    dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
     dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
                                  mean norm of sqrt(d); the dictionary holds the scales      OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
@@ -4598,11 +4599,11 @@ typedef struct dlrni_cut {
 /* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
    entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
    not after (row, feature). */
-typedef struct dlrni_batch_cut {
+typedef struct dlrni_last_kept {
     uint32_t key;
     int64_t row, feature;
     float value; /* of the key */
-} dlrni_batch_cut;
+} dlrni_last_kept;
 
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
@@ -4638,7 +4639,7 @@ typedef struct dlrni_encoding {
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
     int made_all;     /* 1: the rounds have left the lists of all groups                    */
-    dlrni_batch_cut batch_cut; /* where the selection of a batch ends                       */
+    dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
@@ -5434,7 +5435,7 @@ DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
 }
 
 /* Whether an entry is among the best of the batch. */
-DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_batch_cut *cut, int64_t row, int64_t feature,
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_last_kept *cut, int64_t row, int64_t feature,
                                      float value) {
     const uint32_t key = dlrni_rank_key(value);
     if (key != cut->key) return key > cut->key;
@@ -5446,7 +5447,7 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     int64_t k = c->dict->formula.k;
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
-    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->batch_cut, row, feature, pre);
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
     return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
@@ -5893,10 +5894,10 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
     const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
     for (int i = 0; i < j->count; i++) {
         dlrni_encoding *c = j->c[i];
-        c->batch_cut.key = j->key;
-        c->batch_cut.value = value;
-        c->batch_cut.row = j->row;
-        c->batch_cut.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_kept.key = j->key;
+        c->last_kept.value = value;
+        c->last_kept.row = j->row;
+        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
         c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
         c->cut_known = 1;
         dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
@@ -5926,12 +5927,6 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
     dlrni_batch_end(&j, j.m == wanted);
     return DLRN_OK;
-}
-
-/* The smallest value that the selection of a batch has kept, as it is compared (ranked). Infinity:
-   nothing was positive. */
-DLRNI_INTERNAL float dlrni_batch_cut_of(const dlrni_encoding *c) {
-    return c->batch_cut.value;
 }
 
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
@@ -5967,6 +5962,12 @@ DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, i
         dlrni_heap_down(heap, n);
     }
     return heap[0];
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked); below 0:
+   nothing was positive. */
+DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
+    return c->cut_known && c->last_kept.value <= FLT_MAX ? (double)c->last_kept.value : -1;
 }
 
 /* ---- Selections over codes ----
@@ -18908,6 +18909,8 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
+    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
     float *own_z, *slopes;
@@ -19126,8 +19129,10 @@ struct dlrn_trainer {
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
     dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
+    int has_scales;            /* 1: the dictionary came with its scales: scale_rows keeps them */
     int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
 };
 
@@ -21242,12 +21247,17 @@ DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
-/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
-DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+/* Begins the encoding of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* assume lists as long as the last batch's; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
-    DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
+    return dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n);
+}
+
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
@@ -22689,16 +22699,32 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
         }
 }
 
+/* One pass over all features, part by part where there are any. */
+DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
+    dlrn_trainer *t = a->t;
+    dlrni_apply own = *a;
+    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+        if (t->part) own.t = t->part[i];
+        const int64_t at = t->part ? t->dict->part[i].feature_at : 0;
+        if (a->square) {
+            own.square = a->square + at;
+            own.count = a->count + at;
+        }
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(own.t->dict->features, DLRNI_GROUP),
+                          dlrni_apply_group, &own);
+    }
+}
+
 /* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
    no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then comes Adam. All
    memory is allocated before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
-    int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
     dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    if (s == DLRN_OK) dlrni_apply_features(&job);
     /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
         sum += square[f];
@@ -22715,7 +22741,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
-    dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    dlrni_apply_features(&job);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
@@ -22814,10 +22840,7 @@ DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
-    if (t->rules.average == DLRNI_AVERAGE_BATCH) {
-        double cut = (double)dlrni_batch_cut_of(c);
-        return cut <= (double)FLT_MAX ? cut : -1;
-    }
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
@@ -23192,27 +23215,12 @@ static const char *const dlrni_anneal_settings[] = {
     "anneal_end",       "anneal_updates",        NULL,
 };
 static const char *const dlrni_top_k_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "k_start",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "layers",
-    NULL,
+    "k",         "k_fraction",     "k_anneal_steps",       "k_start", "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "layers",  NULL,
 };
 static const char *const dlrni_matryoshka_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "groups",
-    "group_weights",
+    "k",         "k_fraction",     "k_anneal_steps",       "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "groups",     "group_weights",
     NULL,
 };
 static const char *const dlrni_jump_relu_settings[] = {
@@ -23235,12 +23243,25 @@ static const char *const dlrni_sl_jump_settings[] = {
     "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
-    "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
-    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      "atom_norm",
+    "k",
+    "k_fraction",
+    "auxk_alpha",
+    "auxk",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "rescale",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
     "k",
+    "k_fraction",
     "auxk_alpha",
     "auxk",
     "auxk_by_group",
@@ -23248,6 +23269,7 @@ static const char *const dlrni_sl_nested_settings[] = {
     "threshold_beta",
     "threshold_start_step",
     "groups",
+    "rescale",
     "center",
     "scale_rows",
     "lr_schedule",
@@ -23480,7 +23502,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.dead_rows = cfg.dead_steps = -1;
     cfg.threshold_start_step = -1;
     cfg.layers = 1;
-    cfg.center = DLRN_ON;
+    cfg.center = cfg.rescale = DLRN_ON;
     cfg.p_start = cfg.p_end = 1;
     cfg.anneal_start = cfg.anneal_end = -1;
     cfg.lr_end = -1;
@@ -23571,6 +23593,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(compat, 1)                                                                                   \
     X(auxk_by_group, 0)                                                                            \
     X(multi_top_k, 0)                                                                              \
+    X(rescale, 0)                                                                                  \
     X(center, 0)                                                                                   \
     X(skip, 0)                                                                                     \
     X(scale_rows, 0)
@@ -23673,14 +23696,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: `compat` changes them, and what new features are like
-   has settings. */
+/* The rules of a recipe for a configuration. `compat`, `rescale` and what new features are like
+   change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
     scratch.compat = cfg->compat;
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
+    if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
     if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
     if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
@@ -24107,6 +24131,17 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(all->n, DLRNI_BLOCK), dlrni_window_block, &job);
     dlrni_input(p->dict, b->xc, all->n, b->xc);
     dlrni_update_view(p);
+    /* of a selection over all parts */
+    if (t->dict->formula.k) p->w.view.formula.k = t->w.view.formula.k;
+    return dlrni_begin_codes(p);
+}
+
+/* The selection over all parts and rows of the batch. Its lists are those before it, so no wave
+   counts as loaded. */
+DLRNI_INTERNAL dlrn_status dlrni_select_over_parts(dlrn_trainer *t) {
+    if (t->rules.select != DLRN_SELECT_BATCH_TOP_K) return DLRN_OK;
+    DLRNI_TRY(dlrni_batch_cuts(t->part_codes, (int)t->n_parts, t->part[0]->w.budget));
+    for (int64_t i = 0; i < t->n_parts; i++) t->part_codes[i]->first = -1;
     return DLRN_OK;
 }
 
@@ -24115,6 +24150,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float 
     const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
     for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    DLRNI_TRY(dlrni_select_over_parts(t));
     t->w.nnz = t->w.candidates = 0;
     for (int64_t i = 0; i < t->n_parts; i++) {
         DLRNI_TRY(dlrni_reconstruct(t->part[i]));
@@ -24141,6 +24177,18 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_st
     return DLRN_OK;
 }
 
+/* The loss pre_act: the mean over the parts of theirs (which Llamascopium leaves out). */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        DLRNI_TRY(dlrni_pre_act(t->part[i], &own));
+        stats->pre_act_loss += own.pre_act_loss / (double)t->n_parts;
+        stats->loss += own.loss;
+    }
+    return DLRN_OK;
+}
+
 /* The trainer of part i. Its settings are the whole's, by its sizes. */
 DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
     const dlrn_part *part = &t->dict->part[i];
@@ -24152,6 +24200,7 @@ DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
     p->cfg.d_in = part->dict->d_in;
     p->cfg.d_out = part->dict->d_out;
     p->cfg.features = part->dict->features;
+    p->cfg.pre_act = t->cfg.compat == DLRN_ON ? 0 : t->cfg.pre_act / (double)t->n_parts;
     p->rules = t->rules;
     p->recipe = t->recipe;
     p->whole = t;
@@ -24167,9 +24216,13 @@ DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
 /* A trainer for each part, once the whole has its counters. */
 DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
     t->part = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer *, t->dict->n_parts);
-    if (!t->part) return DLRN_ERR_MEMORY;
+    t->part_codes = DLRNI_NEW_ZERO(t->ctx, dlrni_encoding *, t->dict->n_parts);
+    if (!t->part || !t->part_codes) return DLRN_ERR_MEMORY;
     t->n_parts = t->dict->n_parts;
-    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_part_trainer(t, i));
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_part_trainer(t, i));
+        t->part_codes[i] = &t->part[i]->w.codes;
+    }
     return DLRN_OK;
 }
 
@@ -24198,6 +24251,7 @@ DLRNI_INTERNAL void dlrni_set_part_formulas(dlrn_dictionary *dict, const dlrni_r
         f->select = in_each ? rules->select : DLRN_SELECT_ALL;
         f->k = in_each ? k : 0;
     }
+    if (over_all) dlrni_preselect(dict);
 }
 
 /* The thresholds of a dictionary whose ranks were others: they are compared with p times a norm
@@ -24411,6 +24465,78 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     return s;
 }
 
+/* ---- Scales of the rows ---- */
+
+/* Whether a dictionary scales its rows. */
+DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    int found = f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) found |= dlrni_has_scales(dict->part[i].dict);
+    return found;
+}
+
+/* What brings the mean norm of windows [width] to sqrt(width): of `layers` windows, one after
+   another, in each of the rows x [n], which are ld apart. A float, so that a checkpoint keeps it. */
+DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int64_t n, int64_t ld,
+                                     int64_t layers, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++) {
+            const float *at = x + i * ld + l * width;
+            sum += sqrt((double)t->ctx->k->dot(at, at, width));
+        }
+    const double mean = sum / (double)(n * layers);
+    return mean > 0 ? (double)(float)(sqrt((double)width) / mean) : 1;
+}
+
+/* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
+   one of the output: layers keep their sizes relative to one another. */
+DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+    dlrn_dictionary *dict = t->dict;
+    const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_dictionary *part = dict->part[i].dict;
+        part->formula.scale_in =
+            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+    }
+    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dlrn_dictionary_changed(dict);
+}
+
+/* No scales, after a first step that failed. */
+DLRNI_INTERNAL void dlrni_reset_scales(dlrn_dictionary *dict) {
+    dict->formula.scale_in = dict->formula.scale_out = 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) dict->part[i].dict->formula.scale_in = 1;
+    dlrn_dictionary_changed(dict);
+}
+
+/* Task: a block of targets in the dictionary's scale. */
+DLRNI_INTERNAL void dlrni_scale_block(void *arg, int64_t block, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, at = block * DLRNI_BLOCK * d;
+    const int64_t size = dlrni_block_end(t, block) * d - at;
+    (void)worker;
+    memcpy(b->scaled_y + at, b->y + at, (size_t)size * sizeof(float));
+    t->ctx->k->scale(b->scaled_y + at, (float)(1 / t->dict->formula.scale_out), size);
+}
+
+/* Sets batch.n and batch.y, the targets y [n][d_out] in the dictionary's scale: losses are in
+   it. */
+DLRNI_INTERNAL dlrn_status dlrni_scale_target(dlrn_trainer *t, const float *y, int64_t n) {
+    dlrni_batch *b = &t->w.batch;
+    const double scale = t->dict->formula.scale_out;
+    b->n = n;
+    b->y = y;
+    if (!(scale < 1 || scale > 1)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->scaled_y, &b->scaled_y_cap, 0, n * t->dict->d_out))
+        return DLRN_ERR_MEMORY;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_scale_block, t);
+    b->y = b->scaled_y;
+    return DLRN_OK;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that performs it. For its states see room training. A trainer
@@ -24422,6 +24548,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     for (int64_t i = 0; t->part && i < t->n_parts; i++) dlrn_trainer_destroy(t->part[i]);
     dlrn_free(t->ctx, t->part);
+    dlrn_free(t->ctx, t->part_codes);
     if (t->whole) { /* windows of its owner's arrays */
         t->since_fired = w->silent = NULL;
         w->batch.level = NULL;
@@ -24437,7 +24564,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
                       w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
                       w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
                       w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
-                      w->aux.bias_grad};
+                      w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24498,8 +24625,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (t->cfg.pre_act > 0 &&
-        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
+                               !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -24626,6 +24753,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
+    t->has_scales = dlrni_has_scales(t->dict);
     dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
@@ -24742,7 +24870,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
-    w->batch.y = y ? y : x;
+    DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
     DLRNI_TRY(dlrni_level_room(t, n));
     dlrni_update_view(t);
@@ -24751,6 +24879,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* once for all waves, and kept for the gradients */
     if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
+    if (!t->part) DLRNI_TRY(dlrni_begin_codes(t));
     DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
@@ -24771,7 +24900,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
         stats->multi_top_k_loss = dlrni_mean(w->batch.error2, n);
         stats->loss += stats->multi_top_k_loss / 8;
     }
-    DLRNI_TRY(dlrni_pre_act(t, stats));
+    DLRNI_TRY(t->part ? dlrni_pre_act_of_parts(t, stats) : dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
@@ -24827,7 +24956,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     if (!kept) return DLRN_ERR_MEMORY;
     memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
     memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
-    dlrn_status s = dlrni_first_batch(t, t->x, t->y, t->n);
+    dlrn_status s = dlrni_check_batch(t, t->x, t->y, t->n);
+    if (s == DLRN_OK) s = dlrni_scale_target(t, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_first_batch(t, t->x, t->w.batch.y, t->n);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     if (s != DLRN_OK) {
         memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
@@ -24838,11 +24969,22 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     return s;
 }
 
+/* The same, after the scales of the rows, which are undone if the first step fails. */
+DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
+    if (!sets) return dlrni_stage_loss(t, stats);
+    DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
+    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    dlrn_status s = dlrni_stage_loss(t, stats);
+    if (s != DLRN_OK) dlrni_reset_scales(t->dict);
+    return s;
+}
+
 /* TAKEN -> UPDATING -> RESAMPLING: loss, gradients, update, counters. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
-    DLRNI_TRY(dlrni_stage_loss(t, &stats));
+    DLRNI_TRY(dlrni_stage_scaled(t, &stats));
     /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)

@@ -249,6 +249,8 @@ static const flag flags[] = {
      "weights of their losses (default: equal)"},
     {"--center", F_ON_OFF, AT(train.center), C_TRAIN, 0, 0, "[on|off]",
      "subtract the output bias from the rows before they are encoded"},
+    {"--rescale", F_ON_OFF, AT(train.rescale), C_TRAIN, 0, 0, "[on|off]",
+     "keep the features that add most to x_hat, f |atom|; off: the largest f"},
     {"--skip", F_ON_OFF, AT(train.skip), C_TRAIN, 0, 0, "[on|off]",
      "add a linear map of the rows to what is reconstructed"},
     {"--scale-rows", F_ON_OFF, AT(train.scale_rows), C_TRAIN, 0, 0, "[on|off]",

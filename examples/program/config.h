@@ -148,7 +148,7 @@ static const config_key saelens_keys[] = {
     {"target_l0", "--target-l0", TAKE, NULL, NULL},
     {"k", "--k", TAKE_PARTS, "--k-fraction", NULL},
     {"aux_loss_coefficient", "--auxk-alpha", TAKE, NULL, NULL},
-    {"rescale_acts_by_decoder_norm", NULL, TAKE_ONLY, "true", NULL},
+    {"rescale_acts_by_decoder_norm", "--rescale", TAKE_NAME, "true=on,false=off", NULL},
     {"topk_threshold_lr", "--threshold-beta", TAKE_REST, NULL, NULL},
     {"matryoshka_widths", "--groups", TAKE_SIZES, "d_sae", NULL},
     {"use_matryoshka_aux_loss", "--auxk-by-group", TAKE_NAME, "true=on,false=off", NULL},

@@ -102,8 +102,8 @@ def parameters(z, prefix, names):
 
 
 def start_of(z, names):
-    """Before the first step. sparsify's init.* come after what its first batch sets, which is ours to compute; but where
-    some of its features were made dead by their biases, that happened then."""
+    """Before the first step. sparsify's init.* come after what its first batch sets, which is ours to compute; the
+    biases that make some features dead were set after it."""
     start = parameters(z, "init.", names)
     if "created.W_dec" in z:
         created = parameters(z, "created.", names)
@@ -140,8 +140,8 @@ def pack(out, data, name, trace, names, folder, pack_only):
 
     for label, a in zip(("x", "y"), rows_of(folder, z)):
         if a is not None:
-            share_of = np.ascontiguousarray(a[:steps].reshape(steps, a.shape[1], -1), np.float32)
-            out[f"{name}.{label}"] = share(share_of)
+            rows = a[:steps].reshape(steps, a.shape[1], -1)
+            out[f"{name}.{label}"] = share(np.ascontiguousarray(rows, np.float32))
     for label, a in columns_of(z, name.split("_")[0], "k" in trace).items():
         out[f"{name}.{label}"] = a[:steps].astype(np.float32)
     checked = [n for n in (CHECKED_IN_PACK if pack_only else CHECKED) if n <= steps]
