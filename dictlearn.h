@@ -14159,6 +14159,7 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15384,6 +15385,14 @@ DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const cha
     return NULL;
 }
 
+/* A plain dictionary whose config says that a row holds several layers. */
+DLRNI_INTERNAL void dlrni_set_layers(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const double M = dlrn_json_number(l->root, DLRNI_LAYERS_KEY, 1);
+    const int ours = l->library == dlrni_library_table && dict->layers == 1 && !dict->n_parts;
+    if (!ours || !(M >= 2 && M <= (double)dict->d_in)) return;
+    if (dict->d_in == dict->d_out && dict->d_in % (int64_t)M == 0) dict->layers = (int64_t)M;
+}
+
 /* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
                                            dlrn_dictionary **out) {
@@ -15409,6 +15418,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
     dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
+    if (s == DLRN_OK) dlrni_set_layers(l, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
@@ -15594,33 +15604,67 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                                                  : "has no weights to save");
 }
 
-/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
+/* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
+DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'M'   ? dict->layers
+           : letter == 'D' ? dict->d_in / dict->layers
+                           : dlrni_extent(dict, letter);
+}
+
+/* Whether a row keeps the layers of a crosscoder apart. */
+DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (strchr(t->shape, 'M')) return 1;
+    return 0;
+}
+
+/* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
+DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
+    return !strcmp(t->shape, "MFD");
+}
+
+/* Writes a parameter into `to` in the order of a file that is not that of memory. */
+DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                      float *to) {
+    const dlrni_role *role = &dlrni_role_table[t->is];
+    const int64_t rows = dlrni_extent(dict, role->rows), cols = dlrni_extent(dict, role->cols);
+    const int64_t M = dict->layers, D = dict->d_in / M;
+    const float *from = dict->param[t->is];
+    if (!dlrni_is_by_layer(t)) {
+        dlrni_transpose(dict->ctx, from, rows, cols, cols, to, rows);
+        return;
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t j = 0; j < rows; j++)
+            memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
+}
+
+/* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    dlrn_context *ctx = dict->ctx;
+    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = DLRN_F32;
+    to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
-    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_stored_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
+    else if (t->is == DLRNI_CODE_NORM)
+        to->data = &by_layers;
     else if (t->is == DLRNI_IS_GROUPS) {
-        to->dtype = DLRN_I64;
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
-    /* archives are written in row order, so a transposed copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
-        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+    /* archives are written in row order, so a copy is needed */
+    if (t->is < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, t->is));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        /* shape in memory: the file's, transposed */
-        const int64_t rows = to->shape[1], cols = to->shape[0];
-        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
+        dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
@@ -15630,7 +15674,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
-    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
+           t->is == DLRNI_CODE_NORM;
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15703,7 +15748,8 @@ enum {
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
     DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
+    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_FLAT = 128     /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15727,6 +15773,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
+    if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
     dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
     dlrni_json_close(w, "}");
 }
@@ -15796,6 +15843,34 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What its constructor reads. Numbers of training matter to new weights alone. */
+DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                              dlrni_json_writer *w) {
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
+    dlrni_json_put_text(w, "enc_dtype", "fp32");
+    dlrni_json_put_signed(w, "seed", 0);
+    dlrni_json_put_real(w, "dec_init_norm", 0.08);
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* The arguments of its constructors, which Hugging Face's loader passes on. A single layer is its
+   own BatchTopKSAE. */
+DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                         dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_close(w, "}");
+}
+
 /* Its loaders want a name of a model, which a dictionary has not. */
 DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
                                             dlrni_json_writer *w) {
@@ -15821,7 +15896,7 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH | DLRNI_TO_FLAT, NULL,
      dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
@@ -15833,6 +15908,9 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
+    {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
+     "BatchTopKSAE", dlrni_configure_fork},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -15957,6 +16035,10 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (!dlrni_plan_gate(dict, p)) return 3;
     dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
     if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "a dictionary of %lld layers", (long long)dict->layers);
+    if (dict->layers > 1 ? !dlrni_row_has_layers(row) && !(p->can & DLRNI_TO_FLAT)
+                         : dlrni_row_has_layers(row))
+        return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
     if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
@@ -15983,10 +16065,10 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
-                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+                         "%s: not written: %s has no place for features of %lld layers", path, name,
+                         (long long)dict->feature_layers);
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
         if (target->not_in && strstr(row->name, target->not_in)) continue;

@@ -87,7 +87,8 @@ static void unlock_folder(train_run *r) {
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
 /* What libraries' files are called in the folder of a run, up to a number or a suffix. */
 static const char *const library_files[] = {
-    "sae_weights.safetensors", "sae.safetensors", "cfg.json", "config.yaml", "W_enc_", "W_dec_"};
+    "sae_weights.safetensors", "sae.safetensors", "cc_weights.pt", "cfg.json", "config.yaml",
+    "W_enc_", "W_dec_"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
@@ -199,7 +200,7 @@ static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int6
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
                          strerror(errno));
-    return save_for_library(dict, path, r->recipe->layout, NULL, 0);
+    return save_for_library(dict, path, r->recipe->layout, &(int){0}, NULL, 0);
 }
 
 /* Says once how the run's dictionary is written, where that is not as expected. */
@@ -221,6 +222,7 @@ static void remove_other_dictionary(const options *o) {
 static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     const char *library = r->recipe->layout;
     char path[4200], note[256] = "", why[512];
+    int within = 0;
     run_path(r->o, "ae", path, sizeof path);
     dlrn_status s = save_learning(dict, path);
     const int no_file = s == DLRN_ERR_UNSUPPORTED;
@@ -228,16 +230,18 @@ static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
     snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
     if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
-    s = save_for_library(dict, r->o->save_dir, library, note, sizeof note);
+    s = save_for_library(dict, r->o->save_dir, library, &within, note, sizeof note);
     if (s == DLRN_ERR_UNSUPPORTED && !no_file) {
         tell_written(r, library,
                      "no files of this library: it is not written, or has no such "
                      "dictionary; ae.pt is dictionary_learning's");
         return DLRN_OK;
     }
-    if (s == DLRN_OK && no_file) tell_written(r, "no ae.pt", why);
-    if (s == DLRN_OK && *note) tell_written(r, library, note);
-    return s;
+    if (s != DLRN_OK) return s;
+    if (no_file) snprintf(note, sizeof note, "no ae.pt: %.200s", why);
+    if (within) snprintf(note, sizeof note, "its files are in the folder %s", library);
+    if (*note) tell_written(r, library, note);
+    return DLRN_OK;
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
@@ -650,6 +654,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     dlrn_train_config_json(cfg, settings, sizeof settings);
     json_open(&j, NULL, '{');
     put_class(&j, r, cfg);
+    if (cfg->layers > 1) json_int(&j, "layers", cfg->layers);
     json_text(&j, "version", DLRN_VERSION_STRING);
     put_command(&j, o);
     put_source(&j, o, o->data && comes_once(o->data) ? -1 : rows);
