@@ -15631,7 +15631,7 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
     const int64_t M = dict->layers, D = dict->d_in / M;
     const float *from = dict->param[t->is];
     if (!dlrni_is_by_layer(t)) {
-        dlrni_transpose(dict->ctx, from, rows, cols, cols, to, rows);
+        dlrni_transpose(dict->ctx, from, cols, rows, cols, to, rows);
         return;
     }
     for (int64_t m = 0; m < M; m++)
