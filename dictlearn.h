@@ -15306,6 +15306,18 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
 /* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
 DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
 
+/* Looks in the folder of a run for a folder that is called as a library, with its files. */
+DLRNI_INTERNAL void dlrni_search_named(dlrn_context *ctx, const char *path, char *file,
+                                       size_t size) {
+    char name[128];
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (!library->weights || strchr(library->weights, '%')) continue;
+        dlrni_print(name, sizeof name, "%s/%s", library->name, library->weights);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) *file = 0;
+    }
+}
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -15322,6 +15334,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
             *file = 0;
     }
     if (!*file) dlrni_first_layer(ctx, path, file, size);
+    if (!*file) dlrni_search_named(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -15618,6 +15631,14 @@ DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
     return 0;
 }
 
+/* The logarithms of thresholds. 0 has none, and is written as a number that no pre-activation tells
+   from it. */
+DLRNI_INTERNAL void dlrni_log_thresholds(const dlrn_dictionary *dict, float *to) {
+    const float min = 1e-30f;
+    for (int64_t j = 0; j < dict->features; j++)
+        to[j] = logf(fmaxf(dict->param[DLRN_THRESHOLD][j], min));
+}
+
 /* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
 DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
     return !strcmp(t->shape, "MFD");
@@ -15659,12 +15680,16 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t))) {
-        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, t->is));
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        dlrni_turn_stored(dict, t, turned);
+        if (is_log)
+            dlrni_log_thresholds(dict, turned);
+        else
+            dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
@@ -15675,7 +15700,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
-           t->is == DLRNI_CODE_NORM;
+           t->is == DLRNI_CODE_NORM ||
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15749,7 +15775,8 @@ enum {
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
     DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
     DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
-    DLRNI_TO_FLAT = 128     /* rows of several layers are one wide row; the config says how many */
+    DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
+    DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15843,6 +15870,58 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What a cross-layer transcoder's, or another dictionary's, act_fn is called. */
+DLRNI_INTERNAL const char *dlrni_llamascopium_act(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (f->select != DLRN_SELECT_ALL && dict->n_parts)
+        return f->select == DLRN_SELECT_TOP_K ? "layertopk" : "batchlayertopk";
+    if (dict->n_parts) f = &dict->part[0].dict->formula;
+    return f->select == DLRN_SELECT_TOP_K         ? "topk"
+           : f->select == DLRN_SELECT_BATCH_TOP_K ? "batchtopk"
+           : f->gate == DLRN_GATE_RELU            ? "relu"
+                                                  : "jumprelu";
+}
+
+/* A list of hooks, of which only their number is known. */
+DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *key, int64_t n,
+                                             const char *hook) {
+    char name[64];
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) {
+        dlrni_print(name, sizeof name, "blocks.%lld.%s", (long long)i, hook);
+        dlrni_json_put_text(w, NULL, name);
+    }
+    dlrni_json_close(w, "]");
+}
+
+/* Scales and norms are folded into the weights: norm_activation is that of inference. */
+DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
+                                                 const dlrni_layout *row, dlrni_json_writer *w) {
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
+                                                        : dict->formula.k;
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
+    dlrni_json_put_signed(w, "d_model", d);
+    dlrni_json_put_real(w, "expansion_factor", (double)F / (double)d);
+    dlrni_json_put_bool(w, "use_decoder_bias", 1);
+    dlrni_json_put_text(w, "act_fn", dlrni_llamascopium_act(dict));
+    dlrni_json_put_text(w, "norm_activation", "inference");
+    dlrni_json_put_bool(w, "sparsity_include_decoder_norm", 0);
+    dlrni_json_put_signed(w, "top_k", k ? k : 1);
+    if (dict->n_parts) {
+        dlrni_llamascopium_hooks(w, "hook_points_in", dict->layers, "hook_resid_mid");
+        dlrni_llamascopium_hooks(w, "hook_points_out", dict->layers, "hook_mlp_out");
+    } else {
+        dlrni_json_put_text(w, "hook_point_in", "in");
+        dlrni_json_put_text(w, "hook_point_out",
+                            dict->formula.center == DLRN_CENTER_NONE ? "out" : "in");
+        dlrni_json_put_bool(w, "use_glu_encoder", dict->param[DLRN_GATE_ENCODER] != NULL);
+    }
+    dlrni_json_close(w, "}");
+}
+
 /* What its constructor reads. Numbers of training matter to new weights alone. */
 DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
                                               dlrni_json_writer *w) {
@@ -15908,6 +15987,9 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"llamascopium", ".safetensors", DLRNI_CONFIG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_SETS | DLRNI_TO_SELECTED, NULL,
+     dlrni_configure_llamascopium},
     {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
     {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
      "BatchTopKSAE", dlrni_configure_fork},
@@ -15938,7 +16020,7 @@ typedef struct dlrni_plan {
 /* Whether a row stores this: a role, or another number. */
 DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (t->is == is) return 1;
+        if (t->is == is || (t->is == DLRNI_IS_LOG_THRESHOLD && is == DLRN_THRESHOLD)) return 1;
     return 0;
 }
 
@@ -16282,8 +16364,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
 /* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
    [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
 
-/* Whether a part is the layer i of such a set. */
-DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+/* Whether a part is the layer i of a cross-layer transcoder that libraries have. */
+DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
     const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
@@ -16298,23 +16380,26 @@ DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) 
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
-    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
-           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
-           f->scale_out <= 1;
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
-DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
-    const dlrn_formula *f = &dict->formula;
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
+   whether they have selections, the same of all parts, or one of the whole. */
+DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
+    const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
              dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
-             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
-             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
-             f->scale_in <= 1;
+             dict->param[DLRN_OUTPUT_BIAS] && f->normalise == DLRN_NORMALISE_NONE &&
+             f->standardise != DLRN_ON && f->scale_in >= 1 && f->scale_in <= 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
-    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
-    return is;
+    if (is) of_part = &dict->part[0].dict->formula;
+    for (int64_t i = 0; is && i < dict->n_parts; i++) {
+        const dlrn_formula *part = &dict->part[i].dict->formula;
+        is = dlrni_is_set_part(dict, i) && part->select == of_part->select && part->k == of_part->k;
+    }
+    return is && (select || (f->select == DLRN_SELECT_ALL && of_part->select == DLRN_SELECT_ALL));
 }
 
 /* What must be folded into one part. Where one has thresholds, all have. */
@@ -16393,6 +16478,91 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for Llamascopium: one archive with W_E [L][d][F], b_E [L][F],
+   W_D.<t> [t + 1][F][d], b_D.<t> [d] and the logarithms of thresholds [L][F]. */
+
+/* An archive that is being put together. */
+typedef struct dlrni_llama_out {
+    dlrn_tensor_out *tensor;
+    char (*name)[64];
+    float *numbers; /* of all tensors but the biases of x_hat */
+    int64_t count, used;
+} dlrni_llama_out;
+
+/* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
+DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
+                                      int ndim, const int64_t *sizes) {
+    dlrn_tensor_out *t = &out->tensor[out->count];
+    float *numbers = out->numbers + out->used;
+    int64_t n = 1;
+    memset(t, 0, sizeof *t);
+    dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
+                (long long)layer);
+    t->name = out->name[out->count++];
+    t->dtype = DLRN_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < ndim; i++) n *= t->shape[i] = sizes[3 - ndim + i];
+    t->data = numbers;
+    out->used += n;
+    return numbers;
+}
+
+/* Puts all tensors together. */
+DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
+                        to + i * d * F, F);
+    to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        to = dlrni_llama_add(out, "W_D", t, 3, atoms);
+        for (int64_t i = 0; i <= t; i++)
+            for (int64_t j = 0; j < F; j++)
+                memcpy(to + (i * F + j) * d,
+                       dict->part[i].dict->param[DLRN_DECODER] + (j * (L - i) + t - i) * d,
+                       (size_t)d * sizeof *to);
+        memcpy(dlrni_llama_add(out, "b_D", t, 1, bias), dict->param[DLRN_OUTPUT_BIAS] + t * d,
+               (size_t)d * sizeof *to);
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+}
+
+/* The weights, and then the config. */
+DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
+    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    dlrn_context *ctx = dict->ctx;
+    dlrn_writer *config = NULL;
+    dlrni_llama_out out;
+    memset(&out, 0, sizeof out);
+    out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
+    out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
+    out.numbers = DLRNI_NEW(ctx, float, numbers);
+    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
+    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
+    if (s == DLRN_OK)
+        s = dlrn_writer_close(config);
+    else if (config)
+        dlrn_writer_abort(config);
+    dlrn_free(ctx, out.tensor);
+    dlrn_free(ctx, out.name);
+    dlrn_free(ctx, out.numbers);
+    return s;
+}
+
 /* A dictionary of several layers; folds: what was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
                                           const dlrni_target *target, unsigned *folds) {
@@ -16401,24 +16571,26 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrni_plan plan;
     char name[64], file[4096];
     const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
-    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
     DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
                          in_folder ? "" : " in one file");
-    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a folder without another dictionary, found %s", path, name);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
     if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
     dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    if (s == DLRN_OK)
+        s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
+                  : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
     return s;
@@ -23523,12 +23695,12 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
