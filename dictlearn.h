@@ -1571,6 +1571,8 @@ typedef struct dlrn_train_config {
     double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
     int64_t lr_cycles;         /* of cosine_restarts                                          1 */
     double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    double atom_norm;          /* norm of new atoms; -1: the recipe's                        -1 */
+    double new_threshold;      /* thresholds of new features; -1: the recipe's               -1 */
     dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
@@ -14162,6 +14164,7 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15308,6 +15311,18 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
 /* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
 DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
 
+/* Looks in the folder of a run for a folder that is called as a library, with its files. */
+DLRNI_INTERNAL void dlrni_search_named(dlrn_context *ctx, const char *path, char *file,
+                                       size_t size) {
+    char name[128];
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (!library->weights || strchr(library->weights, '%')) continue;
+        dlrni_print(name, sizeof name, "%s/%s", library->name, library->weights);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) *file = 0;
+    }
+}
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -15324,6 +15339,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
             *file = 0;
     }
     if (!*file) dlrni_first_layer(ctx, path, file, size);
+    if (!*file) dlrni_search_named(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -15387,6 +15403,14 @@ DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const cha
     return NULL;
 }
 
+/* A plain dictionary whose config says that a row holds several layers. */
+DLRNI_INTERNAL void dlrni_set_layers(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const double M = dlrn_json_number(l->root, DLRNI_LAYERS_KEY, 1);
+    const int ours = l->library == dlrni_library_table && dict->layers == 1 && !dict->n_parts;
+    if (!ours || !(M >= 2 && M <= (double)dict->d_in)) return;
+    if (dict->d_in == dict->d_out && dict->d_in % (int64_t)M == 0) dict->layers = (int64_t)M;
+}
+
 /* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
                                            dlrn_dictionary **out) {
@@ -15412,6 +15436,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
     dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
+    if (s == DLRN_OK) dlrni_set_layers(l, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
@@ -15593,33 +15618,79 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                                                : "has no weights to save");
 }
 
-/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
+/* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
+DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'M'   ? dict->layers
+           : letter == 'D' ? dict->d_in / dict->layers
+                           : dlrni_extent(dict, letter);
+}
+
+/* Whether a row keeps the layers of a crosscoder apart. */
+DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (strchr(t->shape, 'M')) return 1;
+    return 0;
+}
+
+/* The logarithms of thresholds. 0 has none, and is written as a number that no pre-activation tells
+   from it. */
+DLRNI_INTERNAL void dlrni_log_thresholds(const dlrn_dictionary *dict, float *to) {
+    const float min = 1e-30f;
+    for (int64_t j = 0; j < dict->features; j++)
+        to[j] = logf(fmaxf(dict->param[DLRN_THRESHOLD][j], min));
+}
+
+/* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
+DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
+    return !strcmp(t->shape, "MFD");
+}
+
+/* Writes a parameter into `to` in the order of a file that is not that of memory. */
+DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                      float *to) {
+    const dlrni_role *role = &dlrni_role_table[t->is];
+    const int64_t rows = dlrni_extent(dict, role->rows), cols = dlrni_extent(dict, role->cols);
+    const int64_t M = dict->layers, D = dict->d_in / M;
+    const float *from = dict->param[t->is];
+    if (!dlrni_is_by_layer(t)) {
+        dlrni_transpose(dict->ctx, from, cols, rows, cols, to, rows);
+        return;
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t j = 0; j < rows; j++)
+            memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
+}
+
+/* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    dlrn_context *ctx = dict->ctx;
+    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = DLRN_F32;
+    to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
-    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_stored_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
+    else if (t->is == DLRNI_CODE_NORM)
+        to->data = &by_layers;
     else if (t->is == DLRNI_IS_GROUPS) {
-        to->dtype = DLRN_I64;
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
-    /* archives are written in row order, so a transposed copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
-        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+    /* archives are written in row order, so a copy is needed */
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        /* shape in memory: the file's, transposed */
-        const int64_t rows = to->shape[1], cols = to->shape[0];
-        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
+        if (is_log)
+            dlrni_log_thresholds(dict, turned);
+        else
+            dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
@@ -15629,7 +15700,9 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
-    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
+           t->is == DLRNI_CODE_NORM ||
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15705,7 +15778,9 @@ enum {
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
     DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
+    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
+    DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15729,6 +15804,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
+    if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
     dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
     dlrni_json_close(w, "}");
 }
@@ -15798,6 +15874,86 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What a cross-layer transcoder's, or another dictionary's, act_fn is called. */
+DLRNI_INTERNAL const char *dlrni_llamascopium_act(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (f->select != DLRN_SELECT_ALL && dict->n_parts)
+        return f->select == DLRN_SELECT_TOP_K ? "layertopk" : "batchlayertopk";
+    if (dict->n_parts) f = &dict->part[0].dict->formula;
+    return f->select == DLRN_SELECT_TOP_K         ? "topk"
+           : f->select == DLRN_SELECT_BATCH_TOP_K ? "batchtopk"
+           : f->gate == DLRN_GATE_RELU            ? "relu"
+                                                  : "jumprelu";
+}
+
+/* A list of hooks, of which only their number is known. */
+DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *key, int64_t n,
+                                             const char *hook) {
+    char name[64];
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) {
+        dlrni_print(name, sizeof name, "blocks.%lld.%s", (long long)i, hook);
+        dlrni_json_put_text(w, NULL, name);
+    }
+    dlrni_json_close(w, "]");
+}
+
+/* Scales and norms are folded into the weights: norm_activation is that of inference. */
+DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
+                                                 const dlrni_layout *row, dlrni_json_writer *w) {
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
+                                                        : dict->formula.k;
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
+    dlrni_json_put_signed(w, "d_model", d);
+    dlrni_json_put_real(w, "expansion_factor", (double)F / (double)d);
+    dlrni_json_put_bool(w, "use_decoder_bias", 1);
+    dlrni_json_put_text(w, "act_fn", dlrni_llamascopium_act(dict));
+    dlrni_json_put_text(w, "norm_activation", "inference");
+    dlrni_json_put_bool(w, "sparsity_include_decoder_norm", 0);
+    dlrni_json_put_signed(w, "top_k", k ? k : 1);
+    if (dict->n_parts) {
+        dlrni_llamascopium_hooks(w, "hook_points_in", dict->layers, "hook_resid_mid");
+        dlrni_llamascopium_hooks(w, "hook_points_out", dict->layers, "hook_mlp_out");
+    } else {
+        dlrni_json_put_text(w, "hook_point_in", "in");
+        dlrni_json_put_text(w, "hook_point_out",
+                            dict->formula.center == DLRN_CENTER_NONE ? "out" : "in");
+        dlrni_json_put_bool(w, "use_glu_encoder", dict->param[DLRN_GATE_ENCODER] != NULL);
+    }
+    dlrni_json_close(w, "}");
+}
+
+/* What its constructor reads. Numbers of training matter to new weights alone. */
+DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                              dlrni_json_writer *w) {
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
+    dlrni_json_put_text(w, "enc_dtype", "fp32");
+    dlrni_json_put_signed(w, "seed", 0);
+    dlrni_json_put_real(w, "dec_init_norm", 0.08);
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* The arguments of its constructors, which Hugging Face's loader passes on. A single layer is its
+   own BatchTopKSAE. */
+DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                         dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_close(w, "}");
+}
+
 /* Its loaders want a name of a model, which a dictionary has not. */
 DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
                                             dlrni_json_writer *w) {
@@ -15823,7 +15979,7 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH | DLRNI_TO_FLAT, NULL,
      dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
@@ -15835,6 +15991,12 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"llamascopium", ".safetensors", DLRNI_CONFIG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_SETS | DLRNI_TO_SELECTED, NULL,
+     dlrni_configure_llamascopium},
+    {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
+    {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
+     "BatchTopKSAE", dlrni_configure_fork},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -15862,7 +16024,7 @@ typedef struct dlrni_plan {
 /* Whether a row stores this: a role, or another number. */
 DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (t->is == is) return 1;
+        if (t->is == is || (t->is == DLRNI_IS_LOG_THRESHOLD && is == DLRN_THRESHOLD)) return 1;
     return 0;
 }
 
@@ -15959,6 +16121,10 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (!dlrni_plan_gate(dict, p)) return 3;
     dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
     if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "a dictionary of %lld layers", (long long)dict->layers);
+    if (dict->layers > 1 ? !dlrni_row_has_layers(row) && !(p->can & DLRNI_TO_FLAT)
+                         : dlrni_row_has_layers(row))
+        return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
     if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
@@ -15985,10 +16151,10 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
-                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+                         "%s: not written: %s has no place for features of %lld layers", path, name,
+                         (long long)dict->feature_layers);
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
         if (target->not_in && strstr(row->name, target->not_in)) continue;
@@ -16202,8 +16368,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
 /* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
    [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
 
-/* Whether a part is the layer i of such a set. */
-DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+/* Whether a part is the layer i of a cross-layer transcoder that libraries have. */
+DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
     const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
@@ -16218,23 +16384,26 @@ DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) 
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
-    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
-           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
-           f->scale_out <= 1;
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
-DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
-    const dlrn_formula *f = &dict->formula;
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
+   whether they have selections, the same of all parts, or one of the whole. */
+DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
+    const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
              dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
-             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
-             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
-             f->scale_in <= 1;
+             dict->param[DLRN_OUTPUT_BIAS] && f->normalise == DLRN_NORMALISE_NONE &&
+             f->standardise != DLRN_ON && f->scale_in >= 1 && f->scale_in <= 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
-    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
-    return is;
+    if (is) of_part = &dict->part[0].dict->formula;
+    for (int64_t i = 0; is && i < dict->n_parts; i++) {
+        const dlrn_formula *part = &dict->part[i].dict->formula;
+        is = dlrni_is_set_part(dict, i) && part->select == of_part->select && part->k == of_part->k;
+    }
+    return is && (select || (f->select == DLRN_SELECT_ALL && of_part->select == DLRN_SELECT_ALL));
 }
 
 /* What must be folded into one part. Where one has thresholds, all have. */
@@ -16313,6 +16482,91 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for Llamascopium: one archive with W_E [L][d][F], b_E [L][F],
+   W_D.<t> [t + 1][F][d], b_D.<t> [d] and the logarithms of thresholds [L][F]. */
+
+/* An archive that is being put together. */
+typedef struct dlrni_llama_out {
+    dlrn_tensor_out *tensor;
+    char (*name)[64];
+    float *numbers; /* of all tensors but the biases of x_hat */
+    int64_t count, used;
+} dlrni_llama_out;
+
+/* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
+DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
+                                      int ndim, const int64_t *sizes) {
+    dlrn_tensor_out *t = &out->tensor[out->count];
+    float *numbers = out->numbers + out->used;
+    int64_t n = 1;
+    memset(t, 0, sizeof *t);
+    dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
+                (long long)layer);
+    t->name = out->name[out->count++];
+    t->dtype = DLRN_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < ndim; i++) n *= t->shape[i] = sizes[3 - ndim + i];
+    t->data = numbers;
+    out->used += n;
+    return numbers;
+}
+
+/* Puts all tensors together. */
+DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
+                        to + i * d * F, F);
+    to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        to = dlrni_llama_add(out, "W_D", t, 3, atoms);
+        for (int64_t i = 0; i <= t; i++)
+            for (int64_t j = 0; j < F; j++)
+                memcpy(to + (i * F + j) * d,
+                       dict->part[i].dict->param[DLRN_DECODER] + (j * (L - i) + t - i) * d,
+                       (size_t)d * sizeof *to);
+        memcpy(dlrni_llama_add(out, "b_D", t, 1, bias), dict->param[DLRN_OUTPUT_BIAS] + t * d,
+               (size_t)d * sizeof *to);
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+}
+
+/* The weights, and then the config. */
+DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
+    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    dlrn_context *ctx = dict->ctx;
+    dlrn_writer *config = NULL;
+    dlrni_llama_out out;
+    memset(&out, 0, sizeof out);
+    out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
+    out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
+    out.numbers = DLRNI_NEW(ctx, float, numbers);
+    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
+    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
+    if (s == DLRN_OK)
+        s = dlrn_writer_close(config);
+    else if (config)
+        dlrn_writer_abort(config);
+    dlrn_free(ctx, out.tensor);
+    dlrn_free(ctx, out.name);
+    dlrn_free(ctx, out.numbers);
+    return s;
+}
+
 /* A dictionary of several layers; folds: what was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
                                           const dlrni_target *target, unsigned *folds) {
@@ -16321,24 +16575,26 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrni_plan plan;
     char name[64], file[4096];
     const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
-    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
     DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
                          in_folder ? "" : " in one file");
-    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a folder without another dictionary, found %s", path, name);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
     if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
     dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    if (s == DLRN_OK)
+        s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
+                  : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
     return s;
@@ -23500,15 +23756,11 @@ static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
 static const char *const dlrni_sl_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "p_start",
-    "center",
-    "scale_rows",
-    "lr_schedule",
-    "lr_end",
-    "lr_cycles",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "p_start",          "center",
+    "scale_rows",       "lr_schedule",
+    "lr_end",           "lr_cycles",
+    "atom_norm",        NULL,
 };
 static const char *const dlrni_sl_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
@@ -23516,7 +23768,8 @@ static const char *const dlrni_sl_jump_settings[] = {
     "pre_act",          "dead_steps",
     "center",           "scale_rows",
     "lr_schedule",      "lr_end",
-    "lr_cycles",        NULL,
+    "lr_cycles",        "atom_norm",
+    "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
     "k",
@@ -23532,17 +23785,31 @@ static const char *const dlrni_sl_k_settings[] = {
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
-    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
-    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
-    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
+    "k",
+    "k_fraction",
+    "auxk_alpha",
+    "auxk",
+    "auxk_by_group",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "rescale",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
-    "multi_top_k", "dead_rows",      "optimiser", NULL,
+    "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
 static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
@@ -23552,15 +23819,8 @@ static const char *const dlrni_lc_k_settings[] = {
     "dead_rows", "scale_rows",     "layers",  NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "sparsity",
-    "bandwidth",
-    "pre_act",
-    "threshold_lr",
-    "scale_rows",
-    "layers",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
@@ -23710,12 +23970,12 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
@@ -23777,6 +24037,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
+    cfg.atom_norm = cfg.new_threshold = -1;
     cfg.buffer = dlrn_buffer_defaults();
     return cfg;
 }
@@ -23800,6 +24061,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+#define DLRNI_OWN "a finite number above 0, or -1 for the recipe's own"
 /* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
@@ -23847,7 +24109,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
     X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
-    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")             \
+    X(atom_norm, "atom_norm", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)                                 \
+    X(new_threshold, "new_threshold", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)
 /* X(field, names of its values, how many, of version 0.1) */
 #define DLRNI_CONFIG_CHOICES(X)                                                                    \
     X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
@@ -23961,7 +24225,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
+/* The rules of a recipe for a configuration. `compat`, `rescale` and what new features are like
+   change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
@@ -23969,6 +24234,8 @@ DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
     if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
+    if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
+    if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
 
 /* Steps that a recipe derives from the length of the run. */
@@ -27069,6 +27336,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
+#undef DLRNI_OWN
 #undef DLRNI_PERIOD
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
