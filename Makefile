@@ -54,7 +54,7 @@ SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py \
-            tests/libraries.py)
+            tests/libraries.py tests/traces.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
@@ -169,7 +169,7 @@ VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
 export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
 endif
 
-interop: all $(BUILD)/tokenize_lines $(VENV) ## files and numbers against PyTorch and five libraries more
+interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side

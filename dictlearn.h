@@ -60,10 +60,10 @@
    >>layouts        how dictionaries are stored: one block per library
    >>load           reads and writes dictionaries
    >>sets           dictionaries of several layers: in several files, or as parts
-   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>source         rows of arrays in memory and in files, a filter
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
+   >>naive          a training step as plain loops: for readers, and as the tests' reference
    >>optimiser      Adam with unit-norm atoms, rates
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
@@ -1194,20 +1194,24 @@ struct dlrn_dictionary {
 /* Describes a new dictionary. Zero-initialise it, then set what differs. */
 typedef struct dlrn_dictionary_desc {
     const char *family;  /* NULL: "AutoEncoder"; a name of the manual's table of families, but not
-                            Temporal, Crosscoder or CrossLayerTranscoder, which are loaded.
-                            "IdentityDict" has neither parameters nor `features`                  */
+                            Temporal or Crosscoder, which are loaded. "IdentityDict" has neither
+                            parameters nor `features`                                             */
     int64_t d_in, d_out; /* widths of x and x_hat; d_out 0: the same as d_in                      */
     int64_t features;    /* F, from 1 to 2^31 - 1                                                 */
     int64_t k;           /* families that keep k: from 1 to F; 0: 64, or F if that is less.
                             MatchingPursuit: steps; 0: d_in                                       */
     uint64_t seed;       /* the same seed gives the same bits, for any number of threads          */
+    int64_t layers;      /* of x and x_hat, whose rows are [layers][d / layers]; 0: 1. A
+                            CrossLayerTranscoder has features / layers features for each          */
 } dlrn_dictionary_desc;
 
 /* Creates a dictionary with random weights: atoms drawn from a normal distribution and scaled to
    unit norm, output bias 0. In an AutoEncoder, encoder and encoder bias are uniform in
    +-1/sqrt(d_in), as PyTorch draws them. In the other families the encoder starts as a copy of the
    decoder (where d_in = d_out), with biases 0 and thresholds 0.001, as in dictionary_learning
-   0.1.0. DLRN_ERR_ARGUMENT: an unknown family, or a size or k out of range. */
+   0.1.0. A CrossLayerTranscoder gets parts: features of layer l read layer l and write to the
+   layers from l on. DLRN_ERR_ARGUMENT: an unknown family, or a size, a number of layers or a k out
+   of range. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_dictionary_create(dlrn_context *ctx,
                                                        const dlrn_dictionary_desc *desc,
                                                        dlrn_dictionary **out);
@@ -1528,6 +1532,7 @@ typedef struct dlrn_train_config {
     int64_t sparsity_warmup_steps; /* linear ramp of the penalty's weight; 0: no ramp; -1: a share
                                       of `steps` that the recipe knows                        0 */
     int64_t k;                     /* features kept per row                                   0 */
+    double k_fraction;             /* added to k where k n are kept of a batch, from 0 below 1 0 */
     int64_t k_anneal_steps;        /* k falls to its value over these steps; 0: it is fixed   0 */
     int64_t k_start;               /* from this k; 0: as the recipe's library does            0 */
     double auxk_alpha;             /* weight of the auxiliary loss of dead features           0 */
@@ -1538,19 +1543,21 @@ typedef struct dlrn_train_config {
     int64_t dead_rows;             /* a feature is dead after this many rows without firing  -1 */
     int64_t dead_steps;            /* or after more than this many steps                     -1 */
     double threshold_beta;         /* mean of the smallest kept value: weight of its past     0 */
-    int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step -1 */
+    int64_t threshold_start_step;  /* mean of the smallest kept value: begins after this step; -1:
+                                      with the first                                         -1 */
     double target_l0;              /* active features per row that training aims for: in the
                                       penalties "quadratic" and "target". reference: steers the
                                       weight of the penalty during the warm-up, at least for 1000
                                       steps; 0: off                                           0 */
     double bandwidth;              /* width of the window around a threshold in which its gradient
                                       is estimated                                            0 */
-    double pre_act;     /* weight of the loss that lifts inactive features towards their threshold,
+    double pre_act;      /* weight of the loss that lifts inactive features towards their threshold,
                           mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|: of dead features, or of
                           all (Llamascopium's)                                                0 */
-    dlrn_switch center; /* ON: the output bias is subtracted from x first; recipes for
+    dlrn_switch rescale; /* ON: selections compare p |atom|, where the recipe does so; OFF: p ON */
+    dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
-    dlrn_switch skip;   /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
+    dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
     dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
                                  mean norm of sqrt(d); the dictionary holds the scales      OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
@@ -1571,12 +1578,13 @@ typedef struct dlrn_train_config {
 typedef struct dlrn_train_stats {
     int64_t step;               /* the number of this step, from 0                          */
     int64_t rows;               /* rows of its batch                                        */
-    double loss;                /* what the step minimised: the sum of the four below, with
+    double loss;                /* what the step minimised: the sum of the five below, with
                                    their weights                                            */
     double reconstruction_loss; /* as cfg.loss says                                         */
     double sparsity_loss;       /* as cfg.sparsity or the recipe says, without its weight   */
     double auxiliary_loss;      /* ghosts or AuxK, without its weight; 0: no dead features  */
     double pre_act_loss;        /* of cfg.pre_act, without its weight                       */
+    double multi_top_k_loss;    /* of cfg.multi_top_k, without its weight 1/8               */
     int64_t k;                  /* features kept per row in this step; 0: no such limit     */
     double l0;                  /* mean number of active features per row                   */
     double lr;                  /* rate of this step's update                               */
@@ -1641,7 +1649,8 @@ typedef struct dlrn_trainer_info {
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
                                         it and save it                                         */
     int64_t steps;                   /* number of steps done                                   */
-    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role                */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
+                        holds the z of sign descent, and v is NULL                            */
     int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
                              counts rows (cfg.dead_rows)                                     */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
@@ -2194,6 +2203,21 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #include <immintrin.h>
 #else
 #define DLRNI_X86 0
+#endif
+/* The matrix registers of Intel's AMX: where the compiler knows them, and Linux hands them out.
+   MemorySanitizer cannot see what they write. */
+#define DLRNI_AMX 0
+#if DLRNI_X86 && defined(__x86_64__) && defined(__linux__) && !defined(__ILP32__)
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#undef DLRNI_AMX
+#define DLRNI_AMX 1
+#endif
+#endif
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#undef DLRNI_AMX
+#define DLRNI_AMX 0
+#endif
 #endif
 #if DICTLEARN_SIMD && defined(__aarch64__)
 #define DLRNI_NEON 1
@@ -2931,6 +2955,7 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
+     its set amx        0.06   0.09   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
@@ -2959,7 +2984,7 @@ struct dlrni_screen {
    room. Macros, because C++20 deprecates arithmetic between two enumerations. */
 #define DLRNI_LANES 16
 #define DLRNI_GROUP 48
-#define DLRNI_SCREEN_ROWS 8
+#define DLRNI_SCREEN_ROWS 32
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
@@ -3016,6 +3041,12 @@ static const dlrni_set_row dlrni_sets[] = {
      {{&dlrni_avx512vnni_screen, NULL},
       {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
       {&dlrni_avx512_screen_int16, NULL}}},
+#endif
+#if DLRNI_AMX
+    {"amx",
+     dlrni_amx_runs,
+     &dlrni_avx512_kernels,
+     {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
     {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
@@ -3914,11 +3945,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_parts(const dlrn_dictionary *dict) {
 
 /* ---- New weights ---- */
 
-/* Drawing all features of a new dictionary, one task each, from the streams 0 .. F - 1 of seed. */
+/* Drawing all features of a new dictionary, or of a part, one task each: feature j from the stream
+   first + j of seed. */
 typedef struct dlrni_start_job {
     dlrn_dictionary *dict;
     const dlrni_family *family;
     uint64_t seed;
+    int64_t first;
 } dlrni_start_job;
 
 /* Task: draws encoder row j, its bias and atom j from a random stream of their own, so that neither
@@ -3932,7 +3965,7 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     int64_t d = dict->d_in, d_out = dict->d_out;
     float *encoder = dict->param[DLRN_ENCODER], *atom = dict->param[DLRN_DECODER] + j * d_out;
     float *second = dict->param[DLRN_GATE_ENCODER], bound = 1.0f / sqrtf((float)d), bias;
-    dlrn_rng rng = {job->seed, (uint64_t)j, 0};
+    dlrn_rng rng = {job->seed, (uint64_t)(job->first + j), 0};
     (void)worker;
     if (encoder) encoder += j * d;
     for (int64_t i = 0; encoder && i < d; i++)
@@ -3980,6 +4013,85 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* Draws all features, of the parts where there are any; the output bias is 0. */
+DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
+                                        void (*draw)(void *job, int64_t j, int worker)) {
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    /* one row for all features, so no task owns it */
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
+    if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        job.dict = dict->part[i].dict;
+        job.family = dlrni_family_named(job.dict->family);
+        job.first = dict->part[i].feature_at;
+        dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
+    }
+}
+
+/* Whether new dictionaries of a family have parts. */
+DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
+    return !strcmp(family->name, "CrossLayerTranscoder");
+}
+
+/* Gives a cross-layer transcoder its parts, with memory for their parameters: part l reads layer l
+   and writes to the layers from l on. */
+DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
+    const dlrni_family *family = dlrni_family_named("Layer");
+    const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
+    const int64_t F = dict->features / L;
+    dict->feature_layers = L;
+    DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    for (int64_t l = 0; l < L; l++) {
+        dlrn_part *part = &dict->part[l];
+        part->in_at = l * in;
+        part->out_at = l * out;
+        part->feature_at = l * F;
+        DLRNI_TRY(
+            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+    }
+    return DLRN_OK;
+}
+
+/* No model has more; a small file could claim any number, and each is a part. */
+enum { DLRNI_LAYERS_MAX = 1024 };
+
+/* Whether rows and features can be divided into `layers` layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layers(dlrn_context *ctx, const dlrni_family *family,
+                                              const dlrn_dictionary_desc *desc, int64_t layers) {
+    const char *place = "a new dictionary";
+    const int parts = dlrni_has_parts(family);
+    DLRNI_REQUIRE_IN(ctx, place, layers > 0 && (!parts || layers <= DLRNI_LAYERS_MAX),
+                     "layers: expected a number from 1, and at most 1024 of a cross-layer "
+                     "transcoder");
+    DLRNI_REQUIRE_IN(ctx, place, desc->d_in % layers == 0 && desc->d_out % layers == 0,
+                     "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !parts || (desc->features > 0 && desc->features % layers == 0),
+                     "layers: expected a divisor of features");
+    return DLRN_OK;
+}
+
+/* The dictionary that `desc` describes; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const dlrni_family *family,
+                                                      const dlrn_dictionary_desc *desc,
+                                                      dlrn_dictionary **out) {
+    const int64_t layers = desc->layers ? desc->layers : 1;
+    /* k is checked before weights are drawn, which may take seconds */
+    const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
+    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    (*out)->layers = layers;
+    /* families that keep k; and a pursuit, whose k limits its steps */
+    if (family->formula.k || family->encode) (*out)->formula.k = k;
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictionary_desc *desc,
                                             dlrn_dictionary **out) {
     const char *name = desc->family ? desc->family : dlrni_family_table[0].name;
@@ -3990,27 +4102,13 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
                          dlrni_family_table[0].name, name);
     /* several layers, or one of them, or attention: there is no way to draw those */
     const unsigned whole = DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_OUTPUT_BIAS);
-    if ((family->roles && (family->roles & whole) != whole) || family->roles & DLRNI_ATTENTION)
+    if ((family->roles && (family->roles & whole) != whole && !dlrni_has_parts(family)) ||
+        family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    /* k is checked before weights are drawn, which may take seconds */
-    int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
-    /* families that keep k; and a pursuit, whose k limits its steps */
-    if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
-    if (s != DLRN_OK) {
-        dlrn_dictionary_destroy(*out);
-        *out = NULL;
-        return s;
-    }
+    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
     /* an identity has nothing to draw */
-    if (!family->roles) return DLRN_OK;
-    dlrni_start_job job = {*out, family, desc->seed};
-    /* one row for all features, so no task owns it */
-    memset((*out)->param[DLRN_OUTPUT_BIAS], 0, (size_t)(*out)->d_out * sizeof(float));
-    dlrn_parallel_for(ctx, (*out)->features, dlrni_start_feature, &job);
+    if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
 }
 
@@ -4059,6 +4157,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
     to->layers = dict->layers;
     to->feature_layers = dict->feature_layers;
     to->layout = dict->layout;
+    to->class_name = dict->class_name;
     memcpy(to->note, dict->note, sizeof to->note);
     dlrn_status s = dlrni_copy_contents(dict, to);
     if (s == DLRN_OK) return s;
@@ -4165,9 +4264,13 @@ typedef struct dlrni_gating {
     const float *scale;     /* [F] exp(LOG_SCALE); NULL: a value is its pre-activation            */
     const float *bias;      /* [F] gate "gated": what is subtracted before the scale; else NULL   */
     const float *offset;    /* [F] gate "gated": VALUE_BIAS, added after it; NULL: none           */
-    float *derived;         /* [2][F] owned: the scales, then the floors of the gate "gated"      */
+    const float *norm;      /* [F] formula.rank: pre-activations are multiplied by it; NULL: by 1 */
+    const float *late; /* [F] what unscaled codes are multiplied by after a selection; NULL: by 1 */
+    int by_row;        /* 1: floors of rows rise above min_floor during a batch (room select)     */
+    float *derived;    /* [2][F] owned: the scales; then norms, or the floors of the gate "gated" */
     int64_t derived_cap, known; /* known: version + 1 of the dictionary that they are made from   */
     dlrn_gate of;               /* the gate that they are made for                                */
+    dlrn_rank rank;             /* and the rank                                                   */
 } dlrni_gating;
 
 /* The larger of a feature's threshold and its row's floor. */
@@ -4181,6 +4284,16 @@ DLRNI_INTERNAL float dlrni_affine_value(const dlrni_gating *g, int64_t feature, 
     double value = (double)g->scale[feature] * ((double)pre - (double)g->bias[feature]);
     if (g->offset) value += (double)g->offset[feature];
     return value <= 0 ? 0 : (float)value;
+}
+
+/* A feature's pre-activation p from the sum w.x: ranked, it is p times the norm. The sum comes
+   before the product, so that no compiler can contract the two. Without an atom it is 0, also where
+   p overflows. The last sum makes 0 of -0, as that with a bias does. */
+DLRNI_INLINE float dlrni_pre_of(const dlrni_gating *g, const float *bias, int64_t feature,
+                                float sum) {
+    const float pre = sum + bias[feature];
+    if (!g->norm) return pre;
+    return g->norm[feature] <= 0 ? 0 : g->norm[feature] * pre + 0.0f;
 }
 
 /* The value of a feature whose pre-activation is above its floor. */
@@ -4214,40 +4327,88 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
+/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
+   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
+   finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / layers;
+    const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
+    double norm = 0;
+    for (int64_t l = 0; l < layers; l++)
+        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    if (norm < (double)FLT_MIN) return 0;
+    return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
+}
+
+/* What a gate derives from the parameters of all features. */
+typedef struct dlrni_derive_job {
+    dlrni_gating *g;
+    const dlrn_dictionary *dict;
+} dlrni_derive_job;
+
+/* Task: the features of one group. In training this runs each step, and reads all atoms. */
+DLRNI_INTERNAL void dlrni_derive_group(void *arg, int64_t group, int worker) {
+    const dlrni_derive_job *j = (const dlrni_derive_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const int64_t F = dict->features, f0 = group * DLRNI_GROUP;
+    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    float *scale = j->g->derived, *second = scale + F;
+    (void)worker;
+    for (int64_t f = f0; f < dlrni_min(f0 + DLRNI_GROUP, F); f++) {
+        double value = log_scale ? exp((double)log_scale[f]) : 1;
+        if (dict->formula.rank != DLRN_RANK_VALUE) {
+            second[f] = dlrni_rank_norm(dict, f);
+            value = second[f] <= 0 ? 0 : value / (double)second[f];
+        }
+        scale[f] = (float)value;
+        if (dict->formula.gate == DLRN_GATE_GATED) second[f] = dlrni_gated_floor(j->g, f);
+    }
+}
+
 /* What follows from the parameters: made anew when the dictionary has changed. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_derive(dlrni_gating *g, const dlrn_dictionary *dict) {
-    const int64_t F = dict->features;
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
-    if (g->known == dict->version + 1 && g->of == dict->formula.gate) return DLRN_OK;
+    const int64_t F = dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const dlrn_formula *f = &dict->formula;
+    dlrni_derive_job job = {g, dict};
+    if (g->known == dict->version + 1 && g->of == f->gate && g->rank == f->rank) return DLRN_OK;
     if (!DLRNI_GROW(dict->ctx, &g->derived, &g->derived_cap, 0, 2 * F)) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++)
-        g->derived[f] = log_scale ? (float)exp((double)log_scale[f]) : 1;
     g->scale = g->derived;
     g->bias = dict->param[DLRN_ENCODER_BIAS];
     g->offset = dict->param[DLRN_VALUE_BIAS];
-    for (int64_t f = 0; f < F && dict->formula.gate == DLRN_GATE_GATED; f++)
-        g->derived[F + f] = dlrni_gated_floor(g, f);
+    dlrni_parallel_for(dict->ctx, groups, dlrni_ns(F, f->rank ? dict->d_out : 16),
+                       dlrni_derive_group, &job);
     g->known = dict->version + 1;
-    g->of = dict->formula.gate;
+    g->of = f->gate;
+    g->rank = f->rank;
     return DLRN_OK;
 }
 
-/* Readies a gate for a batch. unscaled: values come without LOG_SCALE, as selections compare
-   them. */
+/* Whether floors of rows rise above the gate's during a batch (room select). */
+DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
+           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+}
+
+/* Readies a gate for a batch. unscaled: values come as selections compare them: ranked, and without
+   LOG_SCALE. */
 DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictionary *dict,
                                               int unscaled) {
     const dlrn_formula *formula = &dict->formula;
-    const int gated = formula->gate == DLRN_GATE_GATED;
+    const int gated = formula->gate == DLRN_GATE_GATED, ranked = formula->rank != DLRN_RANK_VALUE;
     const int jumps = formula->gate == DLRN_GATE_JUMP || formula->gate == DLRN_GATE_JUMP_SIGNED;
     const int is_signed =
         formula->gate == DLRN_GATE_JUMP_SIGNED || formula->gate == DLRN_GATE_LINEAR;
-    const int scaled = dict->param[DLRN_LOG_SCALE] && !unscaled;
-    if (gated || scaled) DLRNI_TRY(dlrni_gating_derive(g, dict));
-    g->scale = gated || scaled ? g->derived : NULL;
+    const int scales = dict->param[DLRN_LOG_SCALE] || ranked;
+    if (gated || scales) DLRNI_TRY(dlrni_gating_derive(g, dict));
+    g->scale = gated || (scales && !unscaled) ? g->derived : NULL;
+    g->late = scales && !gated ? g->derived : NULL;
+    g->norm = ranked ? g->derived + dict->features : NULL;
     g->bias = gated ? dict->param[DLRN_ENCODER_BIAS] : NULL;
     g->offset = gated ? dict->param[DLRN_VALUE_BIAS] : NULL;
     g->threshold = jumps ? dict->param[DLRN_THRESHOLD] : gated ? g->derived + dict->features : NULL;
     g->min_floor = is_signed ? -INFINITY : 0;
+    g->by_row = dlrni_raises_floors(dict);
     /* one threshold for all is a floor of every row: no array */
     if (jumps && !g->threshold && (float)formula->threshold > g->min_floor)
         g->min_floor = (float)formula->threshold;
@@ -4256,10 +4417,27 @@ DLRNI_INTERNAL dlrn_status dlrni_gating_begin(dlrni_gating *g, const dlrn_dictio
 
 /* ---- Packing ---- */
 
-/* Whether floors of rows rise above the gate's during a batch (room select). */
-DLRNI_INTERNAL int dlrni_raises_floors(const dlrn_dictionary *dict) {
-    return dict->formula.select == DLRN_SELECT_TOP_K && !dict->formula.standardise &&
-           (dict->formula.gate == DLRN_GATE_RELU || dict->formula.gate == DLRN_GATE_JUMP);
+/* The same for the row's floor; and a feature without an atom is off, or on, whatever the row. */
+DLRNI_INTERNAL void dlrni_screen_rank(float norm, double above, float *coef) {
+    const double inverse = (double)coef[3 * DLRNI_GROUP] / (double)norm;
+    if (norm <= 0 && above < 0) {
+        coef[0] = -INFINITY;
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = coef[3 * DLRNI_GROUP] = 0;
+    } else if (inverse <= 1e30) {
+        coef[3 * DLRNI_GROUP] = (float)(inverse * (1 - 1.0 / 512));
+    } else {
+        coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+        coef[3 * DLRNI_GROUP] = 0;
+    }
+}
+
+/* A feature's side of the inequality where pre-activations are ranked, n (w.x + b): it is divided
+   by n. A floor t becomes t / n, less 2^-20 of it: the sum and the product are rounded, each by
+   2^-24 at most. With n = 0 the pre-activation is 0. */
+DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
+    const double share = (double)floor / (double)norm;
+    if (norm <= 0) return floor < 0 ? HUGE_VAL : -HUGE_VAL;
+    return (double)bias - share + fabs(share) / (1 << 20);
 }
 
 /* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
@@ -4269,17 +4447,19 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
                                        const dlrni_gating *gate, int64_t f0, int64_t n,
                                        int64_t width, unsigned char *part, unsigned char *panel,
                                        float *coef) {
-    const int by_row = dlrni_raises_floors(dict);
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
     for (int64_t j = 0; j < n; j++) {
         const float *w = dict->param[DLRN_ENCODER] + (f0 + j) * d;
-        float floor = by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
-        double above = (double)dict->param[DLRN_ENCODER_BIAS][f0 + j] - (double)floor;
+        const float bias = dict->param[DLRN_ENCODER_BIAS][f0 + j];
+        float floor = gate->by_row ? 0 : dlrni_floor_of(gate->threshold, f0 + j, gate->min_floor);
+        double above = (double)bias - (double)floor;
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
+        if (gate->norm) above = dlrni_ranked_above(gate->norm[f0 + j], bias, floor);
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
+        if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
@@ -4414,6 +4594,15 @@ typedef struct dlrni_cut {
     int32_t feature;
 } dlrni_cut;
 
+/* Where the selection of a batch ends, in the order of values, then of rows, then of features: an
+   entry stays if the key of its pre-activation (dlrni_rank_key) is above `key`, or equal to it and
+   not after (row, feature). */
+typedef struct dlrni_last_kept {
+    uint32_t key;
+    int64_t row, feature;
+    float value; /* of the key */
+} dlrni_last_kept;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -4432,7 +4621,14 @@ typedef struct dlrni_encoding {
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
     dlrni_gating gate;
-    int unscaled;     /* 1: values come without LOG_SCALE                                   */
+    int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
+    int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
+                         batch, as in training                                              */
+    double
+        k_fraction;   /* set by a caller: added to k in a selection over a batch, whose k n need not
+                          be a multiple of n                                            */
+    int zero_picks;   /* set by a caller: 1: features that a selection within rows picks although
+                         their value is 0 keep an entry, with their pre-activation          */
     float *floor;     /* [n] floor of each row, where rows have one (selection); or NULL    */
     double cut_share; /* smallest cut of the last batch, as a share of its row's norm; 0: no use;
                          -1: not known */
@@ -4440,6 +4636,11 @@ typedef struct dlrni_encoding {
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
     int cut_known;    /* 1: every row's cut is final                                        */
+    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
+    double last_cut;           /* of the last batch; 0: no use; -1: not known               */
+    int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
+    int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
 } dlrni_encoding;
@@ -4450,7 +4651,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     memset(c, 0, sizeof *c);
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = -1;
+    c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -4462,8 +4663,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,  c->scratch,
-                      c->floor, c->best,    c->kept, c->gate.derived};
+    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
+                      c->best,  c->kept,    c->gate.derived, c->tally};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -4476,6 +4677,21 @@ DLRNI_INTERNAL int dlrni_selects(const dlrn_dictionary *dict) {
            (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP ||
             f->gate == DLRN_GATE_LINEAR) &&
            !f->standardise && !dlrni_own_encode(dict);
+}
+
+/* Whether rows pick features of value 0, as torch.topk does among values that are all 0. */
+DLRNI_INTERNAL int dlrni_picks_zeros(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->zero_picks && f->gate == DLRN_GATE_RELU && dlrni_selects(c->dict) &&
+           f->select != DLRN_SELECT_ABS_TOP_K;
+}
+
+/* Whether the lists of a batch are cut by one selection over all rows. */
+DLRNI_INTERNAL int dlrni_by_batch(const dlrni_encoding *c) {
+    const dlrn_formula *f = &c->dict->formula;
+    return c->batch_best && f->select == DLRN_SELECT_BATCH_TOP_K &&
+           (f->gate == DLRN_GATE_RELU || f->gate == DLRN_GATE_JUMP) && !f->standardise &&
+           !dlrni_own_encode(c->dict);
 }
 
 /* Whether the selection works on the finished codes of a call (dlrni_select_codes): it compares
@@ -4675,7 +4891,7 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
         /* full: this group's entries are counted, not written */
         if (!dlrni_list_room(list, end[g] - p)) p = end[g];
         for (; p < end[g]; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             list->key[list->count] =
                 (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
             list->val[list->count] = pre;
@@ -4759,13 +4975,23 @@ DLRNI_INTERNAL void dlrni_drop_small(dlrni_list *list, int64_t first, float floo
     list->count = to;
 }
 
+/* Ranks a tile pre [rows][width] of sums, in place: the bias is in it then, too. */
+DLRNI_INTERNAL void dlrni_rank_tile(const dlrni_encoding *c, float *pre, int64_t rows,
+                                    int64_t width, int64_t f0) {
+    const float *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    for (int64_t i = 0; i < rows; i++, pre += width)
+        for (int64_t j = 0; j < width; j++) pre[j] = dlrni_pre_of(&c->gate, bias, f0 + j, pre[j]);
+}
+
 /* Appends what exceeds the floors in a tile pre [rows][width], whose first row is `first`. Without
    room, the kernel writes to the stack and only its count is used; dlrni_list_room has added a
    whole group, which is subtracted again. A selection by size has floors of its own. */
 DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list, const float *pre,
                                        int64_t rows, int64_t width, int64_t first, int64_t f0) {
     const dlrni_kernel_table *k = c->dict->ctx->k;
-    const float *bias = c->dict->param[DLRN_ENCODER_BIAS] + f0, *threshold = c->gate.threshold;
+    static const float none[DLRNI_GROUP] = {0}; /* ranked: the bias is in */
+    const float *bias = c->gate.norm ? none : c->dict->param[DLRN_ENCODER_BIAS] + f0;
+    const float *threshold = c->gate.threshold;
     const int by_size = dlrni_by_size(c);
     int32_t key[DLRNI_GROUP];
     float val[DLRNI_GROUP];
@@ -4814,6 +5040,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
             continue;
         }
         dlrni_dense_tile(dict, c->xc + i * d, rows, f0, f0 + width, tile, width);
+        if (c->gate.norm) dlrni_rank_tile(c, tile, rows, width, f0);
         dlrni_collect_tile(c, list, tile, rows, width, i, f0);
     }
 }
@@ -4898,7 +5125,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     dlrn_context *ctx = c->dict->ctx;
     int64_t used = c->lists_cap, lists;
     DLRNI_TRY(dlrni_gating_begin(&c->gate, c->dict, c->unscaled));
-    if (!dlrni_selects(c->dict)) { /* floors of an earlier formula */
+    c->gate.by_row |= dlrni_by_batch(c);
+    /* zeros rank by their index alone, so all features must be listed */
+    if (dlrni_picks_zeros(c)) c->gate.min_floor = -INFINITY;
+    if (!dlrni_selects(c->dict) && !dlrni_by_batch(c)) { /* floors of an earlier formula */
         dlrn_free(ctx, c->floor);
         c->floor = NULL;
         c->floor_cap = 0;
@@ -4907,14 +5137,14 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->n = n;
     c->first = -1;
     /* cuts of the old rows are void */
-    c->cut_known = 0;
+    c->cut_known = c->made_all = 0;
     c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
     if (c->lists_cap > used)
         memset(c->lists + used, 0, (size_t)(c->lists_cap - used) * sizeof *c->lists);
-    c->screen = dlrni_choose_screen(c, n);
+    c->screen = dlrni_picks_zeros(c) ? NULL : dlrni_choose_screen(c, n);
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
@@ -5140,20 +5370,33 @@ DLRNI_INTERNAL void dlrni_keep_group_best(dlrni_cut *best, int64_t width, int32_
     if (dlrni_is_worse(to, &entry)) *to = entry;
 }
 
+/* What a selection compares of an entry: its pre-activation, its size, or its value. */
+DLRNI_INTERNAL float dlrni_compared(const dlrni_encoding *c, float pre) {
+    if (dlrni_by_size(c)) return fabsf(pre);
+    return pre <= 0 && dlrni_picks_zeros(c) ? 0 : pre;
+}
+
+/* The floor of a row whose k-th best so far is `worst`. Where zeros are picked, one among them says
+   nothing of what lies below. */
+DLRNI_INTERNAL float dlrni_floor_at(const dlrni_encoding *c, float worst) {
+    if (worst != worst) return INFINITY; /* k NaNs: nothing is better */
+    return worst <= 0 && dlrni_picks_zeros(c) ? c->gate.min_floor : worst;
+}
+
 /* Task: puts the entries in hand of a block of rows into the rows' heaps. A full heap raises the
    row's floor, also in the screen's units. */
 DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
     int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS,
             k = c->dict->formula.k;
-    const int by_size = dlrni_by_size(c), by_group = dlrni_by_group(c);
+    const int by_group = dlrni_by_group(c);
     (void)worker;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
         for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
             int64_t row = dlrni_key_row(list->key[p]);
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
-            float rank = by_size ? fabsf(list->val[p]) : list->val[p];
+            float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
                 dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
             else
@@ -5163,8 +5406,7 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, c->n); i++) {
         /* fewer than k so far: anything above 0 is still chosen */
         if (c->kept[i] < k) continue;
-        float worst = c->best[i * k].value;
-        c->floor[i] = worst != worst ? INFINITY : worst; /* k NaNs: nothing is better */
+        c->floor[i] = dlrni_floor_at(c, c->best[i * k].value);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
 }
@@ -5177,14 +5419,36 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
     return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
 }
 
+enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
+
+/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
+   -0 is 0. */
+DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
+    uint32_t bits;
+    if (rank != rank) return UINT32_MAX;
+    if (rank == 0) return DLRNI_KEY_ZERO;
+    memcpy(&bits, &rank, sizeof bits);
+    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
+}
+
+/* Whether an entry is among the best of the batch. */
+DLRNI_INTERNAL int dlrni_is_in_batch(const dlrni_last_kept *cut, int64_t row, int64_t feature,
+                                     float value) {
+    const uint32_t key = dlrni_rank_key(value);
+    if (key != cut->key) return key > cut->key;
+    return row < cut->row || (row == cut->row && feature <= cut->feature);
+}
+
 /* Whether an entry of a list stays in the codes: its feature is chosen, and its value is not 0. */
 DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t feature, float pre) {
     int64_t k = c->dict->formula.k;
-    if (!(dlrni_value_of(&c->gate, feature, pre) != 0)) return 0;
+    if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
+    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
     if (dlrni_by_group(c))
         return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
-    return dlrni_is_chosen(c, row, feature, dlrni_by_size(c) ? fabsf(pre) : pre);
+    return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
 /* Task: drops the entries that do not stay from one list, in place. `count` never overtakes `p`,
@@ -5228,7 +5492,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
     const float floor = dlrni_by_size(c) ? 0 : c->gate.min_floor;
     for (int64_t i = 0; i < c->n; i++) {
         c->floor[i] = floor;
-        if (c->screen) dlrni_screen_set_floor(c->row + i, dlrni_raises_floors(c->dict) ? floor : 0);
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->gate.by_row ? floor : 0);
     }
     return DLRN_OK;
 }
@@ -5290,36 +5554,53 @@ DLRNI_INTERNAL void dlrni_guess_row(void *arg, int64_t i, int worker) {
     int32_t kept = 0;
     (void)worker;
     for (int64_t q = 0; q < F; q++) {
-        const float pre = j->pre[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+        const float pre =
+            dlrni_pre_of(&j->c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->pre[i * F + q]);
         if (pre > 0) dlrni_keep_best(heap, &kept, k, (int32_t)q, pre);
     }
     j->share[i] = dlrni_cut_share(j->c, j->x + i * dict->d_in, kept, heap[0].value);
 }
 
-/* Finds the smallest cut of a sample, spread over the batch. */
-DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+/* Frees a sample. */
+DLRNI_INTERNAL void dlrni_guess_free(dlrni_guess_job *j) {
+    dlrn_context *ctx = j->c->dict->ctx;
+    dlrn_free(ctx, j->x);
+    dlrn_free(ctx, j->pre);
+    dlrn_free(ctx, j->heap);
+}
+
+/* A sample of rows, spread over the batch, with the sums of all features; heap: entries of a row's
+   heap. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_begin(const dlrni_encoding *c, int64_t heap, double *share,
+                                             dlrni_guess_job *j) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t d = c->dict->d_in, rows = DLRNI_GUESS_ROWS;
-    double share[DLRNI_GUESS_ROWS];
-    dlrni_guess_job j = {c,
-                         DLRNI_NEW(ctx, float, rows *d),
-                         DLRNI_NEW(ctx, float, rows * c->dict->features),
-                         rows,
-                         DLRNI_NEW(ctx, dlrni_cut, rows * c->dict->formula.k),
-                         share};
-    const int ok = j.x && j.pre && j.heap;
-    if (ok) {
-        for (int64_t i = 0; i < rows; i++)
-            memcpy(j.x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
-        dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, &j);
-        dlrn_parallel_for(ctx, rows, dlrni_guess_row, &j);
-        c->cut_share = share[0];
-        for (int64_t i = 1; i < rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    j->c = c;
+    j->rows = rows;
+    j->share = share;
+    j->x = DLRNI_NEW(ctx, float, rows *d);
+    j->pre = DLRNI_NEW(ctx, float, rows * c->dict->features);
+    j->heap = heap ? DLRNI_NEW(ctx, dlrni_cut, rows * heap) : NULL;
+    if (!j->x || !j->pre || (heap && !j->heap)) {
+        dlrni_guess_free(j);
+        return DLRN_ERR_MEMORY;
     }
-    dlrn_free(ctx, j.x);
-    dlrn_free(ctx, j.pre);
-    dlrn_free(ctx, j.heap);
-    return ok ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(j->x + i * d, c->xc + i * c->n / rows * d, (size_t)d * sizeof(float));
+    dlrn_parallel_for(ctx, c->groups, dlrni_guess_group, j);
+    return DLRN_OK;
+}
+
+/* Finds the smallest cut of a sample. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
+    double share[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, c->dict->formula.k, share, &j));
+    dlrn_parallel_for(c->dict->ctx, j.rows, dlrni_guess_row, &j);
+    c->cut_share = share[0];
+    for (int64_t i = 1; i < j.rows; i++) c->cut_share = fmin(c->cut_share, share[i]);
+    dlrni_guess_free(&j);
+    return DLRN_OK;
 }
 
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
@@ -5370,10 +5651,10 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
-/* Finds the cut of every row. *in_hand: 1 if the lists of all groups fit together into the budget,
+/* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
-DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, int *in_hand) {
-    int guessed;
+DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
+    int guessed, *in_hand = &c->made_all;
     DLRNI_TRY(dlrni_select_begin(c));
     DLRNI_TRY(dlrni_guess_floors(c, &guessed));
     DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
@@ -5394,23 +5675,297 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget, in
     return DLRN_OK;
 }
 
+/* ---- The best of a batch ----
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
+   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
+   the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
+   numbers, so threads cannot change the result. */
+
+/* What a visit to the entries of a block of rows does. */
+typedef enum dlrni_batch_visit {
+    DLRNI_VISIT_COUNT, /* counts the next bits of keys that agree with what is known of the cut */
+    DLRNI_VISIT_ROWS,  /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_ROW    /* finds the last of a row's equals that stays                           */
+} dlrni_batch_visit;
+
+/* Encodings of the same rows while their common cut is sought. */
+typedef struct dlrni_batch_job {
+    dlrni_encoding **c; /* [count]; the first owns what all share                             */
+    int count, at;      /* at: the encoding in hand                                           */
+    int64_t n, m;       /* rows; how many entries stay                                        */
+    float floor;        /* lists hold what is above it; below 0: the gates' floors            */
+    dlrni_batch_visit visit;
+    uint32_t key, known; /* of the cut: its key, as far as the bits of `known` say            */
+    int shift;           /* of the bits that are counted                                      */
+    int64_t entries;     /* of all lists in the last pass                                     */
+    int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
+    int last;            /* the encoding and the feature of the last one that stays           */
+    int64_t feature;
+} dlrni_batch_job;
+
+/* Task: visits the entries of a block of rows, in the groups in hand. */
+DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
+    dlrni_batch_job *j = (dlrni_batch_job *)arg;
+    const dlrni_encoding *c = j->c[j->at];
+    const int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
+    int64_t *count = j->c[0]->tally + ((int64_t)worker << DLRNI_KEY_BITS);
+    int32_t *equals = j->c[0]->kept;
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+            const uint32_t key = dlrni_rank_key(list->val[p]);
+            const int64_t row = dlrni_key_row(list->key[p]);
+            if ((key & j->known) != j->key) continue;
+            if (j->visit == DLRNI_VISIT_COUNT)
+                count[(key & ~j->known) >> j->shift]++;
+            else if (j->visit == DLRNI_VISIT_ROWS)
+                equals[row]++;
+            else if (row == j->row && j->left > 0 && --j->left == 0) {
+                j->last = j->at;
+                j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
+            }
+        }
+    }
+}
+
+/* The same floor for all rows, and for the screen. */
+DLRNI_INTERNAL void dlrni_batch_floor(dlrni_encoding *c, float floor) {
+    for (int64_t i = 0; i < c->n; i++) {
+        c->floor[i] = floor > c->gate.min_floor ? floor : c->gate.min_floor;
+        if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
+/* Visits all entries. Lists that fit into the budget together are made once, by the first pass
+   under a floor; otherwise each pass makes them again, in waves. One task for the visit that needs
+   an order: it is of one block. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visit visit,
+                                            int64_t budget) {
+    const int64_t blocks = dlrni_ceil_div(j->n, DLRNI_BLOCK);
+    const int made = j->c[0]->made_all;
+    int64_t used = 0;
+    j->visit = visit;
+    for (j->at = 0; j->at < j->count; j->at++) {
+        dlrni_encoding *c = j->c[j->at];
+        for (int64_t first = 0; first < c->groups; first += c->wave) {
+            if (made) {
+                c->first = 0;
+                c->wave = c->groups;
+            } else
+                DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
+            const int64_t entries = dlrni_wave_entries(c);
+            used += entries;
+            if (visit == DLRNI_VISIT_ROW)
+                dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
+            else
+                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
+                                   j);
+        }
+    }
+    j->entries = used;
+    for (int i = 0; i < j->count; i++) j->c[i]->made_all = used <= budget;
+    return DLRN_OK;
+}
+
+/* One pass over all keys finds the next bits of the key of the m-th best; j->left: how many of
+   those that agree with it stay. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) {
+    const int threads = j->c[0]->dict->ctx->threads;
+    const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
+    int64_t *count = j->c[0]->tally;
+    memset(count, 0, (size_t)(threads * counters) * sizeof *count);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    for (int t = 1; t < threads; t++)
+        for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
+    uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
+    for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
+    j->key |= part << j->shift;
+    j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
+    return DLRN_OK;
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
+   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
+   which then have fewer lists to make again. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    j->m = wanted;
+    j->key = j->known = 0;
+    for (int i = 0; i < j->count; i++) {
+        j->c[i]->made_all = 0;
+        dlrni_batch_floor(j->c[i], j->floor);
+    }
+    for (j->shift = 32 - DLRNI_KEY_BITS; j->known != UINT32_MAX;
+         j->shift = j->shift > DLRNI_KEY_BITS ? j->shift - DLRNI_KEY_BITS : 0) {
+        DLRNI_TRY(dlrni_batch_bits(j, budget));
+        if (j->m == 0 || (j->m < wanted && j->floor >= 0)) return DLRN_OK;
+        const float low = dlrni_value_of_key(j->key); /* a NaN: k n of them, or infinities */
+        for (int i = 0; i < j->count && low <= FLT_MAX && !j->c[0]->made_all; i++)
+            dlrni_batch_floor(j->c[i], nextafterf(low, -INFINITY));
+    }
+    return DLRN_OK;
+}
+
+/* Where several entries equal the cut and not all stay: the last that does. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget) {
+    int32_t *equals = j->c[0]->kept;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_ROWS, budget));
+    for (j->row = 0; j->row < j->n - 1 && equals[j->row] < j->left; j->row++)
+        j->left -= equals[j->row];
+    j->last = j->count;
+    if (equals[j->row] <= j->left) return DLRN_OK; /* all of the row's */
+    return dlrni_batch_pass(j, DLRNI_VISIT_ROW, budget);
+}
+
+/* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
+   The cut of a batch varies less than those of rows, and needs no norms. */
+
+enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
+
+/* Adds the sample of one encoding to the counts of keys. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+    const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
+    double unused[DLRNI_GUESS_ROWS];
+    dlrni_guess_job j;
+    DLRNI_TRY(dlrni_guess_begin(c, 0, unused, &j));
+    for (int64_t p = 0; p < rows * F; p++) {
+        const float pre =
+            dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], p % F, j.pre[p]);
+        if (pre > dlrni_floor_of(c->gate.threshold, p % F, c->gate.min_floor))
+            count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
+    }
+    dlrni_guess_free(&j);
+    return DLRN_OK;
+}
+
+/* The cut of the sample of all encodings; 0: too few entries are positive. */
+DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
+    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
+    dlrn_free(ctx, count);
+    *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
+    return s;
+}
+
+/* A floor to begin with; below 0: none is worth having. */
+DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
+    const int64_t k = j->c[0]->dict->formula.k;
+    double cut = j->c[0]->last_cut;
+    int64_t features = 0;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    j->floor = -1;
+    if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
+    if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    return DLRN_OK;
+}
+
+/* Memory and first figures for a common cut. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    dlrni_encoding *own = j->c[0];
+    for (int i = 0; i < j->count; i++)
+        if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
+    if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        return DLRN_ERR_MEMORY;
+    return dlrni_guess_batch(j);
+}
+
+/* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
+   entries. */
+DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
+    const float value = j->m ? dlrni_value_of_key(j->key) : INFINITY;
+    for (int i = 0; i < j->count; i++) {
+        dlrni_encoding *c = j->c[i];
+        c->last_kept.key = j->key;
+        c->last_kept.value = value;
+        c->last_kept.row = j->row;
+        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
+        c->cut_known = 1;
+        dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
+    }
+}
+
+/* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
+   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
+   high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
+    dlrni_batch_job j;
+    int64_t wanted;
+    memset(&j, 0, sizeof j);
+    j.c = c;
+    j.count = count;
+    j.n = c[0]->n;
+    if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
+    if (c[0]->k_fraction > 0) wanted += (int64_t)(c[0]->k_fraction * (double)j.n);
+    DLRNI_TRY(dlrni_batch_begin(&j));
+    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
+        j.floor = tries ? -1 : j.floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
+    }
+    j.last = count;
+    j.row = INT64_MAX;
+    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
+    dlrni_batch_end(&j, j.m == wanted);
+    return DLRN_OK;
+}
+
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
    entries. c->wave may come out smaller (dlrni_make_lists). The cuts are found once for a batch;
    later waves only use them. */
 DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first, int64_t wave,
                                                int64_t budget) {
-    int in_hand = 0;
-    if (!dlrni_selects(c->dict)) return dlrni_make_lists(c, first, wave, budget);
-    if (!c->cut_known) DLRNI_TRY(dlrni_find_cuts(c, budget, &in_hand));
-    /* the rounds have left the lists of all groups: use them */
-    if (in_hand && first == 0 && wave >= c->groups) {
+    const int by_batch = dlrni_by_batch(c);
+    if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    if (!c->cut_known)
+        DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
+    /* the rounds have left the lists of all groups: use them, once */
+    if (c->made_all && first == 0 && wave >= c->groups) {
         c->first = 0;
         c->wave = c->groups;
     } else
         DLRNI_TRY(dlrni_make_lists(c, first, wave, budget));
+    c->made_all = 0;
     /* needed even after the rounds: their lists hold all that passed an early floor */
     dlrn_parallel_for(c->dict->ctx, c->stretches * c->wave, dlrni_drop_task, c);
     return DLRN_OK;
+}
+
+/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. */
+DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, int64_t k,
+                                         dlrni_cut *heap) {
+    const dlrni_cut none = {0, INT32_MAX}; /* all of them */
+    int64_t n = c->kept[row];
+    if (n < k) return none;
+    memcpy(heap, c->best + row * c->dict->formula.k, (size_t)n * sizeof *heap);
+    while (n > k) { /* drops the worst */
+        heap[0] = heap[--n];
+        dlrni_heap_down(heap, n);
+    }
+    return heap[0];
+}
+
+/* The smallest value that the selection of a batch has kept, as it is compared (ranked); below 0:
+   nothing was positive. */
+DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
+    return c->cut_known && c->last_kept.value <= FLT_MAX ? (double)c->last_kept.value : -1;
 }
 
 /* ---- Selections over codes ----
@@ -5428,19 +5983,6 @@ typedef struct dlrni_choice {
     uint32_t cut;          /* chosen: ranks above it, and the first `ties` of those equal    */
     int64_t ties;
 } dlrni_choice;
-
-enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
-#define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
-
-/* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
-   -0 is 0. */
-DLRNI_INTERNAL uint32_t dlrni_rank_key(float rank) {
-    uint32_t bits;
-    if (rank != rank) return UINT32_MAX;
-    if (rank == 0) return DLRNI_KEY_ZERO;
-    memcpy(&bits, &rank, sizeof bits);
-    return bits >> 31 ? ~bits : bits | DLRNI_KEY_ZERO;
-}
 
 /* The rank of a value of feature c. */
 DLRNI_INTERNAL uint32_t dlrni_key_of(const dlrni_choice *j, int64_t c, float value) {
@@ -5552,6 +6094,22 @@ DLRNI_INTERNAL void dlrni_standardise(dlrni_choice *j) {
     for (int64_t c = 0; c < cols; c++) j->spread[c] = sqrt(j->spread[c] / (n - 1)) + 1e-6;
 }
 
+/* What formula.rank needs: pre-activations that gate and selection compare, and atoms in layers. */
+DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (dlrni_own_encode(dict) || f->gate == DLRN_GATE_IDENTITY || f->gate == DLRN_GATE_GATED ||
+        !dict->param[DLRN_DECODER])
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "rank: expected value of a dictionary of family %s, gate %s, found %s",
+                         dict->family, dlrn_name(DLRN_NAMES_GATE, (int)f->gate),
+                         dlrn_name(DLRN_NAMES_RANK, (int)f->rank));
+    if (f->rank == DLRN_RANK_LAYER_NORMS && (dict->layers < 1 || dict->d_out % dict->layers))
+        return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
+                         "layers: expected a divisor of d_out %lld, found %lld",
+                         (long long)dict->d_out, (long long)dict->layers);
+    return DLRN_OK;
+}
+
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -5560,6 +6118,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
                          dict->family);
+    if (f->rank != DLRN_RANK_VALUE && !dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
     if (f->normalise &&
         (dict->layers < 1 || dict->d_in % dict->layers || dict->d_out % dict->layers))
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
@@ -5969,7 +6528,7 @@ DLRNI_INTERNAL void dlrni_few_dense(void *arg, int64_t group, int worker) {
     dlrni_dense_tile(dict, c->xc, c->n, f0, f1, j->f + f0, F);
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t q = f0; q < f1; q++) {
-            float pre = j->f[i * F + q] + dict->param[DLRN_ENCODER_BIAS][q];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], q, j->f[i * F + q]);
             j->f[i * F + q] = dlrni_gate_value(&c->gate, q, pre);
         }
 }
@@ -5998,16 +6557,16 @@ DLRNI_INTERNAL void dlrni_few_screened(void *arg, int64_t group, int worker) {
         dict->ctx->k->dots(c->xc + i * d, d, dict->param[DLRN_ENCODER], d, feature, n, sum);
         memset(f + f0, 0, (size_t)width * sizeof *f);
         for (int64_t p = 0; p < n; p++) {
-            float pre = sum[p] + dict->param[DLRN_ENCODER_BIAS][feature[p]];
+            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
             f[feature[p]] = dlrni_gate_value(&c->gate, feature[p], pre);
         }
     }
 }
 
 /* Keeps the k best of each row of f [n][F], the rest becomes 0. heap [k]; a row with fewer than k
-   active features keeps them all. */
+   active features keeps them all. scale [F]: what the kept ones are multiplied by then, or NULL. */
 DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int64_t n,
-                                     dlrni_cut *heap) {
+                                     dlrni_cut *heap, const float *scale) {
     int64_t F = dict->features, k = dict->formula.k;
     for (int64_t i = 0; i < n; i++, f += F) {
         int32_t kept = 0;
@@ -6018,6 +6577,8 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
             dlrni_cut entry = {f[j], (int32_t)j};
             if (f[j] != 0 && dlrni_is_worse(&entry, &heap[0])) f[j] = 0;
         }
+        for (int64_t j = 0; scale && j < F; j++)
+            if (f[j] != 0) f[j] *= scale[j];
     }
 }
 
@@ -6041,7 +6602,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         !DLRNI_GROW(ctx, &e->heap, &e->heap_cap, 0, heap) ||
         (!f && !DLRNI_GROW(ctx, &e->f, &e->f_cap, 0, n * dict->features)))
         return DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled));
+    /* a selection compares values without their scales */
+    DLRNI_TRY(dlrni_gating_begin(&c->gate, dict, c->unscaled || heap));
     /* dense in any case: selection and codes start from it */
     if (!f) j->f = e->f;
     /* the caller's x is not written to */
@@ -6060,7 +6622,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
     /* after all groups: a cut needs the whole row */
-    if (heap) dlrni_few_select(dict, j->f, n, e->heap);
+    if (heap) dlrni_few_select(dict, j->f, n, e->heap, c->unscaled ? NULL : c->gate.late);
     /* codes from the dense f: with few rows a look at all F is cheap */
     dlrn_status s = j->codes ? dlrni_sparse_append(ctx, j->codes, j->f, n) : DLRN_OK;
     j->f = f;
@@ -6153,19 +6715,18 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_rows(dlrn_encoder *e, const float *x, in
     return DLRN_OK;
 }
 
-/* Multiplies the codes by exp(LOG_SCALE), where a selection came before it: the columns feature_at
-   .. feature_at + F, which are this dictionary's. Products of 0 are dropped. */
-DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_dictionary *dict, int64_t feature_at,
+/* Turns what a selection compared into values: the columns feature_at .. feature_at + F, which are
+   this encoder's. Products of 0 are dropped. */
+DLRNI_INTERNAL void dlrni_scale_codes(const dlrn_encoder *e, int64_t feature_at,
                                       dlrn_sparse *codes) {
-    const float *log_scale = dict->param[DLRN_LOG_SCALE];
+    const float *late = e->c.gate.late;
     int64_t to = 0, p = 0;
-    if (!log_scale || dict->formula.gate == DLRN_GATE_GATED) return; /* gated: in the value */
+    if (!late) return;
     for (int64_t i = 0; i < codes->rows; i++) {
         for (const int64_t end = codes->row_ptr[i + 1]; p < end; p++) {
             int64_t feature = codes->col[p] - feature_at;
             float value = codes->val[p];
-            if (feature >= 0 && feature < dict->features)
-                value *= (float)exp((double)log_scale[feature]);
+            if (feature >= 0 && feature < e->dict->features) value *= late[feature];
             codes->col[to] = codes->col[p];
             codes->val[to] = value;
             to += value != 0;
@@ -6182,8 +6743,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but before LOG_SCALE: what a selection
-   over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
+   selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
@@ -6208,7 +6769,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
-        dlrni_scale_codes(dict, 0, codes);
+        dlrni_scale_codes(e, 0, codes);
         if (f) dlrni_spread_codes(codes, f);
         return DLRN_OK;
     }
@@ -6811,7 +7372,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
     }
     DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
     for (int64_t q = 0; q < dict->n_parts; q++)
-        dlrni_scale_codes(dict->part[q].dict, dict->part[q].feature_at, codes);
+        dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
 }
 
@@ -12470,14 +13031,17 @@ DLRNI_INTERNAL void dlrni_scale_numbers(float *row, int64_t n, double scale) {
     for (int64_t i = 0; i < n; i++) row[i] = (float)((double)row[i] * scale);
 }
 
-/* A gate on p ||atom|| > threshold becomes one on p > threshold / ||atom||. An atom of norm 0 adds
-   nothing: its feature stays off, unless the threshold is negative. */
+/* A gate on p n > threshold becomes one on p > threshold / n. An atom of norm 0 adds nothing: its
+   feature stays off, unless the threshold is negative. */
+DLRNI_INTERNAL float dlrni_divided(float threshold, double norm) {
+    const double t = (double)threshold / norm;
+    return t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
+}
+
 DLRNI_INTERNAL void dlrni_fold_norm_into_threshold(dlrn_dictionary *dict) {
     float *threshold = dict->param[DLRN_THRESHOLD];
-    for (int64_t j = 0; j < dict->features; j++) {
-        double t = (double)threshold[j] / dlrni_atom_norm(dict, j);
-        threshold[j] = t <= -(double)FLT_MAX ? -FLT_MAX : t < (double)FLT_MAX ? (float)t : FLT_MAX;
-    }
+    for (int64_t j = 0; j < dict->features; j++)
+        threshold[j] = dlrni_divided(threshold[j], dlrni_atom_norm(dict, j));
 }
 
 /* A threshold that a pre-activation may also equal: the next smaller one, to be exceeded. */
@@ -12502,6 +13066,40 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_norm_into_encoder(dlrn_dictionary *dict, i
             dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
     }
     return DLRN_OK;
+}
+
+/* Turns a ranked dictionary into one that is not, with the same x_hat, as files hold it. Thresholds
+   of features are divided by the norms, and values stay. Otherwise encoder rows and biases are
+   multiplied by the norms, the atoms divided, and the features are then the ranked ones. compared:
+   1: a selection over several parts compares the features. */
+DLRNI_INTERNAL void dlrni_unrank(dlrn_dictionary *dict, int compared) {
+    dlrn_formula *f = &dict->formula;
+    const int jumps = f->gate == DLRN_GATE_JUMP || f->gate == DLRN_GATE_JUMP_SIGNED;
+    const int alone = f->select == DLRN_SELECT_ALL && !compared;
+    const int by_sign = alone && !jumps; /* which no norm changes */
+    float *threshold = alone && jumps ? dict->param[DLRN_THRESHOLD] : NULL;
+    const int64_t F = f->rank == DLRN_RANK_VALUE || by_sign || dict->n_parts ? 0 : dict->features;
+    for (int64_t j = 0; j < F; j++) {
+        const double norm = (double)dlrni_rank_norm(dict, j);
+        if (threshold) {
+            threshold[j] = dlrni_divided(threshold[j], norm);
+            continue;
+        }
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER] + j * dict->d_in, dict->d_in, norm);
+        dlrni_scale_numbers(dict->param[DLRN_ENCODER_BIAS] + j, 1, norm);
+        if (norm > 0)
+            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out, 1 / norm);
+    }
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_unrank(dict->part[i].dict, f->select != DLRN_SELECT_ALL);
+    f->rank = DLRN_RANK_VALUE;
+}
+
+/* Whether a dictionary, or a part, compares anything but values. */
+DLRNI_INTERNAL int dlrni_is_ranked(const dlrn_dictionary *dict) {
+    int is = !dict->n_parts && dict->formula.rank != DLRN_RANK_VALUE;
+    for (int64_t i = 0; i < dict->n_parts; i++) is |= dlrni_is_ranked(dict->part[i].dict);
+    return is;
 }
 
 /* A mean that is subtracted from x and added to x_hat needs both to have one width. */
@@ -15057,16 +15655,35 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* No layout says that norms are compared: a ranked dictionary is written from a copy. *copy: NULL
+   where none is needed. */
+DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
+                                               dlrn_dictionary **copy) {
+    *copy = NULL;
+    if (!dlrni_is_ranked(dict)) return DLRN_OK;
+    if (!dict->n_parts) DLRNI_TRY(dlrni_check_rank(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_is_ranked(dict->part[i].dict)) DLRNI_TRY(dlrni_check_rank(dict->part[i].dict));
+    DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, copy));
+    dlrni_unrank(*copy, 0);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
+    dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
     /* not .npy, which holds a single tensor */
     if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
-    DLRNI_TRY(dlrni_layout_of(dict, path, &library, &row));
-    return dlrni_write_row(dict, row, library->name, path, 1);
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    if (copy) dict = copy;
+    dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
+    if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
+    dlrn_dictionary_destroy(copy);
+    return s;
 }
 
 /* ---- For a library ----
@@ -15224,7 +15841,8 @@ enum { /* in the order in which they are done */
        DLRNI_FOLD_CENTER = 2,
        DLRNI_FOLD_THRESHOLD = 4, /* of all features: written for each   */
        DLRNI_FOLD_RELU = 8,      /* a jump with thresholds 0            */
-       DLRNI_FOLD_NEGATIVE = 16  /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_NEGATIVE = 16, /* thresholds below 0, which mean 0    */
+       DLRNI_FOLD_RANK = 32      /* norms of atoms that are compared    */
 };
 
 /* How a dictionary is written: the row, and what is folded. */
@@ -15458,13 +16076,16 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_all(dlrn_dictionary *dict, const dlrni_pla
 /* What has been folded, for the user. */
 DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
     static const char *const says[] = {
-        "scales are part of the weights", "the center is part of the encoder bias",
+        "scales are part of the weights",
+        "the center is part of the encoder bias",
         "the threshold of all features is written for each",
-        "ReLU is written as a jump with thresholds 0", "thresholds below 0 are written as 0"};
+        "ReLU is written as a jump with thresholds 0",
+        "thresholds below 0 are written as 0",
+        "what is compared is p, with the norms of atoms in the weights or thresholds"};
     int at = 0;
     if (!size) return;
     *note = 0;
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < 6; i++)
         if (folds >> i & 1 && at < (int)size)
             at += dlrni_print(note + at, size - (size_t)at, "%s%s", at ? "; " : "", says[i]);
 }
@@ -15719,23 +16340,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     return s;
 }
 
-/* A copy is made only where something is folded. */
-DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
-                                  const dlrn_save_options *options, char *note, size_t size) {
+/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only where
+   something is. */
+DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, const char *path,
+                                               const dlrn_save_options *options, unsigned *folds) {
     const char *library = options && options->layout ? options->layout : dict->layout;
     const dlrni_target *target;
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
     memset(&plan, 0, sizeof plan);
-    if (size) *note = 0;
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
-    if (dict->n_parts) {
-        DLRNI_TRY(dlrni_save_set(dict, path, target, &plan.folds));
-        dlrni_note_folds(plan.folds, note, size);
-        return DLRN_OK;
-    }
+    if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
     DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
@@ -15747,7 +16364,19 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
-    if (s == DLRN_OK) dlrni_note_folds(plan.folds, note, size);
+    *folds = plan.folds;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
+                                  const dlrn_save_options *options, char *note, size_t size) {
+    unsigned folds = 0;
+    dlrn_dictionary *copy;
+    if (size) *note = 0;
+    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
+    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
+    dlrn_dictionary_destroy(copy);
     return s;
 }
 
@@ -15870,9 +16499,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
 }
 
 /* ---- Building ---- */
-
-/* No model has more; a small file could claim any number, and each is a part. */
-enum { DLRNI_LAYERS_MAX = 1024 };
 
 /* Sizes of a dictionary of several layers while it is read. */
 typedef struct dlrni_layers {
@@ -16840,221 +17466,6 @@ DLRNI_INTERNAL dlrn_status dlrni_load_layers(dlrni_loading *l, dlrn_dictionary *
 
 DLRNI_COLD_END
 #ifndef DICTLEARN_NO_TRAINING
-/* ------------------------------------------------------------------------------------------ */
-// >>naive
-/* The algorithm, written to be read: a step of the recipe reference, in double, with plain loops
-   and every number in memory. The rooms after this one do the same with lists of active features,
-   in f32, and in parallel. Compiled for the tests only: they compare this step with finite
-   differences and with PyTorch, and the trainer with this step. */
-#ifdef DICTLEARN_NAIVE_STEP
-
-/* trainSAE's constant, which avoids 0 / 0 and log(0). */
-static const double dlrni_naive_eps = 1e-8;
-
-/* Parameters, gradients and moments by role. The caller owns all arrays. */
-typedef struct dlrni_naive {
-    int64_t n, d_in, d_out, F;  /* rows x [n][d_in], targets y [n][d_out]; F features          */
-    double *p[DLRN_ROLE_COUNT]; /* encoder [F][d_in], decoder [F][d_out], and the biases       */
-    double *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int center;              /* role of the bias that is subtracted from x; -1: none        */
-    int squared, entropy;    /* 1: the squared distance; entropy in place of the L1 norm    */
-    double penalty, lr;      /* weight of the sparsity loss; Adam's rate at this step       */
-    int64_t ghost_threshold; /* features silent for more steps are dead; -1: none           */
-    int64_t *silent;         /* [F] steps since the feature was last active                 */
-    int64_t step;            /* steps done                                                  */
-    double *pre, *f, *e;     /* [n][F] pre-activations, features; [n][d_out] x_hat - y      */
-    double *ghost, *r;       /* [n][d_out] output of the dead, and the residual they aim at */
-    double *scale, ratio;    /* [n] of the output of the dead; weight of their loss         */
-    double reconstruction, sparsity, auxiliary; /* the terms of the loss, without weights      */
-} dlrni_naive;
-
-/* Uses the counters before this step, as the reference does. */
-DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
-    return s->ghost_threshold >= 0 && s->silent[j] > s->ghost_threshold;
-}
-
-DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
-    double square = 0;
-    for (int64_t c = 0; c < d; c++) square += a[c] * a[c];
-    return sqrt(square);
-}
-
-/* Row i: f = ReLU(W_e (x - b) + b_e), e = f W_d + bias - y. The output of the dead
-   features is exp(pre) W_d. */
-DLRNI_INTERNAL void dlrni_naive_forward(dlrni_naive *s, int64_t i, const double *x,
-                                        const double *y) {
-    const double *b = s->center < 0 ? NULL : s->p[s->center];
-    double *e = s->e + i * s->d_out, *ghost = s->ghost + i * s->d_out;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        e[c] = s->p[DLRN_OUTPUT_BIAS][c] - y[c];
-        ghost[c] = 0;
-    }
-    for (int64_t j = 0; j < s->F; j++) {
-        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
-        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
-        double pre = s->p[DLRN_ENCODER_BIAS][j];
-        for (int64_t c = 0; c < s->d_in; c++) pre += row[c] * (x[c] - (b ? b[c] : 0));
-        double f = pre > 0 ? pre : 0, dead = dlrni_naive_is_dead(s, j) ? exp(pre) : 0;
-        for (int64_t c = 0; c < s->d_out; c++) {
-            e[c] += f * atom[c];
-            ghost[c] += dead * atom[c];
-        }
-        s->pre[i * s->F + j] = pre;
-        s->f[i * s->F + j] = f;
-    }
-}
-
-/* L1 norm of the features f [F] of a row, or the entropy of q = f / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_sparsity(const dlrni_naive *s, const double *f) {
-    double sum = 0, entropy = 0;
-    for (int64_t j = 0; j < s->F; j++) sum += f[j];
-    for (int64_t j = 0; j < s->F; j++) {
-        double q = f[j] / (sum + dlrni_naive_eps);
-        entropy -= q * log(q + dlrni_naive_eps);
-    }
-    return s->entropy ? entropy : sum;
-}
-
-/* The loss of x and y, and its terms. `again` 1 keeps the ghosts' residual, scale and ratio of the
-   last call: the gradient treats them as constants, so finite differences must do so too. */
-DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
-                                       int again) {
-    const int64_t d = s->d_out;
-    int dead = 0;
-    s->reconstruction = s->sparsity = s->auxiliary = 0;
-    for (int64_t j = 0; j < s->F; j++) dead |= dlrni_naive_is_dead(s, j);
-    for (int64_t i = 0; i < s->n; i++) {
-        dlrni_naive_forward(s, i, x + i * s->d_in, y + i * d);
-        double norm = dlrni_naive_length(s->e + i * d, d), square = 0;
-        s->reconstruction += (s->squared ? norm * norm : norm) / (double)s->n;
-        s->sparsity += dlrni_naive_sparsity(s, s->f + i * s->F) / (double)s->n;
-        if (!again) { /* scales the output to half of the residual's length */
-            double own = dlrni_naive_length(s->ghost + i * d, d);
-            s->scale[i] = norm / (2 * own + dlrni_naive_eps);
-            for (int64_t c = 0; c < d; c++) s->r[i * d + c] = -s->e[i * d + c];
-        }
-        for (int64_t c = i * d; c < (i + 1) * d; c++)
-            square += pow(s->scale[i] * s->ghost[c] - s->r[c], 2);
-        if (dead) s->auxiliary += sqrt(square) / (double)s->n;
-    }
-    /* makes it as large as the reconstruction loss */
-    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
-    return s->reconstruction + s->penalty * s->sparsity + s->ratio * s->auxiliary;
-}
-
-/* The derivative of dlrni_naive_sparsity with respect to an active feature j. With h(q) = -log(q +
-   eps) - q / (q + eps) and the mean H = sum_k q_k h(q_k): (h(q_j) - H) / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_naive_slope(const dlrni_naive *s, const double *f, int64_t j) {
-    double sum = dlrni_naive_eps, mean = 0, own = 0;
-    for (int64_t k = 0; k < s->F; k++) sum += f[k];
-    for (int64_t k = 0; k < s->F; k++) {
-        double q = f[k] / sum, h = -log(q + dlrni_naive_eps) - q / (q + dlrni_naive_eps);
-        mean += q * h;
-        if (k == j) own = h;
-    }
-    return s->entropy ? (own - mean) / sum : 1;
-}
-
-/* Adds what row i and feature j contribute to the gradients. `toward` [d_out] is the derivative of
-   the loss with respect to x_hat, `dead` [d_out] that with respect to the output of the dead
-   features. */
-DLRNI_INTERNAL void dlrni_naive_chain(dlrni_naive *s, int64_t i, int64_t j, const double *x,
-                                      const double *toward, const double *dead) {
-    const double *atom = s->p[DLRN_DECODER] + j * s->d_out, *f = s->f + i * s->F;
-    double ghost = dlrni_naive_is_dead(s, j) ? exp(s->pre[i * s->F + j]) : 0;
-    double slope = f[j] > 0 ? s->penalty * dlrni_naive_slope(s, f, j) / (double)s->n : 0;
-    for (int64_t c = 0; c < s->d_out; c++) {
-        s->g[DLRN_DECODER][j * s->d_out + c] += f[j] * toward[c] + ghost * dead[c];
-        /* ReLU passes no gradient to a feature that is off; exp is its own derivative */
-        slope += (f[j] > 0 ? toward[c] * atom[c] : 0) + ghost * dead[c] * atom[c];
-    }
-    s->g[DLRN_ENCODER_BIAS][j] += slope;
-    for (int64_t c = 0; c < s->d_in; c++) {
-        const double b = s->center < 0 ? 0 : s->p[s->center][c];
-        s->g[DLRN_ENCODER][j * s->d_in + c] += slope * (x[c] - b);
-        if (s->center >= 0) s->g[s->center][c] -= slope * s->p[DLRN_ENCODER][j * s->d_in + c];
-    }
-}
-
-/* How many numbers a role has. */
-DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
-    return role == DLRN_ENCODER        ? s->F * s->d_in
-           : role == DLRN_DECODER      ? s->F * s->d_out
-           : role == DLRN_ENCODER_BIAS ? s->F
-           : role == DLRN_OUTPUT_BIAS  ? s->d_out
-                                       : s->d_in;
-}
-
-/* The gradients of dlrni_naive_loss, which must have been called. toward, dead [d_out] are
-   scratch. */
-DLRNI_INTERNAL void dlrni_naive_gradients(dlrni_naive *s, const double *x, double *toward,
-                                          double *dead) {
-    const int64_t d = s->d_out;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t c = 0; s->g[role] && c < dlrni_naive_size(s, role); c++) s->g[role][c] = 0;
-    for (int64_t i = 0; i < s->n; i++) {
-        double norm = dlrni_naive_length(s->e + i * d, d), length;
-        for (int64_t c = 0; c < d; c++)
-            dead[c] = s->scale[i] * s->ghost[i * d + c] - s->r[i * d + c];
-        length = dlrni_naive_length(dead, d);
-        for (int64_t c = 0; c < d; c++) {
-            /* the derivative of |e| is e / |e|; at 0 it has none */
-            double by = s->squared ? 2 : norm > 0 ? 1 / norm : 0;
-            toward[c] = by * s->e[i * d + c] / (double)s->n;
-            by = length > 0 ? s->ratio * s->scale[i] / length : 0;
-            dead[c] *= by / (double)s->n;
-            s->g[DLRN_OUTPUT_BIAS][c] += toward[c];
-        }
-        for (int64_t j = 0; j < s->F; j++)
-            dlrni_naive_chain(s, i, j, x + i * s->d_in, toward, dead);
-    }
-}
-
-/* An atom's gradient without its part along the atom, before Adam; afterwards (g NULL) the atom is
-   scaled to length 1. A zero atom stays 0. */
-DLRNI_INTERNAL void dlrni_naive_atom(double *atom, double *g, int64_t d) {
-    double length = dlrni_naive_length(atom, d), dot = 0;
-    for (int64_t c = 0; c < d && g; c++) dot += atom[c] * g[c];
-    for (int64_t c = 0; c < d && length > 0; c++) {
-        if (g)
-            g[c] -= dot / (length * length) * atom[c];
-        else
-            atom[c] /= length;
-    }
-}
-
-/* Adam's update of number i of a role. Its corrections count steps from 1. */
-DLRNI_INTERNAL void dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
-    double g = s->g[role][i], *m = &s->m[role][i], *v = &s->v[role][i];
-    *m = 0.9 * *m + 0.1 * g;
-    *v = 0.999 * *v + 0.001 * g * g;
-    double mean = *m / (1 - pow(0.9, (double)s->step));
-    double square = *v / (1 - pow(0.999, (double)s->step));
-    s->p[role][i] -= s->lr * mean / (sqrt(square) + 1e-8);
-}
-
-/* One step; returns the loss before it. toward, dead [d_out] are scratch. */
-DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y,
-                                       double *toward, double *dead) {
-    const int64_t d = s->d_out;
-    double loss = dlrni_naive_loss(s, x, y, 0);
-    dlrni_naive_gradients(s, x, toward, dead);
-    for (int64_t j = 0; j < s->F; j++)
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, s->g[DLRN_DECODER] + j * d, d);
-    s->step++;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
-            dlrni_naive_adam(s, role, i);
-    for (int64_t j = 0; j < s->F; j++) {
-        dlrni_naive_atom(s->p[DLRN_DECODER] + j * d, NULL, d);
-        s->silent[j]++;
-        for (int64_t i = 0; i < s->n; i++)
-            if (s->f[i * s->F + j] > 0) s->silent[j] = 0;
-    }
-    return loss;
-}
-#endif /* DICTLEARN_NAIVE_STEP */
-
 /* ------------------------------------------------------------------------------------------ */
 // >>source
 /* Sources of rows: arrays in memory or in files, and a filter for rows that are not finite. A
@@ -18469,37 +18880,73 @@ enum { DLRNI_RUN = 4 };
 
 /* All arrays with one entry per row of the batch, in one block of memory. */
 typedef struct dlrni_batch {
-    int64_t n, cap;     /* rows; capacity in rows                                    */
-    const float *y;     /* [n][d_out] borrowed                                       */
-    float *xc;          /* [n][d_in] input of the encoder; the block's first array   */
-    float *e;           /* [n][d_out] x_hat, then x_hat - y                          */
-    double *error;      /* [n] a row's share of the reconstruction loss              */
-    double *total;      /* [n] sum of the row's features                             */
-    double *sparse;     /* [n] a row's share of the sparsity loss                    */
-    double *mean_slope; /* [n] entropy: the mean of its slope h_j under q_j      */
-    float *c;           /* [n] the derivative with respect to x_hat_i is c_i e_i */
-    int32_t *number;    /* [n] 0, 1, 2, ...                                      */
+    int64_t n, cap;    /* rows; capacity in rows                                    */
+    const float *y;    /* [n][d_out] borrowed                                       */
+    float *xc;         /* [n][d_in] input of the encoder; the block's first array   */
+    const float *z;    /* [n][d_in] what a skip sees: xc before the center was subtracted */
+    float *e;          /* [n][d_out] x_hat, then x_hat - y; of a part: a window of the whole's */
+    int64_t e_ld;      /* rows of e and of level are so far apart                   */
+    double *error;     /* [n] a row's share of the reconstruction loss              */
+    double *total;     /* [n] sum of the row's features                             */
+    double *sparse;    /* [n] a row's share of the sparsity loss                    */
+    double *row_slope; /* [n] what the penalty's slope needs of a row; before that, with
+                          p-anneal, its sum by the next exponent */
+    double *active;    /* [n] number of active features                             */
+    double *error2;    /* [n] loss of the second reconstruction                     */
+    float *c;          /* [n] the derivative with respect to x_hat_i is c_i e_i     */
+    float *one;        /* [n] ones: the c of rows that are derivatives already      */
+    int32_t *number;   /* [n] 0, 1, 2, ...                                          */
+    /* Nested groups: the errors of each prefix but the last, [levels - 1][n][d_out]; from
+       dlrni_level_slopes on, the derivatives by what the group adds. Otherwise one array where a
+       row's derivative is not c_i e_i (losses by layer, an attached auxiliary loss), or NULL. */
+    float *level;
+    int64_t levels, level_end[DLRN_GROUPS_MAX]; /* groups; where the features of each end    */
+    double level_weight[DLRN_GROUPS_MAX];       /* of its loss                               */
+    /* A second reconstruction: of a gate's values, or of more than k features. NULL: none. */
+    float *e2, *c2; /* [n][d_out] its error; [n]                                          */
+    /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
+    dlrni_cut *inner;
+    double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
+    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    int64_t scaled_y_cap;
+    int64_t level_cap, e2_cap;
+    /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
+    float *own_z, *slopes;
+    int64_t own_z_cap, slopes_cap;
 } dlrni_batch;
 
 /* What the auxiliary pass (room auxiliary) keeps per row. */
 typedef struct dlrni_aux_row {
-    float level;     /* ghosts: shift of the exponent; AuxK: value of the last feature kept   */
-    int32_t feature; /* AuxK: the last feature kept among equal values                        */
+    float bound;     /* ghosts: shift of the exponent; AuxK: rank of the last feature kept    */
+    int32_t feature; /* AuxK: the last feature kept among equal ranks                         */
     float factor;    /* the derivative with respect to the row's output is factor * aux.e     */
     double error;    /* the row's share of the auxiliary loss                                 */
 } dlrni_aux_row;
 
 /* The dead features of a batch: an auxiliary loss lets them predict what the others left over. */
 typedef struct dlrni_aux {
-    int64_t count;       /* number of dead features that have an auxiliary loss           */
-    int32_t *dead;       /* [F] these features, ascending                                 */
-    float *e;            /* [n][d_out] their output, then its distance from the residual  */
-    dlrni_aux_row *row;  /* [n]                                                        */
+    int64_t count; /* number of dead features that have an auxiliary loss                 */
+    int32_t *dead; /* [F] these features, ascending                                       */
+    /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
+       dead [from[l] .. from[l + 1]). */
+    int64_t losses, from[DLRN_GROUPS_MAX + 1];
+    float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
     int64_t e_cap, row_cap;
 } dlrni_aux;
+
+/* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that they
+   predict. */
+typedef struct dlrni_aux_loss {
+    const int32_t *dead; /* [count] ascending                */
+    int64_t count;
+    const float *rest; /* [n][d_out] x_hat - y, of the features so far */
+    float *e;          /* [n][d_out] as in dlrni_aux       */
+    dlrni_aux_row *row;
+} dlrni_aux_loss;
 
 /* What a step needs besides weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
@@ -18518,63 +18965,31 @@ typedef struct dlrni_work {
                              that is subtracted                                           */
     float *center_grad;   /* [d_in]                                                       */
     float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
-    double penalty_slope; /* a penalty on the whole batch: its derivative by L0           */
+    float *skip_grad;     /* [skip_rows][d_in] gradient of the skip; that of one run      */
+    double weight;        /* of the penalty in this step, divided by the number of rows   */
+    double target_slope;  /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty;  /* p-anneal: the penalty of this batch by the next exponent      */
+    float *norm;          /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
+    float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
+    double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
+    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
 typedef struct dlrni_recipe dlrni_recipe;
+typedef struct dlrni_auxiliary dlrni_auxiliary;
 
-struct dlrn_trainer {
-    dlrn_context *ctx;
-    dlrn_train_config cfg;
-    const dlrni_recipe *recipe;
-    dlrni_rules rules;     /* the recipe's, for cfg                                       */
-    dlrn_dictionary *dict; /* owned                                                       */
-    dlrn_buffer *buffer;   /* borrowed, or NULL                                           */
-    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *since_fired;
-    int64_t step; /* steps done                                                           */
-    dlrni_work w;
-    dlrni_stage stage;
-    const float *x, *y;    /* rows of the unfinished step, borrowed from the buffer or    */
-    int64_t n;             /* from the caller of step_on; 0: there are none               */
-    int from_buffer;       /* 1: they are the buffer's                                    */
-    dlrn_train_stats last; /* figures of the last step whose update is done               */
-    struct {
-        double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
-        double off;    /* log of L0 over its target, at the last step                 */
-    } steering;
-};
+enum { DLRNI_ANNEAL_QUEUE = 10 }; /* steps: dictionary_learning's sparsity_queue_length */
 
-/* The features of a few groups during a visit: their sums so far, and their entries on the present
-   stretch, sorted by feature. */
-typedef struct dlrni_visit {
-    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width           */
-    float *sum[DLRN_ROLE_COUNT];      /* [width][d] gradients of atoms and of encoder rows     */
-    float *run[DLRN_ROLE_COUNT];      /* the same over one run of rows                         */
-    double *scalar[DLRN_ROLE_COUNT];  /* [width] gradients of roles with one number a feature  */
-    int64_t *at;                      /* [width + 1] where each feature's entries start        */
-    int32_t *row;                     /* rows of the batch, ascending within a feature         */
-    float *val, *coef, *slope; /* pre-activation; derivative by the atom is coef g; derivative
-                                  by the pre-activation, before that the product <e, atom>     */
-    int64_t rows;              /* of the present stretch                                       */
-} dlrni_visit;
-
-/* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
-   all (room auxiliary); these five functions say how they differ. */
-typedef struct dlrni_auxiliary {
-    int (*is_dead)(const dlrn_trainer *t, int64_t feature);
-    /* pre [count]: the pre-activations of all dead features on one row. Keeps what `activate`
-       needs, and turns them into values. */
-    void (*begin_row)(dlrn_trainer *t, int64_t row, float *pre);
-    /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
-       derivatives. */
-    void (*activate)(const dlrn_trainer *t, int64_t row, const int32_t *feature, int64_t n,
-                     float *f, float *df);
-    void (*end_row)(dlrn_trainer *t, int64_t row); /* aux.e: output -> distance; the row's error */
-    void (*finish)(dlrn_trainer *t, dlrn_train_stats *stats); /* the loss; every row's factor   */
-} dlrni_auxiliary;
+/* p-anneal: the exponent of the penalty, and what keeps the penalty's size when it falls. */
+typedef struct dlrni_anneal {
+    double p, next;  /* exponents now and after the next update; next 0 < p; -1: none yet    */
+    double factor;   /* of cfg.sparsity_penalty                                              */
+    int64_t updates; /* done                                                                 */
+    int64_t queued;  /* steps in the queue, at most DLRNI_ANNEAL_QUEUE; the oldest first     */
+    double now[DLRNI_ANNEAL_QUEUE], then[DLRNI_ANNEAL_QUEUE]; /* penalties by p and by next    */
+} dlrni_anneal;
 
 /* ---- Rules: what a recipe fixes ----
    Settings (dlrn_train_config) are for users. Rules are the switches in which the libraries differ
@@ -18634,8 +19049,9 @@ typedef enum dlrni_weights {
     DLRNI_WEIGHTS_ENCODER, /* encoder as torch.nn.Linear, atoms its copies at norm 1; atoms of
                               transcoders 0 (sparsify)                                          */
     DLRNI_WEIGHTS_LAYERS,  /* as TIED, the norm for each layer of an atom                       */
-    DLRNI_WEIGHTS_UNIFORM  /* cross-layer transcoders: encoder within +-1/sqrt(F), decoder within
-                              +-1/sqrt(layers d) (Llamascopium)                                 */
+    DLRNI_WEIGHTS_UNIFORM  /* Llamascopium: atoms within +-1/sqrt(d_out), encoder rows their
+                              copies; of cross-layer transcoders within +-1/sqrt(features of a
+                              layer)                                                            */
 } dlrni_weights;
 
 typedef struct dlrni_rules {
@@ -18652,7 +19068,9 @@ typedef struct dlrni_rules {
     double new_threshold; /* of new features; 0: the family's                 */
     int gate_frozen; /* gated: 1: the second reconstruction has no gradient by decoder and bias */
     dlrni_atoms atoms;
-    double atom_norm; /* of new atoms                                      */
+    double atom_norm;  /* of new atoms                                      */
+    int atoms_of_cube; /* 1: their directions are drawn from a cube, as kaiming_uniform_ does; 0:
+                          from a sphere */
     dlrni_weights weights;
     dlrni_first first;
     int zero_picks; /* 1: a feature that is picked with a value of 0 has a gradient (sparsify) */
@@ -18663,12 +19081,12 @@ typedef struct dlrni_rules {
                            (SAELens); 0: the mean of all, weighted (dictionary_learning)      */
     dlrni_k_rule k_rule;
     /* A dead feature: after `dead_rows` rows or `dead_steps` steps. */
-    int counts_rows;     /* since_fired counts rows, not steps                */
-    int dead_before;     /* 1: the auxiliary loss uses counters without this batch */
-    int dead_after_more; /* 1: more than so many; 0: so many                  */
-    const struct dlrni_auxiliary *auxiliary; /* NULL: none                    */
-    int auxk_raw;     /* 1: values are p of either sign, the largest; 0: ReLU(p)  */
-    int auxk_by_size; /* 1: the largest |p|                                */
+    int counts_rows;                  /* since_fired counts rows, not steps                */
+    int dead_before;                  /* 1: the auxiliary loss uses counters without this batch */
+    int dead_after_more;              /* 1: more than so many; 0: so many                  */
+    const dlrni_auxiliary *auxiliary; /* NULL: none                    */
+    int auxk_raw;                     /* 1: values are p of either sign, the largest; 0: ReLU(p)  */
+    int auxk_by_size;                 /* 1: the largest |p|                                */
     dlrni_auxk_scale auxk_scale;
     int auxk_attached;     /* 1: the residual has a gradient (Llamascopium)     */
     int auxk_decoder_only; /* 1: the encoder has none (sparsify's defect)    */
@@ -18678,11 +19096,78 @@ typedef struct dlrni_rules {
     int decays_after_warmup; /* decay_start -1: the decay follows the warm-up */
     int warmup_from_one;     /* the first rate is lr / warmup_steps, not 0       */
     double decay_floor;      /* the decay ends at this share of lr                */
+    int logs_again;          /* compat: a logged step is counted twice (dlrni_stage_logging) */
     int clip_rms;  /* the norm is divided by the root of the number of gradients that are not
                            0; thresholds are not clipped (Llamascopium)      */
     int steers;    /* target_l0 steers the weight of the penalty        */
     int anneals_p; /* p falls (anneal_start ...)                        */
 } dlrni_rules;
+
+struct dlrn_trainer {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    const dlrni_recipe *recipe;
+    dlrni_rules rules;     /* the recipe's, for cfg                                       */
+    dlrn_dictionary *dict; /* owned                                                       */
+    dlrn_buffer *buffer;   /* borrowed, or NULL                                           */
+    float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int64_t *since_fired;
+    int64_t step; /* steps done                                                           */
+    dlrni_work w;
+    dlrni_stage stage;
+    const float *x, *y;    /* rows of the unfinished step, borrowed from the buffer or    */
+    int64_t n;             /* from the caller of step_on; 0: there are none               */
+    int from_buffer;       /* 1: they are the buffer's                                    */
+    dlrn_train_stats last; /* figures of the last step whose update is done               */
+    struct {
+        double factor; /* of cfg.sparsity_penalty; 1 without a target for L0          */
+        double off;    /* log of L0 over its target, at the last step                 */
+    } steering;
+    dlrni_anneal anneal;
+    /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
+       its part by a window of the whole's errors; the step as a whole is its owner's. */
+    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrni_encoding **part_codes; /* [n_parts] theirs */
+    int64_t n_parts;
+    const dlrn_trainer *whole; /* of a part's trainer: its owner */
+    int has_scales;            /* 1: the dictionary came with its scales: scale_rows keeps them */
+    int64_t scaled; /* DLRNI_ATOMS_UNIT_FIRST: 1 + the last step whose atoms were scaled */
+};
+
+/* The features of a few groups during a visit: their sums so far, and their entries on the present
+   stretch, sorted by feature. */
+typedef struct dlrni_visit {
+    int64_t group, groups, f0, width; /* groups, and their features f0 .. f0 + width           */
+    float *sum[DLRN_ROLE_COUNT];      /* [width][d] gradients of atoms and of encoder rows     */
+    float *run[DLRN_ROLE_COUNT];      /* the same over one run of rows                         */
+    double *scalar[DLRN_ROLE_COUNT];  /* [width] gradients of roles with one number a feature  */
+    double *lift;                     /* [width] sums of the slopes, for the center            */
+    double *norm;                     /* [width] the penalty's gradients by the atoms' norms   */
+    int64_t *at;                      /* [width + 1] where each feature's entries start        */
+    int32_t *row;                     /* rows of the batch, ascending within a feature         */
+    float *val, *coef, *slope; /* pre-activation; derivative by the atom is coef g; derivative
+                                  by the pre-activation, before that the product <g, atom>     */
+    float *coef2, *slope2;     /* the same for the second reconstruction, or NULL              */
+    int64_t rows, first;       /* of the present stretch; its first row                        */
+} dlrni_visit;
+
+/* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
+   all (room auxiliary); these five functions say how they differ. */
+struct dlrni_auxiliary {
+    int (*is_dead)(const dlrn_trainer *t, int64_t feature);
+    /* pre [a->count]: the pre-activations of all its dead features on one row. Keeps what
+       `activate` needs, and turns them into values. rank [a->count]: scratch. */
+    void (*begin_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row, float *pre,
+                      float *rank);
+    /* f [n]: pre-activations of some dead features on a row; becomes their values, and df [n] their
+       derivatives. */
+    void (*activate)(const dlrn_trainer *t, const dlrni_aux_row *row, const int32_t *feature,
+                     int64_t n, float *f, float *df);
+    /* a->e: output -> distance; the row's error */
+    void (*end_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row);
+    /* adds the loss to stats; sets every row's factor */
+    void (*finish)(const dlrn_trainer *t, const dlrni_aux_loss *a, dlrn_train_stats *stats);
+};
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
 struct dlrni_recipe {
@@ -18713,6 +19198,1122 @@ DLRNI_INTERNAL const char *dlrni_finishing_call(const dlrn_trainer *t) {
 }
 
 /* ------------------------------------------------------------------------------------------ */
+// >>naive
+/* A step of every recipe, written to be read: in double, with plain loops and with every number of
+   the matrices [n][F]. The rooms after this one do the same with lists of active features, in f32
+   and in parallel. It reads settings and rules, and knows no recipe. Compiled for the tests only:
+   they compare this step with finite differences and with the libraries' own steps, and the
+   trainer with this step. So it calls nothing of the trainer.
+
+   A cross-layer transcoder is one matrix here: a feature of layer l reads the columns of layer l of
+   x, and writes to those of layers l, l + 1, ... of x_hat. Its other weights are 0 and stay 0.
+
+   Each piece of the loss adds its value and its derivatives in one function, so that a formula and
+   its derivative stand together. Derivatives go two ways: by x_hat (`toward`), and by values and
+   pre-activations (`df`, `slope`). The chain rule ends in dlrni_naive_encoder_gradients.
+
+   Resampling, and the penalty that target_l0 steers, are not part of this step. */
+#ifdef DICTLEARN_NAIVE_STEP
+
+enum {
+    DLRNI_NAIVE_ARRAYS = 96, /* most arrays of a step             */
+    DLRNI_NAIVE_QUEUE = 10   /* PAnnealTrainer's queue of penalties */
+};
+
+/* trainSAE's constant, which avoids 0 / 0 and log(0). */
+static const double dlrni_naive_eps = 1e-8;
+
+/* A trainer and the numbers of its last step. dlrni_naive_open allocates all arrays. */
+typedef struct dlrni_naive {
+    dlrn_context *ctx;
+    dlrn_train_config cfg;
+    dlrni_rules rules;
+    int64_t n, d_in, d_out,
+        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
+    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
+    int center;    /* role of the bias that is subtracted from x; -1: none              */
+    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
+    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
+    int64_t step;     /* steps done                                                              */
+    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
+    double rates;     /* signum: sum of squared rates                                            */
+    double scale_in,
+        scale_out; /* of x, and of x_hat: y is divided by it                           */
+    struct {
+        double p, next,
+            factor; /* exponents now and after the next update (-1: none); of the weight */
+        double now[DLRNI_NAIVE_QUEUE],
+            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+        int64_t queued, updates;
+    } anneal;
+    /* A step's numbers. */
+    double *x, *y; /* scaled; x less the center                                         */
+    double *norm, *weigh,
+        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
+    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;  /* [n][F] 1: selected; values                                        */
+    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *df, *slope,
+        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
+    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
+    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
+    double *mask, *extra,
+        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
+    double *values_more,
+        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
+    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
+    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
+    double *frozen_decoder,
+        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
+    double *scale, ratio,
+        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    int arrays;
+    /* The terms of the loss, without their weights. */
+    double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
+    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
+    double rate,
+        penalty; /* of this step                                                           */
+} dlrni_naive;
+
+/* ---- Sizes and memory ---- */
+
+/* How many numbers a role has; the letters are those of DLRN_ROLE_LIST. */
+DLRNI_INTERNAL int64_t dlrni_naive_size(const dlrni_naive *s, int role) {
+    static const char shape[DLRN_ROLE_COUNT][2] = {
+#define DLRNI_NAIVE_SHAPE(role, name, rows, cols) {rows, cols},
+        DLRN_ROLE_LIST(DLRNI_NAIVE_SHAPE)
+#undef DLRNI_NAIVE_SHAPE
+    };
+    int64_t size = 1;
+    for (int i = 0; i < 2; i++) {
+        const char c = shape[role][i];
+        size *= c == 'F' ? s->F : c == 'I' ? s->d_in : c == 'O' || c == 'S' ? s->d_out : 1;
+    }
+    return size;
+}
+
+/* count zeros. After a failure NULL, and s->arrays is -1. */
+DLRNI_INTERNAL double *dlrni_naive_array(dlrni_naive *s, int64_t count) {
+    if (s->arrays < 0) return NULL;
+    double *a = s->arrays < DLRNI_NAIVE_ARRAYS ? DLRNI_NEW_ZERO(s->ctx, double, count) : NULL;
+    if (a)
+        s->array[s->arrays++] = a;
+    else
+        s->arrays = -1;
+    return a;
+}
+
+DLRNI_INTERNAL void dlrni_naive_close(dlrni_naive *s) {
+    if (!s) return;
+    for (int i = 0; i < DLRNI_NAIVE_ARRAYS; i++) dlrn_free(s->ctx, s->array[i]);
+    dlrn_free(s->ctx, s->silent);
+    dlrn_free(s->ctx, s);
+}
+
+/* The number of nested groups; 1: plain. */
+DLRNI_INTERNAL int64_t dlrni_naive_levels(const dlrni_naive *s) {
+    return !s->rules.nested ? 1 : s->cfg.n_groups ? s->cfg.n_groups : 5;
+}
+
+/* A trainer of steps on n rows, with the given roles (bits), all weights 0. */
+DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_rules *rules, int64_t n, unsigned roles) {
+    dlrni_naive *s = DLRNI_NEW_ZERO(ctx, dlrni_naive, 1);
+    if (!s) return NULL;
+    s->ctx = ctx, s->cfg = *cfg, s->rules = *rules;
+    s->n = n, s->d_in = cfg->d_in, s->F = cfg->features, s->parts = 1;
+    s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
+    s->center = -1;
+    s->threshold = rules->first_threshold;
+    s->scale_in = s->scale_out = 1;
+    s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
+        for (int i = 0; i < 4 && roles >> role & 1; i++)
+            *of[i] = dlrni_naive_array(s, dlrni_naive_size(s, role));
+    }
+    const int64_t F = s->F, out = n * s->d_out, levels = dlrni_naive_levels(s);
+    double **const matrix[] = {
+        &s->pre,  &s->q,    &s->kept,  &s->kept_more, &s->f,           &s->df,         &s->slope,
+        &s->lift, &s->mask, &s->extra, &s->by_extra,  &s->values_more, &s->values_auxk};
+    for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++)
+        *matrix[i] = dlrni_naive_array(s, n * F);
+    s->x = dlrni_naive_array(s, n * s->d_in), s->y = dlrni_naive_array(s, out);
+    s->e = dlrni_naive_array(s, levels * out), s->toward = dlrni_naive_array(s, levels * out);
+    s->residual = dlrni_naive_array(s, levels * out);
+    s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
+    s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
+    s->lifts = dlrni_naive_array(s, F);
+    s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
+    s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
+    s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (s->arrays > 0 && s->silent) return s;
+    dlrni_naive_close(s);
+    return NULL;
+}
+
+DLRNI_INTERNAL void dlrni_naive_zero(double *a, int64_t count) {
+    for (int64_t i = 0; i < count; i++) a[i] = 0;
+}
+
+DLRNI_INTERNAL double dlrni_naive_dot(const double *a, const double *b, int64_t d) {
+    double sum = 0;
+    for (int64_t c = 0; c < d; c++) sum += a[c] * b[c];
+    return sum;
+}
+
+DLRNI_INTERNAL double dlrni_naive_length(const double *a, int64_t d) {
+    return sqrt(dlrni_naive_dot(a, a, d));
+}
+
+/* Whether x's column c is read by feature j, and whether j writes to column c of x_hat. */
+DLRNI_INTERNAL int dlrni_naive_reads(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_in / s->parts) == j / (s->F / s->parts);
+}
+
+DLRNI_INTERNAL int dlrni_naive_writes(const dlrni_naive *s, int64_t j, int64_t c) {
+    return c / (s->d_out / s->parts) >= j / (s->F / s->parts);
+}
+
+/* ---- Schedules ---- */
+
+/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, r = min(n / K, 1).
+   dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number: so
+   step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's k_0. */
+DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const dlrni_k_rule rule = s->rules.k_rule;
+    const double K = (double)cfg->k_anneal_steps, d = (double)(s->d_in / cfg->layers);
+    double from = cfg->k_start ? (double)cfg->k_start : rule == DLRNI_K_FROM_10_D ? 10 * d : d;
+    if (!(K > 0) || (rule == DLRNI_K_FROM_D && cfg->compat && n == 0)) return cfg->k;
+    if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
+    from = fmin(from, (double)s->F);
+    const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
+    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
+    return (int64_t)fmax(whole, 1);
+}
+
+/* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
+   (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
+DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
+    const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
+    const double since = cfg->resample_steps > 0 ? (double)(n % cfg->resample_steps) : at;
+    const double end = cfg->lr_end < 0 ? cfg->lr / 10 : cfg->lr_end, pi = 3.14159265358979323846;
+    const int cosine = cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT;
+    double lr = cfg->lr;
+    if (cfg->optimiser == DLRN_OPTIMISER_SIGNUM) return lr; /* schedule-free */
+    if (cosine && at >= w) {
+        double cycles = cfg->lr_schedule == DLRN_SCHEDULE_RESTARTS ? (double)cfg->lr_cycles : 1;
+        double period = floor((decay - w) / cycles);
+        lr = end + (cfg->lr - end) * (1 + cos(pi * fmod(at - w, period) / period)) / 2;
+        if (at - w >= period * cycles) lr = end;
+    }
+    if (since < w) lr = cfg->lr * (since + (s->rules.warmup_from_one ? 1 : 0)) / w;
+    if (cfg->decay_start < 0 || at < decay) return lr;
+    double left = fmax(T - at, s->rules.decay_floor > 0 ? 1 : 0) / (T - decay);
+    double line = s->rules.decay_floor + (1 - s->rules.decay_floor) * left;
+    return fmin(lr, (cosine ? end : cfg->lr) * line);
+}
+
+/* The weight of the penalty: a ramp over sparsity_warmup_steps. */
+DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
+    const int64_t w = s->cfg.sparsity_warmup_steps;
+    double ramp = s->step < w ? (double)s->step / (double)w : 1;
+    return s->cfg.sparsity_penalty * s->anneal.factor * ramp;
+}
+
+/* ---- The first batch ---- */
+
+/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
+   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
+   (dictionary_learning). to, next [d]. */
+DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                       double *to, double *next) {
+    double moved = 1;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        double all = 0;
+        dlrni_naive_zero(next, d);
+        for (int64_t i = 0; i < n; i++) {
+            double square = 0;
+            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+            /* round -1 is the mean; a row at the median has no direction */
+            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+            all += w;
+        }
+        moved = 0;
+        for (int64_t c = 0; c < d; c++) {
+            double value = all > 0 ? next[c] / all : to[c];
+            moved += pow(value - to[c], 2);
+            to[c] = value;
+        }
+        moved = round < 0 ? 1 : sqrt(moved);
+    }
+}
+
+/* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
+   - W_e mean x. s->x is not yet less the center. */
+DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
+    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
+    if (s->rules.first == DLRNI_FIRST_MEDIAN)
+        for (int64_t l = 0; l < layers; l++)
+            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    if (s->rules.first != DLRNI_FIRST_MEAN) return;
+    dlrni_naive_zero(bias, s->d_out);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
+    if (s->center >= 0) return;
+    for (int64_t j = 0; j < s->F; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < s->n; i++)
+            sum += dlrni_naive_dot(s->p[DLRN_ENCODER] + j * s->d_in, s->x + i * s->d_in, s->d_in);
+        s->p[DLRN_ENCODER_BIAS][j] = -sum / (double)s->n;
+    }
+}
+
+/* ---- Features ---- */
+
+/* What p or f of feature j is multiplied with: 1, |atom|, or the sum of |atom_l| over layers l. */
+DLRNI_INTERNAL double dlrni_naive_norm(const dlrni_naive *s, dlrn_rank rank, int64_t j) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    double sum = 0;
+    if (rank == DLRN_RANK_VALUE) return 1;
+    for (int64_t l = 0; l < layers; l++)
+        sum += dlrni_naive_length(s->p[DLRN_DECODER] + j * s->d_out + l * d, d);
+    return sum;
+}
+
+/* p = W_e (x - center) + b_e, and q = p times the norm of the rank. */
+DLRNI_INTERNAL void dlrni_naive_encode(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *row = s->p[DLRN_ENCODER] + j * s->d_in;
+        s->norm[j] = dlrni_naive_norm(s, s->rules.rank, j);
+        for (int64_t i = 0; i < s->n; i++) {
+            double p = dlrni_naive_dot(row, s->x + i * s->d_in, s->d_in);
+            s->pre[i * s->F + j] = p + s->p[DLRN_ENCODER_BIAS][j];
+            s->q[i * s->F + j] = s->pre[i * s->F + j] * s->norm[j];
+        }
+    }
+}
+
+/* The value that the gate lets through, by pre-activation p and rank q; 0: closed. */
+DLRNI_INTERNAL double dlrni_naive_gate(const dlrni_naive *s, int64_t j, double p, double q) {
+    switch (s->rules.gate) {
+    case DLRN_GATE_JUMP_SIGNED: return q > s->p[DLRN_THRESHOLD][j] ? p : 0;
+    case DLRN_GATE_LINEAR: return p;
+    case DLRN_GATE_GATED: {
+        double u = p - s->p[DLRN_ENCODER_BIAS][j];
+        double v = exp(s->p[DLRN_LOG_SCALE][j]) * u + s->p[DLRN_VALUE_BIAS][j];
+        return p > 0 && v > 0 ? v : 0;
+    }
+    default: return p > 0 ? p : 0;
+    }
+}
+
+/* A number of a matrix and where it stands; the larger first, then the lower index. */
+typedef struct dlrni_naive_entry {
+    double key;
+    int64_t at;
+} dlrni_naive_entry;
+
+DLRNI_INTERNAL int dlrni_naive_compare(const void *a, const void *b) {
+    const dlrni_naive_entry *p = (const dlrni_naive_entry *)a, *q = (const dlrni_naive_entry *)b;
+    if (p->key > q->key || p->key < q->key) return p->key < q->key ? 1 : -1;
+    return p->at < q->at ? -1 : p->at > q->at;
+}
+
+/* Of the entries from .. from + count whose mask is 1, those with the k largest keys keep it.
+   by_size: the largest |key|. */
+DLRNI_INTERNAL void dlrni_naive_keep(dlrni_naive *s, const double *key, int by_size, int64_t from,
+                                     int64_t count, int64_t k, double *mask) {
+    dlrni_naive_entry *list = DLRNI_NEW(s->ctx, dlrni_naive_entry, count);
+    int64_t held = 0;
+    for (int64_t i = from; i < from + count && list; i++) {
+        if (!(mask[i] > 0)) continue;
+        list[held].key = by_size ? fabs(key[i]) : key[i];
+        list[held++].at = i;
+    }
+    if (held) qsort(list, (size_t)held, sizeof *list, dlrni_naive_compare);
+    for (int64_t i = k; i < held; i++) mask[list[i].at] = 0;
+    dlrn_free(s->ctx, list);
+}
+
+/* mask [n][F]: which features gate and selection by k keep. With zero_picks (sparsify) those with
+   p < 0 can be kept, too: they rank as 0. Selections are within a layer that has features of its
+   own, but batch top-k is over all layers and rows. */
+DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) {
+    const int64_t F = s->F, n = s->n, width = F / s->parts;
+    const dlrn_select select = s->rules.select;
+    double *key = s->extra; /* not in use yet */
+    for (int64_t i = 0; i < n * F; i++) {
+        double value = dlrni_naive_gate(s, i % F, s->pre[i], s->q[i]);
+        mask[i] = s->rules.zero_picks || value < 0 || value > 0;
+        key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
+    }
+    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    for (int64_t at = 0; at < n * F; at += width)
+        if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
+            dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
+    for (int64_t at = 0; at < n * F && select == DLRN_SELECT_GROUP_MAX; at += F / k)
+        dlrni_naive_keep(s, key, 0, at, F / k, 1, mask);
+}
+
+/* The features f, and which of them have been active: their counters as after this batch. */
+DLRNI_INTERNAL void dlrni_naive_features(dlrni_naive *s) {
+    s->k = s->rules.select == DLRN_SELECT_ALL ? 0 : dlrni_naive_k(s, s->step);
+    dlrni_naive_encode(s);
+    dlrni_naive_select(s, s->k, s->kept);
+    s->l0 = 0;
+    for (int64_t i = 0; i < s->n * s->F; i++) {
+        double value = dlrni_naive_gate(s, i % s->F, s->pre[i], s->q[i]);
+        s->f[i] = s->kept[i] > 0 ? value : 0;
+        s->l0 += (s->f[i] < 0 || s->f[i] > 0) / (double)s->n;
+    }
+}
+
+/* Whether feature j is active on some row. sparsify counts its picks, those with value 0, too; with
+   multi_top_k those of 4 k (its returned indices; compat). */
+DLRNI_INTERNAL int dlrni_naive_fires(const dlrni_naive *s, int64_t j) {
+    for (int64_t i = 0; i < s->n; i++) {
+        const double f = s->f[i * s->F + j];
+        if (f < 0 || f > 0 || (s->rules.zero_picks && s->kept[i * s->F + j] > 0)) return 1;
+        if (s->cfg.multi_top_k && s->cfg.compat && s->kept_more[i * s->F + j] > 0) return 1;
+    }
+    return 0;
+}
+
+/* The counter of feature j after this batch. */
+DLRNI_INTERNAL int64_t dlrni_naive_silent(const dlrni_naive *s, int64_t j) {
+    return dlrni_naive_fires(s, j) ? 0 : s->silent[j] + (s->rules.counts_rows ? s->n : 1);
+}
+
+/* Whether AuxK and pre_act take feature j for dead: SAELens and sparsify by the counters before
+   this batch, and by more than the limit; the others from the limit on. */
+DLRNI_INTERNAL int dlrni_naive_is_dead(const dlrni_naive *s, int64_t j) {
+    const int64_t limit = s->rules.counts_rows ? s->cfg.dead_rows : s->cfg.dead_steps;
+    const int64_t silent = s->rules.dead_before ? s->silent[j] : dlrni_naive_silent(s, j);
+    return limit >= 0 && (s->rules.dead_after_more ? silent > limit : silent >= limit);
+}
+
+/* ---- Reconstructions ---- */
+
+/* out [n][d_out] += values [n][F] of the features from .. to, times their atoms. */
+DLRNI_INTERNAL void dlrni_naive_decode(const dlrni_naive *s, const double *values,
+                                       const double *atoms, int64_t from, int64_t to, double *out) {
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++)
+            for (int64_t c = 0; c < s->d_out; c++)
+                out[i * s->d_out + c] += values[i * s->F + j] * atoms[j * s->d_out + c];
+}
+
+/* Its derivatives: atoms get the sum of values times toward (unless `atoms` is 0), values <toward,
+   atom> (unless by_values is NULL). */
+DLRNI_INTERNAL void dlrni_naive_decode_back(dlrni_naive *s, const double *values,
+                                            const double *toward, int64_t from, int64_t to,
+                                            int atoms, double *by_values) {
+    const int64_t d = s->d_out;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double *t = toward + i * d, *atom = s->p[DLRN_DECODER] + j * d;
+            for (int64_t c = 0; c < d && atoms; c++)
+                s->g[DLRN_DECODER][j * d + c] += values[i * s->F + j] * t[c];
+            if (by_values) by_values[i * s->F + j] += dlrni_naive_dot(t, atom, d);
+        }
+}
+
+/* sum_i |a_i - mean a|^2 of a [n][d_out]. */
+DLRNI_INTERNAL double dlrni_naive_variance(const dlrni_naive *s, const double *a) {
+    double sum = 0;
+    for (int64_t c = 0; c < s->d_out; c++) {
+        double mean = 0;
+        for (int64_t i = 0; i < s->n; i++) mean += a[i * s->d_out + c] / (double)s->n;
+        for (int64_t i = 0; i < s->n; i++) sum += pow(a[i * s->d_out + c] - mean, 2);
+    }
+    return sum;
+}
+
+/* The reconstruction loss of errors e [n][d_out], by cfg.loss; adds weight times its derivative to
+   toward. With L layers: norm: mean_il |e_il|; squared: mean_i |e_i|^2; layers: mean_il |e_il|^2;
+   fvu: sum_i |e_i|^2 / sum_i |y_i - mean y|^2. */
+DLRNI_INTERNAL double dlrni_naive_distance(const dlrni_naive *s, const double *e, double weight,
+                                           double *toward) {
+    const int distance = s->cfg.loss == DLRN_LOSS_NORM;
+    const int64_t layers = distance || s->cfg.loss == DLRN_LOSS_LAYERS ? s->cfg.layers : 1;
+    const int64_t d = s->d_out / layers;
+    double sum = 0, by = 1 / (double)(s->n * layers);
+    if (s->cfg.loss == DLRN_LOSS_FVU) {
+        const double variance = dlrni_naive_variance(s, s->y);
+        by = variance > 0 ? 1 / variance : 0;
+    }
+    for (int64_t at = 0; at < s->n * s->d_out; at += d) {
+        double length = dlrni_naive_length(e + at, d);
+        sum += by * (distance ? length : length * length);
+        /* the derivative of |e| is e / |e|; at 0 it has none */
+        double slope = !distance ? 2 * by : length > 0 ? by / length : 0;
+        for (int64_t c = at; c < at + d; c++) toward[c] += weight * slope * e[c];
+    }
+    return sum;
+}
+
+/* e [n][d_out] = bias + skip x - y. The skip sees x before the center. */
+DLRNI_INTERNAL void dlrni_naive_begin(const dlrni_naive *s, const double *bias, int skip,
+                                      double *e) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->p[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            double sum = bias[o] - s->y[i * s->d_out + o];
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                sum += W[o * s->d_in + c] * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+            e[i * s->d_out + o] = sum;
+        }
+}
+
+/* Its derivatives: output bias and skip. */
+DLRNI_INTERNAL void dlrni_naive_begin_back(dlrni_naive *s, const double *toward, int skip) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center], *W = s->g[DLRN_SKIP];
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t o = 0; o < s->d_out; o++) {
+            const double t = toward[i * s->d_out + o];
+            s->g[DLRN_OUTPUT_BIAS][o] += t;
+            for (int64_t c = 0; c < s->d_in && W && skip; c++)
+                s->g[DLRN_SKIP][o * s->d_in + c] += t * (s->x[i * s->d_in + c] + (b ? b[c] : 0));
+        }
+}
+
+/* Where the features of level g end. Without sizes: F/32, F/16, F/8, F/4 and the rest. */
+DLRNI_INTERNAL int64_t dlrni_naive_level_end(const dlrni_naive *s, int64_t g) {
+    int64_t end = 0;
+    if (g == dlrni_naive_levels(s) - 1) return s->F;
+    for (int64_t h = 0; h <= g; h++)
+        end += s->cfg.n_groups ? s->cfg.groups[h] : s->F / ((int64_t)32 >> h);
+    return end;
+}
+
+/* The weight of level g's loss. dictionary_learning: the mean over G groups of w_g times the loss,
+   w_g 1 / G if none is given; SAELens: the sum of all. */
+DLRNI_INTERNAL double dlrni_naive_level_weight(const dlrni_naive *s, int64_t g) {
+    const double G = (double)dlrni_naive_levels(s);
+    double all = 0;
+    for (int64_t h = 0; h < s->cfg.n_groups; h++) all += s->cfg.group_weights[h];
+    if (!s->rules.nested || s->rules.sum_of_groups) return 1;
+    return (all > 0 ? s->cfg.group_weights[g] : 1 / G) / G;
+}
+
+/* x_hat of each prefix, its error and its loss. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct(dlrni_naive *s) {
+    const int64_t size = s->n * s->d_out, levels = dlrni_naive_levels(s);
+    for (int64_t g = 0; g < levels; g++) {
+        double *e = s->e + g * size, weight = dlrni_naive_level_weight(s, g);
+        const int64_t from = g ? dlrni_naive_level_end(s, g - 1) : 0;
+        if (g)
+            memcpy(e, e - size, (size_t)size * sizeof *e);
+        else
+            dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], 1, e);
+        dlrni_naive_decode(s, s->f, s->p[DLRN_DECODER], from, dlrni_naive_level_end(s, g), e);
+        s->reconstruction += weight * dlrni_naive_distance(s, e, weight, s->toward + g * size);
+    }
+}
+
+/* Its derivatives, when all terms have added theirs to `toward`. */
+DLRNI_INTERNAL void dlrni_naive_reconstruct_back(dlrni_naive *s) {
+    for (int64_t g = 0; g < dlrni_naive_levels(s); g++) {
+        const double *toward = s->toward + g * s->n * s->d_out;
+        dlrni_naive_begin_back(s, toward, 1);
+        dlrni_naive_decode_back(s, s->f, toward, 0, dlrni_naive_level_end(s, g), 1, s->df);
+    }
+}
+
+/* ---- Second reconstructions ---- */
+
+/* Clears what they share. */
+DLRNI_INTERNAL void dlrni_naive_again(dlrni_naive *s) {
+    dlrni_naive_zero(s->e2, s->n * s->d_out);
+    dlrni_naive_zero(s->toward2, s->n * s->d_out);
+    dlrni_naive_zero(s->by_extra, s->n * s->F);
+}
+
+/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the paper
+   (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does not. */
+DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
+    const int frozen = s->rules.gate_frozen;
+    const double *atoms = frozen ? s->frozen_decoder : s->p[DLRN_DECODER];
+    if (s->rules.gate != DLRN_GATE_GATED) return;
+    dlrni_naive_again(s);
+    for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F; i++)
+        if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* sparsify: the 4 k best of a row reconstruct, too; weight 1/8. In its code the encoder gets no
+   gradient from that, and the skip is left out (compat). `again`: see dlrni_naive_loss. */
+DLRNI_INTERNAL void dlrni_naive_multi_top_k(dlrni_naive *s, int again) {
+    const int64_t k = dlrni_min(4 * s->k, s->F), size = s->n * s->F;
+    const int decoder_only = s->rules.auxk_decoder_only, skip = !s->cfg.compat;
+    if (!s->cfg.multi_top_k) return;
+    dlrni_naive_select(s, k, s->kept_more);
+    for (int64_t i = 0; i < size && !(again && decoder_only); i++)
+        s->values_more[i] = s->kept_more[i] > 0 && s->pre[i] > 0 ? s->pre[i] : 0;
+    dlrni_naive_again(s);
+    dlrni_naive_begin(s, s->p[DLRN_OUTPUT_BIAS], skip, s->e2);
+    dlrni_naive_decode(s, s->values_more, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    s->second += dlrni_naive_distance(s, s->e2, 0.125, s->toward2) / 8;
+    dlrni_naive_begin_back(s, s->toward2, skip);
+    dlrni_naive_decode_back(s, s->values_more, s->toward2, 0, s->F, 1,
+                            decoder_only ? NULL : s->by_extra);
+    for (int64_t i = 0; i < size; i++)
+        if (s->kept_more[i] > 0 && (s->pre[i] > 0 || s->rules.zero_picks))
+            s->slope[i] += s->by_extra[i];
+}
+
+/* ---- Dead features ---- */
+
+/* Ghost gradients (Jermyn and Templeton, 2024; trainSAE of March 2024): the dead, those silent for
+   more than ghost_threshold steps before this batch, predict the residual r = y - x_hat through
+   exp(p). The output is scaled to half of r's length, and the mean distance from r is scaled to the
+   reconstruction loss. Scale, r and ratio are constants of the gradient. */
+DLRNI_INTERNAL void dlrni_naive_ghosts(dlrni_naive *s, int again) {
+    const int64_t F = s->F, d = s->d_out, n = s->n;
+    for (int64_t j = 0; j < F; j++) {
+        int dead = s->cfg.ghost_threshold >= 0 && s->silent[j] > s->cfg.ghost_threshold;
+        s->dead += dead;
+        for (int64_t i = 0; i < n; i++) s->extra[i * F + j] = dead ? exp(s->pre[i * F + j]) : 0;
+    }
+    if (!s->dead) return;
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->extra, s->p[DLRN_DECODER], 0, F, s->e2);
+    for (int64_t i = 0; i < n; i++) {
+        const double *r = s->residual + i * d;
+        double *v = s->e2 + i * d, own = dlrni_naive_length(v, d);
+        if (!again) s->scale[i] = dlrni_naive_length(r, d) / (2 * own + dlrni_naive_eps);
+        for (int64_t c = 0; c < d; c++) v[c] = s->scale[i] * v[c] - r[c];
+        s->auxiliary += dlrni_naive_length(v, d) / (double)n;
+    }
+    if (!again) s->ratio = s->reconstruction / (s->auxiliary + dlrni_naive_eps);
+    s->loss += s->ratio * s->auxiliary;
+    for (int64_t i = 0; i < n; i++) {
+        double length = dlrni_naive_length(s->e2 + i * d, d);
+        double by = length > 0 ? s->ratio * s->scale[i] / (length * (double)n) : 0;
+        for (int64_t c = i * d; c < (i + 1) * d; c++) s->toward2[c] = by * s->e2[c];
+    }
+    dlrni_naive_decode_back(s, s->extra, s->toward2, 0, F, 1, s->by_extra);
+    /* exp is its own derivative */
+    for (int64_t i = 0; i < n * F; i++) s->slope[i] += s->by_extra[i] * s->extra[i];
+}
+
+/* AuxK's values of the dead features from .. to: the k best of a row by rank (by |rank|), as p
+   (raw), or as ReLU(p). Returns how many are dead; *k is lowered to that. */
+DLRNI_INTERNAL int64_t dlrni_naive_auxk_values(dlrni_naive *s, int64_t from, int64_t to, int64_t *k,
+                                               int again) {
+    int64_t dead = 0;
+    dlrni_naive_zero(s->mask, s->n * s->F);
+    for (int64_t j = from; j < to; j++) {
+        const int is_dead = dlrni_naive_is_dead(s, j);
+        dead += is_dead;
+        for (int64_t at = j; at < s->n * s->F && is_dead; at += s->F)
+            s->mask[at] = s->rules.auxk_raw || s->pre[at] > 0;
+    }
+    *k = dlrni_min(*k, dead);
+    for (int64_t i = 0; i < s->n; i++)
+        dlrni_naive_keep(s, s->q, s->rules.auxk_by_size, i * s->F, s->F, *k, s->mask);
+    for (int64_t i = 0; i < s->n * s->F && !(again && s->rules.auxk_decoder_only); i++)
+        s->values_auxk[i] = s->mask[i] > 0 ? s->pre[i] : 0;
+    return dead;
+}
+
+/* What the sum of squared distances of AuxK is multiplied with. variance: of the residuals. */
+DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share, double variance) {
+    switch (s->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return variance > 0 ? 1 / variance : 0;
+    case DLRNI_AUXK_SHARE: return share / (double)s->n;
+    case DLRNI_AUXK_FVU:
+        variance = dlrni_naive_variance(s, s->y);
+        return variance > 0 ? share / variance : 0;
+    case DLRNI_AUXK_PLAIN:
+    default: return 1 / (double)s->n;
+    }
+}
+
+/* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
+   g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
+   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   (Llamascopium); with decoder_only (sparsify) the values are, too. */
+DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
+                                     int again) {
+    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const double *r = s->residual + g * size;
+    int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
+    const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
+    double sum = 0, share = fmin((double)dead / (double)want, 1);
+    s->dead += dead;
+    if (!dead) return;
+    if (!again) s->variance[g] = dlrni_naive_variance(s, r);
+    const double scale = dlrni_naive_auxk_scale(s, share, s->variance[g]);
+    dlrni_naive_again(s);
+    dlrni_naive_decode(s, s->values_auxk, s->p[DLRN_DECODER], 0, s->F, s->e2);
+    for (int64_t i = 0; i < size; i++) {
+        const double off = s->e2[i] - r[i];
+        sum += scale * off * off;
+        s->toward2[i] = s->cfg.auxk_alpha * 2 * scale * off;
+        /* r = - e */
+        if (s->rules.auxk_attached) s->toward[g * size + i] += s->toward2[i];
+    }
+    s->auxiliary += sum;
+    s->loss += s->cfg.auxk_alpha * sum;
+    dlrni_naive_decode_back(s, s->values_auxk, s->toward2, 0, s->F, 1, s->by_extra);
+    for (int64_t i = 0; i < s->n * s->F && !s->rules.auxk_decoder_only; i++)
+        if (s->mask[i] > 0) s->slope[i] += s->by_extra[i];
+}
+
+/* The auxiliary losses, after the reconstruction. Its residuals are constants: kept if `again`. */
+DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
+    const int64_t levels = dlrni_naive_levels(s), last = levels - 1;
+    for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
+        if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
+    dlrni_naive_ghosts(s, again);
+    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
+    for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
+        dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
+                         again);
+}
+
+/* ---- Penalties ---- */
+
+/* Adds by times the derivative of the norm (or the sum of the layers' norms) to atom j. */
+DLRNI_INTERNAL void dlrni_naive_norm_back(dlrni_naive *s, dlrn_rank rank, int64_t j, double by) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? s->cfg.layers : 1, d = s->d_out / layers;
+    if (rank == DLRN_RANK_VALUE) return;
+    for (int64_t at = j * s->d_out; at < (j + 1) * s->d_out; at += d) {
+        const double *atom = s->p[DLRN_DECODER] + at, length = dlrni_naive_length(atom, d);
+        for (int64_t c = 0; c < d && length > 0; c++)
+            s->g[DLRN_DECODER][at + c] += by * atom[c] / length;
+    }
+}
+
+/* A penalty of the values a [F] of a row, and its derivatives da [F]; those that count active
+   features are in dlrni_naive_l0_penalty. Derivatives at 0 matter within a threshold's window.
+   entropy: q = a / (sum a + eps), -sum q log(q + eps); with h(q) = -log(q + eps) - q / (q + eps)
+   and the mean H = sum q h(q) its derivative is (h(q_j) - H) / (sum a + eps). */
+DLRNI_INTERNAL double dlrni_naive_row_penalty(const dlrni_naive *s, const double *a, double *da) {
+    const double p = s->anneal.p, eps = dlrni_naive_eps;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    double sum = 0, powers = 0, mean = 0, value = 0;
+    for (int64_t j = 0; j < s->F; j++) {
+        sum += a[j];
+        if (a[j] > 0) powers += pow(a[j], p);
+    }
+    for (int64_t j = 0; j < s->F; j++) {
+        const double q = a[j] / (sum + eps), h = -log(q + eps) - q / (q + eps);
+        const double t = tanh(4 * a[j]);
+        mean += q * h;
+        value += kind == DLRN_SPARSITY_ENTROPY ? -q * log(q + eps)
+                 : kind == DLRN_SPARSITY_TANH  ? t
+                 : kind == DLRN_SPARSITY_L1    ? a[j]
+                                               : 0;
+        da[j] = kind == DLRN_SPARSITY_ENTROPY ? h
+                : kind == DLRN_SPARSITY_TANH  ? 4 * (1 - t * t)
+                                              : 1;
+        /* 0 where p a^(p - 1) is infinite */
+        const double power = a[j] > 0 ? pow(a[j], p - 1) : 0;
+        if (kind == DLRN_SPARSITY_LP) da[j] = power > 0 ? pow(powers, 1 / p - 1) * power : 0;
+        if (kind == DLRN_SPARSITY_POWER) da[j] = p * power;
+    }
+    for (int64_t j = 0; j < s->F && kind == DLRN_SPARSITY_ENTROPY; j++)
+        da[j] = (da[j] - mean) / (sum + eps);
+    if (kind == DLRN_SPARSITY_LP) return powers > 0 ? pow(powers, 1 / p) : 0;
+    return kind == DLRN_SPARSITY_POWER ? powers : value;
+}
+
+/* Whether a feature counts in the penalties of L0: dictionary_learning asks the value (0 is above a
+   threshold below 0), the others what the gate compares. */
+DLRNI_INTERNAL double dlrni_naive_counted(const dlrni_naive *s, int64_t at) {
+    return s->rules.window == DLRNI_WINDOW_VALUE ? s->f[at] : s->q[at];
+}
+
+/* Penalties of L0, the number of active features of a row, and their derivatives by L0; t is
+   target_l0. step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
+DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
+    const double t = s->cfg.target_l0, n = (double)s->n;
+    double mean = 0, value = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double l0 = 0;
+        for (int64_t j = 0; j < s->F; j++)
+            l0 += dlrni_naive_counted(s, i * s->F + j) > s->p[DLRN_THRESHOLD][j];
+        mean += l0 / n;
+        if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) {
+            value += 2 / t * (l0 - t) * (l0 - t) / n;
+            s->by_l0[i] = 4 / t * (l0 - t) / n;
+        }
+    }
+    if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) return value;
+    const int target = s->cfg.sparsity == DLRN_SPARSITY_TARGET;
+    for (int64_t i = 0; i < s->n; i++) s->by_l0[i] = target ? 2 * (mean / t - 1) / t / n : 1 / n;
+    return target ? (mean / t - 1) * (mean / t - 1) : mean;
+}
+
+/* p-anneal: remembers the penalties by the present exponent and by the next. */
+DLRNI_INTERNAL void dlrni_naive_anneal_note(dlrni_naive *s, double now, double then) {
+    const int64_t last = DLRNI_NAIVE_QUEUE - 1;
+    if (s->anneal.queued == DLRNI_NAIVE_QUEUE)
+        for (int64_t i = 0; i < last; i++) {
+            s->anneal.now[i] = s->anneal.now[i + 1];
+            s->anneal.then[i] = s->anneal.then[i + 1];
+        }
+    else
+        s->anneal.queued++;
+    s->anneal.now[s->anneal.queued - 1] = now;
+    s->anneal.then[s->anneal.queued - 1] = then;
+}
+
+/* Penalties of values: a = f w (gated: ReLU(p) w) with the atom's norm, its square, or 1 as w; the
+   mean over rows (and over layers with features of their own). by_values [n][F] and the atoms get
+   the derivatives. */
+DLRNI_INTERNAL double dlrni_naive_value_penalty(dlrni_naive *s, double weight, double *by_values) {
+    const int64_t F = s->F;
+    const int twice = s->rules.weigh_twice && s->center < 0, frozen = s->rules.frozen_norms;
+    const double rows = (double)(s->n * s->parts);
+    const dlrn_rank weigh = s->rules.weigh;
+    double sum = 0, *a = s->extra, *da = s->mask;
+    for (int64_t i = 0; i < s->n; i++) {
+        for (int64_t j = 0; j < F; j++) {
+            const double p = s->pre[i * F + j];
+            const double f = s->rules.gate != DLRN_GATE_GATED ? s->f[i * F + j] : p > 0 ? p : 0;
+            a[j] = f * s->weigh[j];
+        }
+        sum += dlrni_naive_row_penalty(s, a, da) / rows;
+        for (int64_t j = 0; j < F && by_values; j++) {
+            const double by = weight * da[j] / rows, w = s->weigh[j];
+            by_values[i * F + j] += by * w;
+            /* twice: w is the square of the norm, its derivative by that 2 norm */
+            if (!frozen && w > 0)
+                dlrni_naive_norm_back(s, weigh, j, by * a[j] / w * (twice ? 2 * sqrt(w) : 1));
+        }
+    }
+    return sum;
+}
+
+/* The penalty. The norms of its weights are constants if frozen (`again` keeps them). */
+DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
+    const double weight = s->penalty;
+    const dlrn_sparsity kind = s->cfg.sparsity;
+    const int gated = s->rules.gate == DLRN_GATE_GATED;
+    double *by = gated ? s->by_extra : s->df;
+    for (int64_t j = 0; j < s->F && !(again && s->rules.frozen_norms); j++) {
+        double w = dlrni_naive_norm(s, s->rules.weigh, j);
+        s->weigh[j] = s->rules.weigh_twice && s->center < 0 ? w * w : w;
+    }
+    if (kind == DLRN_SPARSITY_NONE) return;
+    if (kind == DLRN_SPARSITY_STEP || kind == DLRN_SPARSITY_QUADRATIC ||
+        kind == DLRN_SPARSITY_TARGET) {
+        s->sparsity = dlrni_naive_l0_penalty(s);
+        for (int64_t i = 0; i < s->n; i++) s->by_l0[i] *= weight;
+    } else {
+        dlrni_naive_zero(s->by_extra, s->n * s->F);
+        s->sparsity = dlrni_naive_value_penalty(s, weight, by);
+        for (int64_t i = 0; i < s->n * s->F && gated; i++)
+            if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
+        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+            const double p = s->anneal.p;
+            s->anneal.p = s->anneal.next;
+            double then = dlrni_naive_value_penalty(s, 0, NULL);
+            s->anneal.p = p;
+            dlrni_naive_anneal_note(s, s->sparsity, then);
+        }
+    }
+    s->loss += weight * s->sparsity;
+}
+
+/* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
+    const double by = s->cfg.pre_act / (double)s->n;
+    const int64_t F = s->F;
+    if (!(s->cfg.pre_act > 0)) return;
+    for (int64_t j = 0; j < F; j++) {
+        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
+        const double norm = s->lifts[j];
+        if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
+        for (int64_t i = 0; i < s->n; i++) {
+            const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
+            if (!(below > 0)) continue;
+            s->pre_act += below * norm / (double)s->n;
+            s->slope[i * F + j] -= by * norm;
+            s->g[DLRN_THRESHOLD][j] += by * norm;
+            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+        }
+    }
+    s->loss += s->cfg.pre_act * s->pre_act;
+}
+
+/* ---- The chain rule ---- */
+
+/* From values to pre-activations: a kept feature whose gate is open passes df. With zero_picks a
+   kept one does that is closed, too: sparsify's encoder passes the gradient of every pick. */
+DLRNI_INTERNAL void dlrni_naive_gate_back(dlrni_naive *s) {
+    const int64_t F = s->F;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const int64_t j = i % F;
+        const double value = dlrni_naive_gate(s, j, s->pre[i], s->q[i]);
+        if (!(s->kept[i] > 0) || !(value < 0 || value > 0 || s->rules.zero_picks)) continue;
+        if (s->rules.gate != DLRN_GATE_GATED) {
+            s->slope[i] += s->df[i];
+            continue;
+        }
+        /* v = exp(r) u + value bias, u = p - encoder bias */
+        const double r = exp(s->p[DLRN_LOG_SCALE][j]), u = s->pre[i] - s->p[DLRN_ENCODER_BIAS][j];
+        s->lift[i] += s->df[i] * r;
+        s->g[DLRN_LOG_SCALE][j] += s->df[i] * r * u;
+        s->g[DLRN_VALUE_BIAS][j] += s->df[i];
+    }
+}
+
+/* Straight-through estimates of the derivatives by a threshold t, with a bandwidth b (Rajamanoharan
+   et al., "Jumping ahead", 2024). A value that jumps from 0 to q at t: - t / b where |q - t| < b /
+   2; a count: - 1 / b. For p = q / norm the value's derivative by q is df / norm. dictionary_learning
+   looks for f, not p, in the window of a count; Llamascopium only at q > 0; SAELens' tanh (INPUT)
+   gives the pre-activation the same with the other sign. */
+DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
+    const double b = s->cfg.bandwidth;
+    const int64_t F = s->F;
+    if (s->rules.gate != DLRN_GATE_JUMP_SIGNED) return;
+    for (int64_t i = 0; i < s->n * F; i++) {
+        const double t = s->p[DLRN_THRESHOLD][i % F], q = s->q[i];
+        const int at_all = s->rules.window != DLRNI_WINDOW_POSITIVE || q > 0;
+        double by = 0;
+        if (fabs(q - t) < b / 2 && at_all) by += t / b * s->df[i] / s->norm[i % F];
+        if (fabs(dlrni_naive_counted(s, i) - t) < b / 2 && at_all) by += s->by_l0[i / F] / b;
+        s->g[DLRN_THRESHOLD][i % F] -= by;
+        if (s->rules.window == DLRNI_WINDOW_INPUT) s->slope[i] += by;
+    }
+}
+
+/* From pre-activations to encoder rows, biases and center. What is subtracted gets - W_e^T slope. */
+DLRNI_INTERNAL void dlrni_naive_encoder_gradients(dlrni_naive *s) {
+    const int64_t d = s->d_in;
+    for (int64_t i = 0; i < s->n; i++)
+        for (int64_t j = 0; j < s->F; j++) {
+            const double slope = s->slope[i * s->F + j], all = slope + s->lift[i * s->F + j];
+            s->g[DLRN_ENCODER_BIAS][j] += slope;
+            for (int64_t c = 0; c < d; c++) {
+                s->g[DLRN_ENCODER][j * d + c] += all * s->x[i * d + c];
+                if (s->center >= 0) s->g[s->center][c] -= all * s->p[DLRN_ENCODER][j * d + c];
+            }
+        }
+}
+
+/* Weights that a cross-layer transcoder does not have stay 0; a threshold that is trained by its
+   logarithm has that one's derivative. */
+DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        for (int64_t c = 0; c < s->d_in; c++)
+            if (!dlrni_naive_reads(s, j, c)) s->g[DLRN_ENCODER][j * s->d_in + c] = 0;
+        for (int64_t c = 0; c < s->d_out; c++)
+            if (s->parts > 1 && !dlrni_naive_writes(s, j, c))
+                s->g[DLRN_DECODER][j * s->d_out + c] = 0;
+        if (s->rules.log_threshold) s->g[DLRN_THRESHOLD][j] *= s->p[DLRN_THRESHOLD][j];
+    }
+}
+
+/* The rows as the loss sees them: scaled, x less the center. */
+DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
+    const double *b = s->center < 0 ? NULL : s->p[s->center];
+    for (int64_t i = 0; i < s->n * s->d_in; i++)
+        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+    for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
+}
+
+/* The loss of x and y and its gradients. `again` 1 keeps the numbers of the last call that the
+   gradient takes for constants, so that finite differences can be taken. */
+DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const double *y,
+                                       int again) {
+    const int64_t matrix = s->n * s->F, levels = dlrni_naive_levels(s);
+    double *const zero[] = {s->df, s->slope, s->lift, s->kept_more};
+    s->loss = s->reconstruction = s->second = s->sparsity = s->auxiliary = s->pre_act = 0;
+    s->dead = 0;
+    s->penalty = dlrni_naive_penalty_weight(s);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (s->g[role]) dlrni_naive_zero(s->g[role], dlrni_naive_size(s, role));
+    for (size_t i = 0; i < sizeof zero / sizeof *zero; i++) dlrni_naive_zero(zero[i], matrix);
+    dlrni_naive_zero(s->toward, levels * s->n * s->d_out);
+    dlrni_naive_zero(s->by_l0, s->n);
+    if (!again) {
+        memcpy(s->frozen_decoder, s->p[DLRN_DECODER], (size_t)(s->F * s->d_out) * sizeof(double));
+        memcpy(s->frozen_bias, s->p[DLRN_OUTPUT_BIAS], (size_t)s->d_out * sizeof(double));
+    }
+    dlrni_naive_rows(s, x, y);
+    dlrni_naive_features(s);
+    dlrni_naive_reconstruct(s);
+    dlrni_naive_gate_loss(s);
+    dlrni_naive_multi_top_k(s, again);
+    s->loss = s->reconstruction + s->second;
+    dlrni_naive_auxiliary(s, again);
+    dlrni_naive_sparsity(s, again);
+    dlrni_naive_pre_act(s, again);
+    dlrni_naive_reconstruct_back(s);
+    dlrni_naive_gate_back(s);
+    dlrni_naive_threshold_back(s);
+    dlrni_naive_encoder_gradients(s);
+    dlrni_naive_mask_gradients(s);
+    return s->loss;
+}
+
+/* ---- The update ---- */
+
+/* atom /= |atom|. A zero atom stays 0. */
+DLRNI_INTERNAL void dlrni_naive_unit_atoms(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        double *atom = s->p[DLRN_DECODER] + j * s->d_out,
+               length = dlrni_naive_length(atom, s->d_out);
+        for (int64_t c = 0; c < s->d_out && length > 0; c++) atom[c] /= length;
+    }
+}
+
+/* An atom's gradient without its part along the atom: g - <g, u> u. */
+DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
+    for (int64_t j = 0; j < s->F; j++) {
+        const double *atom = s->p[DLRN_DECODER] + j * s->d_out;
+        double *g = s->g[DLRN_DECODER] + j * s->d_out,
+               square = dlrni_naive_dot(atom, atom, s->d_out);
+        const double along = square > 0 ? dlrni_naive_dot(g, atom, s->d_out) / square : 0;
+        for (int64_t c = 0; c < s->d_out; c++) g[c] -= along * atom[c];
+    }
+}
+
+/* clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium): the norm
+   is divided by the root of the number of gradients that are not 0; thresholds are left out. */
+DLRNI_INTERNAL void dlrni_naive_clip(dlrni_naive *s) {
+    double square = 0, count = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            const double g = s->g[role][i];
+            if (s->rules.clip_rms && role == DLRN_THRESHOLD) continue;
+            square += g * g;
+            count += g < 0 || g > 0;
+        }
+    const double norm = sqrt(s->rules.clip_rms && count > 0 ? square / count : square);
+    const double factor = s->cfg.clip > 0 ? fmin(s->cfg.clip / (norm + 1e-6), 1) : 1;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++)
+            if (!(s->rules.clip_rms && role == DLRN_THRESHOLD)) s->g[role][i] *= factor;
+}
+
+/* Adam's move of number i of a role (Kingma and Ba, 2015). Its corrections count steps from 1. */
+DLRNI_INTERNAL double dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double g = s->g[role][i], n = (double)(s->step + 1);
+    double *m = &s->m[role][i], *v = &s->v[role][i];
+    *m = cfg->beta1 * *m + (1 - cfg->beta1) * g;
+    *v = cfg->beta2 * *v + (1 - cfg->beta2) * g * g;
+    return *m / (1 - pow(cfg->beta1, n)) / (sqrt(*v / (1 - pow(cfg->beta2, n))) + cfg->eps);
+}
+
+/* Sign descent, schedule-free (Defazio et al., 2024; sparsify): z -= rate sign(g); x = (1 - c) x +
+   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y, m
+   is z, and x = z + (y - z) / 0.95. */
+DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
+    const double g = s->g[role][i], c = s->rate * s->rate / s->rates;
+    double *y = &s->p[role][i], *z = &s->m[role][i];
+    if (!s->step) *z = *y;
+    double x = *z + (*y - *z) / 0.95;
+    *z -= s->rate * (g > 0 ? 1 : g < 0 ? -1 : 0);
+    x = (1 - c) * x + c * *z;
+    *y = 0.05 * *z + 0.95 * x;
+}
+
+DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
+    s->rate = dlrni_naive_rate(s, s->step);
+    s->rates += s->rate * s->rate;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
+            double *p = &s->p[role][i];
+            if (s->cfg.optimiser == DLRN_OPTIMISER_SIGNUM) {
+                dlrni_naive_signum(s, role, i);
+                continue;
+            }
+            double move = s->rate * dlrni_naive_adam(s, role, i);
+            if (role == DLRN_THRESHOLD) move *= s->cfg.threshold_lr;
+            if (role == DLRN_THRESHOLD && s->rules.log_threshold)
+                *p = exp(log(*p) - move);
+            else
+                *p -= move;
+        }
+}
+
+/* The smallest kept value of row i, by rank; infinite: there is none above 0. */
+DLRNI_INTERNAL double dlrni_naive_smallest(const dlrni_naive *s, int64_t i) {
+    double min = HUGE_VAL;
+    for (int64_t at = i * s->F; at < (i + 1) * s->F; at++)
+        if (s->f[at] > 0) min = fmin(min, s->q[at]);
+    return min;
+}
+
+/* The running mean of the smallest kept value: of a row, averaged over those that have one, or of
+   the batch. */
+DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
+    const double beta = s->cfg.threshold_beta;
+    double sum = 0, min = HUGE_VAL, rows = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+        double own = dlrni_naive_smallest(s, i);
+        min = fmin(min, own);
+        if (own < HUGE_VAL) sum += own, rows++;
+    }
+    if (s->rules.average == DLRNI_AVERAGE_NONE || !(rows > 0)) return;
+    if (s->step <= s->cfg.threshold_start_step) return;
+    const double now = s->rules.average == DLRNI_AVERAGE_ROWS ? sum / rows : min;
+    s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
+}
+
+/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
+   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
+   of the last ten steps keeps its mean. */
+DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
+    const dlrn_train_config *cfg = &s->cfg;
+    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
+    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
+    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    double now = 0, then = 0;
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
+    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++)
+        now += s->anneal.now[i], then += s->anneal.then[i];
+    if (s->anneal.next > 0) s->anneal.factor *= now / then;
+    s->anneal.p = cfg->p_start + u * by;
+    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    s->anneal.updates++;
+}
+
+/* One step; returns the loss before it. */
+DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
+    const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    dlrni_naive_rows(s, x, y);
+    if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
+    if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F && s->rules.threshold_from_0; j++)
+        s->p[DLRN_THRESHOLD][j] = fmax(s->p[DLRN_THRESHOLD][j], 0);
+    dlrni_naive_loss(s, x, y, 0);
+    if (s->rules.atoms != DLRNI_ATOMS_FREE) dlrni_naive_project(s);
+    dlrni_naive_clip(s);
+    dlrni_naive_update(s);
+    if (unit) dlrni_naive_unit_atoms(s);
+    for (int64_t j = 0; j < s->F; j++) s->silent[j] = dlrni_naive_silent(s, j);
+    dlrni_naive_average(s);
+    dlrni_naive_anneal(s);
+    s->step++;
+    return s->loss;
+}
+#endif /* DICTLEARN_NAIVE_STEP */
+
+/* ------------------------------------------------------------------------------------------ */
 // >>optimiser
 /* Adam (Kingma and Ba, 2015) with atoms of unit norm, like ConstrainedAdam of dictionary_learning.
    With longer atoms the features, and so the L1 penalty, could shrink without any change of the
@@ -18733,25 +20334,65 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
     return a;
 }
 
-/* The learning rate at step n. Warm-up: a linear ramp from 0, at the start and again at each
-   multiple of resample_steps. The step that ends with the resampling therefore has rate 0, as in
-   the reference, and the ramp then helps revived features, whose moments are 0. Decay: a line to 0
-   at the end. Where both apply, the smaller rate is used. */
-DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_train_config *cfg, int64_t n) {
-    int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
-    double lr =
-        since < cfg->warmup_steps ? cfg->lr * ((double)since / (double)cfg->warmup_steps) : cfg->lr;
-    if (cfg->decay_start < 0 || n < cfg->decay_start) return lr;
-    if (n >= cfg->steps) return 0; /* a caller of step_on may go on */
-    double falling = cfg->lr * ((double)(cfg->steps - n) / (double)(cfg->steps - cfg->decay_start));
-    return falling < lr ? falling : lr;
+/* The share of lr that a schedule leaves at step n, without warm-up and decay. Cosine: from 1 to
+   lr_end / lr between the end of the warm-up and the begin of the decay, lr_cycles times. */
+DLRNI_INTERNAL double dlrni_schedule_share(const dlrn_train_config *cfg, double end, int64_t n) {
+    const int64_t last = cfg->decay_start >= 0 ? cfg->decay_start : cfg->steps;
+    const int64_t all = last - cfg->warmup_steps, at = n - cfg->warmup_steps;
+    if (cfg->lr_schedule == DLRN_SCHEDULE_CONSTANT || all <= 0 || at < 0) return 1;
+    const int64_t cycles = cfg->lr_schedule == DLRN_SCHEDULE_RESTARTS ? cfg->lr_cycles : 1;
+    const int64_t period = dlrni_max(all / cycles, 1);
+    if (at >= period * cycles) return end;
+    return end + (1 - end) *
+                     (1 + cos(3.14159265358979323846 * (double)(at % period) / (double)period)) / 2;
 }
 
-/* The weight of the penalty at the present step. A warm-up keeps features alive until they mean
-   something (recipe dl-jump_relu). */
+/* The learning rate at step n. Warm-up: a linear ramp from 0 (or from lr / w: warmup_from_one), at
+   the start and again at each multiple of resample_steps. The step that ends with the resampling
+   therefore has rate 0, as in the reference, and the ramp then helps revived features, whose
+   moments are 0. Decay: a line to 0 (or to decay_floor) at the end. Where both apply, the smaller
+   rate is used. Sign descent that is schedule-free has one rate. */
+DLRNI_INTERNAL double dlrni_learning_rate(const dlrn_trainer *t, int64_t n) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const double floor = t->rules.decay_floor, w = (double)cfg->warmup_steps;
+    const double end = !(cfg->lr > 0) ? 0 : cfg->lr_end >= 0 ? cfg->lr_end / cfg->lr : 0.1;
+    const int64_t since = cfg->resample_steps > 0 ? n % cfg->resample_steps : n;
+    if (cfg->optimiser == DLRN_OPTIMISER_SIGNUM) return cfg->lr;
+    double share = dlrni_schedule_share(cfg, end, n);
+    if (since < cfg->warmup_steps) share = ((double)(since + t->rules.warmup_from_one)) / w;
+    if (cfg->decay_start < 0 || n < cfg->decay_start) return cfg->lr * share;
+    /* a caller of step_on may go on after the last step */
+    double left = n < cfg->steps ? (double)(cfg->steps - n) : floor > 0 ? 1 : 0;
+    double peak = cfg->lr_schedule == DLRN_SCHEDULE_CONSTANT ? 1 : end;
+    double falling = peak * (floor + (1 - floor) * left / (double)(cfg->steps - cfg->decay_start));
+    return cfg->lr * (falling < share ? falling : share);
+}
+
+/* k at step n, for recipes that let it fall to cfg.k over k_anneal_steps. HEAD of
+   dictionary_learning and sparsify set it after a step, so that step 0 runs with the last k (with
+   compat; HEAD's defect) or with the first. */
+DLRNI_INTERNAL int64_t dlrni_k_at(const dlrn_trainer *t, int64_t n) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const dlrni_k_rule rule = t->rules.k_rule;
+    const int64_t d = cfg->d_in / cfg->layers, F = cfg->features;
+    const int after = rule == DLRNI_K_FROM_D || rule == DLRNI_K_FROM_10_D;
+    int64_t from = cfg->k_start;
+    if (cfg->k_anneal_steps <= 0) return cfg->k;
+    if (rule == DLRNI_K_FROM_D && cfg->compat && n == 0) return cfg->k;
+    if (!from) from = rule == DLRNI_K_FROM_10_D ? 10 * d : d;
+    from = dlrni_min(from, F);
+    if (after && (rule == DLRNI_K_FROM_10_D || cfg->compat)) n -= n > 0;
+    double share = n < cfg->k_anneal_steps ? (double)n / (double)cfg->k_anneal_steps : 1;
+    double k = (double)from * (1 - share) + (double)cfg->k * share;
+    if (rule == DLRNI_K_FROM_10_D || rule == DLRNI_K_FROM_START) k = nearbyint(k);
+    if (rule == DLRNI_K_CEIL) k = ceil((double)from + (double)(cfg->k - from) * share);
+    return dlrni_max((int64_t)k, 1);
+}
+
+/* The weight of the penalty at the present step. */
 DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    double weight = cfg->sparsity_penalty * t->steering.factor;
+    double weight = cfg->sparsity_penalty * t->steering.factor * t->anneal.factor;
     return t->step < cfg->sparsity_warmup_steps
                ? weight * ((double)t->step / (double)cfg->sparsity_warmup_steps)
                : weight;
@@ -18769,7 +20410,7 @@ DLRNI_INTERNAL double dlrni_penalty_weight(const dlrn_trainer *t) {
 enum { DLRNI_STEERING_STEPS = 1000 };
 
 DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
-    const double gain = 0.02, ahead = 20, target = t->cfg.target_l0;
+    const double gain = 0.02, ahead = 20, target = t->rules.steers ? t->cfg.target_l0 : 0;
     int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
     if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
     /* + 0.1: finite even where nothing is active */
@@ -18778,6 +20419,64 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     change = change > 1 ? 1 : change < -1 ? -1 : change;
     t->steering.off = off;
     t->steering.factor *= exp(gain * change);
+}
+
+/* ---- p-anneal (Karvonen et al., 2024) ----
+   The exponent p of the penalty falls from p_start to p_end in anneal_updates equal parts. A lower
+   p makes another penalty of the same features, so each update multiplies the weight by the ratio
+   of the two, measured over the last steps: the penalty keeps its size. As in dictionary_learning,
+   the first update comes at anneal_start and sets p to p_start, since only from then on the next
+   exponent, and its penalty, are known. */
+
+/* Number j of n equal parts of from .. to, both ends included: torch.linspace, which counts the
+   second half from its end. Steps are rounded down, so the last bit of this matters. */
+DLRNI_INTERNAL double dlrni_part_of(double from, double to, int64_t j, int64_t n) {
+    const double part = n > 1 ? (to - from) / (double)(n - 1) : 0;
+    return j < n / 2 || n == 1 ? from + part * (double)j : to - part * (double)(n - 1 - j);
+}
+
+/* Whether p is updated after this step. The last update is at anneal_end, or where the run ends;
+   without either, p stays. */
+DLRNI_INTERNAL int dlrni_anneals_now(const dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    const int64_t end = cfg->anneal_end >= 0 ? cfg->anneal_end : cfg->steps;
+    const int64_t n = cfg->anneal_updates, start = cfg->anneal_start;
+    if (!t->rules.anneals_p || start < 0 || end < start || t->anneal.updates >= n) return 0;
+    if (t->step < start || t->step > end) return 0;
+    /* about where it should be; rounding can put it one off */
+    const double parts = n > 1 && end > start ? (double)(n - 1) / (double)(end - start) : 0;
+    const int64_t near = (int64_t)((double)(t->step - start) * parts);
+    for (int64_t j = dlrni_max(near - 1, 0); j < dlrni_min(near + 3, n); j++)
+        if ((int64_t)dlrni_part_of((double)start, (double)end, j, n) == t->step) return 1;
+    return 0;
+}
+
+/* After a step with the penalty `now`: the queue, and the update that may be due. */
+DLRNI_INTERNAL void dlrni_anneal_p(dlrn_trainer *t, double now) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_anneal *a = &t->anneal;
+    double sum = 0, next = 0;
+    if (a->next >= 0) {
+        if (a->queued == DLRNI_ANNEAL_QUEUE) {
+            memmove(a->now, a->now + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->now);
+            memmove(a->then, a->then + 1, (DLRNI_ANNEAL_QUEUE - 1) * sizeof *a->then);
+            a->queued--;
+        }
+        a->now[a->queued] = now;
+        a->then[a->queued++] = t->w.next_penalty;
+    }
+    if (!dlrni_anneals_now(t)) return;
+    for (int64_t i = 0; i < a->queued; i++) {
+        sum += a->now[i];
+        next += a->then[i];
+    }
+    /* without active features there is no ratio */
+    if (a->next >= 0 && sum > 0 && next > 0 && a->factor * (sum / next) > 0 &&
+        a->factor * (sum / next) <= DBL_MAX)
+        a->factor *= sum / next;
+    const int64_t j = a->updates++, n = cfg->anneal_updates;
+    a->p = dlrni_part_of(cfg->p_start, cfg->p_end, j, n);
+    a->next = j < n - 1 ? dlrni_part_of(cfg->p_start, cfg->p_end, j + 1, n) : cfg->p_end;
 }
 
 /* grad -= <grad, p> p, where p = atom / |atom|: [d] each. */
@@ -18804,10 +20503,63 @@ DLRNI_INTERNAL int64_t dlrni_role_width(const dlrn_dictionary *dict, int role) {
     return dlrni_extent(dict, dlrni_role_table[role].cols);
 }
 
-/* Adam's update of n numbers of a role, from number `at` on; grad [n]. */
-DLRNI_INTERNAL void dlrni_adam_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
-                                    const float *grad, int64_t n) {
-    t->ctx->k->adam(t->dict->param[role] + at, t->m[role] + at, t->v[role] + at, grad, n, adam);
+/* ---- Signum: sign descent, schedule-free (Defazio et al., 2024; sparsify) ----
+   z descends by the signs of gradients, x is the mean of all z, and gradients are taken at
+   y = z + 0.95 (x - z), between the two. The dictionary holds y and the array of the first moments
+   z; x follows from both. With one rate, as here, the newest z counts 1 / updates in the mean. */
+
+static const float dlrni_signum_beta = 0.95F;
+
+/* One number of x. torch.lerp from y to z, by 1 - 1 / beta, which is below 0. */
+DLRNI_INLINE float dlrni_signum_mean(float y, float z) {
+    return y + (1 - 1 / dlrni_signum_beta) * (z - y);
+}
+
+/* Plain C: without multiply-adds in kernels, every kernel set has the same bits. `first`: z starts
+   where the dictionary is, whatever set that: an init, or the first batch. */
+DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t n, float lr,
+                                 int64_t updates) {
+    const float newest = 1 / (float)updates;
+    if (updates == 1) memcpy(z, y, (size_t)n * sizeof *z);
+    for (int64_t i = 0; i < n; i++) {
+        const float sign = (float)((grad[i] > 0) - (grad[i] < 0));
+        float x = dlrni_signum_mean(y[i], z[i]);
+        z[i] -= lr * sign;
+        x += newest * (z[i] - x);
+        y[i] = x + (1 - dlrni_signum_beta) * (z[i] - x);
+    }
+}
+
+/* The dictionary that a run leaves: y becomes x. */
+DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        float *w = dict->param[role];
+        for (int64_t i = 0; w && i < dlrni_role_size(dict, role); i++)
+            w[i] = dlrni_signum_mean(w[i], t->m[role][i]);
+    }
+    dlrn_dictionary_changed(dict);
+}
+
+/* The optimiser's update of n numbers of a role, from number `at` on; grad [n] is overwritten. The
+   logarithm of a threshold moves, if the rules say so: grad is by the threshold. Taking it anew
+   rounds by 6e-8 of a threshold in a step; an update is hundreds of times that. */
+DLRNI_INTERNAL void dlrni_move(dlrn_trainer *t, const dlrni_adam *adam, int role, int64_t at,
+                               float *grad, int64_t n) {
+    float *w = t->dict->param[role] + at, *m = t->m[role] + at;
+    const int logs = role == DLRN_THRESHOLD && t->rules.log_threshold;
+    const double rate = role == DLRN_THRESHOLD ? t->cfg.threshold_lr : 1;
+    dlrni_adam own = *adam;
+    own.step_size *= (float)rate;
+    for (int64_t i = 0; logs && i < n; i++) {
+        grad[i] *= w[i];
+        w[i] = logf(w[i]);
+    }
+    if (t->cfg.optimiser == DLRN_OPTIMISER_SIGNUM)
+        dlrni_signum(w, m, grad, n, (float)(t->cfg.lr * rate), t->step + 1);
+    else
+        t->ctx->k->adam(w, m, t->v[role] + at, grad, n, &own);
+    for (int64_t i = 0; logs && i < n; i++) w[i] = expf(w[i]);
 }
 
 /* Updates one feature in one role; grad [d] is overwritten. `projected` 1: grad is already
@@ -18816,9 +20568,11 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
                                       float *grad, int projected) {
     int64_t d = dlrni_role_width(t->dict, role);
     float *w = t->dict->param[role] + f * d;
-    if (role == DLRN_DECODER && !projected) dlrni_project(t->ctx->k, w, grad, d);
-    dlrni_adam_move(t, adam, role, f * d, grad, d);
-    if (role == DLRN_DECODER) dlrni_normalise(t->ctx->k, w, d);
+    const int is_atom = role == DLRN_DECODER;
+    if (is_atom && !projected && t->rules.atoms != DLRNI_ATOMS_FREE)
+        dlrni_project(t->ctx->k, w, grad, d);
+    dlrni_move(t, adam, role, f * d, grad, d);
+    if (is_atom && t->rules.atoms == DLRNI_ATOMS_UNIT) dlrni_normalise(t->ctx->k, w, d);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -18839,32 +20593,34 @@ enum {
 };
 
 /* out [n_out][d]: row o is increased by the sum of coef[p] * base[idx[p]] over start[o] <= p <
-   start[o + 1], p in order. Within an output idx ascends, from `first` to first + rows. If the
+   end[o], p in order. Within an output idx ascends, from `first` to first + rows. If the
    lists are long enough for outputs to share rows, a few rows serve all outputs while they are in
    the first cache. */
 typedef struct dlrni_sums {
-    int64_t n_out;        /* at most DLRNI_OUTPUTS                        */
-    int64_t d;            /* width of base and of out                     */
-    int64_t first, rows;  /* the rows of base that may occur              */
-    const int64_t *start; /* [n_out + 1]                                  */
-    const int32_t *idx;   /* which row of base */
+    int64_t n_out;              /* at most DLRNI_OUTPUTS                        */
+    int64_t d;                  /* width of base and of out                     */
+    int64_t first, rows;        /* the rows of base that may occur              */
+    const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
+    const int32_t *idx;         /* which row of base                         */
+    int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
    outputs share. */
 DLRNI_INTERNAL int64_t dlrni_sums_chunk(const dlrni_sums *g, double entries) {
-    double all = (double)(g->start[g->n_out] - g->start[0]);
+    double all = 0;
+    for (int64_t o = 0; o < g->n_out; o++) all += (double)(g->end[o] - g->start[o]);
     double chunk = all > 0 ? entries * (double)g->n_out * (double)g->rows / all : (double)g->rows;
     return chunk < (double)g->rows ? dlrni_max((int64_t)chunk, 1) : g->rows;
 }
 
-/* from[o] becomes to[o], and to[o] the first entry whose row is not below `end`: the outputs walk
-   through the chunks side by side. */
-DLRNI_INTERNAL void dlrni_sums_advance(const dlrni_sums *g, int64_t end, int64_t *from,
-                                       int64_t *to) {
-    for (int64_t o = 0; o < g->n_out; o++) {
+/* from[o] becomes to[o], and to[o] the first entry before stop[o] whose row is not below `end`:
+   the outputs walk through the chunks side by side. */
+DLRNI_INTERNAL void dlrni_sums_advance(int64_t n_out, const int64_t *stop, const int32_t *idx,
+                                       int64_t end, int64_t *from, int64_t *to) {
+    for (int64_t o = 0; o < n_out; o++) {
         from[o] = to[o];
-        while (to[o] < g->start[o + 1] && g->idx[to[o]] < end) to[o]++;
+        while (to[o] < stop[o] && idx[to[o]] < end) to[o]++;
     }
 }
 
@@ -18876,7 +20632,7 @@ DLRNI_INTERNAL void dlrni_sums_prefetch(const dlrni_sums *g, const float *base, 
     int64_t part = dlrni_ceil_div(lines, g->n_out);
     for (int64_t i = o * part; i < dlrni_min((o + 1) * part, lines); i++) {
         int64_t r = r0 + i / row, c = col + i % row * DLRNI_LANES;
-        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->d + c);
+        if (r < g->first + g->rows && c < g->d) DLRNI_PREFETCH(base + r * g->base_ld + c);
     }
 }
 
@@ -18892,14 +20648,15 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     for (int64_t j = 0; j < d; j += DLRNI_SUMS_COLUMNS) {
         int64_t width = dlrni_min(DLRNI_SUMS_COLUMNS, d - j), next = j + DLRNI_SUMS_COLUMNS;
         for (int64_t r = 0; r < rows; r++)
-            memcpy(packed + r * width, base + (r0 + r) * d + j, (size_t)width * sizeof *packed);
+            memcpy(packed + r * width, base + (r0 + r) * g->base_ld + j,
+                   (size_t)width * sizeof *packed);
         for (int64_t o = 0; o < g->n_out; o++) {
             if (next < d)
                 dlrni_sums_prefetch(g, base, r0, next, o);
             else
                 dlrni_sums_prefetch(g, base, r0 + DLRNI_SUMS_ROWS, 0, o);
-            k->gather_near(out + o * d + j, width, packed, width, (int32_t)r0, g->idx + from[o],
-                           coef + from[o], to[o] - from[o]);
+            k->gather_near(out + o * g->out_ld + j, width, packed, width, (int32_t)r0,
+                           g->idx + from[o], coef + from[o], to[o] - from[o]);
         }
     }
 }
@@ -18908,20 +20665,21 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
-    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS], d = g->d;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
        time both ways near the density where they are equal. */
     if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
         for (int64_t o = 0; o < g->n_out; o++) {
             int64_t p = g->start[o];
-            k->gather_axpy(out + o * d, d, base, d, g->idx + p, coef + p, g->start[o + 1] - p);
+            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
+                           g->end[o] - p);
         }
         return;
     }
     memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
     for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += DLRNI_SUMS_ROWS) {
         int64_t rows = dlrni_min(DLRNI_SUMS_ROWS, end - r0);
-        dlrni_sums_advance(g, r0 + rows, from, to);
+        dlrni_sums_advance(g->n_out, g->end, g->idx, r0 + rows, from, to);
         dlrni_sums_chunk_add(k, g, base, coef, out, r0, rows, from, to);
     }
 }
@@ -18950,11 +20708,45 @@ DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
+/* multi_top_k: whether an entry of row i is among the k best, which give x_hat; the others belong to
+   the second reconstruction only. */
+DLRNI_INLINE int dlrni_is_inner(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
+    const dlrni_cut *inner = t->w.batch.inner;
+    const dlrni_cut entry = {pre > 0 ? pre : 0, (int32_t)f};
+    return !inner || !dlrni_is_worse(&entry, &inner[i]);
+}
+
+/* The value on row i of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
+   ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated feature
+   they hold the gate's pre-activation. */
+DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
+    float *const *param = t->dict->param;
+    const float unrank = t->w.unrank ? t->w.unrank[f] : 1;
+    if (!dlrni_is_inner(t, i, f, pre)) return 0;
+    if (t->rules.gate == DLRN_GATE_GATED) {
+        float value = expf(param[DLRN_LOG_SCALE][f]) * (pre - param[DLRN_ENCODER_BIAS][f]) +
+                      param[DLRN_VALUE_BIAS][f];
+        return pre > 0 && value > 0 ? value : 0;
+    }
+    if (t->rules.gate == DLRN_GATE_JUMP_SIGNED)
+        return pre > param[DLRN_THRESHOLD][f] ? pre * unrank : 0;
+    /* zero_picks: an entry that is off */
+    if (t->rules.gate == DLRN_GATE_RELU && pre <= 0) return 0;
+    return pre * unrank;
+}
+
+/* Whether values are other numbers than the lists' entries. */
+DLRNI_INTERNAL int dlrni_has_values(const dlrn_trainer *t) {
+    return t->rules.gate == DLRN_GATE_GATED || t->rules.gate == DLRN_GATE_JUMP_SIGNED ||
+           t->rules.zero_picks || t->w.unrank || t->w.batch.inner;
+}
+
 /* The features of a few blocks of rows, sorted by row, in the scratch of a worker. */
 typedef struct dlrni_slab {
     int64_t i0, rows, at[DLRNI_OUTPUTS + 1]; /* row i0 + i has the entries at[i] .. at[i + 1] */
     int32_t *col;                            /* [at[rows]] feature, ascending within a row */
     float *val;                              /* [at[rows]] value of the feature */
+    float *pre;                              /* [at[rows]] its entry in the list */
 } dlrni_slab;
 
 /* Collects the entries of a slab from the lists of the wave in memory. Lists are by feature,
@@ -18964,17 +20756,19 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     dlrni_slab b;
     b.i0 = task * w->slab * DLRNI_BLOCK;
     b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
-    /* values first, then features: both have 4 bytes, so one count sizes the scratch */
-    b.val = (float *)(void *)dlrni_scratch(&w->codes, worker);
+    /* all have 4 bytes, so one count sizes the scratch */
+    b.val = b.pre = (float *)(void *)dlrni_scratch(&w->codes, worker);
     b.col = (int32_t *)(void *)(b.val + w->slab_max);
     b.at[0] = 0;
     for (int64_t i = 0; i < b.rows; i += DLRNI_BLOCK) {
         dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
         dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
     }
-    /* lists hold pre-activations; most recipes use them as values */
-    for (int64_t p = 0; t->recipe->value && p < b.at[b.rows]; p++)
-        b.val[p] = t->recipe->value(t, b.col[p], b.val[p]);
+    if (!dlrni_has_values(t)) return b;
+    b.val = (float *)(void *)(b.col + w->slab_max);
+    for (int64_t i = 0; i < b.rows; i++)
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++)
+            b.val[p] = dlrni_trained_value(t, b.i0 + i, b.col[p], b.pre[p]);
     return b;
 }
 
@@ -18986,24 +20780,368 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
-    DLRNI_TRY(dlrni_need_scratch(&w->codes, 2 * w->slab_max * (int64_t)sizeof(float)));
+    DLRNI_TRY(dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float)));
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab * DLRNI_BLOCK), body, t);
     return DLRN_OK;
 }
 
-/* e [d_out] = x_hat - y of row i, its loss, and c: the derivative by x_hat is 2 e / n for the
-   squared distance, e / (n |e|) for the distance. */
+/* The derivative of one row's loss by e is c e; returns the loss. A distance has no derivative at 0;
+   0 moves nothing. */
+DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64_t d, double *c) {
+    const double n = (double)t->w.batch.n, layers = (double)t->dict->layers;
+    double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
+    switch (t->cfg.loss) {
+    case DLRN_LOSS_NORM: *c = norm > 0 ? 1 / (n * norm * layers) : 0; return norm / layers;
+    case DLRN_LOSS_LAYERS: *c = 2 / (n * layers); return square / layers;
+    case DLRN_LOSS_FVU:
+        /* targets without variance cannot be explained */
+        *c = t->w.batch.total_variance > 0 ? 2 / t->w.batch.total_variance : 0;
+        return *c * square * n / 2;
+    case DLRN_LOSS_SQUARED:
+    default: *c = 2 / n; return square;
+    }
+}
+
+/* Whether the derivatives of a row are not c e: distances of several layers have a c each. */
+DLRNI_INTERNAL int dlrni_has_layer_slopes(const dlrn_trainer *t) {
+    return t->cfg.loss == DLRN_LOSS_NORM && t->dict->layers > 1;
+}
+
+/* The same, since the auxiliary loss adds its own. */
+DLRNI_INTERNAL int dlrni_is_attached(const dlrn_trainer *t) {
+    return t->rules.auxk_attached && t->rules.auxiliary && t->cfg.auxk_alpha > 0;
+}
+
+/* Row i is reconstructed: e [d_out] becomes x_hat - y; its loss, and its c; or its
+   derivatives, to `level`. */
 DLRNI_INTERNAL void dlrni_error_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
-    int64_t d = t->dict->d_out;
-    double n = (double)b->n;
+    const int64_t d = t->dict->d_out, layers = t->dict->layers, width = d / layers;
     float *e = b->e + i * d;
+    double c, loss = 0;
     t->ctx->k->sub(e, b->y + i * d, e, d);
-    double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
-    int squared = t->cfg.loss == DLRN_LOSS_SQUARED;
-    b->error[i] = squared ? square : norm;
-    /* the distance has no derivative at 0; 0 moves nothing */
-    b->c[i] = (float)(squared ? 2.0 / n : norm > 0 ? 1.0 / (n * norm) : 0.0);
+    if (dlrni_has_layer_slopes(t)) {
+        float *to = b->level + i * d;
+        memcpy(to, e, (size_t)d * sizeof *e);
+        for (int64_t l = 0; l < layers; l++) {
+            loss += dlrni_loss_of(t, e + l * width, width, &c);
+            t->ctx->k->scale(to + l * width, (float)c, width);
+        }
+        b->error[i] = loss;
+        b->c[i] = 1;
+        return;
+    }
+    b->error[i] = dlrni_loss_of(t, e, d, &c);
+    b->c[i] = (float)c;
+}
+
+/* Nested groups: what level l adds to the loss of row i. */
+DLRNI_INTERNAL void dlrni_level_row(dlrn_trainer *t, int64_t l, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out;
+    float *e = b->level + (l * b->n + i) * d;
+    double c;
+    t->ctx->k->sub(e, b->y + i * d, e, d);
+    b->error[i] += b->level_weight[l] * dlrni_loss_of(t, e, d, &c);
+}
+
+/* Task: nested groups, after the errors. A feature of group l is in the prefixes l, l + 1, ..., so
+   the derivative by what it adds is the sum of theirs: level l becomes the sum of c e from l on. The
+   last keeps e, with its c. */
+DLRNI_INTERNAL void dlrni_level_slopes(void *arg, int64_t i, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *b = &t->w.batch;
+    const dlrni_kernel_table *k = t->ctx->k;
+    const int64_t d = t->dict->d_out;
+    const float *next = b->e + i * d;
+    float by = b->c[i] * (float)b->level_weight[b->levels - 1];
+    const float c = b->c[i];
+    (void)worker;
+    for (int64_t l = b->levels - 2; l >= 0; l--) {
+        float *e = b->level + (l * b->n + i) * d;
+        k->scale(e, c * (float)b->level_weight[l], d);
+        k->axpy(by, next, e, d);
+        next = e;
+        by = 1;
+    }
+    b->c[i] = c * (float)b->level_weight[b->levels - 1];
+}
+
+/* The derivatives by x_hat of the rows, for features of a level: base [n][d_out] with the factors
+   *c [n]. */
+DLRNI_INTERNAL const float *dlrni_level_base(const dlrn_trainer *t, int64_t level,
+                                             const float **c) {
+    const dlrni_batch *b = &t->w.batch;
+    const int last = b->levels ? level == b->levels - 1 : !b->level;
+    *c = last ? b->c : b->one;
+    return last ? b->e : b->level + level * b->n * t->dict->d_out;
+}
+
+/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
+DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += a[i];
+    return sum / (double)n;
+}
+
+/* Whether the norm enters the penalty as its square. */
+DLRNI_INTERNAL int dlrni_weighs_twice(const dlrn_trainer *t) {
+    return t->rules.weigh_twice && t->dict->formula.center == DLRN_CENTER_NONE;
+}
+
+/* The norm of an atom, or the sum of the norms of its layers. */
+DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank kind, int64_t f) {
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+    const int64_t width = dict->d_out / parts;
+    const float *atom = dict->param[DLRN_DECODER] + f * dict->d_out;
+    double sum = 0;
+    for (int64_t l = 0; l < parts; l++, atom += width)
+        sum += sqrt((double)dict->ctx->k->dot(atom, atom, width));
+    return sum;
+}
+
+/* ---- Penalties ----
+   A penalty is a mean over rows of a sum over the row's features, phi(a), a = f norm: the norm of the
+   atom (rules.weigh) or 1. Of a gated feature f is the gate's value ReLU(pre). What a
+   row's slope needs beside the feature's own is in batch.row_slope. Penalties on L0 act on
+   thresholds alone (dlrni_jump_slopes). */
+
+static const double dlrni_tanh_scale = 4; /* SAELens' and Llamascopium's */
+/* the constant of the reference: it keeps log(0) and 0 / 0 away */
+static const double dlrni_entropy_eps = 1e-8;
+
+/* What the penalty acts on: the value, or the gate's. */
+DLRNI_INLINE double dlrni_penalised(const dlrn_trainer *t, int64_t f, float val, float pre) {
+    double a = (double)(t->rules.gate == DLRN_GATE_GATED ? pre : val);
+    return t->w.norm ? a * (double)t->w.norm[f] : a;
+}
+
+/* a^p, a > 0. p = 1 is common, and pow is slow. */
+DLRNI_INLINE double dlrni_power(double a, double p) {
+    return p < 1 || p > 1 ? pow(a, p) : a;
+}
+
+/* phi(a), a > 0; 0 for penalties that are not such a sum. */
+DLRNI_INTERNAL double dlrni_penalty_of(const dlrn_trainer *t, double a) {
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: return a;
+    case DLRN_SPARSITY_LP:
+    case DLRN_SPARSITY_POWER: return dlrni_power(a, t->anneal.p);
+    case DLRN_SPARSITY_TANH: return tanh(dlrni_tanh_scale * a);
+    default: return 0;
+    }
+}
+
+/* Adds a wave's entries of row i of a slab to the row's sums. */
+DLRNI_INTERNAL void dlrni_sum_row(dlrn_trainer *t, const dlrni_slab *b, int64_t i, int first) {
+    dlrni_batch *batch = &t->w.batch;
+    /* one chain of sums, for any number of waves */
+    double total = first ? 0 : batch->total[b->i0 + i];
+    double sparse = first ? 0 : batch->sparse[b->i0 + i];
+    double active = first ? 0 : batch->active[b->i0 + i];
+    double next = first ? 0 : batch->row_slope[b->i0 + i];
+    const int anneals = t->anneal.next >= 0;
+    const int plain =
+        !t->w.norm && t->cfg.sparsity <= DLRN_SPARSITY_NONE && t->rules.gate != DLRN_GATE_GATED;
+    for (int64_t p = b->at[i]; p < b->at[i + 1]; p++) {
+        total += (double)b->val[p];
+        active += b->val[p] != 0;
+        if (plain) continue;
+        double a = dlrni_penalised(t, b->col[p], b->val[p], b->pre[p]);
+        if (a > 0) sparse += dlrni_penalty_of(t, a);
+        if (a > 0 && anneals) next += dlrni_power(a, t->anneal.next);
+    }
+    if (anneals) batch->row_slope[b->i0 + i] = next;
+    batch->total[b->i0 + i] = total;
+    batch->sparse[b->i0 + i] = sparse;
+    batch->active[b->i0 + i] = active;
+}
+
+/* Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative with respect to
+   f_k is (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j
+   q_j. This is h at q. */
+DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
+    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
+}
+
+/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
+DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *batch = &t->w.batch;
+    dlrni_slab b = dlrni_slab_of(t, task, worker);
+    for (int64_t i = 0; i < b.rows; i++) {
+        double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->row_slope[b.i0 + i];
+        /* the first wave starts the sums, the others add */
+        if (t->w.codes.first == 0) *sparse = *mean = 0;
+        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
+            double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
+            *sparse -= q * log(q + dlrni_entropy_eps);
+            *mean += q * dlrni_entropy_slope(q);
+        }
+    }
+}
+
+/* A row's share of the penalty, from its sums; and its row_slope. */
+DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const double p = t->anneal.p, sum = b->sparse[i], target = t->cfg.target_l0;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1:
+        if (!t->w.norm && t->rules.gate != DLRN_GATE_GATED) b->sparse[i] = b->total[i];
+        break;
+    case DLRN_SPARSITY_LP: /* a row without features has no derivative */
+        b->sparse[i] = sum > 0 ? pow(sum, 1 / p) : 0;
+        b->row_slope[i] = sum > 0 ? pow(sum, 1 / p - 1) : 0;
+        break;
+    case DLRN_SPARSITY_STEP:
+        b->sparse[i] = b->active[i];
+        b->row_slope[i] = 1;
+        break;
+    case DLRN_SPARSITY_QUADRATIC:
+        b->sparse[i] = 2 / target * (b->active[i] - target) * (b->active[i] - target);
+        b->row_slope[i] = 4 / target * (b->active[i] - target);
+        break;
+    default: break;
+    }
+}
+
+/* p-anneal: the penalty of the batch by the next exponent, from the sums in row_slope. */
+DLRNI_INTERNAL double dlrni_next_penalty(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    double sum = 0;
+    for (int64_t i = 0; i < b->n; i++)
+        sum += root && b->row_slope[i] > 0 ? pow(b->row_slope[i], 1 / t->anneal.next)
+                                           : b->row_slope[i];
+    return sum / (double)b->n;
+}
+
+/* The penalty of the batch: stats->sparsity_loss, and its share of the loss. L0 over all rows comes
+   first, since "target" is a function of it. */
+DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    dlrni_batch *b = &w->batch;
+    const double off = stats->l0 / t->cfg.target_l0 - 1;
+    const int entropy = t->cfg.sparsity == DLRN_SPARSITY_ENTROPY;
+    if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return DLRN_OK;
+    stats->penalty = dlrni_penalty_weight(t);
+    w->weight = stats->penalty / (double)b->n;
+    /* the entropy needs the sum of each row's features first */
+    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
+        DLRNI_TRY(dlrni_load_wave(t, first));
+        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
+    }
+    if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
+    for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
+    stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
+    if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) {
+        stats->sparsity_loss = off * off;
+        w->target_slope = 2 * off / t->cfg.target_l0;
+    }
+    stats->loss += stats->penalty * stats->sparsity_loss;
+    return DLRN_OK;
+}
+
+/* The derivative of the penalty by phi's argument a of row i, without the weight; a >= 0. The
+   gradient of a^p at 0 is 0: there is no feature. */
+DLRNI_INTERNAL double dlrni_penalty_slope(const dlrn_trainer *t, int64_t i, double a) {
+    const dlrni_batch *b = &t->w.batch;
+    const double p = t->anneal.p;
+    double sum, th;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: return 1;
+    case DLRN_SPARSITY_ENTROPY:
+        sum = b->total[i] + dlrni_entropy_eps;
+        return (dlrni_entropy_slope(a / sum) - b->row_slope[i]) / sum;
+    case DLRN_SPARSITY_LP:
+        if (!(a > 0)) return 0;
+        return p < 1 || p > 1 ? b->row_slope[i] * pow(a, p - 1) : 1;
+    case DLRN_SPARSITY_POWER:
+        if (!(a > 0)) return 0;
+        return p < 1 || p > 1 ? p * pow(a, p - 1) : 1;
+    case DLRN_SPARSITY_TANH:
+        th = tanh(dlrni_tanh_scale * a);
+        return dlrni_tanh_scale * (1 - th * th);
+    default: return 0;
+    }
+}
+
+/* The derivative of the penalty by the L0 of row i, without the weight. */
+DLRNI_INTERNAL double dlrni_count_slope(const dlrn_trainer *t, int64_t i) {
+    if (t->cfg.sparsity == DLRN_SPARSITY_TARGET) return t->w.target_slope;
+    return t->cfg.sparsity == DLRN_SPARSITY_STEP || t->cfg.sparsity == DLRN_SPARSITY_QUADRATIC
+               ? t->w.batch.row_slope[i]
+               : 0;
+}
+
+/* Adds the features f0 .. f1 of a slab to x_hat, level by level; keeps x_hat of the levels that end
+   there. */
+DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab, int64_t f0,
+                                        int64_t f1, float *e) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, levels = dlrni_max(b->levels, 1);
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
+    for (int64_t l = 0; l < levels; l++) {
+        const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
+        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
+        if (end <= f0) continue; /* in an earlier wave */
+        dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
+        dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
+        if (!b->levels || l == levels - 1 || b->level_end[l] > f1) continue;
+        float *keep = b->level + (l * b->n + slab->i0) * d;
+        memcpy(keep, e, (size_t)(slab->rows * d) * sizeof *e);
+        for (int64_t i = 0; i < slab->rows; i++) {
+            if (!l) b->error[slab->i0 + i] = 0;
+            dlrni_level_row(t, l, slab->i0 + i);
+        }
+    }
+}
+
+/* x_hat of some rows before their features: the output bias, and the share of a skip (or NULL). */
+DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t i0, int64_t rows,
+                                     float *e) {
+    const dlrn_dictionary *dict = t->dict;
+    const float *bias = dict->param[DLRN_OUTPUT_BIAS];
+    const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
+    for (int64_t o = 0; o < to; o += DLRNI_GROUP)
+        t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
+                           skip + o * in, in, e + o, d);
+    for (int64_t i = 0; i < rows; i++, e += d) {
+        t->ctx->k->axpy(1, bias, e, to);
+        memcpy(e + to, bias + to, (size_t)(d - to) * sizeof *e);
+    }
+}
+
+/* The loss of a second reconstruction with the error e [d_out], and its c. Gated: a squared
+   distance. multi_top_k: fvu, with sparsify's weight 1/8. */
+DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, float *c) {
+    const double n = (double)t->w.batch.n, all = t->w.batch.total_variance;
+    const double square = (double)t->ctx->k->dot(e, e, t->dict->d_out);
+    const double over = t->w.batch.inner ? all / n : 1, weight = t->w.batch.inner ? 1.0 / 8 : 1;
+    *c = over > 0 ? (float)(2 * weight / (n * over)) : 0;
+    return over > 0 ? square / over : 0;
+}
+
+/* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
+   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
+DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
+    dlrni_batch *batch = &t->w.batch;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
+    float *e = batch->e2 + b->i0 * d;
+    dlrni_sums g = {
+        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
+        b->col,  d, d};
+    if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
+    /* zero_picks: entries that are off */
+    for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
+    dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
+    for (int64_t i = 0; last && i < b->rows; i++, e += d) {
+        t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
+        batch->error2[b->i0 + i] = dlrni_second_loss(t, e, &batch->c2[b->i0 + i]);
+    }
 }
 
 /* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
@@ -19012,36 +21150,40 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
-    int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
+    int64_t f0 = c->first * DLRNI_GROUP;
     /* the last group may be short */
     int64_t features = dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0);
+    const int first = c->first == 0, last = c->first + c->wave == c->groups;
     dlrni_slab b = dlrni_slab_of(t, task, worker);
-    float *e = batch->e + b.i0 * d;
-    if (c->first == 0)
-        for (int64_t i = 0; i < b.rows; i++) {
-            memcpy(e + i * d, t->dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *e);
-            batch->total[b.i0 + i] = 0;
-        }
+    float *e = batch->e + b.i0 * batch->e_ld;
+    if (first && !t->whole) dlrni_begin_rows(t, t->dict->param[DLRN_SKIP], b.i0, b.rows, e);
     /* e holds x_hat until the last wave: saves an array */
-    dlrni_sums g = {b.rows, d, f0, features, b.at, b.col};
-    dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b.val, e);
-    /* the sum of a row is in ascending features, wave by wave: independent of the waves */
-    for (int64_t i = 0; i < b.rows; i++)
-        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) batch->total[b.i0 + i] += (double)b.val[p];
-    /* x_hat is complete */
-    if (c->first + c->wave == c->groups)
-        for (int64_t i = 0; i < b.rows; i++) dlrni_error_row(t, b.i0 + i);
+    dlrni_decode_levels(t, &b, f0, f0 + features, e);
+    if (batch->e2) dlrni_decode_second(t, &b, first, last);
+    for (int64_t i = 0; i < b.rows; i++) {
+        /* the sums of a row are in ascending features, wave by wave: independent of the waves */
+        dlrni_sum_row(t, &b, i, first);
+        /* of a part: other parts follow */
+        if (!last || t->whole) continue;
+        const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
+        dlrni_error_row(t, b.i0 + i);
+        if (!batch->levels) continue;
+        batch->error[b.i0 + i] *= batch->level_weight[batch->levels - 1];
+        batch->error[b.i0 + i] += levels;
+    }
 }
 
 /* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a recipe may keep such entries in its lists. */
+   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify counts
+   every pick as one, with multi_top_k the 4 k of a row. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
+    const int has_values = dlrni_has_values(t), picks = t->rules.zero_picks;
     /* what a silent batch adds */
-    int64_t more = t->recipe->counts_rows ? w->batch.n : 1;
+    int64_t more = t->rules.counts_rows ? w->batch.n : 1;
     /* first count all as silent on this batch; the lists then correct that */
     for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
     for (int64_t s = 0; s < c->stretches; s++)
@@ -19049,26 +21191,75 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
             for (int64_t p = 0; p < list->count; p++) {
                 int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
-                /* dl-jump_relu: an entry just below its threshold */
-                if (t->recipe->value && !(t->recipe->value(t, f, list->val[p]) != 0))
-                    off++;
-                else
-                    w->silent[f] = 0;
+                int64_t i = dlrni_key_row(list->key[p]);
+                const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
+                if (on || picks) w->silent[f] = 0;
+                off += !on;
             }
         }
     w->nnz += dlrni_wave_entries(c) - off;
     w->candidates += dlrni_wave_candidates(c);
 }
 
-/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
-DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
+   and a row is read in whole cache lines. */
+DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
+    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
+    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
+        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
+        memset(mean, 0, sizeof mean);
+        memset(square, 0, sizeof square);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < width; j++) {
+                /* two passes: the one-pass formula cancels where the mean is large */
+                double off = (double)e[i * d + c + j] - mean[j];
+                square[j] += off * off;
+            }
+        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+    }
+    return sum;
+}
+
+/* sum_i ||y_i - mean y||^2, in double: two passes, since the one-pass formula cancels. */
+DLRNI_INTERNAL double dlrni_total_variance(const float *y, int64_t n, int64_t d) {
+    return dlrni_residual_variance(y, n, d) * (double)n;
+}
+
+/* Task: where the k best of the entries of a block of rows end. */
+DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n), k = dlrni_k_at(t, t->step);
+    dlrni_cut *heap = (dlrni_cut *)(void *)dlrni_scratch(c, worker);
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
+        t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
+}
+
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. */
+DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
+    const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
+    DLRNI_TRY(dlrni_need_scratch(&t->w.codes, bytes));
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
+    return DLRN_OK;
+}
+
+/* Begins the encoding of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* assume lists as long as the last batch's; if they fit, one wave holds all */
     w->wave = w->nnz > w->budget ? dlrni_dense_wave(w) : w->codes.groups;
-    DLRNI_TRY(dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n));
+    return dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n);
+}
+
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
     w->nnz = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
+        if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));
         dlrni_count_wave(t);
         DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
     }
@@ -19091,17 +21282,19 @@ DLRNI_INTERNAL void *dlrni_carve(char *base, int64_t *at, int64_t n, int64_t byt
 /* Makes room for n rows. One block for all arrays: one place where memory can run out, one pointer
    to free (xc). Its contents are lost. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
-    const int64_t arrays = 8;
+    const int64_t arrays = 11;
     dlrni_batch *b = &t->w.batch;
-    const int64_t in = t->dict->d_in * (int64_t)sizeof(float);
-    const int64_t out = t->dict->d_out * (int64_t)sizeof(float);
+    /* the whole has the errors, the parts have the inputs */
+    const int64_t in = t->part ? 0 : t->dict->d_in * (int64_t)sizeof(float);
+    const int64_t out = t->whole ? 0 : t->dict->d_out * (int64_t)sizeof(float);
     const int64_t wide = sizeof(double), narrow = sizeof(float);
     int64_t bytes, at = 0;
     b->n = n;
+    b->e_ld = t->dict->d_out;
     /* batches of a run have one size: it allocates once */
     if (n <= b->cap) return DLRN_OK;
     /* checked, since n comes from the caller */
-    if (!dlrni_mul(in + out + 4 * wide + 2 * narrow, n, &bytes) ||
+    if (!dlrni_mul(in + out + 6 * wide + 3 * narrow, n, &bytes) ||
         !dlrni_add(bytes, arrays * DLRNI_ALIGN, &bytes))
         return dlrn_fail(t->ctx, DLRN_ERR_MEMORY, "a batch of %lld rows does not fit in memory",
                          (long long)n);
@@ -19115,11 +21308,40 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_room(dlrn_trainer *t, int64_t n) {
     b->error = (double *)dlrni_carve(base, &at, n, wide);
     b->total = (double *)dlrni_carve(base, &at, n, wide);
     b->sparse = (double *)dlrni_carve(base, &at, n, wide);
-    b->mean_slope = (double *)dlrni_carve(base, &at, n, wide);
+    b->row_slope = (double *)dlrni_carve(base, &at, n, wide);
+    b->active = (double *)dlrni_carve(base, &at, n, wide);
+    b->error2 = (double *)dlrni_carve(base, &at, n, wide);
     b->c = (float *)dlrni_carve(base, &at, n, narrow);
+    b->one = (float *)dlrni_carve(base, &at, n, narrow);
     b->number = (int32_t *)dlrni_carve(base, &at, n, narrow);
-    /* lets a sum over all rows use the kernel for gathered rows */
-    for (int64_t i = 0; i < n; i++) b->number[i] = (int32_t)i;
+    for (int64_t i = 0; i < n; i++) {
+        b->number[i] = (int32_t)i; /* lets a sum over all rows use the kernel for gathered rows */
+        b->one[i] = 1;
+    }
+    return DLRN_OK;
+}
+
+/* Room for derivatives of their own: of prefixes, of layers, and of a second reconstruction. */
+DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
+    dlrni_batch *b = &t->w.batch;
+    const int one = dlrni_has_layer_slopes(t) || dlrni_is_attached(t);
+    const int64_t arrays = b->levels > 1 ? b->levels - 1 : one, d = t->dict->d_out;
+    const int second = t->rules.gate == DLRN_GATE_GATED || t->cfg.multi_top_k;
+    int64_t size;
+    if (!dlrni_mul(arrays * d, n, &size) ||
+        (arrays && !DLRNI_GROW(t->ctx, &b->level, &b->level_cap, 0, size)) ||
+        (second && !DLRNI_GROW(t->ctx, &b->e2, &b->e2_cap, 0, n * (d + 3))))
+        return DLRN_ERR_MEMORY;
+    if (second) b->c2 = b->e2 + n * d;
+    /* two numbers of 4 bytes */
+    if (t->cfg.multi_top_k) b->inner = (dlrni_cut *)(void *)(b->c2 + n);
+    b->z = b->xc;
+    if (!t->dict->param[DLRN_SKIP]) return DLRN_OK;
+    const int64_t run = dlrni_min(n, (int64_t)DLRNI_RUN * DLRNI_STRETCH);
+    if (!DLRNI_GROW(t->ctx, &b->slopes, &b->slopes_cap, 0, run * d)) return DLRN_ERR_MEMORY;
+    if (!dlrni_center_of(t->dict)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->own_z, &b->own_z_cap, 0, n * t->dict->d_in)) return DLRN_ERR_MEMORY;
+    b->z = b->own_z;
     return DLRN_OK;
 }
 
@@ -19154,20 +21376,15 @@ DLRNI_INTERNAL dlrn_status dlrni_check_batch(dlrn_trainer *t, const float *x, co
     return y && y != x ? dlrni_check_rows(t, "y", y, n, t->dict->d_out) : DLRN_OK;
 }
 
-/* Mean of a [n], summed in order on one thread: the same bits for any number of threads. */
-DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += a[i];
-    return sum / (double)n;
-}
-
 /* Whether a feature that has been silent for `silent` steps (or rows) is dead. With resampling: for
    at least half of the period; compat: for more than half, as the reference has it. Otherwise by
    the threshold of the auxiliary loss. */
 DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
     const dlrn_train_config *cfg = &t->cfg;
     /* AuxK counts rows, so that the period does not depend on the batch size */
-    if (t->recipe->counts_rows) return cfg->dead_rows >= 0 && silent >= cfg->dead_rows;
+    const int64_t period = t->rules.counts_rows ? cfg->dead_rows : cfg->dead_steps;
+    if (period >= 0) return silent >= period + t->rules.dead_after_more;
+    if (t->rules.counts_rows) return 0;
     if (cfg->resample_steps > 0)
         return cfg->compat ? 2 * silent > cfg->resample_steps : 2 * silent >= cfg->resample_steps;
     return cfg->ghost_threshold >= 0 && silent > cfg->ghost_threshold;
@@ -19179,14 +21396,14 @@ DLRNI_INTERNAL int dlrni_is_dead(const dlrn_trainer *t, int64_t silent) {
 DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
     int64_t count = 0, period = 1;
+    const int by_rule = t->rules.counts_rows || cfg->dead_steps >= 0;
     if (cfg->resample_steps > 0)
         period = cfg->resample_steps / 2 + (cfg->compat || cfg->resample_steps % 2);
     else if (cfg->ghost_threshold >= 0)
         period = cfg->ghost_threshold + 1;
     period = dlrni_min(period, t->step + 1);
     for (int64_t f = 0; f < t->dict->features; f++)
-        count +=
-            t->recipe->counts_rows ? dlrni_is_dead(t, t->w.silent[f]) : t->w.silent[f] >= period;
+        count += by_rule ? dlrni_is_dead(t, t->w.silent[f]) : t->w.silent[f] >= period;
     return count;
 }
 
@@ -19229,11 +21446,10 @@ DLRNI_INTERNAL void dlrni_aux_pre(const dlrn_dictionary *dict, const float *xc, 
             pre[i * ld + p] += dict->param[DLRN_ENCODER_BIAS][feature[p]];
 }
 
-/* out [rows][d_out] = f [rows][count] times the dead features' atoms, which are packed panel by
+/* out [rows][d_out] = f [rows][a->count] times the dead features' atoms, which are packed panel by
    panel, since they are scattered over the decoder. */
-DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const float *f, int64_t rows,
-                                     float *panel, float *out) {
-    const dlrni_aux *a = &t->w.aux;
+DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss *a, const float *f,
+                                     int64_t rows, float *panel, float *out) {
     int64_t d = t->dict->d_out;
     for (int64_t j = 0; j < d; j += DLRNI_GROUP)
         for (int64_t p = 0; p < a->count; p += DLRNI_GEMM_DEPTH) {
@@ -19257,61 +21473,116 @@ DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
 DLRNI_INTERNAL int64_t dlrni_aux_scratch(const dlrn_trainer *t) {
     int64_t in = DLRNI_GROUP * t->dict->d_in, out = DLRNI_GROUP * t->dict->d_out;
     int64_t panel = DLRNI_GEMM_DEPTH * DLRNI_GROUP;
-    int64_t forward = dlrni_aux_block(&t->w.aux) * t->w.aux.count;
+    int64_t forward = (dlrni_aux_block(&t->w.aux) + 1) * t->w.aux.count;
     int64_t backward = in + 2 * out + 3 * DLRNI_AUX_ROWS * DLRNI_GROUP;
     return (in + panel + dlrni_max(forward, backward)) * (int64_t)sizeof(float);
 }
 
-/* Task, forward: some rows against all dead features, in three steps: pre-activations, output,
-   distance. */
-DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t block, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out, max = dlrni_aux_block(a), r0 = block * max;
+/* Auxiliary loss number `loss` of the batch. */
+DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t loss) {
+    const dlrni_aux *a = &t->w.aux;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t width = b->n * t->dict->d_out;
+    dlrni_aux_loss one;
+    one.dead = a->dead + a->from[loss];
+    one.count = a->from[loss + 1] - a->from[loss];
+    /* the last is that of all features */
+    one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
+    one.e = a->e + loss * width;
+    one.row = a->row + loss * b->n;
+    return one;
+}
+
+/* Task, forward: some rows against the dead features of one loss, in three steps: pre-activations,
+   output, distance. */
+DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_auxiliary *block = t->rules.auxiliary;
+    const int64_t max = dlrni_aux_block(&t->w.aux), blocks = dlrni_ceil_div(t->w.batch.n, max);
+    const dlrni_aux_loss a = dlrni_aux_loss_at(t, task / blocks);
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out, r0 = task % blocks * max;
     int64_t rows = dlrni_min(max, t->w.batch.n - r0);
     float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
-    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *f = encoder + DLRNI_GROUP * d;
-    for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *rank = encoder + DLRNI_GROUP * d;
+    float *f = rank + a.count;
+    for (int64_t p = 0; p < a.count; p += DLRNI_GROUP) {
         /* a group at a time: the copies of its encoder rows stay in the second cache */
-        int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
-        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
-        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a->dead + p, count, f + p,
-                      a->count);
+        int64_t count = dlrni_min(DLRNI_GROUP, a.count - p);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a.dead + p, count, d, encoder);
+        dlrni_aux_pre(t->dict, t->w.batch.xc + r0 * d, rows, encoder, a.dead + p, count, f + p,
+                      a.count);
     }
+    if (!a.count) return; /* nothing of this nested group is dead */
     /* the values replace the pre-activations in place */
-    for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->begin_row(t, r0 + i, f + i * a->count);
-    dlrni_aux_decode(t, f, rows, panel, a->e + r0 * d_out);
-    for (int64_t i = 0; i < rows; i++) t->recipe->auxiliary->end_row(t, r0 + i);
+    for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
+    dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
+    for (int64_t i = 0; i < rows; i++) block->end_row(t, &a, r0 + i);
 }
 
 /* Allocates the memory of the pass when a feature first dies: many runs never need it. */
 DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
-    int64_t d = t->dict->d_in + t->dict->d_out, n = t->w.batch.n;
+    int64_t d = t->dict->d_in + t->dict->d_out, rows = a->losses * t->w.batch.n;
     int64_t max = dlrni_min(DLRNI_AUX_SUMS, t->dict->features);
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
-    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, n * t->dict->d_out) ||
-        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, n))
+    if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
+        !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
     return dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t));
 }
 
-/* The auxiliary loss of the batch, after its reconstruction, which leaves the residual in batch.e:
-   adds to stats->loss and sets each row's factor for backward. */
-DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
-    const dlrni_auxiliary *block = t->recipe->auxiliary;
+/* Finds the dead features, and which loss each belongs to. */
+DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
+    const dlrni_auxiliary *block = t->rules.auxiliary;
+    const dlrni_batch *b = &t->w.batch;
     dlrni_aux *a = &t->w.aux;
     /* 0: backward has nothing to add */
     a->count = a->sums = 0;
-    for (int64_t f = 0; block && f < t->dict->features; f++)
-        if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
-    if (!a->count) return DLRN_OK; /* the usual case */
-    DLRNI_TRY(dlrni_aux_room(t));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, dlrni_aux_block(a)), dlrni_aux_rows_task,
-                      t);
-    block->finish(t, stats);
+    a->losses = b->levels && t->cfg.auxk_by_group ? b->levels : 1;
+    for (int64_t l = 0, f = 0; l < a->losses; l++) {
+        const int64_t end = a->losses > 1 ? b->level_end[l] : t->dict->features;
+        a->from[l] = a->count;
+        for (; block && f < end; f++)
+            if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
+    }
+    a->from[a->losses] = a->count;
+}
+
+/* Task: an auxiliary loss whose residual has a gradient adds its own to what a row's error is
+   multiplied with. */
+DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_out;
+    float *to = b->level + i * d;
+    (void)worker;
+    if (!dlrni_has_layer_slopes(t)) {
+        memcpy(to, b->e + i * d, (size_t)d * sizeof *to);
+        t->ctx->k->scale(to, b->c[i], d);
+    }
+    if (a->count) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+}
+
+/* The auxiliary losses of the batch, after its reconstruction, which leaves the residual in batch.e
+   (of nested groups in batch.level): adds to stats->loss and sets each row's factor for
+   backward. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_aux *a = &t->w.aux;
+    const int64_t n = t->w.batch.n;
+    dlrni_find_dead(t);
+    if (a->count) { /* unusual */
+        DLRNI_TRY(dlrni_aux_room(t));
+        dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
+                          dlrni_aux_rows_task, t);
+    }
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        if (one.count) t->rules.auxiliary->finish(t, &one, stats);
+    }
+    if (dlrni_is_attached(t)) dlrn_parallel_for(t->ctx, n, dlrni_aux_attach, t);
     return DLRN_OK;
 }
 
@@ -19328,40 +21599,55 @@ typedef struct dlrni_aux_group {
     double *bias_grad;               /* [count]                                                */
 } dlrni_aux_group;
 
-/* grad [count][d] += c [rows][DLRNI_GROUP]^T g [rows][d]: the gradients of all features of a group
-   in one product. */
+/* grad [.][d] += c [rows][DLRNI_GROUP]^T g [rows][d], for the features j0 .. j1 of a group: their
+   gradients in one product. */
 DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux_group *h,
-                                    const float *c, const float *g, int64_t rows, int64_t d,
-                                    float *grad) {
+                                    int64_t j0, int64_t j1, const float *c, const float *g,
+                                    int64_t rows, int64_t d, float *grad) {
     for (int64_t j = 0; j < d; j += DLRNI_GROUP) {
         int64_t width = dlrni_min(DLRNI_GROUP, d - j);
         dlrni_pack_cols(g + j, d, width, rows, h->panel);
-        k->outer(h->count, width, rows, c, 1, DLRNI_GROUP, h->panel, 1, grad + j, d);
+        k->outer(j1 - j0, width, rows, c + j0, 1, DLRNI_GROUP, h->panel, 1, grad + j0 * d + j, d);
     }
 }
 
-/* Adds a block of rows to the sums of a group. With v = aux.e and the row's factor: atom += f
-   factor v, slope = <v, atom> df factor, encoder row += slope xc, bias += slope. */
-DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
-                                         int64_t rows) {
-    const dlrni_aux *a = &t->w.aux;
+/* The features j0 .. j1 of a group, which have one loss, on a block of rows. With v = a->e and the
+   row's factor: atom += f factor v; slope = <v, atom> df factor. */
+DLRNI_INTERNAL void dlrni_aux_loss_rows(const dlrn_trainer *t, dlrni_aux_group *h,
+                                        const dlrni_aux_loss *a, int64_t j0, int64_t j1, int64_t r0,
+                                        int64_t rows) {
     const dlrni_kernel_table *k = t->ctx->k;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out;
-    const float *xc = t->w.batch.xc + r0 * d, *e = a->e + r0 * d_out;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
-    k->dots_nt(rows, h->count, d_out, e, d_out, h->atom, d_out, h->slope, DLRNI_GROUP);
+    const int64_t d = t->dict->d_out;
+    const float *e = a->e + r0 * d;
+    k->dots_nt(rows, j1 - j0, d, e, d, h->atom + j0 * d, d, h->slope + j0, DLRNI_GROUP);
     for (int64_t i = 0; i < rows; i++) {
         float *f = h->f + i * DLRNI_GROUP, *df = h->df + i * DLRNI_GROUP;
         float *slope = h->slope + i * DLRNI_GROUP, factor = a->row[r0 + i].factor;
-        t->recipe->auxiliary->activate(t, r0 + i, h->feature, h->count, f, df);
-        for (int64_t p = 0; p < h->count; p++) {
+        t->rules.auxiliary->activate(t, a->row + r0 + i, h->feature + j0, j1 - j0, f + j0, df + j0);
+        for (int64_t p = j0; p < j1; p++) {
             f[p] *= factor;
             slope[p] *= df[p] * factor;
             h->bias_grad[p] += (double)slope[p];
         }
     }
-    dlrni_aux_outer(k, h, h->f, e, rows, d_out, h->atom_grad);
-    dlrni_aux_outer(k, h, h->slope, xc, rows, d, h->encoder_grad);
+    dlrni_aux_outer(k, h, j0, j1, h->f, e, rows, d, h->atom_grad);
+}
+
+/* Adds a block of rows to the sums of a group: loss by loss; then encoder row += slope xc, bias +=
+   slope. */
+DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group *h, int64_t r0,
+                                         int64_t rows) {
+    const dlrni_aux *a = &t->w.aux;
+    const int64_t d = t->dict->d_in, at = h->feature - a->dead;
+    const float *xc = t->w.batch.xc + r0 * d;
+    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    for (int64_t l = 0; l < a->losses; l++) {
+        const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
+        const int64_t j0 = dlrni_max(a->from[l] - at, 0);
+        const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
+        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+    }
+    dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
 
 /* Writes the sums of one run of rows, r0 .. end, to grad: atoms [count][d_out], then encoder rows
@@ -19471,32 +21757,34 @@ DLRNI_INTERNAL int dlrni_ghost_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.ghost_threshold >= 0 && t->since_fired[f] > t->cfg.ghost_threshold;
 }
 
-/* Finds the shift m of row i, and turns pre [count] into exp(pre - m). */
-DLRNI_INTERNAL void dlrni_ghost_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    dlrni_aux *a = &t->w.aux;
+/* Finds the shift m of row i, and turns pre [a->count] into exp(pre - m). */
+DLRNI_INTERNAL void dlrni_ghost_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                          float *pre, float *rank) {
     float max = 0;
+    (void)rank;
     for (int64_t p = 0; p < a->count; p++) max = pre[p] > max ? pre[p] : max;
     t->ctx->k->exp_shift(pre, max, a->count);
-    a->row[i].level = max;
+    a->row[i].bound = max;
 }
 
 /* exp is its own derivative. The row's shift was found over all dead features, not only these n. */
-DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                         int64_t n, float *f, float *df) {
+DLRNI_INTERNAL void dlrni_ghost_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                         const int32_t *feature, int64_t n, float *f, float *df) {
     (void)feature;
-    t->ctx->k->exp_shift(f, t->w.aux.row[i].level, n);
+    t->ctx->k->exp_shift(f, row->bound, n);
     memcpy(df, f, (size_t)n * sizeof *df);
 }
 
 /* The difference v = s X' - r [d_out] and the row's loss |v|. factor holds the scale s until
    dlrni_ghost_finish. */
-DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_ghost_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     const dlrni_kernel_table *k = t->ctx->k;
-    dlrni_aux_row *row = &t->w.aux.row[i];
+    dlrni_aux_row *row = &a->row[i];
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d, *e = t->w.batch.e + i * d;
+    float *v = a->e + i * d;
+    const float *e = a->rest + i * d;
     double length = sqrt((double)k->dot(e, e, d)), own = sqrt((double)k->dot(v, v, d));
-    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->level)));
+    float s = (float)(length / (2 * own + dlrni_ghost_eps * exp(-(double)row->bound)));
     k->scale(v, s, d);
     k->axpy(1.0f, e, v, d); /* - r = e */
     row->factor = s;
@@ -19504,22 +21792,23 @@ DLRNI_INTERNAL void dlrni_ghost_end_row(dlrn_trainer *t, int64_t i) {
 }
 
 /* Mean of the rows' errors, in order. */
-DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t) {
+DLRNI_INTERNAL double dlrni_aux_mean_error(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     int64_t n = t->w.batch.n;
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += t->w.aux.row[i].error;
+    for (int64_t i = 0; i < n; i++) sum += a->row[i].error;
     return sum / (double)n;
 }
 
 /* The ratio makes the ghost loss as large as the reconstruction loss, so that neither outweighs
    the other. The factor of row i: ratio * s / (n |v|), the derivative of a mean of distances. */
-DLRNI_INTERNAL void dlrni_ghost_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
+DLRNI_INTERNAL void dlrni_ghost_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                       dlrn_train_stats *stats) {
     double n = (double)t->w.batch.n;
-    stats->auxiliary_loss = dlrni_aux_mean_error(t);
+    stats->auxiliary_loss = dlrni_aux_mean_error(t, a);
     double ratio = stats->reconstruction_loss / (stats->auxiliary_loss + dlrni_ghost_eps);
     stats->loss += stats->auxiliary_loss * ratio;
     for (int64_t i = 0; i < t->w.batch.n; i++) {
-        dlrni_aux_row *row = &t->w.aux.row[i];
+        dlrni_aux_row *row = &a->row[i];
         double by = ratio * (double)row->factor / (n * row->error);
         /* at distance 0 there is no direction */
         row->factor = row->error > 0 ? (float)by : 0.0f;
@@ -19530,107 +21819,205 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
-/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024; as in
-   dictionary_learning 0.1.0) ----
-   A feature is dead if it was silent on the last dead_rows rows, this batch included. Each row
-   keeps the auxk largest ReLU(pre) among the dead features. Their output X predicts the residual r.
-   Loss: auxk_alpha mean |r - X|^2 / mean |r - mean r|^2; the gradient treats r as a constant. */
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
+   A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
+   keeps the auxk best of the dead features; their output X predicts the residual r. Libraries
+   differ (dlrni_rules): a value is ReLU(pre), or with auxk_raw pre itself; the best are those of the
+   highest rank, with auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what
+   dlrni_auxk_over says; r is a constant, but not with auxk_attached. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
-    return t->cfg.auxk_alpha > 0 && dlrni_is_dead(t, t->w.silent[f]);
+    return t->cfg.auxk_alpha > 0 &&
+           dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
 }
 
-/* The k-th largest of pre [n] if it is above 0, otherwise 0. Positive floats are ordered like their
-   bits, so the answer is found bit by bit from the top: 31 passes, and no memory. */
-DLRNI_INTERNAL float dlrni_kth_largest(const float *pre, int64_t n, int64_t k) {
-    uint32_t bits = 0;
-    for (int bit = 30; bit >= 0; bit--) {
-        float at = dlrni_float_of_bits(bits | (uint32_t)1 << bit);
+/* The k-th largest of rank [n], 0 < k <= n. Their keys (dlrni_rank_key) have the order of the
+   floats, so the answer is found bit by bit from the top: 32 passes, and no memory. positive 1: 0
+   will do for an answer that is not above 0. */
+DLRNI_INTERNAL float dlrni_kth_largest(const float *rank, int64_t n, int64_t k, int positive) {
+    uint32_t key = 0, bits;
+    for (int bit = 31; bit >= 0; bit--) {
+        const uint32_t next = key | (uint32_t)1 << bit;
         int64_t count = 0;
-        for (int64_t p = 0; p < n; p++) count += pre[p] >= at;
-        if (count >= k) bits |= (uint32_t)1 << bit;
+        bits = next & DLRNI_KEY_ZERO ? next ^ DLRNI_KEY_ZERO : ~next;
+        const float at = dlrni_float_of_bits(bits);
+        for (int64_t p = 0; p < n; p++) count += rank[p] >= at;
+        if (count >= k) key = next;
+        if (positive && !key) return 0;
     }
+    bits = key & DLRNI_KEY_ZERO ? key ^ DLRNI_KEY_ZERO : ~key;
     return dlrni_float_of_bits(bits);
 }
 
-/* Whether a row keeps a feature. Among equal values it keeps those up to row->feature, so that
-   there are exactly k. */
-DLRNI_INTERNAL int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float pre) {
-    return pre > row->level || (pre > 0 && pre >= row->level && feature <= row->feature);
+/* What the selection compares of a dead feature. */
+DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
+    const float *unrank = t->w.unrank;
+    /* an atom of zeros has no rank */
+    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
+    return t->rules.auxk_by_size ? fabsf(pre) : pre;
 }
 
-/* Finds the last feature that row i keeps, and sets the others of pre [count] to 0. */
-DLRNI_INTERNAL void dlrni_auxk_begin_row(dlrn_trainer *t, int64_t i, float *pre) {
-    const dlrni_aux *a = &t->w.aux;
-    dlrni_aux_row *row = &t->w.aux.row[i];
-    /* d_in / 2 is the paper's choice, "a power of two close to d / 2" */
-    int64_t k = dlrni_min(t->cfg.auxk ? t->cfg.auxk : dlrni_max(t->cfg.d_in / 2, 1), a->count);
-    row->level = dlrni_kth_largest(pre, a->count, k);
+/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
+   there are exactly k. */
+DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
+    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
+}
+
+/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
+   close to d / 2". sparsify takes the target's. */
+DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
+    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
+}
+
+/* Finds the last feature that row i keeps, and sets the others of pre [a->count] to 0. */
+DLRNI_INTERNAL void dlrni_auxk_begin_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                         float *pre, float *rank) {
+    const int raw = t->rules.auxk_raw;
+    dlrni_aux_row *row = &a->row[i];
+    int64_t k = dlrni_min(dlrni_auxk_of(t), a->count);
+    for (int64_t p = 0; p < a->count; p++) rank[p] = dlrni_auxk_rank(t, a->dead[p], pre[p]);
+    row->bound = dlrni_kth_largest(rank, a->count, k, !raw);
     row->feature = -1;
-    /* those above the level are certain; what is left of k goes to the equal ones, in order */
-    for (int64_t p = 0; p < a->count; p++) k -= pre[p] > row->level;
-    for (int64_t p = 0; p < a->count && k > 0; p++) {
+    /* those above the bound are certain; what is left of k goes to the equal ones, in order. ReLU: a
+       0 needs no place. */
+    for (int64_t p = 0; p < a->count; p++) k -= rank[p] > row->bound;
+    for (int64_t p = 0; p < a->count && k > 0 && (raw || row->bound > 0); p++) {
         /* without ==, which -Wfloat-equal reports */
-        if (pre[p] < row->level || pre[p] > row->level) continue;
+        if (rank[p] < row->bound || rank[p] > row->bound) continue;
         row->feature = a->dead[p];
         k--;
     }
     for (int64_t p = 0; p < a->count; p++)
-        if (!dlrni_auxk_keeps(row, a->dead[p], pre[p])) pre[p] = 0;
+        if (!dlrni_auxk_keeps(row, a->dead[p], rank[p])) pre[p] = 0;
 }
 
-/* ReLU and selection: the derivative is 1 where a feature is kept, otherwise 0. */
-DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, int64_t i, const int32_t *feature,
-                                        int64_t n, float *f, float *df) {
+/* Gate and selection: the derivative is 1 where a feature is kept, otherwise 0. */
+DLRNI_INTERNAL void dlrni_auxk_activate(const dlrn_trainer *t, const dlrni_aux_row *row,
+                                        const int32_t *feature, int64_t n, float *f, float *df) {
+    const int encoder = !t->rules.auxk_decoder_only;
     for (int64_t p = 0; p < n; p++) {
-        int keeps = dlrni_auxk_keeps(&t->w.aux.row[i], feature[p], f[p]);
+        int keeps = dlrni_auxk_keeps(row, feature[p], dlrni_auxk_rank(t, feature[p], f[p]));
         if (!keeps) f[p] = 0;
-        df[p] = (float)keeps;
+        df[p] = (float)(keeps && encoder);
     }
 }
 
 /* The difference X - r of row i, and its squared length. */
-DLRNI_INTERNAL void dlrni_auxk_end_row(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i) {
     int64_t d = t->dict->d_out;
-    float *v = t->w.aux.e + i * d;
-    t->ctx->k->axpy(1.0f, t->w.batch.e + i * d, v, d); /* X - r, r = - e */
-    t->w.aux.row[i].error = (double)t->ctx->k->dot(v, v, d);
+    float *v = a->e + i * d;
+    t->ctx->k->axpy(1.0f, a->rest + i * d, v, d); /* X - r, r = - e */
+    a->row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
-   and a row is read in whole cache lines. */
-DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
-    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
-    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
-        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
-        memset(mean, 0, sizeof mean);
-        memset(square, 0, sizeof square);
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) {
-                /* two passes: the one-pass formula cancels where the mean is large */
-                double off = (double)e[i * d + c + j] - mean[j];
-                square[j] += off * off;
-            }
-        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+/* What mean |r - X|^2 is divided by; 0: there is no loss. By the variance of the residuals auxk_alpha
+   means the same for all data. By the share of the dead a few of them weigh little. */
+DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
+    const dlrni_batch *b = &t->w.batch;
+    double share = (double)a->count / (double)dlrni_auxk_of(t);
+    share = share < 1 ? share : 1;
+    switch (t->rules.auxk_scale) {
+    case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
+    case DLRNI_AUXK_SHARE: return 1 / share;
+    case DLRNI_AUXK_FVU: return b->total_variance / ((double)b->n * share);
+    case DLRNI_AUXK_PLAIN:
+    default: return 1;
     }
-    return sum;
 }
 
-/* The loss is relative to the variance of the residuals, so that auxk_alpha means the same for all
-   data. Every row has the same factor. Residuals without variance give no loss. */
-DLRNI_INTERNAL void dlrni_auxk_finish(dlrn_trainer *t, dlrn_train_stats *stats) {
-    int64_t n = t->w.batch.n;
-    double variance = dlrni_residual_variance(t->w.batch.e, n, t->dict->d_out);
-    double factor = variance > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * variance) : 0;
-    stats->auxiliary_loss = variance > 0 ? dlrni_aux_mean_error(t) / variance : 0;
-    stats->loss += t->cfg.auxk_alpha * stats->auxiliary_loss;
-    for (int64_t i = 0; i < n; i++) t->w.aux.row[i].factor = (float)factor;
+/* Every row has the same factor. */
+DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_loss *a,
+                                      dlrn_train_stats *stats) {
+    const int64_t n = t->w.batch.n;
+    const double over = dlrni_auxk_over(t, a);
+    const double factor = over > 0 ? 2 * t->cfg.auxk_alpha / ((double)n * over) : 0;
+    const double loss = over > 0 ? dlrni_aux_mean_error(t, a) / over : 0;
+    stats->auxiliary_loss += loss;
+    stats->loss += t->cfg.auxk_alpha * loss;
+    for (int64_t i = 0; i < n; i++) a->row[i].factor = (float)factor;
 }
 
 static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
                                            dlrni_auxk_finish};
+
+/* ---- Inactive features are lifted towards their threshold (cfg.pre_act) ----
+   pre_act mean_i sum_j |atom_j| ReLU(threshold_j - p_ij), of dead features or of all: it touches
+   nearly every number of a matrix [n][F]. But below the threshold the sum over rows is linear in p,
+   and so that over all rows follows from the sum of xc. The few entries above the threshold are in
+   the lists, and are taken back. */
+
+/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
+DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
+    const int before = t->rules.dead_before;
+    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
+    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
+        return 0;
+    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+}
+
+/* Task: the sums of a few columns of xc. */
+DLRNI_INTERNAL void dlrni_sum_columns(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const int64_t d = t->dict->d_in, from = task * DLRNI_GROUP;
+    const int64_t end = dlrni_min(from + DLRNI_GROUP, d);
+    (void)worker;
+    for (int64_t c = from; c < end; c++) t->w.input_sum[c] = 0;
+    for (int64_t i = 0; i < t->w.batch.n; i++)
+        for (int64_t c = from; c < end; c++) t->w.input_sum[c] += (double)t->w.batch.xc[i * d + c];
+}
+
+/* sum_i ReLU(threshold - p_if) without the entries of the lists: as if no row were above the
+   threshold. */
+DLRNI_INTERNAL double dlrni_below_all(const dlrn_trainer *t, int64_t f) {
+    const dlrn_dictionary *dict = t->dict;
+    const double n = (double)t->w.batch.n;
+    const float *w = dict->param[DLRN_ENCODER] + f * dict->d_in;
+    double p = n * (double)dict->param[DLRN_ENCODER_BIAS][f];
+    for (int64_t c = 0; c < dict->d_in; c++) p += (double)w[c] * t->w.input_sum[c];
+    return n * (double)dict->param[DLRN_THRESHOLD][f] - p;
+}
+
+/* Task: sum_i ReLU(threshold - p_if) of the features of one group of the wave in memory. */
+DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_encoding *c = &t->w.codes;
+    const int64_t group = c->first + task, f0 = group * DLRNI_GROUP;
+    double *below = t->w.below + f0;
+    (void)worker;
+    for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
+        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+    for (int64_t s = 0; s < c->stretches; s++) {
+        const dlrni_list *list = &c->lists[s * c->groups + group];
+        for (int64_t p = 0; p < list->count; p++) {
+            const int64_t j = dlrni_key_feature(list->key[p]);
+            const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
+            const double over =
+                (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
+            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+        }
+    }
+}
+
+/* The loss pre_act of the batch. */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    const int64_t F = t->dict->features;
+    double sum = 0;
+    int64_t any = 0;
+    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
+    if (!any) return DLRN_OK;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
+    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
+        DLRNI_TRY(dlrni_load_wave(t, first));
+        dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
+    }
+    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    stats->pre_act_loss = sum / t->cfg.pre_act;
+    stats->loss += sum;
+    return DLRN_OK;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>backward
@@ -19660,48 +22047,163 @@ DLRNI_INTERNAL void dlrni_visit_sort(dlrni_visit *v, int64_t g, const dlrni_list
     }
 }
 
-/* slope[p] = <e of the entry's row, atom> for all entries. Where many features are active, all
-   products of a few rows and a group are formed and the wanted ones taken: the tile keeps both
-   operands in registers. With half of the features active this is a third faster (Zen 4). */
-DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, dlrni_visit *v, const dlrni_sums *g) {
+/* slope[p] = <base of the entry's row, atom> for the entries of the features j0 .. j1. Where many
+   features are active, all products of a few rows and a group are formed and the wanted ones taken:
+   the tile keeps both operands in registers. With half of the features active this is a third
+   faster (Zen 4). */
+DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v, int64_t j0,
+                                     int64_t j1, const float *base, float *slope) {
     /* a tile of 32 x 48 floats is 6 KB: it stays in the first cache */
     enum { ROWS = 32 };
-    int64_t d = t->dict->d_out, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
-    const float *atom = t->dict->param[DLRN_DECODER] + v->f0 * d, *e = t->w.batch.e;
+    const dlrni_kernel_table *k = t->ctx->k;
+    int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
+    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
-    if (dlrni_sums_chunk(g, 4) > 12) {
-        for (int64_t j = 0; j < g->n_out; j++)
-            t->ctx->k->dots(atom + j * d, d, e, d, v->row + v->at[j], v->at[j + 1] - v->at[j],
-                            v->slope + v->at[j]);
+    if (dlrni_sums_chunk(&g, 4) > 12) {
+        for (int64_t j = 0; j < g.n_out; j++)
+            k->dots(atom + j * d, d, base, ld, v->row + g.start[j], g.end[j] - g.start[j],
+                    slope + g.start[j]);
         return;
     }
-    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
-    for (int64_t r0 = g->first, end = g->first + g->rows; r0 < end; r0 += ROWS) {
+    memcpy(to, g.start, (size_t)g.n_out * sizeof *to);
+    for (int64_t r0 = g.first, end = g.first + g.rows; r0 < end; r0 += ROWS) {
         int64_t rows = dlrni_min(ROWS, end - r0);
-        dlrni_sums_advance(g, r0 + rows, from, to);
-        for (int64_t j0 = 0; j0 < g->n_out; j0 += DLRNI_GROUP) {
-            int64_t width = dlrni_min(DLRNI_GROUP, g->n_out - j0);
-            t->ctx->k->dots_nt(rows, width, d, e + r0 * d, d, atom + j0 * d, d, tile, DLRNI_GROUP);
+        dlrni_sums_advance(g.n_out, g.end, g.idx, r0 + rows, from, to);
+        for (int64_t o = 0; o < g.n_out; o += DLRNI_GROUP) {
+            int64_t width = dlrni_min(DLRNI_GROUP, g.n_out - o);
+            k->dots_nt(rows, width, d, base + r0 * ld, ld, atom + o * d, d, tile, DLRNI_GROUP);
             for (int64_t j = 0; j < width; j++)
-                for (int64_t p = from[j0 + j]; p < to[j0 + j]; p++)
-                    /* the entries of output j0 + j on these rows, from .. to */
-                    v->slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
+                for (int64_t p = from[o + j]; p < to[o + j]; p++)
+                    /* the entries of output o + j on these rows, from .. to */
+                    slope[p] = tile[(v->row[p] - r0) * DLRNI_GROUP + j];
         }
     }
 }
 
-/* coef and slope of the entries of feature j of the visit, for recipes in which a value is its
-   pre-activation and there is no penalty. */
-DLRNI_INTERNAL void dlrni_visit_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const float *c = t->w.batch.c;
+/* ---- Slopes: from products with atoms to derivatives ----
+   An entry has a pre-activation p (or what ranks compare, q = p norm), a value f, and the derivative
+   D of the reconstruction loss by f. With the penalty's derivative by f, df = D + penalty(f); then
+   coef (the derivative by the atom is coef g), slope (that by p), and the feature's own numbers. */
+
+/* df of an entry: D, and the penalty's share; adds to the derivative by the atom's norm. */
+DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                      int64_t i, double by_value, double f) {
+    const double norm = t->w.norm ? (double)t->w.norm[v->f0 + j] : 1;
+    if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return by_value;
+    double slope = t->w.weight * dlrni_penalty_slope(t, i, f * norm);
+    v->norm[j] += slope * f;
+    return by_value + slope * norm;
+}
+
+/* multi_top_k: entry p, with the value f, in the second reconstruction. sparsify's backward pass
+   drops the gradient to the encoder. */
+DLRNI_INTERNAL double dlrni_second_slope(const dlrn_trainer *t, dlrni_visit *v, int64_t p,
+                                         float f) {
+    const float c = t->w.batch.c2[v->row[p]];
+    v->coef2[p] = f * c;
+    return f > 0 && !t->cfg.compat ? (double)(c * v->slope2[p]) : 0;
+}
+
+/* The entries of feature j where a value is its pre-activation: ReLU, top-k of either sign. */
+DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                       const float *c) {
+    const float unrank = t->w.unrank ? t->w.unrank[v->f0 + j] : 1;
     /* in double: it is a sum over all rows of the batch */
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
+    double bias = 0;
+    const int signs = t->rules.gate == DLRN_GATE_LINEAR;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        v->coef[p] = v->val[p] * c[v->row[p]];
-        v->slope[p] = c[v->row[p]] * v->slope[p];
-        bias[j] += (double)v->slope[p];
+        int64_t i = v->row[p];
+        /* an entry that is off: zero_picks */
+        float f = v->val[p] > 0 || signs ? v->val[p] * unrank : 0;
+        const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
+        double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
+        slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
+        v->coef[p] = inner ? f * c[i] : 0;
+        if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
+        v->slope[p] = (float)slope;
+        bias += (double)v->slope[p];
+    }
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->lift[j] += bias;
+}
+
+/* Whether u is within half a bandwidth of a threshold. */
+DLRNI_INLINE int dlrni_is_near(const dlrn_trainer *t, double u, double threshold) {
+    return fabs(u - threshold) < t->cfg.bandwidth / 2;
+}
+
+/* pre_act: dlrni_lift_feature takes all rows for rows below the threshold; an entry p that is above
+   it is taken back here. Returns the share of its slope. */
+DLRNI_INTERNAL double dlrni_not_below(dlrni_visit *v, int64_t j, double p, double threshold,
+                                      double weight) {
+    if (!(p > threshold)) return 0;
+    v->scalar[DLRN_THRESHOLD][j] -= weight;
+    return weight;
+}
+
+/* The entries of feature j of a jump: f = p where p > threshold, otherwise 0. The derivative of a
+   step is useless. That by a threshold is estimated from the entries within half a bandwidth e of it
+   (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e and dL0/dt = - 1 / e. In
+   dictionary_learning L0 looks at f, not p, so that all rows on which the feature is off, in a list
+   or not, count while |t| < e / 2. In training, but not afterwards, a threshold below 0 passes
+   negative values. */
+DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                      const float *c) {
+    const dlrni_window window = t->rules.window;
+    const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
+    const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
+    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    double by_threshold = 0, bias = 0, off = (double)v->rows;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        const int64_t i = v->row[p];
+        const double u = (double)v->val[p], count = t->w.weight * dlrni_count_slope(t, i);
+        const int on = u > level;
+        const int near = dlrni_is_near(t, u, level) && (window != DLRNI_WINDOW_POSITIVE || u > 0);
+        double f = on ? u * unrank : 0, slope = 0;
+        double df = dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), f);
+        if (near) by_threshold -= level / e * df * unrank;
+        if (window == DLRNI_WINDOW_VALUE ? near && on : near) by_threshold -= count / e;
+        if (on) slope = df;
+        if (near && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
+        off -= on;
+        if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
+        v->coef[p] = (float)f * c[i];
+        v->slope[p] = (float)slope;
+        bias += (double)v->slope[p];
+    }
+    if (window == DLRNI_WINDOW_VALUE && dlrni_is_near(t, 0, level))
+        by_threshold -= off * t->w.weight * dlrni_count_slope(t, v->first) / e;
+    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
+    v->lift[j] += bias;
+    v->scalar[DLRN_THRESHOLD][j] += by_threshold;
+}
+
+/* The entries of a gated feature: pi = u + gate bias > 0, u = w x; value f = ReLU(e^r u + b),
+   Rajamanoharan et al., "Improving dictionary learning with gated SAEs", 2024. The penalty and the
+   second reconstruction act on pi; the step of the gate itself has no derivative. */
+DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j,
+                                       const float *c) {
+    float *const *param = t->dict->param;
+    const int64_t at = v->f0 + j;
+    const double scale = exp((double)param[DLRN_LOG_SCALE][at]);
+    const double gate = (double)param[DLRN_ENCODER_BIAS][at];
+    const float *c2 = t->w.batch.c2;
+    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+        const int64_t i = v->row[p];
+        const double pi = (double)v->val[p], u = pi - gate;
+        const float f = dlrni_trained_value(t, i, at, v->val[p]);
+        const double df = f > 0 ? (double)(c[i] * v->slope[p]) : 0;
+        double by_pi = dlrni_value_slope(t, v, j, i, (double)(c2[i] * v->slope2[p]), pi);
+        v->scalar[DLRN_VALUE_BIAS][j] += df;
+        v->scalar[DLRN_LOG_SCALE][j] += df * u * scale;
+        v->scalar[DLRN_ENCODER_BIAS][j] += by_pi;
+        v->coef[p] = f * c[i];
+        v->coef2[p] = t->rules.gate_frozen ? 0 : v->val[p] * c2[i];
+        v->slope[p] = (float)(by_pi + df * scale);
+        v->lift[j] += (double)v->slope[p];
     }
 }
 
@@ -19717,28 +22219,54 @@ DLRNI_INTERNAL void dlrni_visit_end_run(const dlrn_trainer *t, dlrni_visit *v) {
     }
 }
 
+/* The features of a visit that belong to one level: j0 .. the return value. */
+DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit *v, int64_t j0,
+                                       int64_t *level) {
+    const dlrni_batch *b = &t->w.batch;
+    *level = 0;
+    if (!b->levels) return v->width;
+    while (v->f0 + j0 >= b->level_end[*level]) ++*level;
+    return dlrni_min(b->level_end[*level] - v->f0, v->width);
+}
+
+/* Slopes and atoms of the features j0 .. j1 of a visit on its stretch; they belong to one level. */
+DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
+                                      int64_t level) {
+    const int64_t d = t->dict->d_out;
+    const int64_t ld = t->w.batch.e_ld;
+    const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                            v->at + j0 + 1, v->row, ld,       d};
+    const float *c, *base = dlrni_level_base(t, level, &c);
+    float *atoms = v->run[DLRN_DECODER] + j0 * d;
+    dlrni_visit_dots(t, v, j0, j1, base, v->slope);
+    if (v->slope2) dlrni_visit_dots(t, v, j0, j1, t->w.batch.e2, v->slope2);
+    for (int64_t j = j0; j < j1; j++) switch (t->rules.gate) {
+        case DLRN_GATE_JUMP_SIGNED: dlrni_jump_slopes(t, v, j, c); break;
+        case DLRN_GATE_GATED: dlrni_gated_slopes(t, v, j, c); break;
+        default: dlrni_plain_slopes(t, v, j, c);
+        }
+    dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
+    if (v->coef2 && !t->rules.gate_frozen)
+        dlrni_sums_add(t->ctx->k, &out, t->w.batch.e2, v->coef2, atoms);
+}
+
 /* Adds a stretch of rows to the sums of the visit. */
 DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, int64_t stretch) {
     const dlrni_encoding *c = &t->w.codes;
     const dlrni_batch *b = &t->w.batch;
-    int64_t first = stretch * DLRNI_STRETCH;
-    v->rows = dlrni_min(DLRNI_STRETCH, b->n - first);
-    /* the sort of the lists below fills v->at and v->row */
-    dlrni_sums out = {v->width, t->dict->d_out, first, v->rows, v->at, v->row}, in = out;
-    in.d = t->dict->d_in;
+    int64_t level;
+    v->first = stretch * DLRNI_STRETCH;
+    v->rows = dlrni_min(DLRNI_STRETCH, b->n - v->first);
     v->at[0] = 0;
     for (int64_t i = 0; i < v->groups; i++)
         dlrni_visit_sort(v, i, &c->lists[stretch * c->groups + v->group + i]);
-    dlrni_visit_dots(t, v, &out);
-    for (int64_t j = 0; j < v->width; j++) {
-        /* after the products, from which the slopes are computed */
-        if (t->recipe->slopes)
-            t->recipe->slopes(t, v, j);
-        else
-            dlrni_visit_slopes(t, v, j);
+    for (int64_t j0 = 0, j1; j0 < v->width; j0 = j1) {
+        j1 = dlrni_level_run(t, v, j0, &level);
+        dlrni_visit_level(t, v, j0, j1, level);
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
-    dlrni_sums_add(t->ctx->k, &out, b->e, v->coef, v->run[DLRN_DECODER]);
+    const int64_t d = t->dict->d_in;
+    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -19779,12 +22307,18 @@ DLRNI_INTERNAL int64_t dlrni_visit_carve(const dlrni_update *u, char *base, dlrn
         if (dlrni_has_runs(&u->t->w.codes))
             v->run[role] = (float *)dlrni_carve(base, &at, max * d, narrow);
     }
+    v->lift = (double *)dlrni_carve(base, &at, max, sizeof(double));
+    v->norm = (double *)dlrni_carve(base, &at, max, sizeof(double));
     v->at = (int64_t *)dlrni_carve(base, &at, max + 1, sizeof(int64_t));
     /* one per entry; last, since the parts before have the same size on every stretch */
     v->row = (int32_t *)dlrni_carve(base, &at, u->entries, narrow);
     v->val = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->coef = (float *)dlrni_carve(base, &at, u->entries, narrow);
     v->slope = (float *)dlrni_carve(base, &at, u->entries, narrow);
+    v->coef2 = v->slope2 = NULL;
+    if (!u->t->w.batch.e2) return at;
+    v->coef2 = (float *)dlrni_carve(base, &at, u->entries, narrow);
+    v->slope2 = (float *)dlrni_carve(base, &at, u->entries, narrow);
     return at;
 }
 
@@ -19799,7 +22333,9 @@ DLRNI_INTERNAL dlrni_visit dlrni_visit_begin(const dlrni_update *u, int64_t grou
     v.groups = dlrni_min(u->groups, u->end - group); /* the last task may have fewer */
     v.f0 = group * DLRNI_GROUP;
     v.width = dlrni_min(v.groups * DLRNI_GROUP, dict->features - v.f0);
-    v.rows = 0; /* set by each stretch */
+    v.rows = v.first = 0; /* set by each stretch */
+    memset(v.lift, 0, (size_t)v.width * sizeof *v.lift);
+    memset(v.norm, 0, (size_t)v.width * sizeof *v.norm);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         size_t n = (size_t)(v.width * dlrni_role_width(dict, role));
         if (v.scalar[role]) memset(v.scalar[role], 0, n * sizeof(double));
@@ -19834,14 +22370,46 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
+/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
+   whole, or of each layer. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    const dlrni_kernel_table *k = t->ctx->k;
+    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t d = t->dict->d_out, width = d / parts;
+    const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    for (int64_t l = 0; l < parts; l++) {
+        double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
+        if (!(norm > 0)) continue; /* no direction */
+        k->axpy((float)(by / norm), atom + l * width, v->sum[DLRN_DECODER] + j * d + l * width,
+                width);
+    }
+}
+
+/* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
+   are not are already taken back. */
+DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
+    const int64_t f = v->f0 + j, d = t->dict->d_in;
+    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    float *encoder = v->sum[DLRN_ENCODER] + j * d;
+    if (!(weight > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
+    v->lift[j] -= weight * n;
+    v->scalar[DLRN_THRESHOLD][j] += weight * n;
+    /* the weight is in proportion to the norm */
+    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+}
+
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
-   - sum_j slope_j w_j, with the weights before the update, and the slopes' sum over rows, which is
-   the gradient of the encoder bias. The parts are added later in order, so that tasks and threads
-   do not matter. */
+   - sum_j lift_j w_j, with the weights before the update, and lift the sum of the slopes over rows.
+   The parts are added later in order, so that tasks and threads do not matter. */
 DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
     dlrn_trainer *t = u->t;
     const dlrn_dictionary *dict = t->dict;
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
     int64_t d = dict->d_in, d_out = dict->d_out;
     for (int64_t g = 0; g < v->groups; g++) {
         /* a part for each group, so that tasks never write to the same one */
@@ -19849,14 +22417,19 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
         int64_t end = dlrni_min((g + 1) * DLRNI_GROUP, v->width);
         memset(part, 0, (size_t)d * sizeof *part);
         for (int64_t j = g * DLRNI_GROUP; j < end; j++) {
+            double more = 0;
             /* before anything uses the sums */
             if (t->w.aux.sums)
                 dlrni_aux_add(t, v->f0 + j, v->sum[DLRN_DECODER] + j * d_out,
-                              v->sum[DLRN_ENCODER] + j * d, &bias[j]);
+                              v->sum[DLRN_ENCODER] + j * d, &more);
+            v->scalar[DLRN_ENCODER_BIAS][j] += more;
+            v->lift[j] += more;
+            dlrni_lift_feature(t, v, j);
+            dlrni_norm_gradient(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
-                t->ctx->k->axpy(-(float)bias[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d, part,
-                                d);
+                t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
+                                part, d);
             dlrni_visit_end_feature(u, v, j);
         }
     }
@@ -19887,24 +22460,39 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
     return max;
 }
 
-/* One wave of the step: as many groups at a time as the auxiliary sums have room for.
-   Several groups go through the rows together if the rows do not stay in a cache from one group to
-   the next (several stretches), or if each group uses nearly all of them. */
-DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+/* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
+   through the rows together if the rows do not stay in a cache from one group to the next (several
+   stretches), or if each group uses nearly all of them. */
+DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
-    dlrni_encoding *c = &t->w.codes;
-    dlrni_visit count; /* only measured */
+    const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     int together = c->stretches > 1 || c->active > DLRNI_DENSE;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
+    u->first = first;
+    u->end = first + c->wave;
+    return DLRN_OK;
+}
+
+/* Scratch for the tasks on the groups u->first .. u->end. */
+DLRNI_INTERNAL dlrn_status dlrni_update_scratch(dlrni_update *u) {
+    dlrni_visit count; /* only measured */
+    u->entries = dlrni_update_max(u);
+    return dlrni_need_scratch(&u->t->w.codes, dlrni_visit_carve(u, NULL, &count));
+}
+
+/* One wave of the step: as many groups at a time as the auxiliary sums have room for. */
+DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
+    dlrn_trainer *t = u->t;
+    dlrni_encoding *c = &t->w.codes;
+    DLRNI_TRY(dlrni_update_begin(u, first));
     for (u->first = first; u->first < first + c->wave; u->first = u->end) {
         /* what is wanted; the auxiliary sums may lower it */
         u->end = first + c->wave;
         DLRNI_TRY(dlrni_aux_sums(t, u->first, &u->end));
-        u->entries = dlrni_update_max(u);
-        DLRNI_TRY(dlrni_need_scratch(c, dlrni_visit_carve(u, NULL, &count)));
+        DLRNI_TRY(dlrni_update_scratch(u));
         /* all memory is there. From here on, an interruption would leave the weights half
            updated */
         if (u->adam) t->stage = DLRNI_UPDATING;
@@ -19919,13 +22507,16 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     float *sum = t->w.output_grad, *part = sum + d;
+    const float *c, *base = dlrni_level_base(t, 0, &c);
+    const int second = b->e2 && !t->rules.gate_frozen;
     memset(sum, 0, (size_t)d * sizeof *sum);
     for (int64_t i = 0; i < b->n; i += run) {
         int64_t n = dlrni_min(run, b->n - i);
         /* the first run needs no second array */
         float *to = i ? part : sum;
         if (i) memset(part, 0, (size_t)d * sizeof *part);
-        t->ctx->k->gather_axpy(to, d, b->e, d, b->number + i, b->c + i, n);
+        t->ctx->k->gather_axpy(to, d, base, d, b->number + i, c + i, n);
+        if (second) t->ctx->k->gather_axpy(to, d, b->e2, d, b->number + i, b->c2 + i, n);
         if (i) t->ctx->k->axpy(1.0f, part, sum, d);
     }
 }
@@ -19946,23 +22537,94 @@ DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
         k->axpy(1.0f, w->center_part + g * d, center, d);
 }
 
+/* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
+   forward pass. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_adam *adam,
+                                                   float *const *out) {
+    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
+    for (int64_t first = 0; first < t->w.codes.groups; first += t->w.wave)
+        DLRNI_TRY(dlrni_update_wave(&u, first));
+    return DLRN_OK;
+}
+
+/* All features of all parts; with `keep`, their gradients go to where each part keeps them. Scratch
+   for all parts comes before any weight is written, so that a lack of memory leaves the step to be
+   repeated (except where the lists of a part take several waves). */
+DLRNI_INTERNAL dlrn_status dlrni_backward_parts(dlrn_trainer *t, const dlrni_adam *adam, int keep) {
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_update u = {t->part[i], adam, NULL, 0, 0, 1, 0};
+        DLRNI_TRY(dlrni_update_begin(&u, 0));
+        DLRNI_TRY(dlrni_update_scratch(&u));
+    }
+    for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) {
+        dlrn_trainer *part = t->part[i];
+        s = dlrni_backward_features(part, adam, keep ? part->w.gradient : NULL);
+        if (part->stage == DLRNI_UPDATING) t->stage = DLRNI_UPDATING;
+        part->stage = DLRNI_READY;
+    }
+    return s;
+}
+
+/* to [skip_rows][d_in] (+)= the sum over n rows from `row` on of c_i e_i z_i^T; e [.][d_out]. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_run(dlrn_trainer *t, const float *e, const float *c,
+                                          int64_t row, int64_t n, int beta, float *to) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrni_gemm_job job;
+    float *slopes = t->w.batch.slopes;
+    memcpy(slopes, e + row * dict->d_out, (size_t)(n * dict->d_out) * sizeof *slopes);
+    for (int64_t i = 0; i < n; i++)
+        t->ctx->k->scale(slopes + i * dict->d_out, c[row + i], dict->d_out);
+    memset(&job, 0, sizeof job);
+    job.k = t->ctx->k;
+    job.op = DLRN_TN;
+    job.m = dict->skip_rows;
+    job.n = job.ldb = job.ldc = dict->d_in;
+    job.depth = n;
+    job.a = slopes;
+    job.lda = dict->d_out;
+    job.b = t->w.batch.z + row * dict->d_in;
+    job.c = to;
+    job.beta = beta;
+    return dlrni_gemm_parallel(t->ctx, &job);
+}
+
+/* The gradient of the skip, run by run. It comes before any update, since products take memory. */
+DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
+    const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
+    const float *c, *base = dlrni_level_base(t, 0, &c);
+    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    float *sum = t->w.skip_grad, *part = sum + size;
+    for (int64_t i = 0; i < b->n; i += run) {
+        const int64_t n = dlrni_min(run, b->n - i);
+        float *to = i ? part : sum;
+        DLRNI_TRY(dlrni_skip_run(t, base, c, i, n, 0, to));
+        if (second) DLRNI_TRY(dlrni_skip_run(t, b->e2, b->c2, i, n, 1, to));
+        if (i) t->ctx->k->axpy(1.0f, part, sum, size);
+    }
+    return DLRN_OK;
+}
+
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
-   wanted). Waves come in the same order as in the forward pass. */
+   wanted). */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    dlrni_update u = {t, adam, out, 0, 0, 1, 0}; /* each wave sets its own groups and entries */
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave)
-        DLRNI_TRY(dlrni_update_wave(&u, first));
+    if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
+    DLRNI_TRY(t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
+                      : dlrni_backward_features(t, adam, out));
     dlrni_bias_gradients(t);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
-        /* of the roles that are not by feature, output and input bias are trained; a skip is
-           refused (dlrni_check_trainable) */
-        const float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad : w->center_grad;
+        /* of the roles that are not by feature, these three are trained */
+        float *grad = role == DLRN_OUTPUT_BIAS ? w->output_grad
+                      : role == DLRN_SKIP      ? w->skip_grad
+                                               : w->center_grad;
         int64_t n = dlrni_role_size(t->dict, role);
-        if (adam) dlrni_adam_move(t, adam, role, 0, grad, n);
+        if (adam) dlrni_move(t, adam, role, 0, grad, n);
         if (out && out[role]) memcpy(out[role], grad, (size_t)n * sizeof *grad);
     }
     if (adam) dlrn_dictionary_changed(t->dict); /* encoders drop their copies */
@@ -19977,9 +22639,35 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
 typedef struct dlrni_apply {
     dlrn_trainer *t;
     const dlrni_adam *adam;
-    float factor;   /* of all gradients                                                     */
+    float factor;   /* of all gradients that count                                          */
     double *square; /* [features] squared length of a feature's gradients; NULL: the update */
+    double *count;  /* [features] how many of them are not 0, for clip_rms                  */
 } dlrni_apply;
+
+/* Whether the gradients of a role count in the norm, and are clipped. */
+DLRNI_INTERNAL int dlrni_is_clipped(const dlrn_trainer *t, int role) {
+    return !t->rules.clip_rms || role != DLRN_THRESHOLD;
+}
+
+/* Adds a vector to the norm: *square, and *count if the rules divide by it. */
+DLRNI_INTERNAL void dlrni_measure_gradient(const dlrn_trainer *t, const float *grad, int64_t n,
+                                           double *square, double *count) {
+    *square += (double)t->ctx->k->dot(grad, grad, n);
+    /* -0 is 0, NaN is not */
+    for (int64_t i = 0; t->rules.clip_rms && i < n; i++) *count += !(grad[i] >= 0 && grad[i] <= 0);
+}
+
+/* What gradients are scaled by, from their squared norm: at most 1. */
+DLRNI_INTERNAL float dlrni_clip_factor(const dlrn_trainer *t, double square, double count) {
+    const double norm = sqrt(square), clip = t->cfg.clip;
+    if (t->rules.clip_rms) {
+        const double rms = count > 0 ? norm / sqrt(count) : 0;
+        return rms > clip ? (float)(clip / (rms + 1e-6)) : 1;
+    }
+    /* 1e-6 as in torch */
+    const double factor = clip / (norm + 1e-6);
+    return factor < 1 ? (float)factor : 1;
+}
 
 /* Task, one group of features: with `square`, projects the atoms' gradients and measures all;
    without it, updates the weights. */
@@ -19997,159 +22685,94 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
             if (a->square) {
                 /* first, as in dictionary_learning: the part along the atom must not use up the
                    limit */
-                if (role == DLRN_DECODER) dlrni_project(k, t->dict->param[role] + f * d, grad, d);
-                a->square[f] += (double)k->dot(grad, grad, d);
+                if (role == DLRN_DECODER && t->rules.atoms != DLRNI_ATOMS_FREE)
+                    dlrni_project(k, t->dict->param[role] + f * d, grad, d);
+                if (dlrni_is_clipped(t, role))
+                    dlrni_measure_gradient(t, grad, d, &a->square[f], &a->count[f]);
             } else {
-                k->scale(grad, a->factor, d);
+                if (dlrni_is_clipped(t, role)) k->scale(grad, a->factor, d);
                 /* projected by the first pass */
                 dlrni_update_role(t, a->adam, role, f, grad, 1);
             }
         }
 }
 
+/* One pass over all features, part by part where there are any. */
+DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
+    dlrn_trainer *t = a->t;
+    dlrni_apply own = *a;
+    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+        if (t->part) own.t = t->part[i];
+        const int64_t at = t->part ? t->dict->part[i].feature_at : 0;
+        if (a->square) {
+            own.square = a->square + at;
+            own.count = a->count + at;
+        }
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(own.t->dict->features, DLRNI_GROUP),
+                          dlrni_apply_group, &own);
+    }
+}
+
 /* Backward for a recipe that clips. All gradients, projected, are scaled so that together they are
    no longer than cfg.clip, as torch.nn.utils.clip_grad_norm_ does; then comes Adam. All
    memory is allocated before anything is written. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
-    int64_t F = t->dict->features, groups = dlrni_ceil_div(F, DLRNI_GROUP);
+    const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
-    double *square = DLRNI_NEW_ZERO(t->ctx, double, F), sum = 0;
-    dlrni_apply job = {t, adam, 1, square};
+    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
+    dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
     dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    if (s == DLRN_OK) dlrni_apply_features(&job);
     /* feature by feature, in order: the same norm for any number of threads */
-    for (int64_t f = 0; s == DLRN_OK && f < F; f++) sum += square[f];
+    for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
+        sum += square[f];
+        count += job.count[f];
+    }
     dlrn_free(t->ctx, square);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
-        sum += (double)t->ctx->k->dot(t->w.gradient[role], t->w.gradient[role], n);
+        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum, &count);
     }
-    /* 1e-6 as in torch */
-    const double factor = t->cfg.clip / (sqrt(sum) + 1e-6);
-    job.factor = factor < 1 ? (float)factor : 1;
+    job.factor = dlrni_clip_factor(t, sum, count);
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
-    dlrn_parallel_for(t->ctx, groups, dlrni_apply_group, &job);
+    dlrni_apply_features(&job);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
         t->ctx->k->scale(t->w.gradient[role], job.factor, n);
-        dlrni_adam_move(t, adam, role, 0, t->w.gradient[role], n);
+        dlrni_move(t, adam, role, 0, t->w.gradient[role], n);
     }
     dlrn_dictionary_changed(t->dict);
     return DLRN_OK;
 }
 
-/* ------------------------------------------------------------------------------------------ */
-// >>recipes
-/* How families are trained: one block each, and one row of the table at the end. The manual says
-   what else a new recipe may need (HOW TO ADD). */
+/* ---- Before and after a step ---- */
 
-/* ---- reference: trainSAE of March 2024, ReLU with an L1 or entropy penalty, ghosts ----
-   Entropy of a row: q = f / (sum f + eps), H = -sum q log(q + eps). Its derivative with respect to
-   f_k is (h_k - T) / (sum f + eps) with h_k = -log(q_k + eps) - q_k / (q_k + eps), T = sum_j h_j
-   q_j. */
-/* the constant of the reference: it keeps log(0) and 0 / 0 away */
-static const double dlrni_entropy_eps = 1e-8;
-
-/* h in the formula above, at q = f / (sum f + eps). */
-DLRNI_INTERNAL double dlrni_entropy_slope(double q) {
-    return -log(q + dlrni_entropy_eps) - q / (q + dlrni_entropy_eps);
+/* mean [d] of x [n][d]. */
+DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double *mean) {
+    memset(mean, 0, (size_t)d * sizeof *mean);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
 }
 
-/* Task: adds the wave in memory to the entropy and to T of a slab of rows. */
-DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
-    dlrn_trainer *t = (dlrn_trainer *)arg;
-    dlrni_batch *batch = &t->w.batch;
-    dlrni_slab b = dlrni_slab_of(t, task, worker);
-    for (int64_t i = 0; i < b.rows; i++) {
-        double *sparse = &batch->sparse[b.i0 + i], *mean = &batch->mean_slope[b.i0 + i];
-        /* the first wave starts the sums, the others add */
-        if (t->w.codes.first == 0) *sparse = *mean = 0;
-        for (int64_t p = b.at[i]; p < b.at[i + 1]; p++) {
-            double q = (double)b.val[p] / (batch->total[b.i0 + i] + dlrni_entropy_eps);
-            *sparse -= q * log(q + dlrni_entropy_eps);
-            *mean += q * dlrni_entropy_slope(q);
-        }
-    }
-}
-
-/* The mean L1 norm, or the mean entropy. The entropy takes a second pass over the waves, since it
-   needs the sum of each row's features first. */
-DLRNI_INTERNAL dlrn_status dlrni_reference_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
-    dlrni_work *w = &t->w;
-    dlrni_batch *b = &w->batch;
-    int entropy = t->cfg.sparsity == DLRN_SPARSITY_ENTROPY;
-    if (!entropy) memcpy(b->sparse, b->total, (size_t)b->n * sizeof *b->sparse);
-    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
-    }
-    stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
-    stats->loss += dlrni_penalty_weight(t) * stats->sparsity_loss;
-    return DLRN_OK;
-}
-
-/* The derivative of the penalty with respect to a value f of row i. `weight` is already divided by
-   the number of rows. */
-DLRNI_INTERNAL double dlrni_sparsity_slope(const dlrn_trainer *t, double weight, int64_t i,
-                                           float f) {
-    const dlrni_batch *b = &t->w.batch;
-    if (t->cfg.sparsity == DLRN_SPARSITY_L1) return weight;
-    double sum = b->total[i] + dlrni_entropy_eps;
-    return weight * (dlrni_entropy_slope((double)f / sum) - b->mean_slope[i]) / sum;
-}
-
-/* Like dlrni_visit_slopes, plus the penalty: where f > 0, f is the pre-activation, and so are the
-   derivatives. */
-DLRNI_INTERNAL void dlrni_reference_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const double weight = dlrni_penalty_weight(t) / (double)t->w.batch.n;
-    const float *c = t->w.batch.c;
-    double *bias = v->scalar[DLRN_ENCODER_BIAS];
-    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        int64_t i = v->row[p];
-        v->coef[p] = v->val[p] * c[i];
-        v->slope[p] = c[i] * v->slope[p] + (float)dlrni_sparsity_slope(t, weight, i, v->val[p]);
-        bias[j] += (double)v->slope[p];
-    }
-}
-
-/* ---- dl-top_k: TopKTrainer of dictionary_learning 0.1.0 ----
-   Squared distance, no penalty, AuxK. Before the first step the output bias becomes the geometric
-   median of the batch. The mean threshold follows the smallest value that a row keeps. It is
-   saved because dictionary_learning can encode by it instead of by selection.
-   Two deliberate differences: a row that keeps nothing does not count in that mean (there
-   dictionary_learning takes infinity), and k is not filled up with features at 0 (it picks
-   arbitrary ones and counts them as active). */
-DLRNI_INTERNAL void dlrni_top_k_defaults(dlrn_train_config *cfg) {
-    cfg->lr = -1;              /* derived from the number of features (dlrn_recipe_info) */
-    cfg->sparsity_penalty = 0; /* k limits L0 */
-    cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1; /* gradients are clipped to norm 1 */
-    cfg->k = 64;
-    cfg->auxk_alpha = 1.0 / 32; /* Gao et al., 2024 */
-    cfg->dead_rows = 10000000;  /* the same: 10 million tokens */
-    cfg->threshold_beta = 0.999;
-    cfg->threshold_start_step = 1000; /* the first values are not typical */
-}
-
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], weighted by 1 /
-   distance from `from` [d]. Returns how far the median moved. A row at distance 0 is left out,
-   since its weight would be infinite. */
-DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, const double *from,
-                                         double *to) {
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
+   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
+   left out, since its weight would be infinite. */
+DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
+                                         const double *from, double *to) {
     double all = 0, moved = 0;
     memset(to, 0, (size_t)d * sizeof *to);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++, y += ld) {
         double square = 0;
         for (int64_t c = 0; c < d; c++)
-            square += ((double)y[i * d + c] - from[c]) * ((double)y[i * d + c] - from[c]);
+            square += ((double)y[c] - from[c]) * ((double)y[c] - from[c]);
         if (!(square > 0)) continue;
         all += 1 / sqrt(square);
-        for (int64_t c = 0; c < d; c++) to[c] += (double)y[i * d + c] / sqrt(square);
+        for (int64_t c = 0; c < d; c++) to[c] += (double)y[c] / sqrt(square);
     }
     for (int64_t c = 0; c < d; c++) {
         to[c] = all > 0 ? to[c] / all : from[c];
@@ -20158,115 +22781,96 @@ DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t n, int64_t d, c
     return sqrt(moved);
 }
 
-/* The geometric median: unlike the mean, a few huge rows do not move it far. At most 100 rounds, or
-   until it moves by less than 1e-5: dictionary_learning's numbers. */
-DLRNI_INTERNAL dlrn_status dlrni_top_k_first_batch(dlrn_trainer *t, const float *x, const float *y,
-                                                   int64_t n) {
-    int64_t d = t->dict->d_out;
-    /* this comes before the loss, which also checks it */
-    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW_ZERO(t->ctx, double, 2 * d);
-    if (!at) return DLRN_ERR_MEMORY;
-    double *next = at + d; /* only now: NULL + d is undefined */
-    if (!y) y = x;
-    /* starts from the mean */
-    for (int64_t i = 0; i < n * d; i++) at[i % d] += (double)y[i] / (double)n;
+/* The geometric median: unlike the mean, a few huge rows do not move it far. Each layer has its own
+   distances. At most 100 rounds, or until all layers move by less than 1e-5: the numbers of
+   dictionary_learning and its fork. at [d] is the mean, and becomes the median; next [d] is
+   scratch. */
+DLRNI_INTERNAL void dlrni_median(const float *y, int64_t n, int64_t d, int64_t layers, double *at,
+                                 double *next) {
+    const int64_t width = d / layers;
     for (int round = 0; round < 100; round++) {
-        double moved = dlrni_median_round(y, n, d, at, next);
+        double moved = 0;
+        for (int64_t l = 0; l < d; l += width) {
+            double by = dlrni_median_round(y + l, d, n, width, at + l, next + l);
+            moved = by > moved ? by : moved;
+        }
         memcpy(at, next, (size_t)d * sizeof *at);
         if (moved < 1e-5) break;
     }
-    for (int64_t c = 0; c < d; c++) t->dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
-    dlrn_dictionary_changed(t->dict);
-    dlrn_free(t->ctx, at);
-    return DLRN_OK;
 }
 
-/* The moving average of the smallest kept value. It starts with the first mean, not with 0: a
-   threshold below 0 means "none yet". */
-DLRNI_INTERNAL void dlrni_top_k_after_step(dlrn_trainer *t) {
+/* What the first batch sets (rules.first): the output bias; sparsify without a center also shifts
+   the pre-activations by their mean, which centers them, too. */
+DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, const float *y,
+                                             int64_t n) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = dict->d_out, in = dict->d_in;
+    const int shifts = t->rules.first == DLRNI_FIRST_MEAN && !dlrni_center_of(dict);
+    /* this comes before the loss, which also checks it */
+    DLRNI_TRY(dlrni_check_batch(t, x, y, n));
+    double *at = DLRNI_NEW(t->ctx, double, 2 * d + in);
+    float *z = DLRNI_NEW(t->ctx, float, in);
+    const dlrn_status s = at && z ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) {
+        dlrni_mean_row(y ? y : x, n, d, at);
+        if (t->rules.first == DLRNI_FIRST_MEDIAN)
+            dlrni_median(y ? y : x, n, d, dict->layers, at, at + d);
+        for (int64_t c = 0; c < d; c++) dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
+    }
+    if (s == DLRN_OK && shifts) {
+        dlrni_mean_row(x, n, in, at);
+        for (int64_t c = 0; c < in; c++) z[c] = (float)at[c];
+        dlrni_input_less(dict, z, NULL, 1, z); /* scaled, as rows are */
+        for (int64_t f = 0; f < dict->features; f++)
+            dict->param[DLRN_ENCODER_BIAS][f] =
+                -t->ctx->k->dot(dict->param[DLRN_ENCODER] + f * in, z, in);
+    }
+    dlrn_dictionary_changed(t->dict);
+    dlrn_free(t->ctx, at);
+    dlrn_free(t->ctx, z);
+    return s;
+}
+
+/* The smallest kept values of this batch, or their mean over rows; below 0: there are none. A row
+   that keeps nothing does not count (dictionary_learning takes infinity there). */
+DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    double *threshold = &t->dict->formula.threshold, sum = 0, beta = t->cfg.threshold_beta;
-    int64_t rows = 0, k = t->dict->formula.k;
-    if (t->cfg.threshold_start_step < 0 || t->step <= t->cfg.threshold_start_step) return;
+    const int64_t k = t->w.view.formula.k;
+    double sum = 0;
+    int64_t rows = 0;
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
         sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
         rows++;
     }
-    if (!rows) return;
-    sum /= (double)rows;
-    *threshold = *threshold < 0 ? sum : beta * *threshold + (1 - beta) * sum;
+    return rows ? sum / (double)rows : -1;
 }
 
-/* ---- dl-jump_relu: JumpReluTrainer of dictionary_learning 0.1.0 ----
-   f = p where p > threshold, otherwise 0. Squared distance, and the penalty (L0 / target_l0 - 1)^2.
-   The derivative of a step function is useless. That with respect to a threshold t is estimated
-   from the entries within half a bandwidth e of t (Rajamanoharan et al., "Jumping ahead", 2024):
-   df/dt = - t / e, and dL0/dt = - 1 / e for each entry with |f - t| < e / 2. dictionary_learning
-   tests f there, not p, so that all inactive entries (f = 0) count while |t| < e / 2. The penalty
-   moves only thresholds. In training, but not afterwards, a threshold below 0 passes negative
-   values. */
-DLRNI_INTERNAL void dlrni_jump_relu_defaults(dlrn_train_config *cfg) {
-    cfg->lr = 7e-5;
-    cfg->beta1 = 0; /* the paper trains without momentum */
-    cfg->loss = DLRN_LOSS_SQUARED;
-    cfg->clip = 1;
-    cfg->sparsity_penalty = 1;
-    cfg->sparsity_warmup_steps = 2000;
-    cfg->target_l0 = 20;
-    cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
-}
-
-/* The lists reach half a bandwidth below the threshold, for its gradient; there the value is 0. */
-DLRNI_INTERNAL float dlrni_jump_relu_value(const dlrn_trainer *t, int64_t feature, float pre) {
-    return pre > t->dict->param[DLRN_THRESHOLD][feature] ? pre : 0;
-}
-
-/* L0 is a mean over the batch, so that the penalty's slope is one number for all entries. */
-DLRNI_INTERNAL dlrn_status dlrni_jump_relu_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
+/* The moving average of the smallest kept value. It starts with the first, not with 0: a threshold
+   below 0 means "none yet". */
+DLRNI_INTERNAL void dlrni_average_threshold(dlrn_trainer *t) {
     const dlrn_train_config *cfg = &t->cfg;
-    DLRNI_REQUIRE_IN(t->ctx, "dlrn_train_config", cfg->target_l0 > 0 && cfg->bandwidth > 0,
-                     "dl-jump_relu: target_l0 and bandwidth must be positive");
-    double off = stats->l0 / cfg->target_l0 - 1, weight = dlrni_penalty_weight(t);
-    stats->sparsity_loss = off * off;
-    stats->loss += weight * stats->sparsity_loss;
-    t->w.penalty_slope = weight * 2 * off / cfg->target_l0 / (double)t->w.batch.n;
-    return DLRN_OK;
+    double *threshold = &t->dict->formula.threshold, beta = cfg->threshold_beta;
+    if (t->rules.average == DLRNI_AVERAGE_NONE || t->step <= cfg->threshold_start_step) return;
+    double kept = dlrni_smallest_kept(t);
+    if (kept < 0) return;
+    *threshold = *threshold < 0 ? kept : beta * *threshold + (1 - beta) * kept;
 }
 
-/* `off`: the rows of the stretch on which the feature is 0. They are in no list, but count while
-   |t| < e / 2. */
-DLRNI_INTERNAL void dlrni_jump_relu_slopes(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
-    const float threshold = t->dict->param[DLRN_THRESHOLD][v->f0 + j], *c = t->w.batch.c;
-    const double width = t->cfg.bandwidth, level = (double)threshold;
-    double by_f = 0, counted = 0, bias = 0;
-    int64_t off = v->rows;
-    for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
-        float pre = v->val[p], slope = c[v->row[p]] * v->slope[p];
-        int within = fabs((double)pre - level) < width / 2;
-        int on = pre > threshold;
-        /* on or off: the estimate uses both sides */
-        if (within) by_f += (double)slope;
-        counted += within && on;
-        off -= on;
-        v->coef[p] = on ? pre * c[v->row[p]] : 0;
-        v->slope[p] = on ? slope : 0;
-        bias += (double)v->slope[p];
-    }
-    if (fabs(level) < width / 2) counted += (double)off;
-    v->scalar[DLRN_ENCODER_BIAS][j] += bias;
-    v->scalar[DLRN_THRESHOLD][j] -= (level * by_f + t->w.penalty_slope * counted) / width;
-}
+/* ------------------------------------------------------------------------------------------ */
+// >>recipes
+/* How families are trained: one block each, and one row of the table at the end. The manual says
+   what else a new recipe may need (HOW TO ADD). */
 
 /* ---- The recipes: what each changes in the reference's settings and rules ----
    Numbers are the defaults of the libraries' own trainers. */
 
 DLRNI_INTERNAL void dlrni_set_reference(dlrn_train_config *cfg, dlrni_rules *r) {
-    (void)cfg;
     r->auxiliary = &dlrni_ghosts;
     r->steers = 1;
+    r->logs_again = cfg->compat == DLRN_ON;
 }
 
 /* What dictionary_learning 0.1.0's trainers share. */
@@ -20349,6 +22953,7 @@ DLRNI_INTERNAL void dlrni_set_dl_jump_relu(dlrn_train_config *cfg, dlrni_rules *
     cfg->sparsity_warmup_steps = 2000;
     cfg->target_l0 = 20;
     cfg->bandwidth = 0.001; /* the paper's, for data of unit scale */
+    cfg->center = DLRN_OFF;
     r->gate = DLRN_GATE_JUMP_SIGNED;
 }
 
@@ -20363,6 +22968,7 @@ DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
     r->atoms = DLRNI_ATOMS_FREE;
     r->weights = DLRNI_WEIGHTS_TIED;
     r->atom_norm = 0.1;
+    r->atoms_of_cube = 1;
     r->warmup_from_one = 1;
     r->dead_before = r->dead_after_more = 1;
 }
@@ -20428,7 +23034,6 @@ DLRNI_INTERNAL void dlrni_set_sl_abstopk(dlrn_train_config *cfg, dlrni_rules *r)
 DLRNI_INTERNAL void dlrni_set_sl_batchtopk(dlrn_train_config *cfg, dlrni_rules *r) {
     dlrni_set_sl_topk(cfg, r);
     cfg->threshold_beta = 0.99;
-    cfg->threshold_start_step = 0;
     r->select = DLRN_SELECT_BATCH_TOP_K;
     r->average = DLRNI_AVERAGE_BATCH;
     /* SAELens starts at 0, so that short runs save a threshold that is far too low */
@@ -20513,6 +23118,7 @@ DLRNI_INTERNAL void dlrni_set_cc_norm(dlrn_train_config *cfg, dlrni_rules *r) {
     r->weigh = DLRN_RANK_LAYER_NORMS;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -20525,6 +23131,7 @@ DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules
     r->k_rule = DLRNI_K_FROM_START;
     r->weights = DLRNI_WEIGHTS_LAYERS;
     r->atom_norm = 1;
+    r->atoms_of_cube = 1;
 }
 
 /* What Llamascopium's trainers share. */
@@ -20606,27 +23213,12 @@ static const char *const dlrni_anneal_settings[] = {
     "anneal_end",       "anneal_updates",        NULL,
 };
 static const char *const dlrni_top_k_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "k_start",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "layers",
-    NULL,
+    "k",         "k_fraction",     "k_anneal_steps",       "k_start", "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "layers",  NULL,
 };
 static const char *const dlrni_matryoshka_settings[] = {
-    "k",
-    "k_anneal_steps",
-    "auxk_alpha",
-    "auxk",
-    "dead_rows",
-    "threshold_beta",
-    "threshold_start_step",
-    "groups",
-    "group_weights",
+    "k",         "k_fraction",     "k_anneal_steps",       "auxk_alpha", "auxk",
+    "dead_rows", "threshold_beta", "threshold_start_step", "groups",     "group_weights",
     NULL,
 };
 static const char *const dlrni_jump_relu_settings[] = {
@@ -20652,23 +23244,25 @@ static const char *const dlrni_sl_jump_settings[] = {
     "lr_cycles",        NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
-    "k",      "auxk_alpha", "auxk",        "dead_steps", "threshold_beta", "threshold_start_step",
-    "center", "scale_rows", "lr_schedule", "lr_end",     "lr_cycles",      NULL,
-};
-static const char *const dlrni_sl_nested_settings[] = {
     "k",
+    "k_fraction",
     "auxk_alpha",
     "auxk",
-    "auxk_by_group",
     "dead_steps",
     "threshold_beta",
     "threshold_start_step",
-    "groups",
+    "rescale",
     "center",
     "scale_rows",
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    NULL,
+};
+static const char *const dlrni_sl_nested_settings[] = {
+    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
+    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
+    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
@@ -20877,14 +23471,10 @@ DLRNI_COLD_BEGIN
 /* The configuration of a trainer: its defaults, checks and text. One list of settings serves all of
    them and the checkpoint, so that a new setting cannot be missing from a file. */
 
-/* The defaults of trainSAE of March 2024, with the settings of other recipes off; a recipe then
-   sets its own. */
-DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
-    const dlrni_recipe *r = dlrni_recipe_named(recipe);
+/* The defaults of trainSAE of March 2024, with the settings of other recipes off. */
+DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     dlrn_train_config cfg;
     memset(&cfg, 0, sizeof cfg);
-    /* an unknown name is kept: the error of dlrn_trainer_create names it */
-    cfg.recipe = r ? r->info.name : recipe;
     cfg.d_in = 512;
     cfg.features = 16 * 512; /* 16 atoms per dimension */
     cfg.lr = 3e-4;
@@ -20906,16 +23496,25 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     cfg.dead_rows = cfg.dead_steps = -1;
     cfg.threshold_start_step = -1;
     cfg.layers = 1;
-    cfg.center = DLRN_ON;
+    cfg.center = cfg.rescale = DLRN_ON;
     cfg.p_start = cfg.p_end = 1;
     cfg.anneal_start = cfg.anneal_end = -1;
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
     cfg.buffer = dlrn_buffer_defaults();
+    return cfg;
+}
+
+/* The defaults of trainSAE, and what a recipe sets instead. */
+DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
+    const dlrni_recipe *r = dlrni_recipe_named(recipe);
+    dlrn_train_config cfg = dlrni_reference_defaults();
     dlrni_rules rules;
     memset(&rules, 0, sizeof rules);
-    if (r) r->set(&cfg, &rules); /* last: a recipe overrides */
+    if (r) r->set(&cfg, &rules);
+    /* an unknown name is kept: the error of dlrn_trainer_create names it */
+    cfg.recipe = r ? r->info.name : recipe;
     return cfg;
 }
 
@@ -20956,7 +23555,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(auxk, "auxk", v >= 0, "a number from 0")                                                     \
     X(dead_rows, "dead_rows", v >= -1, "a number from 0, or -1 for never")                         \
     X(dead_steps, "dead_steps", v >= -1, "a number from 0, or -1 for never")                       \
-    X(threshold_start_step, "threshold_start_step", v >= -1, "a number, or -1 for never")          \
+    X(threshold_start_step, "threshold_start_step", v >= -1, "a number from -1")                   \
     X(n_groups, "n_groups", v >= 0 && v <= DLRN_GROUPS_MAX, "a number from 0 to 16")               \
     X(anneal_start, "anneal_start", v >= -1, "a number, or -1 for never")                          \
     X(anneal_end, "anneal_end", v >= -1, "a number, or -1 for never")                              \
@@ -20968,6 +23567,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(threshold_beta, "threshold_beta", v >= 0 && v < 1, "a number from 0 below 1")                \
     X(target_l0, "target_l0", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
     X(bandwidth, "bandwidth", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                   \
+    X(k_fraction, "k_fraction", v >= 0 && v < 1, "a number from 0 below 1")                        \
     X(pre_act, "pre_act", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                       \
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
@@ -20983,6 +23583,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(compat, 1)                                                                                   \
     X(auxk_by_group, 0)                                                                            \
     X(multi_top_k, 0)                                                                              \
+    X(rescale, 0)                                                                                  \
     X(center, 0)                                                                                   \
     X(skip, 0)                                                                                     \
     X(scale_rows, 0)
@@ -21032,9 +23633,80 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 DLRNI_INTERNAL double dlrni_settled_rate(const dlrn_train_config *cfg, const dlrni_recipe *recipe) {
     /* lr == -1, without the warning of -Wfloat-equal */
     int derived = !(cfg->lr > -1) && !(cfg->lr < -1);
-    return derived && recipe && recipe->info.lr > 0
-               ? recipe->info.lr / sqrt((double)cfg->features / 16384)
-               : cfg->lr;
+    const double adam = 2e-4; /* dictionary_learning's and sparsify's, after Gao et al. */
+    if (!derived || !recipe || !(recipe->info.lr > 0)) return cfg->lr;
+    return (cfg->optimiser == DLRN_OPTIMISER_ADAM ? adam : recipe->info.lr) /
+           sqrt((double)cfg->features / 16384);
+}
+
+/* The settings of p-anneal. */
+DLRNI_INTERNAL dlrn_status dlrni_check_anneal(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                              const dlrni_rules *rules) {
+    const char *place = "dlrn_train_config";
+    const int root = cfg->sparsity == DLRN_SPARSITY_LP;
+    if (!rules->anneals_p) return DLRN_OK;
+    DLRNI_REQUIRE_IN(ctx, place, root || cfg->sparsity == DLRN_SPARSITY_POWER,
+                     "sparsity: expected lp or power for a recipe in which p falls");
+    DLRNI_REQUIRE_IN(ctx, place, !root || cfg->p_end > 0,
+                     "p_end: expected a number above 0 for the penalty lp");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->anneal_end < 0 || cfg->anneal_end >= cfg->anneal_start,
+                     "anneal_end: expected a step from anneal_start on");
+    return DLRN_OK;
+}
+
+/* Settings that must fit each other. */
+DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                                const dlrni_rules *rules) {
+    const char *place = "dlrn_train_config";
+    int64_t sum = 0;
+    const int by_l0 =
+        cfg->sparsity == DLRN_SPARSITY_TARGET || cfg->sparsity == DLRN_SPARSITY_QUADRATIC;
+    const int steps = by_l0 || cfg->sparsity == DLRN_SPARSITY_STEP;
+    DLRNI_REQUIRE_IN(ctx, place, !by_l0 || cfg->target_l0 > 0,
+                     "target_l0: expected a number above 0 for this penalty");
+    DLRNI_REQUIRE_IN(ctx, place, rules->gate != DLRN_GATE_JUMP_SIGNED || cfg->bandwidth > 0,
+                     "bandwidth: expected a number above 0 for thresholds");
+    DLRNI_REQUIRE_IN(ctx, place, !steps || rules->gate == DLRN_GATE_JUMP_SIGNED,
+                     "sparsity: a penalty on L0 needs a recipe with thresholds");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->d_in % cfg->layers == 0 && cfg->d_out % cfg->layers == 0,
+                     "layers: expected a divisor of d_in and d_out");
+    DLRNI_REQUIRE_IN(ctx, place, !cfg->multi_top_k || rules->select == DLRN_SELECT_TOP_K,
+                     "multi_top_k: needs a recipe that keeps the k best of a row");
+    DLRNI_REQUIRE_IN(ctx, place, !rules->nested || cfg->loss == DLRN_LOSS_SQUARED,
+                     "loss: nested groups need squared");
+    DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
+                     "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
+    for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
+    if (cfg->n_groups && sum != cfg->features)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "dlrn_train_config: groups: expected sizes with the sum %lld, the number "
+                         "of features, found %lld",
+                         (long long)cfg->features, (long long)sum);
+    return DLRN_OK;
+}
+
+/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
+DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
+                                   dlrni_rules *rules) {
+    dlrn_train_config scratch = dlrni_reference_defaults();
+    scratch.compat = cfg->compat;
+    memset(rules, 0, sizeof *rules);
+    recipe->set(&scratch, rules);
+    if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
+}
+
+/* Steps that a recipe derives from the length of the run. */
+DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules *rules) {
+    const double steps = cfg->steps > 0 ? (double)cfg->steps : 0;
+    if (cfg->sparsity_warmup_steps < 0)
+        cfg->sparsity_warmup_steps = (int64_t)(rules->penalty_share * steps);
+    if (cfg->decay_start >= 0 || steps <= 0) return;
+    if (rules->decays_after_warmup && cfg->warmup_steps < cfg->steps &&
+        cfg->optimiser == DLRN_OPTIMISER_ADAM)
+        cfg->decay_start = cfg->warmup_steps;
+    else if (rules->decay_share > 0)
+        cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
 }
 
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
@@ -21052,7 +23724,10 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     DLRNI_TRY(dlrni_check_numbers(ctx, cfg));
     /* only after the check: a negative width must not be copied */
     if (!cfg->d_out) cfg->d_out = cfg->d_in;
-    return DLRN_OK;
+    dlrni_rules rules;
+    dlrni_rules_of(*recipe, cfg, &rules);
+    dlrni_settle_steps(cfg, &rules);
+    return dlrni_check_settings(ctx, cfg, &rules);
 }
 
 /* ---- As text ----
@@ -21281,6 +23956,10 @@ DLRNI_INTERNAL void dlrni_zero_moments(dlrn_trainer *t, int64_t j, int atom_too)
         int64_t d = dlrni_role_width(t->dict, role);
         if (!t->m[role] || !dlrni_is_by_feature(role)) continue;
         if (role == DLRN_DECODER && !atom_too) continue;
+        if (!t->v[role]) { /* signum: z starts again where the feature is */
+            memcpy(t->m[role] + j * d, t->dict->param[role] + j * d, (size_t)d * sizeof(float));
+            continue;
+        }
         memset(t->m[role] + j * d, 0, (size_t)d * sizeof(float));
         memset(t->v[role] + j * d, 0, (size_t)d * sizeof(float));
     }
@@ -21365,6 +24044,486 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
     return s;
 }
 
+DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t);
+DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t);
+
+/* ------------------------------------------------------------------------------------------ */
+// >>composite
+/* Training a dictionary with parts, a cross-layer transcoder: a trainer of the whole, and one of
+   each part (dlrn_trainer.part).
+
+       x  | layer 0 | layer 1 | layer 2 |        each part encodes its window of x into its own
+               |         |         |             lists, and adds its atoms to its window of e
+             part 0    part 1    part 2
+               |         |         |
+       e  |-- 0 .. 2 --------------------|       the whole has the rows' targets, errors and losses,
+                    |-- 1 .. 2 ----------|       the output bias, and the counters of all features
+                              |-- 2 -----|
+
+   Backward, the parts' visits read their windows of e as the base of their sums. The gradient is
+   clipped over all parts. */
+
+/* The windows of a part in the rows of a batch. */
+typedef struct dlrni_window_job {
+    dlrn_trainer *t; /* of the part                                            */
+    const float *x;  /* rows of the whole, x_ld apart, from the part's window on */
+    int64_t x_ld;
+} dlrni_window_job;
+
+/* Rows i0 .. the return value: a block. */
+DLRNI_INTERNAL int64_t dlrni_block_end(const dlrn_trainer *t, int64_t block) {
+    return dlrni_min((block + 1) * DLRNI_BLOCK, t->w.batch.n);
+}
+
+/* Task: x_hat of some rows before the parts' atoms. */
+DLRNI_INTERNAL void dlrni_begin_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    const int64_t i0 = block * DLRNI_BLOCK;
+    (void)worker;
+    dlrni_begin_rows(t, NULL, i0, dlrni_block_end(t, block) - i0,
+                     t->w.batch.e + i0 * t->dict->d_out);
+}
+
+/* Task: errors and losses of some rows, whose x_hat is complete. */
+DLRNI_INTERNAL void dlrni_error_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(t, block); i++) dlrni_error_row(t, i);
+}
+
+/* Task: a part's windows of some rows. */
+DLRNI_INTERNAL void dlrni_window_block(void *arg, int64_t block, int worker) {
+    const dlrni_window_job *j = (const dlrni_window_job *)arg;
+    const int64_t d = j->t->dict->d_in;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_block_end(j->t, block); i++)
+        memcpy(j->t->w.batch.xc + i * d, j->x + i * j->x_ld, (size_t)d * sizeof(float));
+}
+
+/* A part before its encoding: its input, its windows of the whole's arrays, and its view. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const float *x) {
+    dlrn_trainer *p = t->part[i];
+    dlrni_batch *b = &p->w.batch;
+    const dlrni_batch *all = &t->w.batch;
+    const dlrn_part *part = &t->dict->part[i];
+    dlrni_window_job job = {p, x + part->in_at, t->dict->d_in};
+    p->step = t->step;
+    p->anneal = t->anneal;
+    DLRNI_TRY(dlrni_batch_room(p, all->n));
+    b->e = all->e + part->out_at;
+    b->e_ld = t->dict->d_out;
+    b->level = all->level ? all->level + part->out_at : NULL;
+    b->c = all->c;
+    b->one = all->one;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(all->n, DLRNI_BLOCK), dlrni_window_block, &job);
+    dlrni_input(p->dict, b->xc, all->n, b->xc);
+    dlrni_update_view(p);
+    /* of a selection over all parts */
+    if (t->dict->formula.k) p->w.view.formula.k = t->w.view.formula.k;
+    return dlrni_begin_codes(p);
+}
+
+/* The selection over all parts and rows of the batch. Its lists are those before it, so no wave
+   counts as loaded. */
+DLRNI_INTERNAL dlrn_status dlrni_select_over_parts(dlrn_trainer *t) {
+    if (t->rules.select != DLRN_SELECT_BATCH_TOP_K) return DLRN_OK;
+    DLRNI_TRY(dlrni_batch_cuts(t->part_codes, (int)t->n_parts, t->part[0]->w.budget));
+    for (int64_t i = 0; i < t->n_parts; i++) t->part_codes[i]->first = -1;
+    return DLRN_OK;
+}
+
+/* x_hat and errors of all rows: the output bias, then the parts in order, as decoding has them. */
+DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
+    const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
+    dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
+    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    DLRNI_TRY(dlrni_select_over_parts(t));
+    t->w.nnz = t->w.candidates = 0;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_reconstruct(t->part[i]));
+        t->w.nnz += t->part[i]->w.nnz;
+        t->w.candidates += t->part[i]->w.candidates;
+    }
+    dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
+    return DLRN_OK;
+}
+
+/* The penalty: the mean over the parts of theirs. */
+DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrni_work *w = &t->part[i]->w;
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        own.l0 = (double)w->nnz / (double)w->batch.n;
+        DLRNI_TRY(dlrni_penalty(t->part[i], &own));
+        w->weight /= (double)t->n_parts;
+        stats->penalty = own.penalty;
+        stats->sparsity_loss += own.sparsity_loss / (double)t->n_parts;
+    }
+    stats->loss += stats->penalty * stats->sparsity_loss;
+    return DLRN_OK;
+}
+
+/* The loss pre_act: the mean over the parts of theirs (which Llamascopium leaves out). */
+DLRNI_INTERNAL dlrn_status dlrni_pre_act_of_parts(dlrn_trainer *t, dlrn_train_stats *stats) {
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        dlrn_train_stats own;
+        memset(&own, 0, sizeof own);
+        DLRNI_TRY(dlrni_pre_act(t->part[i], &own));
+        stats->pre_act_loss += own.pre_act_loss / (double)t->n_parts;
+        stats->loss += own.loss;
+    }
+    return DLRN_OK;
+}
+
+/* The trainer of part i. Its settings are the whole's, by its sizes. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
+    const dlrn_part *part = &t->dict->part[i];
+    dlrn_trainer *p = t->part[i] = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer, 1);
+    if (!p) return DLRN_ERR_MEMORY;
+    p->ctx = t->ctx;
+    p->cfg = t->cfg;
+    p->cfg.layers = 1;
+    p->cfg.d_in = part->dict->d_in;
+    p->cfg.d_out = part->dict->d_out;
+    p->cfg.features = part->dict->features;
+    p->cfg.pre_act = t->cfg.compat == DLRN_ON ? 0 : t->cfg.pre_act / (double)t->n_parts;
+    p->rules = t->rules;
+    p->recipe = t->recipe;
+    p->whole = t;
+    p->dict = part->dict;
+    p->steering.factor = 1;
+    p->since_fired = t->since_fired + part->feature_at;
+    p->w.silent = t->w.silent + part->feature_at;
+    DLRNI_TRY(dlrni_trainer_alloc(p));
+    p->w.budget = dlrni_max(t->w.budget / t->n_parts, 1);
+    return DLRN_OK;
+}
+
+/* A trainer for each part, once the whole has its counters. */
+DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
+    t->part = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer *, t->dict->n_parts);
+    t->part_codes = DLRNI_NEW_ZERO(t->ctx, dlrni_encoding *, t->dict->n_parts);
+    if (!t->part || !t->part_codes) return DLRN_ERR_MEMORY;
+    t->n_parts = t->dict->n_parts;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        DLRNI_TRY(dlrni_part_trainer(t, i));
+        t->part_codes[i] = &t->part[i]->w.codes;
+    }
+    return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>starts
+/* What training starts from: new weights as the recipe's library draws them, or those of a
+   dictionary. */
+
+/* How many features are kept per row: k of the whole's selection, or of its parts'. */
+DLRNI_INTERNAL int64_t dlrni_kept(const dlrn_dictionary *dict) {
+    return dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
+}
+
+/* The formulas of a cross-layer transcoder that a recipe trains, all but the scales: each part
+   keeps its k best, or the whole does. */
+DLRNI_INTERNAL void dlrni_set_part_formulas(dlrn_dictionary *dict, const dlrni_rules *rules,
+                                            int64_t k) {
+    const int over_all = rules->select == DLRN_SELECT_BATCH_TOP_K;
+    const int in_each = rules->select != DLRN_SELECT_ALL && !over_all;
+    dict->formula.select = over_all ? rules->select : DLRN_SELECT_ALL;
+    dict->formula.k = over_all ? k : 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_formula *f = &dict->part[i].dict->formula;
+        f->gate = rules->gate == DLRN_GATE_JUMP_SIGNED ? DLRN_GATE_JUMP : rules->gate;
+        f->rank = rules->rank;
+        f->select = in_each ? rules->select : DLRN_SELECT_ALL;
+        f->k = in_each ? k : 0;
+    }
+    if (over_all) dlrni_preselect(dict);
+}
+
+/* The thresholds of a dictionary whose ranks were others: they are compared with p times a norm
+   now. The logarithm of one below 0 cannot be trained. */
+DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_rules *rules) {
+    const dlrn_rank old = dict->formula.rank;
+    float *threshold = dict->param[DLRN_THRESHOLD];
+    const float min = 1e-6f;
+    for (int64_t f = 0; threshold && f < dict->features; f++) {
+        double norm = 1;
+        if (old != rules->rank && rules->rank != DLRN_RANK_VALUE)
+            norm *= dlrni_layered_norm(dict, rules->rank, f);
+        if (old != rules->rank && old != DLRN_RANK_VALUE) norm /= dlrni_layered_norm(dict, old, f);
+        if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
+        if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
+    }
+    dict->formula.rank = rules->rank;
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
+    if (dict->n_parts)
+        dlrni_set_part_formulas(dict, rules, cfg->k);
+    else
+        dlrni_adopt_thresholds(dict, rules);
+}
+
+/* Where nested groups end, ends [DLRN_GROUPS_MAX]; returns how many there are. */
+DLRNI_INTERNAL int64_t dlrni_group_ends(const dlrn_train_config *cfg, int64_t *ends) {
+    static const int64_t divisor[4] = {32, 16, 8, 4}; /* of F; dictionary_learning's demo */
+    const int64_t n = cfg->n_groups ? cfg->n_groups : 5, F = cfg->features;
+    int64_t end = 0, count = 0;
+    for (int64_t g = 0; g < n; g++) {
+        end = cfg->n_groups ? end + cfg->groups[g] : g < 4 ? end + F / divisor[g] : F;
+        /* the fractions of a small F may be 0: no group */
+        if (end > (count ? ends[count - 1] : 0)) ends[count++] = end;
+    }
+    return count;
+}
+
+/* The sizes of nested groups, for the files of the dictionary. */
+DLRNI_INTERNAL dlrn_status dlrni_set_group_sizes(dlrn_dictionary *dict,
+                                                 const dlrn_train_config *cfg) {
+    int64_t ends[DLRN_GROUPS_MAX];
+    const int64_t n = dlrni_group_ends(cfg, ends);
+    dlrn_free(dict->ctx, dict->group_sizes);
+    dict->n_groups = 0;
+    dict->group_sizes = DLRNI_NEW(dict->ctx, int64_t, n);
+    if (!dict->group_sizes) return DLRN_ERR_MEMORY;
+    for (int64_t g = 0; g < n; g++) dict->group_sizes[g] = ends[g] - (g ? ends[g - 1] : 0);
+    dict->n_groups = n;
+    return DLRN_OK;
+}
+
+/* What a recipe's dictionary has beside its family's: thresholds of parts, a skip. */
+DLRNI_INTERNAL dlrn_status dlrni_add_parameters(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+                                                const dlrni_rules *rules) {
+    for (int64_t i = 0; i < dict->n_parts && rules->gate == DLRN_GATE_JUMP_SIGNED; i++)
+        DLRNI_TRY(dlrni_param_alloc(dict->part[i].dict, DLRN_THRESHOLD));
+    if (cfg->skip != DLRN_ON) return DLRN_OK;
+    dict->skip_rows = dict->d_out;
+    return dlrni_param_alloc(dict, DLRN_SKIP);
+}
+
+/* A dictionary of the shape and the formula that the recipe trains; its numbers are not set. */
+DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
+    desc.family = recipe->info.family;
+    desc.d_in = cfg->d_in;
+    desc.d_out = cfg->d_out;
+    desc.features = cfg->features;
+    desc.k = cfg->k;
+    desc.layers = cfg->layers;
+    DLRNI_TRY(dlrni_dictionary_described(ctx, dlrni_family_named(desc.family), &desc, out));
+    dlrn_dictionary *dict = *out;
+    dict->formula.center = cfg->center == DLRN_ON && dict->d_in == dict->d_out && !dict->n_parts
+                               ? DLRN_CENTER_OUTPUT_BIAS
+                               : DLRN_CENTER_NONE;
+    dict->formula.rank = dict->n_parts ? DLRN_RANK_VALUE : rules->rank;
+    dict->layout = recipe->info.layout;
+    dlrn_status s = dlrni_add_parameters(dict, cfg, rules);
+    if (dict->n_parts) dlrni_set_part_formulas(dict, rules, cfg->k);
+    /* k of a part: of its own features */
+    if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
+        s = dlrni_check_k(ctx, cfg->k,
+                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(dict);
+    *out = NULL;
+    return s;
+}
+
+/* What is drawn for each feature (dlrni_weights). */
+typedef struct dlrni_first_job {
+    dlrni_start_job start; /* the first member: tasks get its address */
+    const dlrni_rules *rules;
+    int tied; /* 1: encoder rows are copies of atoms */
+    float in_bound, out_bound;
+} dlrni_first_job;
+
+/* Scales a row [n] to a length; a row of 0 has no direction. */
+DLRNI_INTERNAL void dlrni_set_length(const dlrni_kernel_table *k, float *row, int64_t n,
+                                     double length) {
+    const float norm = sqrtf(k->dot(row, row, n));
+    if (norm > 0) k->scale(row, (float)length / norm, n);
+}
+
+/* Atom j [d_out], after its encoder row. */
+DLRNI_INTERNAL void dlrni_first_atom(const dlrni_first_job *job, dlrn_rng *rng,
+                                     const float *encoder, float *atom) {
+    const dlrni_rules *r = job->rules;
+    const dlrn_dictionary *dict = job->start.dict;
+    const dlrni_kernel_table *k = dict->ctx->k;
+    const int64_t d = dict->d_out;
+    const int64_t layers = r->weights == DLRNI_WEIGHTS_LAYERS ? dict->layers : 1,
+                  width = d / layers;
+    if (r->weights == DLRNI_WEIGHTS_ENCODER) {
+        /* those of transcoders, whose norms are free, start at 0 */
+        memset(atom, 0, (size_t)d * sizeof *atom);
+        if (r->atoms == DLRNI_ATOMS_FREE || d != dict->d_in) return;
+        memcpy(atom, encoder, (size_t)d * sizeof *atom);
+        dlrni_set_length(k, atom, d, 1);
+        return;
+    }
+    const int uniform = r->weights == DLRNI_WEIGHTS_UNIFORM;
+    for (int64_t i = 0; i < d; i++)
+        atom[i] = uniform || r->atoms_of_cube
+                      ? job->out_bound * (2.0f * dlrn_rng_uniform(rng) - 1.0f)
+                      : dlrn_rng_normal(rng);
+    for (int64_t l = 0; l < layers && !uniform; l++)
+        dlrni_set_length(k, atom + l * width, width, r->atom_norm);
+}
+
+/* Task: feature j, from a random stream of its own (dlrni_start_feature). */
+DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
+    const dlrni_first_job *job = (const dlrni_first_job *)arg;
+    const dlrni_rules *r = job->rules;
+    dlrn_dictionary *dict = job->start.dict;
+    const int64_t d = dict->d_in, d_out = dict->d_out;
+    float *encoder = dict->param[DLRN_ENCODER] + j * d;
+    float *atom = dict->param[DLRN_DECODER] + j * d_out;
+    dlrn_rng rng = {job->start.seed, (uint64_t)(job->start.first + j), 0};
+    (void)worker;
+    for (int64_t i = 0; i < d; i++)
+        encoder[i] = job->in_bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
+    dlrni_first_atom(job, &rng, encoder, atom);
+    if (job->tied) memcpy(encoder, atom, (size_t)d * sizeof *encoder);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role] || shape->rows != 'F' || shape->cols != '1') continue;
+        const double threshold =
+            r->new_threshold > 0 ? r->new_threshold : job->start.family->threshold;
+        dict->param[role][j] = role == DLRN_THRESHOLD ? (float)threshold : 0;
+    }
+}
+
+/* Draws the features of a dictionary, or of a part of a whole whose rows have d_out numbers. */
+DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
+                                     int64_t first, int64_t d_out, int is_part) {
+    const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
+    const int64_t by = is_part ? dict->features : dict->d_in;
+    dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
+                           rules,
+                           copies && dict->d_in == dict->d_out,
+                           1.0f / sqrtf((float)by),
+                           1.0f / sqrtf((float)d_out)};
+    dlrn_parallel_for(dict->ctx, dict->features, dlrni_first_feature, &job);
+}
+
+/* New random weights, as the recipe's library draws them. Skips start at 0. */
+DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                             const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                             dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, rules, out));
+    dlrn_dictionary *dict = *out;
+    const int64_t d = dict->d_out;
+    if (dict->param[DLRN_SKIP])
+        memset(dict->param[DLRN_SKIP], 0, (size_t)dlrni_role_size(dict, DLRN_SKIP) * sizeof(float));
+    if (rules->weights == DLRNI_WEIGHTS_FAMILY) {
+        dlrni_draw_features(dict, cfg->seed, dlrni_start_feature);
+        return DLRN_OK;
+    }
+    memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+    return DLRN_OK;
+}
+
+/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
+DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
+                                               const dlrni_recipe *recipe, const dlrni_rules *rules,
+                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
+    if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
+    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
+    const int64_t F =
+        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+    /* the configuration's k replaces the dictionary's */
+    if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
+    if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
+    /* dlrn_dictionary_create checks it for a new one */
+    dlrn_status s = dlrni_check_k(ctx, cfg->k, F);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
+/* ---- Scales of the rows ---- */
+
+/* Whether a dictionary scales its rows. */
+DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    int found = f->scale_in < 1 || f->scale_in > 1 || f->scale_out < 1 || f->scale_out > 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) found |= dlrni_has_scales(dict->part[i].dict);
+    return found;
+}
+
+/* What brings the mean norm of windows [width] to sqrt(width): of `layers` windows, one after
+   another, in each of the rows x [n], which are ld apart. A float, so that a checkpoint keeps it. */
+DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int64_t n, int64_t ld,
+                                     int64_t layers, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++) {
+            const float *at = x + i * ld + l * width;
+            sum += sqrt((double)t->ctx->k->dot(at, at, width));
+        }
+    const double mean = sum / (double)(n * layers);
+    return mean > 0 ? (double)(float)(sqrt((double)width) / mean) : 1;
+}
+
+/* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
+   one of the output: layers keep their sizes relative to one another. */
+DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+    dlrn_dictionary *dict = t->dict;
+    const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dlrn_dictionary *part = dict->part[i].dict;
+        part->formula.scale_in =
+            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+    }
+    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dlrn_dictionary_changed(dict);
+}
+
+/* No scales, after a first step that failed. */
+DLRNI_INTERNAL void dlrni_reset_scales(dlrn_dictionary *dict) {
+    dict->formula.scale_in = dict->formula.scale_out = 1;
+    for (int64_t i = 0; i < dict->n_parts; i++) dict->part[i].dict->formula.scale_in = 1;
+    dlrn_dictionary_changed(dict);
+}
+
+/* Task: a block of targets in the dictionary's scale. */
+DLRNI_INTERNAL void dlrni_scale_block(void *arg, int64_t block, int worker) {
+    const dlrn_trainer *t = (const dlrn_trainer *)arg;
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, at = block * DLRNI_BLOCK * d;
+    const int64_t size = dlrni_block_end(t, block) * d - at;
+    (void)worker;
+    memcpy(b->scaled_y + at, b->y + at, (size_t)size * sizeof(float));
+    t->ctx->k->scale(b->scaled_y + at, (float)(1 / t->dict->formula.scale_out), size);
+}
+
+/* Sets batch.n and batch.y, the targets y [n][d_out] in the dictionary's scale: losses are in
+   it. */
+DLRNI_INTERNAL dlrn_status dlrni_scale_target(dlrn_trainer *t, const float *y, int64_t n) {
+    dlrni_batch *b = &t->w.batch;
+    const double scale = t->dict->formula.scale_out;
+    b->n = n;
+    b->y = y;
+    if (!(scale < 1 || scale > 1)) return DLRN_OK;
+    if (!DLRNI_GROW(t->ctx, &b->scaled_y, &b->scaled_y_cap, 0, n * t->dict->d_out))
+        return DLRN_ERR_MEMORY;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(n, DLRNI_BLOCK), dlrni_scale_block, t);
+    b->y = b->scaled_y;
+    return DLRN_OK;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>trainer
 /* The step as a whole, and the object that performs it. For its states see room training. A trainer
@@ -21374,15 +24533,25 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
     if (!t) return; /* so that failed creations need no test */
     dlrni_work *w = &t->w;
+    for (int64_t i = 0; t->part && i < t->n_parts; i++) dlrn_trainer_destroy(t->part[i]);
+    dlrn_free(t->ctx, t->part);
+    dlrn_free(t->ctx, t->part_codes);
+    if (t->whole) { /* windows of its owner's arrays */
+        t->since_fired = w->silent = NULL;
+        w->batch.level = NULL;
+        t->dict = NULL;
+    }
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         dlrn_free(t->ctx, t->m[role]);
         dlrn_free(t->ctx, t->v[role]);
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,  w->center_part, w->center_grad,
-                      w->output_grad, w->lowered, w->batch.xc,    w->aux.dead,
-                      w->aux.e,       w->aux.row, w->aux.grad,    w->aux.bias_grad};
+    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
+                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
+                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
+                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
+                      w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -21395,7 +24564,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
     if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
-    if (!(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
+    /* signum has no second moments */
+    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM && !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+        return DLRN_ERR_MEMORY;
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -21410,22 +24581,39 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* a shallow copy: it borrows the weights */
     w->view = *t->dict;
     dlrni_encoding_init(&w->codes, &w->view);
+    w->codes.unscaled = 1; /* dlrni_trained_value */
+    w->codes.batch_best = t->rules.select == DLRN_SELECT_BATCH_TOP_K;
+    w->codes.k_fraction = t->cfg.k_fraction;
+    w->codes.zero_picks = t->rules.zero_picks;
     w->budget = DLRNI_LIST_BUDGET;
     /* no batch yet: the first wave holds all groups */
     w->nnz = -1;
     /* whatever fails, dlrn_trainer_destroy frees the rest */
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) DLRNI_TRY(dlrni_trainer_alloc_role(t, role));
     /* 0: every feature gets a full period before it counts as dead */
-    t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
-    w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    if (!t->whole) {
+        t->since_fired = DLRNI_NEW_ZERO(ctx, int64_t, F);
+        w->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
+    }
     w->aux.dead = DLRNI_NEW(ctx, int32_t, F);
     /* the gradient, and the sum of one run */
     w->output_grad = DLRNI_NEW(ctx, float, 2 * t->dict->d_out);
     w->center_grad = DLRNI_NEW(ctx, float, d);
+    if (t->dict->param[DLRN_SKIP] &&
+        !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
+        return DLRN_ERR_MEMORY;
     /* a part for each group, so that tasks need no lock */
-    w->center_part = DLRNI_NEW(ctx, float, w->codes.groups *d);
+    w->center_part = DLRNI_NEW(ctx, float, (t->dict->n_parts ? 1 : w->codes.groups) * d);
+    const int atoms = t->dict->param[DLRN_DECODER] != NULL; /* none: its parts have them */
+    if (atoms && t->rules.weigh != DLRN_RANK_VALUE && !(w->norm = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
+    if (atoms && t->rules.rank != DLRN_RANK_VALUE && !(w->unrank = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
+        return DLRN_ERR_MEMORY;
+    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
+                               !(w->below = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -21443,7 +24631,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                         : f->gate != family->formula.gate     ? "another gate"
                         : f->select != family->formula.select ? "another selection"
                         : f->standardise                      ? "standardised ranks"
-                        : init->n_parts                       ? "parts"
                                                               : NULL;
     const unsigned optional = DLRNI_BIT(DLRN_INPUT_BIAS) | DLRNI_BIT(DLRN_SKIP);
     for (int role = 0; role < DLRN_ROLE_COUNT && !found; role++)
@@ -21457,6 +24644,41 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                      init->family, found);
 }
 
+/* Whether part i of `init` is one that dlrni_alloc_layers makes, with thresholds where the recipe has
+   them. */
+DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
+    const dlrn_part *part = &init->part[i];
+    const dlrn_dictionary *own = part->dict;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const unsigned roles =
+        dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
+    const int is_jump =
+        own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+           own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
+           (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
+           own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
+}
+
+/* Whether a dictionary with parts is a cross-layer transcoder that this configuration trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
+                                                       const dlrn_train_config *cfg,
+                                                       const dlrni_rules *rules,
+                                                       const dlrn_dictionary *init) {
+    const int jumps = rules->gate == DLRN_GATE_JUMP_SIGNED;
+    int64_t i = 0;
+    int good = init->n_parts == cfg->layers && init->layers == cfg->layers;
+    while (good && i < init->n_parts && dlrni_is_trainable_part(init, i, jumps)) i++;
+    if (good && i == init->n_parts) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "dlrn_trainer_create: recipe %s: expected a cross-layer transcoder of %lld "
+                     "layers whose parts %s thresholds, found %lld parts%s",
+                     cfg->recipe, (long long)cfg->layers, jumps ? "have" : "have no",
+                     (long long)init->n_parts, good ? " that differ" : "");
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -21468,14 +24690,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                          "dlrn_trainer_create: recipe %s: expected a dictionary of family %s, "
                          "found %s",
                          recipe->info.name, recipe->info.family, init->family);
-    DLRNI_TRY(dlrni_check_trainable_formula(ctx, init));
-    /* dictionaries of other libraries may have either; backward has no gradient for them */
-    double scale = init->formula.scale_out;
-    if (init->param[DLRN_SKIP] || scale < 1 || scale > 1)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "dlrn_trainer_create: expected a dictionary without a skip and with "
-                         "scale_out 1, found %s skip and scale_out %g",
-                         init->param[DLRN_SKIP] ? "a" : "no", scale);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
+    DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
+                  ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
+                  : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
         return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
@@ -21499,31 +24718,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_buffer(dlrn_context *ctx, const dlrn_trai
                      (long long)d_out);
 }
 
-/* The dictionary that training starts from: a copy of `init`, or random weights by the seed. */
-DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_train_config *cfg,
-                                               const dlrni_recipe *recipe,
-                                               const dlrn_dictionary *init, dlrn_dictionary **out) {
-    dlrn_dictionary_desc desc;
-    memset(&desc, 0, sizeof desc); /* zeroes fields that later versions add */
-    desc.family = recipe->info.family;
-    desc.d_in = cfg->d_in;
-    desc.d_out = cfg->d_out;
-    desc.features = cfg->features;
-    desc.k = cfg->k;
-    desc.seed = cfg->seed;
-    if (!init) return dlrn_dictionary_create(ctx, &desc, out);
-    DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
-    /* the configuration's k replaces the dictionary's */
-    if (!dlrni_selects(*out)) return DLRN_OK;
-    (*out)->formula.k = cfg->k;
-    /* dlrn_dictionary_create checks it for a new one */
-    dlrn_status s = dlrni_check_k(ctx, cfg->k, cfg->features);
-    if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
-    return s;
-}
-
 /* Creates a trainer around *dict, which it then owns: *dict becomes NULL. If it fails before that,
    *dict stays the caller's. Creating and resuming both end here, so that both check. */
 DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train_config *config,
@@ -21539,11 +24733,19 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->ctx = ctx;
     t->cfg = cfg;
     t->recipe = recipe;
+    dlrni_rules_of(recipe, &cfg, &t->rules);
     t->buffer = buffer; /* borrowed: a second run may follow on the same buffer */
-    t->steering.factor = 1;
+    t->steering.factor = t->anneal.factor = 1;
+    t->anneal.p = cfg.p_start;
+    t->anneal.next = -1;
     t->dict = *dict;
     *dict = NULL;
+    t->has_scales = dlrni_has_scales(t->dict);
+    dlrni_adopt(t->dict, &cfg, &t->rules);
+    if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
+        t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
+    if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -21562,9 +24764,13 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     /* checked again later; here it avoids copying a large dictionary for nothing */
     if (init) DLRNI_TRY(dlrni_check_trainable(ctx, &cfg, recipe, init));
     DLRNI_TRY(dlrni_check_buffer(ctx, &cfg, buffer));
-    DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, init, &dict));
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, &cfg, &rules);
+    DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
     /* a family that does not select has k 0 */
-    cfg.k = dict->formula.k;
+    cfg.k = dlrni_kept(dict);
+    cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+    cfg.skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
@@ -21575,18 +24781,71 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
    The order matters for the counters: ghosts use those before the step; AuxK, the statistics and
    resampling those after it. */
 
-/* The dictionary as the lists see it. With a bandwidth, they reach half of it below each threshold,
-   even below 0: the threshold's gradient is estimated from those entries. */
+/* The floor of feature f's lists. With a bandwidth they reach half of it below the threshold, even
+   below 0: the threshold's gradient is estimated from those entries. The loss pre_act needs all
+   entries with p > threshold, also where the gate compares p norm. */
+DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
+    const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
+    const float low = threshold - (float)(t->cfg.bandwidth / 2);
+    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    /* one ulp less: products of ranks are rounded */
+    return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
+}
+
+/* Task: the norms of a group of atoms, and the thresholds of its features as the lists see them. */
+DLRNI_INTERNAL void dlrni_view_group(void *arg, int64_t group, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_work *w = &t->w;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, t->dict->features);
+    const int twice = dlrni_weighs_twice(t);
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++) {
+        if (w->norm) {
+            double norm = dlrni_layered_norm(t->dict, t->rules.weigh, f);
+            w->norm[f] = (float)(twice ? norm * norm : norm);
+        }
+        if (w->unrank) {
+            double norm = dlrni_layered_norm(t->dict, t->rules.rank, f);
+            w->unrank[f] = norm > 0 ? (float)(1 / norm) : 0;
+        }
+        if (w->lowered) w->lowered[f] = dlrni_lowered(t, f);
+    }
+}
+
+/* The dictionary as the lists see it in training: with the rules' gate and selection, and this
+   step's k. */
 DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->view = *t->dict;
-    if (!w->lowered) return; /* no thresholds */
-    for (int64_t f = 0; f < t->dict->features; f++)
-        /* at every step, since thresholds move; F subtractions */
-        w->lowered[f] = t->dict->param[DLRN_THRESHOLD][f] - (float)(t->cfg.bandwidth / 2);
-    w->view.param[DLRN_THRESHOLD] = w->lowered;
-    /* lists usually end at 0 */
-    w->view.formula.gate = DLRN_GATE_JUMP_SIGNED;
+    w->view.formula.gate = t->rules.gate == DLRN_GATE_GATED ? DLRN_GATE_RELU : t->rules.gate;
+    w->view.formula.select = t->rules.select;
+    w->view.formula.rank = t->rules.rank;
+    if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
+    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
+    if (t->rules.gate == DLRN_GATE_GATED)
+        /* the gate's pre-activations, without the values' scale */
+        w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
+    if (w->norm || w->unrank || w->lowered)
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_view_group,
+                          t);
+    if (w->lowered) w->view.param[DLRN_THRESHOLD] = w->lowered;
+}
+
+/* Where the nested groups of this configuration end, and what each prefix weighs. */
+DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
+    const dlrn_train_config *cfg = &t->cfg;
+    dlrni_batch *b = &t->w.batch;
+    const double n = cfg->n_groups ? (double)cfg->n_groups : 5;
+    double sum = 0;
+    b->levels = 0;
+    if (!t->rules.nested) return;
+    b->levels = dlrni_group_ends(cfg, b->level_end);
+    for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->group_weights[g];
+    for (int64_t g = 0; g < b->levels; g++) {
+        /* given groups are all there, so their weights are in order */
+        const double weight = sum > 0 ? cfg->group_weights[g] : 1 / n;
+        b->level_weight[g] = t->rules.sum_of_groups ? 1 : weight / n;
+    }
 }
 
 /* The losses of a batch at the present weights. Changes only the work space, so that a failed step
@@ -21598,28 +24857,42 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
     /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
-    w->batch.y = y ? y : x;
+    DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
+    dlrni_set_levels(t);
+    DLRNI_TRY(dlrni_level_room(t, n));
     dlrni_update_view(t);
+    if (t->cfg.loss == DLRN_LOSS_FVU)
+        w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
     /* once for all waves, and kept for the gradients */
-    dlrni_input(t->dict, x, n, w->batch.xc);
-    DLRNI_TRY(dlrni_reconstruct(t));
+    if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
+    if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
+    if (!t->part) DLRNI_TRY(dlrni_begin_codes(t));
+    DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
     /* for the update, and for the caller */
-    stats->lr = dlrni_learning_rate(&t->cfg, t->step);
+    stats->lr = dlrni_learning_rate(t, t->step);
+    if (t->rules.select != DLRN_SELECT_ALL) stats->k = dlrni_k_at(t, t->step);
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
     stats->l0 = (double)w->nnz / (double)n;
-    /* after l0, from which dl-jump_relu's penalty is computed */
-    if (t->recipe->penalty) {
-        stats->penalty = dlrni_penalty_weight(t);
-        DLRNI_TRY(t->recipe->penalty(t, stats));
+    /* after l0, of which a penalty may be a function */
+    DLRNI_TRY(t->part ? dlrni_penalty_of_parts(t, stats) : dlrni_penalty(t, stats));
+    if (t->rules.gate == DLRN_GATE_GATED) {
+        stats->auxiliary_loss = dlrni_mean(w->batch.error2, n);
+        stats->loss += stats->auxiliary_loss;
     }
+    if (t->cfg.multi_top_k) {
+        stats->multi_top_k_loss = dlrni_mean(w->batch.error2, n);
+        stats->loss += stats->multi_top_k_loss / 8;
+    }
+    DLRNI_TRY(t->part ? dlrni_pre_act_of_parts(t, stats) : dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
     stats->dead = dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
+    if (w->batch.levels > 1) dlrn_parallel_for(t->ctx, n, dlrni_level_slopes, t);
     /* before the update: NaN or infinity would spread to every weight */
     if (fabs(stats->loss) <= DBL_MAX) return DLRN_OK;
     return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
@@ -21632,20 +24905,65 @@ DLRNI_INTERNAL void dlrni_count_batch(dlrn_trainer *t) {
     memcpy(t->since_fired, t->w.silent, (size_t)t->dict->features * sizeof *t->since_fired);
 }
 
-/* The losses of the step's batch, after the recipe's preparation in step 0. If either fails, the
-   output bias is restored: a failed step changes nothing. */
+/* Task: scales a group of atoms to norm 1. */
+DLRNI_INTERNAL void dlrni_scale_group(void *arg, int64_t group, int worker) {
+    dlrn_dictionary *dict = ((dlrn_trainer *)arg)->dict;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, dict->features), d = dict->d_out;
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++)
+        dlrni_normalise(dict->ctx->k, dict->param[DLRN_DECODER] + f * d, d);
+}
+
+/* What some libraries do to weights before the loss. A step may fail after it, and the next one
+   comes here again: thresholds stay the same then; of atoms a second division could change the last
+   bits, so `scaled` remembers the first, also in checkpoints. */
+DLRNI_INTERNAL void dlrni_constrain(dlrn_trainer *t) {
+    float *threshold = t->rules.threshold_from_0 ? t->dict->param[DLRN_THRESHOLD] : NULL;
+    int changed = 0;
+    for (int64_t f = 0; threshold && f < t->dict->features; f++)
+        if (threshold[f] < 0) threshold[f] = 0, changed = 1;
+    if (t->rules.atoms == DLRNI_ATOMS_UNIT_FIRST && t->scaled != t->step + 1) {
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->features, DLRNI_GROUP), dlrni_scale_group,
+                          t);
+        t->scaled = t->step + 1;
+        changed = 1;
+    }
+    if (changed) dlrn_dictionary_changed(t->dict);
+}
+
+/* The losses of the step's batch, after what comes before them. If the first step fails, the biases
+   that its batch has set are restored: it was not the first. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *stats) {
-    /* gradients come later: their room is free until then */
-    float *bias = t->dict->param[DLRN_OUTPUT_BIAS], *before = t->w.output_grad;
-    const size_t size = (size_t)t->dict->d_out * sizeof *bias;
-    if (t->step > 0 || !t->recipe->first_batch)
+    const int64_t d = t->dict->d_out, F = t->dict->features;
+    float *const *param = t->dict->param;
+    dlrni_constrain(t);
+    if (t->step > 0 || t->rules.first == DLRNI_FIRST_NOTHING)
         return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    memcpy(before, bias, size);
-    dlrn_status s = t->recipe->first_batch(t, t->x, t->y, t->n);
+    float *kept = DLRNI_NEW(t->ctx, float, d + F);
+    if (!kept) return DLRN_ERR_MEMORY;
+    memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
+    memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
+    dlrn_status s = dlrni_check_batch(t, t->x, t->y, t->n);
+    if (s == DLRN_OK) s = dlrni_scale_target(t, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_first_batch(t, t->x, t->w.batch.y, t->n);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
-    if (s == DLRN_OK) return s;
-    memcpy(bias, before, size);
-    dlrn_dictionary_changed(t->dict);
+    if (s != DLRN_OK) {
+        memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
+        memcpy(param[DLRN_ENCODER_BIAS], kept + d, (size_t)F * sizeof *kept);
+        dlrn_dictionary_changed(t->dict);
+    }
+    dlrn_free(t->ctx, kept);
+    return s;
+}
+
+/* The same, after the scales of the rows, which are undone if the first step fails. */
+DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats *stats) {
+    const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
+    if (!sets) return dlrni_stage_loss(t, stats);
+    DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
+    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    dlrn_status s = dlrni_stage_loss(t, stats);
+    if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
 }
 
@@ -21653,7 +24971,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
 DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
     /* on the stack: t->last keeps the figures of the last complete step */
     dlrn_train_stats stats;
-    DLRNI_TRY(dlrni_stage_loss(t, &stats));
+    DLRNI_TRY(dlrni_stage_scaled(t, &stats));
     /* Adam's corrections count updates from 1, the schedules steps from 0 */
     dlrni_adam adam = dlrni_adam_at(&t->cfg, stats.lr, t->step + 1);
     if (t->cfg.clip > 0)
@@ -21662,7 +24980,9 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_update(dlrn_trainer *t) {
         DLRNI_TRY(dlrni_backward(t, &adam, NULL));
     dlrni_count_batch(t);
     /* t->step is still the number of this step */
-    if (t->recipe->after_step) t->recipe->after_step(t);
+    dlrni_average_threshold(t);
+    dlrni_steer_penalty(t);
+    if (t->rules.anneals_p) dlrni_anneal_p(t, stats.sparsity_loss);
     t->last = stats;
     /* only now: error texts before this name this step */
     t->step++;
@@ -21699,7 +25019,7 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_resampling(dlrn_trainer *t) {
    dead. */
 DLRNI_INTERNAL dlrn_status dlrni_stage_logging(dlrn_trainer *t) {
     /* a resumed step has no rows in memory: it is not logged */
-    if (t->cfg.compat && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
+    if (t->rules.logs_again && t->n && dlrni_is_due(t->step - 1, t->cfg.log_steps)) {
         dlrn_train_stats now;
         DLRNI_TRY(dlrni_forward_loss(t, t->x, t->y, t->n, &now));
         dlrni_count_batch(t);
@@ -21789,6 +25109,12 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
     return dlrni_backward(t, NULL, out);
 }
 
+DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
+    dlrni_leave_mean(t, *out);
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
     dlrn_trainer_info s;
     s.config = &t->cfg;
@@ -21834,6 +25160,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
+        dlrni_leave_mean(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -21874,8 +25201,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
     memset(out, 0, sizeof *out);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        /* no parameter, no moments */
         for (int part = 0; part < 3 && data[0]; part++) {
+            if (!data[part]) continue; /* signum has no second moments */
             int i = out->count++;
             dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
                         dlrni_role_table[role].name);
@@ -21896,7 +25223,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoin
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) {
     dlrn_tensor_out out;
     memset(&out, 0, sizeof out);
-    out.name = t->recipe->counts_rows ? "rows_since_fired" : "steps_since_fired";
+    out.name = t->rules.counts_rows ? "rows_since_fired" : "steps_since_fired";
     out.dtype = DLRN_I64; /* a run may see more than 2^31 rows */
     out.ndim = 1;
     out.shape[0] = t->cfg.features;
@@ -22136,7 +25463,7 @@ DLRNI_INTERNAL int dlrni_value_named(dlrn_names names, const char *word) {
 }
 
 /* The nested groups; a file that is older than they are has none. */
-DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrn_context *ctx, dlrn_archive *a,
+DLRNI_INTERNAL dlrn_status dlrni_read_nested(dlrn_context *ctx, dlrn_archive *a,
                                              const dlrn_json *json, dlrn_train_config *cfg) {
     const dlrn_json *groups = dlrn_json_get(json, "groups");
     const dlrn_json *weights = dlrn_json_get(json, "group_weights");
@@ -22178,7 +25505,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_choices(dlrn_context *ctx, dlrn_archive *a
 #undef DLRNI_READ_SWITCH
     if (!dlrni_json_unsigned(json, "seed", &cfg->seed))
         return dlrni_checkpoint_lacks(a, ctx, "config.seed");
-    return dlrni_read_groups(ctx, a, json, cfg);
+    return dlrni_read_nested(ctx, a, json, cfg);
 }
 
 /* All settings. One out of range is refused as from a caller (dlrni_settle_config), but the error
@@ -23369,6 +26696,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_REQUIRE
 #undef DLRNI_REQUIRE_IN
 #undef DLRNI_SCREEN_ROWS
+#undef DLRNI_AMX
 #undef DLRNI_STATS_INTEGERS
 #undef DLRNI_STATS_REALS
 #undef DLRNI_SERIAL_NS
@@ -24210,6 +27538,120 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
 static const dlrni_screen dlrni_avx512vnni_screen = {
     "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
 DLRNI_TARGET_END
+
+#if DLRNI_AMX
+/* ---- amx: the kernels of avx512 and two screens ----
+
+   A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of x, 16 rows by 16
+   words, with 16 words of 16 features, and adds to 16 x 16 sums. A panel has that layout already:
+   the words of a feature are 192 bytes apart. Two tiles of rows by three of features take six
+   registers for sums, one for x and one for the panel. */
+
+/* Sapphire Rapids was the first to have it. Linux gives a process the registers if it asks:
+   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called
+   without libc's syscall(), which strict C does not declare. */
+DLRNI_INTERNAL int dlrni_amx_runs(void) {
+    const unsigned int8_bf16_tile = 1u << 25 | 1u << 22 | 1u << 24; /* of leaf 7, in edx */
+    unsigned a = 7, b, c = 0, d;
+    long request = 158; /* the number of arch_prctl; then its result */
+    if (!dlrni_avx512vnni_runs() || !dlrni_avx512bf16_runs()) return 0;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if ((d & int8_bf16_tile) != int8_bf16_tile) return 0;
+    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return request == 0;
+}
+
+/* The shape of the eight registers, as ldtilecfg reads it: palette 1; bytes a row; rows. */
+typedef struct dlrni_amx_shape {
+    uint8_t palette, start, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} dlrni_amx_shape;
+static const dlrni_amx_shape dlrni_amx_full = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni,avx512bf16,amx-tile,"
+                   "amx-int8,amx-bf16")
+/* The sums of 32 rows and 48 features, out [32][48], by the instruction `dp`. The registers are
+   configured and released in each call: whoever else uses them in this thread finds them free, and
+   a switch of threads need not save them. A panel that lies in the second cache is read once for 32
+   rows. */
+#define DLRNI_AMX_SUMS(dp)                                                                         \
+    do {                                                                                           \
+        const size_t row = 4 * DLRNI_GROUP;                                                        \
+        _tile_loadconfig(&dlrni_amx_full);                                                         \
+        _tile_zero(0);                                                                             \
+        _tile_zero(1);                                                                             \
+        _tile_zero(2);                                                                             \
+        _tile_zero(3);                                                                             \
+        _tile_zero(4);                                                                             \
+        _tile_zero(5);                                                                             \
+        for (int64_t p = 0; p < steps; p += 16, w += 16 * row, at += 64) {                         \
+            _tile_loadd(6, at, ld);                                                                \
+            _tile_loadd(7, w, row);                                                                \
+            dp(0, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(1, 6, 7);                                                                           \
+            _tile_loadd(7, w + 128, row);                                                          \
+            dp(2, 6, 7);                                                                           \
+            _tile_loadd(6, at + 16 * ld, ld);                                                      \
+            dp(5, 6, 7);                                                                           \
+            _tile_loadd(7, w + 64, row);                                                           \
+            dp(4, 6, 7);                                                                           \
+            _tile_loadd(7, w, row);                                                                \
+            dp(3, 6, 7);                                                                           \
+        }                                                                                          \
+        _tile_stored(0, out, row);                                                                 \
+        _tile_stored(1, out + 16, row);                                                            \
+        _tile_stored(2, out + 32, row);                                                            \
+        _tile_stored(3, out + 16 * DLRNI_GROUP, row);                                              \
+        _tile_stored(4, out + 16 * DLRNI_GROUP + 16, row);                                         \
+        _tile_stored(5, out + 16 * DLRNI_GROUP + 32, row);                                         \
+        _tile_release();                                                                           \
+    } while (0)
+
+/* Bytes as in avx512vnni: the features are the unsigned side. */
+DLRNI_INTERNAL void dlrni_amx_tile_int8(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    int32_t out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbsud);
+    for (int i = 0; i < 32; i++) {
+        const __m512i shift = _mm512_set1_epi32(row_of[i].shift);
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            sum[v] = _mm512_maskz_cvtepi32_ps(
+                (__mmask16)0xFFFF,
+                _mm512_add_epi32(_mm512_loadu_si512(out + i * DLRNI_GROUP + 16 * v), shift));
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+
+/* Numbers as in avx512bf16. */
+DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row_of,
+                                        uint64_t *mask) {
+    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
+    float out[32 * DLRNI_GROUP];
+    DLRNI_AMX_SUMS(_tile_dpbf16ps);
+    for (int i = 0; i < 32; i++) {
+        __m512 sum[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++) sum[v] = _mm512_loadu_ps(out + i * DLRNI_GROUP + 16 * v);
+        mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
+    }
+}
+#undef DLRNI_AMX_SUMS
+
+/* 32 rows; for their costs see struct dlrni_screen. */
+static const dlrni_screen dlrni_amx_screen_int8 = {
+    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_bf16 = {
+    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+DLRNI_TARGET_END
+#endif /* DLRNI_AMX */
 
 #endif /* DLRNI_X86 */
 

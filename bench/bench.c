@@ -201,7 +201,7 @@ static void set_l0(const lab *l, dlrn_dictionary *ae, double l0) {
 
 static dlrn_dictionary *dictionary_new(const lab *l, dlrn_context *ctx, const shape *s) {
     dlrn_dictionary *ae = NULL;
-    dlrn_dictionary_desc desc = {s->family, s->d, 0, s->features, s->k, 1};
+    dlrn_dictionary_desc desc = {s->family, s->d, 0, s->features, s->k, 1, 0};
     must(ctx, dlrn_dictionary_create(ctx, &desc, &ae));
     set_l0(l, ae, s->l0);
     return ae;
@@ -704,7 +704,7 @@ static void gemm_rows(lab *l) {
 /* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product
    in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16"))
+    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") || !strcmp(kernels, "amx"))
         return F > 8192 ? 0.65 : 0.75;
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }

@@ -11,7 +11,7 @@
 
 int main(int argc, char **argv) {
     const char *path = argc > 1 ? argv[1] : "small_params.npz";
-    const dlrn_dictionary_desc small = {"JumpReluAutoEncoder", 16, 16, 64, 0, 1};
+    const dlrn_dictionary_desc small = {"JumpReluAutoEncoder", 16, 16, 64, 0, 1, 0};
     dlrn_context *ctx = NULL;
     dlrn_dictionary *sae = NULL;
     dlrn_tensor x = {0}, x_hat = {0}; /* one row of a model's activations */

@@ -520,11 +520,9 @@ says "is named" \
 absent "and nothing is made" "$d/none"
 # ---- Recipes and families
 status "--recipe list" 0 "$dl" train --recipe list
-check_equal "prints each recipe with its family" \
-    "reference AutoEncoder dl-top_k AutoEncoderTopK dl-jump_relu JumpReluAutoEncoder" \
-    "$(echo $(sed -n 's/^\([a-z_-]*\): family /\1 /p' "$d/out"))"
+says "prints each recipe with its family" "^dl-top_k: family AutoEncoderTopK, as in dict" "$d/out"
 says "its formula" "f = the 64 largest of max(p, 0), x_hat = W_dec f + b" "$d/out"
-says "its own defaults" "defaults: --loss squared --lr 0.0002 .* --clip 1 --k 64" "$d/out"
+says "its own defaults" "defaults: --batch-size 8192 --lr 0.0002 " "$d/out"
 check_equal "within 100 columns" "" "$(awk 'length($0) > 100' "$d/out")"
 npy '<f4' 400 128 > "$d/few.npy"
 tail -c +129 "$d/x.npy" | head -c 204800 >> "$d/few.npy"
@@ -652,7 +650,7 @@ status "--resume by another recipe" 1 instead --recipe dl-jump_relu $run --save-
 says "is told" "config.json: recipe: .* expected dl-top_k, found dl-jump_relu" "$d/err"
 status "too large a k" 1 $run --recipe dl-top_k --k 97 --save-dir "$d/none"
 says "is told" "k: expected a number from 1 to 96, found 97" "$d/err"
-wrong "an unknown recipe" "topk: expected reference, dl-top_k, dl-jump_relu, or list" \
+wrong "an unknown recipe" "topk: expected reference, .* dl-top_k, .* or list" \
     $run --recipe topk --save-dir "$d/none"
 wrong "a setting of another recipe" "--k: not a setting of recipe reference" \
     $run --k 7 --save-dir "$d/none"
@@ -674,7 +672,8 @@ wrong "--layout without a dictionary" "--layout: goes with --init" \
 absent "and nothing is made" "$d/none"
 # a run of version 0.1, whose config.json had fewer settings
 cp -r "$D" "$d/early"
-sed -e 's/"d_out": .*"bandwidth": [^,]*, "recipe": "reference", //' -e 's/, "trainer": {[^}]*}//' \
+sed -e 's/"d_out": .*"recipe": "reference", //' -e 's/"optimiser": .*"compat"/"compat"/' \
+    -e 's/"auxk_by_group": .*"seed"/"seed"/' -e 's/, "trainer": {[^}]*}//' \
     "$D/config.json" > "$d/early/config.json"
 check_fails "a config of 0.1" grep -q recipe "$d/early/config.json"
 status "is not resumed with a new setting" 1 $train --steps 45 --log-steps 10 --save-steps 20 \

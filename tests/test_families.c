@@ -165,7 +165,7 @@ TEST(transcoders_are_saved_and_loaded) {
     for (int i = 0; i < 3 * 3 * 3; i++) {
         static const int widths[][2] = {{37, 5}, {5, 37}, {5, 6}};
         const int in = widths[i / 9][0], out = widths[i / 9][1];
-        dlrn_dictionary_desc desc = {families[i % 3], in, out, F, i % 3 == 1 ? 7 : 0, 1};
+        dlrn_dictionary_desc desc = {families[i % 3], in, out, F, i % 3 == 1 ? 7 : 0, 1, 0};
         char *path = tmp_path(names[i / 3 % 3]);
         dlrn_dictionary *dict = NULL, *back = NULL;
         CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
@@ -186,7 +186,7 @@ TEST(transcoders_are_saved_and_loaded) {
 /* A parameter or a formula that the layout cannot express would be lost: it is refused. */
 TEST(what_a_file_cannot_hold_is_not_saved) {
     static float skip[36], bias[6];
-    dlrn_dictionary_desc desc = {"AutoEncoder", 6, 0, 9, 0, 1};
+    dlrn_dictionary_desc desc = {"AutoEncoder", 6, 0, 9, 0, 1, 0};
     dlrn_dictionary *dict = NULL;
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
     const dlrn_formula formula = dict->formula;
@@ -257,7 +257,7 @@ TEST(layouts_are_consistent) {
 
 /* A dictionary is written in the layout of the library that it names, if that can hold it. */
 TEST(a_dictionary_names_its_layout) {
-    dlrn_dictionary_desc desc = {"AutoEncoder", 6, 0, 9, 0, 1};
+    dlrn_dictionary_desc desc = {"AutoEncoder", 6, 0, 9, 0, 1, 0};
     dlrn_dictionary *dict = NULL;
     const dlrni_library *library;
     const dlrni_layout *row;
@@ -288,7 +288,7 @@ TEST(a_k_out_of_range_is_refused) {
         CHECK_STATUS(dlrn_load(ctx, tmp_path("k.npz"), NULL, &dict), DLRN_ERR_VALUE);
         CHECK_STR(dlrn_error(ctx), "tensor 'k': expected a number from 1 to 40, found");
     }
-    dlrn_dictionary_desc desc = {"AutoEncoderTopK", 4, 0, 8, 9, 0};
+    dlrn_dictionary_desc desc = {"AutoEncoderTopK", 4, 0, 8, 9, 0, 0};
     dlrn_dictionary *dict = NULL;
     CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_ARGUMENT);
     CHECK(dict == NULL);
@@ -303,7 +303,7 @@ TEST(a_k_out_of_range_is_refused) {
 TEST(thresholds_and_top_k_together) {
     enum { D = 32, F = 960, N = 256, K = 20 };
     static float x[N * D], many[N * F], one[F];
-    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", D, 0, F, 0, 5};
+    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", D, 0, F, 0, 5, 0};
     dlrn_dictionary *dict = NULL;
     dlrn_encoder *e = NULL;
     dlrn_rng rng = {1, 1, 0};
@@ -361,7 +361,7 @@ TEST(an_encoder_allocates_nothing_after_its_first_batches) {
     for (int with = 0; with < 8; with++) {
         dlrn_context_config cfg = {0};
         dlrn_context *counted = NULL;
-        dlrn_dictionary_desc desc = {families[with / 2], D, 0, F, with / 2 == 1 ? 9 : 0, 5};
+        dlrn_dictionary_desc desc = {families[with / 2], D, 0, F, with / 2 == 1 ? 9 : 0, 5, 0};
         dlrn_dictionary *dict = NULL;
         dlrn_encoder *e = NULL;
         dlrn_sparse codes = {0};
@@ -391,7 +391,7 @@ TEST(an_encoder_allocates_nothing_after_its_first_batches) {
 TEST(skip_scales_and_an_input_bias) {
     enum { D = 7, O = 5, F = 20, N = 40 };
     static float x[N * D], f[N * F], x_hat[N * O], skip[O * D], input_bias[D], again[N * O];
-    dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 3};
+    dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 3, 0};
     dlrn_dictionary *dict = NULL;
     dlrn_rng rng = {1, 2, 0};
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));

@@ -31,7 +31,7 @@ static float *fill(dlrn_rng *rng, int exact, int64_t n) {
 /* The parameters are those of `exact`, the same in every context. */
 static dlrn_dictionary *dictionary(dlrn_context *ctx, const char *family, int exact) {
     static const int roles[] = {DLRN_THRESHOLD, DLRN_LOG_SCALE, DLRN_VALUE_BIAS, DLRN_GATE_BIAS};
-    dlrn_dictionary_desc desc = {family, D, 0, F, K, 1};
+    dlrn_dictionary_desc desc = {family, D, 0, F, K, 1, 0};
     dlrn_dictionary *dict = NULL;
     dlrn_rng rng = {9, (uint64_t)exact, 0};
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
@@ -274,7 +274,7 @@ TEST(rows_are_normalised) {
     dlrn_context *ctx = open_context("auto", 2);
     for (int way = 0; way < 16; way++) {
         const int layer = way % 2, layers = way / 2 % 2 ? 3 : 1, skips = way / 4 % 2;
-        dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 1};
+        dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 1, 0};
         dlrn_dictionary *dict = NULL;
         dlrn_rng rng = {3, (uint64_t)way, 0};
         double z[D];
@@ -620,7 +620,7 @@ TEST(every_family_can_be_created) {
     fill_rows(x, N, 0);
     for (int i = 0; i < DLRNI_FAMILIES; i++) {
         const dlrni_family *family = &dlrni_family_table[i];
-        dlrn_dictionary_desc desc = {family->name, D, 0, F, family->formula.k ? K : 0, 1};
+        dlrn_dictionary_desc desc = {family->name, D, 0, F, family->formula.k ? K : 0, 1, 0};
         dlrn_dictionary *dict = NULL;
         const unsigned whole = 1u << DLRN_DECODER | 1u << DLRN_OUTPUT_BIAS;
         /* of several layers, or with attention */
@@ -643,7 +643,7 @@ TEST(what_cannot_be_is_refused) {
     static float x[N * D], f[N * F];
     dlrn_context *ctx = open_context("auto", 1);
     dlrn_dictionary *dict = dictionary(ctx, "GroupMax", 0);
-    dlrn_dictionary_desc desc = {"GroupMax", D, 0, F, 5, 1};
+    dlrn_dictionary_desc desc = {"GroupMax", D, 0, F, 5, 1, 0};
     dlrn_dictionary *none = NULL;
     CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &none), DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "k: expected a divisor of 132");

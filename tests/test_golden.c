@@ -407,96 +407,6 @@ TEST(every_case_of_training_is_tested) {
     golden_close(&g);
 }
 
-/* ---- Recipes of other libraries ---- */
-
-/* The 40 steps of a case in recipes.npz: losses and rates of each, parameters after 1, 2, 10 and 40
-   of them, moments after 40. */
-static void check_recipe(const char *name, const char *const *roles_named, const dlrn_role *roles,
-                         int count, dlrn_train_config *cfg, const char *family) {
-    golden g = golden_open("tests/golden/recipes.npz");
-    dlrn_dictionary_desc desc = {family, 16, 0, 32, 4, 0};
-    dlrn_dictionary *init = NULL;
-    dlrn_trainer *t = NULL;
-    char quantity[64];
-    const float *x = golden_floats(&g, "x");
-    g.name = name;
-    table_begin(name);
-    CHECK_OK(g.ctx, dlrn_dictionary_create(g.ctx, &desc, &init));
-    for (int r = 0; r < count; r++) {
-        snprintf(quantity, sizeof quantity, "start.%s", roles_named[r]);
-        memcpy(init->param[roles[r]], golden_floats(&g, quantity),
-               (size_t)golden_info(&g, quantity)->numel * sizeof(float));
-    }
-    const float *loss = golden_floats(&g, "loss"), *lr = golden_floats(&g, "lr");
-    const float *threshold = golden_floats(&g, "threshold");
-    CHECK_OK(g.ctx, dlrn_trainer_create(g.ctx, cfg, init, NULL, &t));
-    const dlrn_trainer_info state = dlrn_trainer_describe(t);
-    for (int step = 0; step < 40; step++) {
-        dlrn_train_stats stats;
-        int at = step + 1;
-        CHECK_OK(g.ctx, dlrn_trainer_step_on(t, x + step * 64 * 16, NULL, 64, &stats));
-        CHECK_CLOSE(stats.loss, loss[step], 1e-5);
-        CHECK_CLOSE(stats.lr, lr[step], 1e-6);
-        if (threshold[step] > -2)
-            CHECK_CLOSE(dlrn_trainer_describe(t).dictionary->formula.threshold, threshold[step],
-                        1e-5);
-        for (int part = 0; part < 3 && (at == 1 || at == 2 || at == 10 || at == 40); part++)
-            for (int r = 0; r < count && (!part || at == 40); r++) {
-                const float *ours[3] = {dlrn_trainer_describe(t).dictionary->param[roles[r]],
-                                        state.m[roles[r]], state.v[roles[r]]};
-                snprintf(quantity, sizeof quantity, "%d.%s%s", at,
-                         part ? part == 1 ? "m." : "v." : "", roles_named[r]);
-                const float *theirs = golden_floats(&g, quantity);
-                table_row(name, at, quantity, "of max",
-                          difference_of_max(ours[part], theirs, golden_info(&g, quantity)->numel),
-                          1e-5);
-            }
-    }
-    dlrn_trainer_destroy(t);
-    dlrn_dictionary_destroy(init);
-    golden_close(&g);
-    table_end();
-}
-
-/* The settings that the traces share: the rate climbs for 4 steps, and falls from step 30 on. */
-static dlrn_train_config trace_config(const char *recipe) {
-    dlrn_train_config cfg = dlrn_train_defaults(recipe);
-    cfg.d_in = 16;
-    cfg.features = 32;
-    cfg.lr = 0.005;
-    cfg.steps = 40;
-    cfg.warmup_steps = 4;
-    cfg.decay_start = 30;
-    return cfg;
-}
-
-TEST(recipe_dl_top_k) {
-    static const char *const names[] = {"encoder_weight", "encoder_bias", "decoder_weight", "bias"};
-    static const dlrn_role roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER,
-                                      DLRN_OUTPUT_BIAS};
-    dlrn_train_config cfg = trace_config("dl-top_k");
-    cfg.k = 4;
-    cfg.dead_rows = 200;
-    cfg.threshold_start_step = 3;
-    check_recipe("top_k", names, roles, 4, &cfg, "AutoEncoderTopK");
-    cfg.auxk_alpha = 0;
-    cfg.threshold_start_step = 1000;
-    cfg.decay_start = -1;
-    check_recipe("top_k_noaux", names, roles, 4, &cfg, "AutoEncoderTopK");
-}
-
-TEST(recipe_dl_jump_relu) {
-    static const char *const names[] = {"encoder_weight", "encoder_bias", "decoder_weight", "bias",
-                                        "threshold"};
-    static const dlrn_role roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER,
-                                      DLRN_OUTPUT_BIAS, DLRN_THRESHOLD};
-    dlrn_train_config cfg = trace_config("dl-jump_relu");
-    cfg.bandwidth = 0.1;
-    cfg.target_l0 = 6;
-    cfg.sparsity_warmup_steps = 6;
-    check_recipe("jump_relu", names, roles, 5, &cfg, "JumpReluAutoEncoder");
-}
-
 /* ---- Evaluation ---- */
 
 static void check_evaluation(golden *g, const dlrn_dictionary *ae, const char *name, int sparsity,
@@ -578,8 +488,6 @@ int main(int argc, char **argv) {
     RUN_LONG(train_log);
     RUN_LONG(train_log_resample);
     RUN(every_case_of_training_is_tested);
-    RUN(recipe_dl_top_k);
-    RUN(recipe_dl_jump_relu);
     RUN(evaluation);
     return TEST_END();
 }

@@ -15,7 +15,7 @@ int main(void) {
     dlrn_context *ctx = NULL;
     dlrn_dictionary *ae = NULL;
     if (dlrn_context_create(NULL, &ctx) != DLRN_OK) return 1;
-    dlrn_dictionary_desc desc = {NULL, 4, 0, 16, 0, 1};
+    dlrn_dictionary_desc desc = {NULL, 4, 0, 16, 0, 1, 0};
     if (dlrn_dictionary_create(ctx, &desc, &ae) != DLRN_OK) return 2;
     if (dlrn_encode(ae, x, 2, f) != DLRN_OK) return 3;
     if (dlrn_decode(ae, f, 2, x_hat) != DLRN_OK) return 4;

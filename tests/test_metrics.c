@@ -583,7 +583,7 @@ static dlrn_dictionary *golden_dictionary(dlrn_context *ctx, dlrn_archive *file)
     static const int roles[] = {DLRN_ENCODER, DLRN_ENCODER_BIAS, DLRN_DECODER, DLRN_OUTPUT_BIAS,
                                 DLRN_THRESHOLD};
     static const int64_t numel[] = {512, 32, 512, 16, 32};
-    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", 16, 0, 32, 0, 0};
+    dlrn_dictionary_desc desc = {"JumpReluAutoEncoder", 16, 0, 32, 0, 0, 0};
     dlrn_dictionary *dict = NULL;
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
     for (int i = 0; i < 5; i++)
@@ -764,7 +764,7 @@ TEST(weights_that_are_not_there_have_no_figures) {
     double mean[DLRN_WEIGHT_COUNT];
     dlrn_context *ctx = open_context(1);
     dlrn_dictionary *id = NULL, *wide = NULL;
-    dlrn_dictionary_desc desc = {NULL, 4, 6, 1, 0, 3}; /* one feature; another width */
+    dlrn_dictionary_desc desc = {NULL, 4, 6, 1, 0, 3, 0}; /* one feature; another width */
     CHECK_OK(ctx, new_identity(ctx, D, &id));
     CHECK_OK(ctx, dlrn_weight_figures(id, mean, each[0]));
     for (int i = 0; i < DLRN_WEIGHT_COUNT; i++)

@@ -404,7 +404,7 @@ TEST(not_created) {
     dlrn_dictionary *dict = NULL;
     dlrn_dictionary_desc desc = {0};
     CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
-    desc.family = "CrossLayerTranscoder";
+    desc.family = "Crosscoder";
     desc.d_in = desc.features = 4;
     CHECK_STATUS(dlrn_dictionary_create(ctx, &desc, &dict), DLRN_ERR_UNSUPPORTED);
     CHECK(dict == NULL);

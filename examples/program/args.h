@@ -22,11 +22,12 @@ enum { /* commands, as bits of flag.commands */
 };
 
 typedef struct options {
-    const char *dict, *data, *target, *out, *save_dir, *init, *loss, *io, *kernels, *histogram;
+    const char *dict, *data, *target, *out, *save_dir, *init, *io, *kernels, *histogram;
     const char *model, *text, *site, *prompt, *features, *layout, *from, *recipe, *tensor, *dtype;
+    const char *config, *groups, *group_weights;
     const char *text_key, *tokens_key, *long_documents;
     const char *path, *path2; /* arguments without a flag */
-    int64_t dict_size, expansion, batch_size, epochs;
+    int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     int64_t skip_first, saelens_batch;
@@ -43,7 +44,15 @@ enum { TEXT_MAX = 4095 };           /* bytes of a path, and of other texts */
 #define ALL (INT64_MAX / 2)         /* a count that no data reaches, with room for sums */
 enum { CTX_LEN_WHOLE = INT32_MAX }; /* more tokens than a document has */
 
-typedef enum flag_kind { F_TEXT, F_INT, F_COUNT, F_REAL, F_SWITCH } flag_kind; /* F_COUNT: or all */
+typedef enum flag_kind {
+    F_TEXT,
+    F_INT,
+    F_COUNT, /* a whole number, or all                                   */
+    F_REAL,
+    F_SWITCH, /* there or not: takes no value                             */
+    F_ON_OFF, /* on or off; on where no such word follows: a dlrn_switch  */
+    F_CHOICE  /* one of the names of an enumeration, whose list is `min`  */
+} flag_kind;
 
 typedef struct flag {
     const char *name;
@@ -112,8 +121,8 @@ static const flag flags[] = {
      "FILE", "the file to write; - writes to standard output"},
     {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "",
      "write only active features, as a CSR .npz for scipy.sparse.load_npz"},
-    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES, 0, 0, "",
-     "print JSON"},
+    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES | C_TRAIN, 0, 0, "",
+     "print JSON (train: with --recipe list)"},
     /* sampling */
     {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, 0, "TEXT",
      "the start of each document (default: the bos token)"},
@@ -128,62 +137,121 @@ static const flag flags[] = {
     {"--limit", F_COUNT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
     /* training */
     {"--recipe", F_TEXT, AT(recipe), C_TRAIN, 1, TEXT_MAX, "R",
-     "how to train (default reference, whose defaults are shown below); list prints the recipes, "
-     "with their formulas and defaults"},
+     "how to train (default reference); list prints the recipes, with their formulas and the "
+     "defaults of the flags below"},
+    {"--config", F_TEXT, AT(config), C_TRAIN, 1, TEXT_MAX, "FILE",
+     "take recipe and settings from the config of a run of dictionary_learning (config.json), its "
+     "crosscoder fork, SAELens (runner_cfg.json, cfg.json), sparsify (config.json), Llamascopium "
+     "or this program; flags win over it"},
     {"--save-dir", F_TEXT, AT(save_dir), C_TRAIN, 1, TEXT_MAX, "DIR",
      "the folder of the run, locked meanwhile; created if missing; an older run in it is "
      "replaced at the first save"},
-    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F", "number of features"},
+    {"--dict-size", F_INT, AT(dict_size), C_TRAIN, 1, 0, "F",
+     "number of features; of a cross-layer transcoder, those of all layers"},
     {"--expansion", F_INT, AT(expansion), C_TRAIN, 1, 0, "N",
      "number of features as a multiple of the width (default 16)"},
-    {"--lr", F_REAL, AT(train.lr), C_TRAIN, 0, 0, "RATE", "Adam's learning rate (default 3e-4)"},
-    {"--sparsity-penalty", F_REAL, AT(train.sparsity_penalty), C_TRAIN, 0, 0, "P",
-     "weight of the sparsity loss (default 1e-3)"},
-    {"--loss", F_TEXT, AT(loss), C_TRAIN, 0, TEXT_MAX, "norm|squared",
-     "reconstruction loss: mean L2 distance (norm, the default) or mean squared distance "
-     "(squared)"},
-    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows per step (default 8192)"},
-    {"--steps", F_INT, AT(train.steps), C_TRAIN, 0, 0, "N",
-     "number of steps (default: until the data ends)"},
+    {"--layers", F_INT, AT(layers), C_TRAIN, 1, INT32_MAX, "M",
+     "layers of --data and --target, if their rows hold them one after another; arrays [rows, M, "
+     "d] need no flag"},
+    {"--lr", F_REAL, AT(train.lr), C_TRAIN, 0, 0, "RATE", "the optimiser's learning rate"},
+    {"--optimiser", F_CHOICE, AT(train.optimiser), C_TRAIN, DLRN_NAMES_OPTIMISER, 0, "adam|signum",
+     "signum: sign descent, schedule-free; the dictionary that is saved is its running average"},
+    {"--beta1", F_REAL, AT(train.beta1), C_TRAIN, 0, 0, "B", "Adam's weight of past gradients"},
+    {"--beta2", F_REAL, AT(train.beta2), C_TRAIN, 0, 0, "B",
+     "Adam's weight of past squared gradients"},
+    {"--eps", F_REAL, AT(train.eps), C_TRAIN, 0, 0, "E",
+     "Adam adds E to the root of squared gradients"},
+    {"--threshold-lr", F_REAL, AT(train.threshold_lr), C_TRAIN, 0, 0, "R",
+     "the learning rate of thresholds, as a multiple of --lr"},
+    {"--loss", F_CHOICE, AT(train.loss), C_TRAIN, DLRN_NAMES_LOSS, 0, "norm|squared|layers|fvu",
+     "reconstruction loss: mean L2 distance (norm); mean squared distance (squared), as a mean "
+     "over layers (layers); squared distance as a share of the variance (fvu)"},
+    {"--batch-size", F_INT, AT(batch_size), C_TRAIN, 1, 0, "N", "rows per step"},
+    {"--steps", F_INT, AT(train.steps), C_TRAIN, -1, 0, "N",
+     "number of steps (-1, the default: until the data ends)"},
     {"--epochs", F_INT, AT(epochs), C_TRAIN, 1, 0, "N",
      "passes over --data (default 1; with --steps, whichever ends first)"},
     {"--warmup-steps", F_INT, AT(train.warmup_steps), C_TRAIN, 0, 0, "N",
-     "steps over which the learning rate rises from 0 (default 1000)"},
-    {"--decay-start", F_INT, AT(train.decay_start), C_TRAIN, 0, 0, "N",
-     "from step N on, the rate falls to 0 at --steps (default: never)"},
+     "steps over which the learning rate rises from 0"},
+    {"--decay-start", F_INT, AT(train.decay_start), C_TRAIN, -1, 0, "N",
+     "from step N on, the rate falls to 0 at --steps (-1: never)"},
+    {"--lr-schedule", F_CHOICE, AT(train.lr_schedule), C_TRAIN, DLRN_NAMES_SCHEDULE, 0,
+     "constant|cosine|cosine_restarts", "the rate between warm-up and decay"},
+    {"--lr-end", F_REAL, AT(train.lr_end), C_TRAIN, -1, 0, "RATE",
+     "the last rate of a cosine (-1: a tenth of --lr)"},
+    {"--lr-cycles", F_INT, AT(train.lr_cycles), C_TRAIN, 1, 0, "N", "cycles of cosine_restarts"},
     {"--clip", F_REAL, AT(train.clip), C_TRAIN, 0, 0, "C",
-     "largest norm of the whole gradient; 0: no limit (default 0)"},
-    {"--resample-steps", F_INT, AT(train.resample_steps), C_TRAIN, 1, 0, "N",
-     "revive dead features every N steps (default: never)"},
-    {"--ghost-threshold", F_INT, AT(train.ghost_threshold), C_TRAIN, 0, 0, "N",
-     "ghost gradients for features silent for more than N steps (default: none)"},
+     "largest norm of the whole gradient; 0: no limit"},
+    {"--resample-steps", F_INT, AT(train.resample_steps), C_TRAIN, -1, 0, "N",
+     "revive dead features every N steps (-1: never)"},
+    {"--resample-rows", F_INT, AT(train.resample_rows), C_TRAIN, 1, 0, "N",
+     "rows from which they are revived"},
+    {"--ghost-threshold", F_INT, AT(train.ghost_threshold), C_TRAIN, -1, 0, "N",
+     "ghost gradients for features silent for more than N steps (-1: none)"},
+    {"--sparsity-penalty", F_REAL, AT(train.sparsity_penalty), C_TRAIN, -1e300, 0, "P",
+     "weight of the sparsity loss"},
+    {"--sparsity", F_CHOICE, AT(train.sparsity), C_TRAIN, DLRN_NAMES_SPARSITY, 0, "NAME",
+     "the sparsity loss, of those that the recipe knows: l1, entropy, none, lp, power, tanh, step, "
+     "quadratic or target"},
     {"--entropy", F_SWITCH, AT(entropy), C_TRAIN | C_EVAL, 0, 0, "",
      "use entropy instead of L1 as sparsity loss"},
-    {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN, 0, 0, "N",
-     "steps over which --sparsity-penalty rises from 0 (default 0)"},
-    {"--k", F_INT, AT(train.k), C_DICTIONARIES, 1, INT32_MAX, "K",
-     "features kept per row (train: default 64, or that of --init; others: if the dictionary's "
-     "file does not say)"},
-    {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN, 0, 0, "A",
-     "weight of the auxiliary loss of dead features (default 1/32)"},
-    {"--auxk", F_INT, AT(train.auxk), C_TRAIN, 0, 0, "N",
-     "dead features kept per row in that loss (default 0: half of the width)"},
-    {"--dead-rows", F_INT, AT(train.dead_rows), C_TRAIN, 0, 0, "N",
-     "a feature is dead after N rows without firing (default 1e7)"},
-    {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN, 0, 1, "B",
-     "running mean of the smallest value kept in a row: weight of its past, below 1 (default "
-     "0.999)"},
-    {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN, 0, 0, "N",
-     "start that mean after step N (default 1000)"},
+    {"--sparsity-warmup-steps", F_INT, AT(train.sparsity_warmup_steps), C_TRAIN, -1, 0, "N",
+     "steps over which --sparsity-penalty rises from 0 (-1: the recipe's share of --steps)"},
     {"--target-l0", F_REAL, AT(train.target_l0), C_TRAIN, 0, 0, "L0",
-     "active features per row to aim for (default none; dl-jump_relu 20). reference: adjusts "
-     "--sparsity-penalty during the warm-up, at least for 1000 steps"},
+     "active features per row to aim for. reference: adjusts --sparsity-penalty during the "
+     "warm-up, at least for 1000 steps (0: off)"},
+    {"--p-start", F_REAL, AT(train.p_start), C_TRAIN, 0, 0, "P",
+     "exponent of the sparsity losses lp and power"},
+    {"--p-end", F_REAL, AT(train.p_end), C_TRAIN, 0, 0, "P", "the exponent to which it falls"},
+    {"--anneal-start", F_INT, AT(train.anneal_start), C_TRAIN, -1, 0, "N",
+     "the step from which it falls"},
+    {"--anneal-end", F_INT, AT(train.anneal_end), C_TRAIN, -1, 0, "N",
+     "the step at which it has fallen (-1: --steps)"},
+    {"--anneal-updates", F_INT, AT(train.anneal_updates), C_TRAIN, 0, 0, "N",
+     "in so many equal parts"},
+    {"--k", F_INT, AT(train.k), C_DICTIONARIES, 1, INT32_MAX, "K",
+     "features kept per row (train: default that of --init, or else the recipe's; others: if the "
+     "dictionary's file does not say)"},
+    {"--k-anneal-steps", F_INT, AT(train.k_anneal_steps), C_TRAIN, 0, 0, "N",
+     "steps over which k falls to --k (0: it is fixed)"},
+    {"--k-start", F_INT, AT(train.k_start), C_TRAIN, 0, INT32_MAX, "K",
+     "the k from which it falls (0: as the recipe's library does)"},
+    {"--auxk-alpha", F_REAL, AT(train.auxk_alpha), C_TRAIN, 0, 0, "A",
+     "weight of the auxiliary loss of dead features"},
+    {"--auxk", F_INT, AT(train.auxk), C_TRAIN, 0, INT32_MAX, "N",
+     "dead features kept per row in that loss (0: half of the width)"},
+    {"--auxk-by-group", F_ON_OFF, AT(train.auxk_by_group), C_TRAIN, 0, 0, "[on|off]",
+     "one such loss for each nested group"},
+    {"--multi-top-k", F_ON_OFF, AT(train.multi_top_k), C_TRAIN, 0, 0, "[on|off]",
+     "the 4 k best features of a row also reconstruct, with weight 1/8"},
+    {"--dead-rows", F_INT, AT(train.dead_rows), C_TRAIN, -1, 0, "N",
+     "a feature is dead after N rows without firing (-1: never)"},
+    {"--dead-steps", F_INT, AT(train.dead_steps), C_TRAIN, -1, 0, "N",
+     "a feature is dead after N steps without firing (-1: never)"},
+    {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN, 0, 1, "B",
+     "running mean of the smallest value that is kept: weight of its past, below 1"},
+    {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN, -1, 0, "N",
+     "start that mean after step N (-1: never)"},
     {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN, 0, 0, "W",
-     "width of the window around a threshold in which its gradient is estimated (default 0.001)"},
+     "width of the window around a threshold in which its gradient is estimated"},
+    {"--pre-act", F_REAL, AT(train.pre_act), C_TRAIN, 0, 0, "P",
+     "weight of the loss that lifts inactive features towards their thresholds"},
+    {"--groups", F_TEXT, AT(groups), C_TRAIN, 1, TEXT_MAX, "N,N,...",
+     "nested groups: their features, which sum to --dict-size, or shares of it (0.25,0.25,0.5) "
+     "(default: 1/32, 1/16, 1/8, 1/4 and the rest)"},
+    {"--group-weights", F_TEXT, AT(group_weights), C_TRAIN, 1, TEXT_MAX, "W,W,...",
+     "weights of their losses (default: equal)"},
+    {"--center", F_ON_OFF, AT(train.center), C_TRAIN, 0, 0, "[on|off]",
+     "subtract the output bias from the rows before they are encoded"},
+    {"--skip", F_ON_OFF, AT(train.skip), C_TRAIN, 0, 0, "[on|off]",
+     "add a linear map of the rows to what is reconstructed"},
+    {"--scale-rows", F_ON_OFF, AT(train.scale_rows), C_TRAIN, 0, 0, "[on|off]",
+     "scale rows and targets to a mean norm of sqrt(width), by the first batch; the dictionary "
+     "holds the scales"},
     {"--log-steps", F_INT, AT(train.log_steps), C_TRAIN, 1, 0, "N",
-     "write a line to log.jsonl every N steps (default 1000)"},
-    {"--save-steps", F_INT, AT(train.save_steps), C_TRAIN, 1, 0, "N",
-     "save a checkpoint every N steps (default: none)"},
+     "write a line to log.jsonl every N steps"},
+    {"--save-steps", F_INT, AT(train.save_steps), C_TRAIN, -1, 0, "N",
+     "save a checkpoint every N steps (-1: none)"},
     {"--n-ctxs", F_INT, AT(n_ctxs), C_TRAIN, 1, 0, "N",
      "size of the shuffle buffer, in contexts of --ctx-len rows (default 30000)"},
     {"--in-batch-size", F_INT, AT(in_batch_size), C_TRAIN, 1, 0, "N",
@@ -230,11 +298,10 @@ static const flag flags[] = {
      "number of threads (default 0: all cores)"},
     {"--seed", F_INT, AT(seed), C_ALL, 0, 0, "N", "seed of all random numbers (default 0)"},
     {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, TEXT_MAX, "NAME",
-     "auto (default), scalar, avx2, avx512, avx512bf16, avx512vnni or neon"},
+     "auto (default), scalar, avx2, avx512, avx512bf16, avx512vnni, amx or neon"},
     {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, 0, "", "no progress on standard error"},
     {"--help", F_SWITCH, AT(help), C_ALL, 0, 0, "", "print this help"},
 };
-#undef AT
 
 /* NULL: no such recipe. */
 static const dlrn_recipe_info *find_recipe(const char *name) {
@@ -243,13 +310,17 @@ static const dlrn_recipe_info *find_recipe(const char *name) {
     return NULL;
 }
 
-/* Whether a flag gives a setting of which the recipe makes use. A setting is called as its flag;
-   --entropy is the one that is not. */
-static int recipe_uses(const dlrn_recipe_info *recipe, const flag *f) {
-    char name[64];
-    snprintf(name, sizeof name, "%s", strcmp(f->name, "--entropy") ? f->name + 2 : "sparsity");
+/* The setting that a flag gives: it is called as the flag; --entropy is the one that is not. */
+static void setting_name(const flag *f, char name[64]) {
+    snprintf(name, 64, "%s", strcmp(f->name, "--entropy") ? f->name + 2 : "sparsity");
     for (char *p = name; *p; p++)
         if (*p == '-') *p = '_';
+}
+
+/* Whether a flag gives a setting of which the recipe makes use. */
+static int recipe_uses(const dlrn_recipe_info *recipe, const flag *f) {
+    char name[64];
+    setting_name(f, name);
     for (int i = 0; recipe->settings[i]; i++)
         if (!strcmp(recipe->settings[i], name)) return 1;
     return 0;
@@ -268,6 +339,40 @@ static int suits_recipe(const dlrn_recipe_info *recipe, const flag *f) {
     return !is_of_recipes(f) || recipe_uses(recipe, f);
 }
 
+/* The part of a recipe's name that its library's recipes share, "dl-"; 0: it has none. */
+static size_t library_part(const char *recipe) {
+    const char *dash = strchr(recipe, '-');
+    return dash ? (size_t)(dash - recipe) + 1 : 0;
+}
+
+/* Whether all recipes of a library, and more than one, use a flag. */
+static int library_uses(const char *recipe, const flag *f) {
+    const size_t n = library_part(recipe);
+    int count = 0;
+    for (int i = 0; n && dlrn_recipe(i); i++) {
+        if (strncmp(dlrn_recipe(i)->name, recipe, n)) continue;
+        if (!recipe_uses(dlrn_recipe(i), f)) return 0;
+        count++;
+    }
+    return count > 1;
+}
+
+/* "dl-top_k, sl-*": the recipes that use a flag. `text` [size]. */
+static void recipes_of(const flag *f, char *text, size_t size) {
+    const char *last = "";
+    size_t at = 0;
+    *text = 0;
+    for (int i = 0; dlrn_recipe(i) && at < size; i++) {
+        const char *name = dlrn_recipe(i)->name;
+        const int all = library_uses(name, f);
+        const size_t n = all ? library_part(name) : strlen(name);
+        if (!recipe_uses(dlrn_recipe(i), f) || (all && !strncmp(last, name, n))) continue;
+        at += (size_t)snprintf(text + at, size - at, "%s%.*s%s", at ? ", " : "", (int)n, name,
+                               all ? "*" : "");
+        last = all ? name : "";
+    }
+}
+
 typedef struct command {
     const char *name;
     int bit, words; /* words: number of arguments without a flag */
@@ -282,9 +387,9 @@ static options default_options(const char *recipe) {
     options o;
     memset(&o, 0, sizeof o);
     o.kernels = "auto";
-    o.batch_size = 8192, o.epochs = 1;
     o.train = dlrn_train_defaults(recipe);
     o.train.k = -1;
+    o.batch_size = o.train.buffer.batch_rows, o.epochs = 1;
     o.n_ctxs = 30000, o.ctx_len = -1, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = 4;
@@ -308,6 +413,17 @@ static int check_length(const char *command_name, const char *name, const char *
     return 2;
 }
 
+/* The value of an enumeration that has a name; -1: none has. */
+static int find_choice(int names, const char *word) {
+    for (int i = 0; *dlrn_name((dlrn_names)names, i) != '?'; i++)
+        if (!strcmp(dlrn_name((dlrn_names)names, i), word)) return i;
+    return -1;
+}
+
+static int is_on_off(const char *word) {
+    return !strcmp(word, "on") || !strcmp(word, "off");
+}
+
 /* Stores the value of a flag; 0: it is not of the flag's kind. */
 static int set_flag(const flag *f, const char *value, options *o) {
     char *field = (char *)o + f->at, *end = NULL;
@@ -321,29 +437,60 @@ static int set_flag(const flag *f, const char *value, options *o) {
         int64_t n = d >= -9e15 && d <= 9e15 ? (int64_t)d : 0;
         if (end == value || *end || (double)n != d || d < f->min || d > max) return 0;
         memcpy(field, &n, sizeof n);
-    } else {
+    } else if (f->kind == F_REAL) {
         double d = strtod(value, &end);
         if (end == value || *end || !(d >= f->min && d <= max)) return 0;
         memcpy(field, &d, sizeof d);
+    } else { /* enumerations have the size of an int */
+        int n = f->kind == F_ON_OFF ? !strcmp(value, "on") : find_choice((int)f->min, value);
+        if (n < 0 || (f->kind == F_ON_OFF && !is_on_off(value))) return 0;
+        memcpy(field, &n, sizeof n);
     }
     return 1;
 }
 
+/* What a flag's value must be, for errors. `text` [size]. */
+static void expected_of(const flag *f, char *text, size_t size) {
+    const char *const kind = f->kind == F_REAL ? "a number" : "a whole number";
+    size_t at = 0;
+    if (f->kind == F_ON_OFF) {
+        snprintf(text, size, "on or off");
+    } else if (f->kind == F_CHOICE) {
+        for (int i = 0; *dlrn_name((dlrn_names)f->min, i) != '?' && at < size; i++) {
+            const int last = *dlrn_name((dlrn_names)f->min, i + 1) == '?';
+            at += (size_t)snprintf(text + at, size - at, "%s%s",
+                                   !i     ? ""
+                                   : last ? " or "
+                                          : ", ",
+                                   dlrn_name((dlrn_names)f->min, i));
+        }
+    } else if (f->max > 0) {
+        snprintf(text, size, "%s from %.0f to %.0f", kind, f->min, f->max);
+    } else if (f->min < -1) {
+        snprintf(text, size, "%s", kind);
+    } else {
+        snprintf(text, size, "%s of at least %.0f%s", kind, f->min,
+                 f->kind == F_COUNT ? ", or all" : "");
+    }
+}
+
 /* Takes the value that follows a flag. 0, or the exit status of a wrong call. */
 static int take_value(const command *c, const flag *f, const char *value, options *o) {
-    static const char *const kinds[] = {"a whole number", "a number"};
-    char range[64];
+    char expected[128];
+    if (!value && f->kind == F_ON_OFF) value = "on";
     if (!value) return usage_error(c->name, "a value is missing", f->name);
     if (f->kind == F_TEXT && check_length(c->name, f->name, value, f->min, f->max)) return 2;
     if (set_flag(f, value, o)) return 0;
-    if (f->max > 0)
-        snprintf(range, sizeof range, " from %.0f to %.0f", f->min, f->max);
-    else
-        snprintf(range, sizeof range, " of at least %.0f%s", f->min,
-                 f->kind == F_COUNT ? ", or all" : "");
-    fprintf(stderr, "dictlearn: %s: expected %s%s, found '%s': see dictlearn %s --help\n", f->name,
-            kinds[f->kind == F_REAL], range, value, c->name);
+    expected_of(f, expected, sizeof expected);
+    fprintf(stderr, "dictlearn: %s: expected %s, found '%s': see dictlearn %s --help\n", f->name,
+            expected, value, c->name);
     return 2;
+}
+
+/* Whether the word after a flag is its value. value: what follows a sign within its own word. */
+static int takes_next(const flag *f, const char *value, const char *next) {
+    if (f->kind == F_SWITCH || value) return 0;
+    return f->kind != F_ON_OFF || (next && is_on_off(next));
 }
 
 enum { FLAGS = (int)(sizeof flags / sizeof *flags) };
@@ -408,9 +555,10 @@ static int lacks_flag(const char *command_name, const char *name, const void *va
 /* A flag that the recipe has no use for. 0, or the exit status of a wrong call. */
 static int check_recipe_flag(const command *c, const flag *f, const char *recipe) {
     const dlrn_recipe_info *r = find_recipe(recipe);
-    char what[128];
+    char what[1024], users[800];
     if (c->bit != C_TRAIN || !r || suits_recipe(r, f)) return 0;
-    snprintf(what, sizeof what, "not a setting of recipe %s", recipe);
+    recipes_of(f, users, sizeof users);
+    snprintf(what, sizeof what, "not a setting of recipe %s, but of %s", recipe, users);
     return usage_error(c->name, what, f->name);
 }
 
@@ -463,25 +611,33 @@ static int parse_words(const command *c, int argc, const char *const *argv, cons
         if (f->kind == F_SWITCH)
             memcpy((char *)o + f->at, &(int){1}, sizeof(int));
         else
-            status = take_value(c, f, value ? value : argv[++i], o); /* argv ends with NULL */
-    }
+            status = take_value(c, f, takes_next(f, value, argv[i + 1]) ? argv[++i] : value, o);
+    } /* argv ends with NULL */
     if (status || o->help || words == c->words) return status;
     return missing_word(c, words);
 }
 
-/* The arguments of a command, with its defaults. 0, or the exit status of a wrong call. The recipe
-   decides on defaults and flags, wherever it stands: a first pass finds it. */
-static int parse_options(const command *c, int argc, const char *const *argv, options *o) {
-    *o = default_options(NULL);
-    int status = parse_words(c, argc, argv, "", o);
-    const char *recipe = o->recipe ? o->recipe : o->train.recipe;
-    if (status || o->help) return status;
-    *o = default_options(recipe);
+/* The arguments of a command, with the defaults of a recipe. 0, or the exit status of a wrong
+   call. argv is borrowed, and ends with NULL. recipe: whose flags may be given; "": of any. */
+static int parse_options(const command *c, int argc, const char *const *argv, const char *recipe,
+                         options *o) {
+    *o = default_options(*recipe ? recipe : NULL);
     o->argc = argc;
     o->argv = argv;
-    status = parse_words(c, argc, argv, recipe, o);
+    int status = parse_words(c, argc, argv, recipe, o);
     if (o->ctx_len < 0) o->ctx_len = c->bit == C_TOKENIZE ? CTX_LEN_WHOLE : 128;
     return status;
+}
+
+/* Whether the command line has a flag. */
+static int is_given(const options *o, const flag *f) {
+    for (int i = 0; i < o->argc; i++) {
+        const char *value;
+        const flag *g = find_flag(o->argv[i], &value);
+        if (g == f) return 1;
+        if (g && takes_next(g, value, i + 1 < o->argc ? o->argv[i + 1] : NULL)) i++;
+    }
+    return 0;
 }
 
 enum { HELP_COLUMNS = 100, HELP_INDENT = 37 }; /* indent of what a flag does */
@@ -504,16 +660,37 @@ static void print_wrapped(const char *text, int at, int indent) {
     putchar('\n');
 }
 
-/* Begins a flag's help with the recipes whose setting it is, if not of all. The new column. */
-static int print_recipes_of(const command *c, const flag *f, int at) {
-    const char *comma = "";
-    if (c->bit != C_TRAIN || !is_of_recipes(f)) return at;
-    for (int i = 0; dlrn_recipe(i); i++) {
-        if (!recipe_uses(dlrn_recipe(i), f)) continue;
-        at += printf("%s%s", comma, dlrn_recipe(i)->name);
-        comma = ", ";
-    }
-    return at + printf(":");
+/* The value of a flag in a configuration; "": it is not there, or never. `text` [size]. */
+static void setting_text(const flag *f, const dlrn_train_config *cfg, char *text, size_t size) {
+    const size_t begin = offsetof(options, train);
+    const char *field = (const char *)cfg + (f->at - begin);
+    int64_t n = 0;
+    double d = 0;
+    int choice = 0;
+    *text = 0;
+    if (f->at < begin || f->at >= begin + sizeof *cfg) return;
+    if (f->kind == F_INT) memcpy(&n, field, sizeof n);
+    if (f->kind == F_REAL) memcpy(&d, field, sizeof d);
+    if (f->kind == F_ON_OFF || f->kind == F_CHOICE) memcpy(&choice, field, sizeof choice);
+    if (f->kind == F_INT && n >= 0) snprintf(text, size, "%lld", (long long)n);
+    if (f->kind == F_REAL && d >= 0) snprintf(text, size, "%.6g", d);
+    if (f->kind == F_ON_OFF) snprintf(text, size, "%s", choice ? "on" : "off");
+    if (f->kind == F_CHOICE) snprintf(text, size, "%s", dlrn_name((dlrn_names)f->min, choice));
+}
+
+/* Prints what a flag does: for train with the recipes that use it, if not all do, and with the
+   default of `reference`, if that does. */
+static void print_flag(const command *c, const flag *f, int at) {
+    char text[2048], users[800], value[64];
+    const dlrn_train_config cfg = dlrn_train_defaults(NULL);
+    const int trains = c->bit == C_TRAIN;
+    recipes_of(f, users, sizeof users);
+    *value = 0;
+    if (trains && recipe_uses(dlrn_recipe(0), f) + !*users > 0)
+        setting_text(f, &cfg, value, sizeof value);
+    snprintf(text, sizeof text, "%s%s%s%s%s%s", trains ? users : "", trains && *users ? ": " : "",
+             f->help, *value ? " (default " : "", value, *value ? ")" : "");
+    print_wrapped(text, at, HELP_INDENT);
 }
 
 /* Prints usage, flags with their defaults, and an example. */
@@ -532,7 +709,7 @@ static void print_help(const command *c) {
         } else {
             at += printf("%*s", HELP_INDENT - at, "");
         }
-        print_wrapped(flags[k].help, print_recipes_of(c, &flags[k], at), HELP_INDENT);
+        print_flag(c, &flags[k], at);
     }
     printf(*c->needs ? "\nExample (%s):\n" : "\nExample:%s\n", c->needs);
     printf("  %s\n", c->example);

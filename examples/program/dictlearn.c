@@ -6,9 +6,11 @@
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct
    recipes.h  formulas, train --recipe list model.h    tokenize, generate, activations, logits
-   recall.h   the command of a saved run    train.h    train
-   paths.h    files, folders, patterns      eval.h     eval
-   choose.h   rows that count               features.h features */
+   config.h   train --config                groups.h   lists of numbers, rows of several layers
+   recall.h   words that stand in files     saved.h    what a run writes of its dictionary
+   paths.h    files, folders, patterns      train.h    train
+   choose.h   rows that count               eval.h     eval
+                                            features.h features */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -35,14 +37,17 @@
 #include "process.h"
 #include "output.h"
 #include "recipes.h"
-#include "recall.h"
 #include "paths.h"
+#include "config.h"
+#include "recall.h"
 #include "load.h"
 #include "choose.h"
 #include "source.h"
 #include "inspect.h"
 #include "rows.h"
 #include "model.h"
+#include "groups.h"
+#include "saved.h"
 #include "train.h"
 #include "eval.h"
 #include "features.h"
@@ -214,10 +219,12 @@ int main(int argc, char **argv) {
     if (argc > 1 && print_about(argv[1])) return end_output(0);
     const command *c = find_command(argc > 1 ? argv[1] : NULL);
     if (!c) return 2;
-    int status = parse_options(c, argc - 2, (const char *const *)argv + 2, &o);
+    /* a first pass takes the flags of any recipe: which one it is may stand behind them, or in a
+       file */
+    int status = parse_options(c, argc - 2, (const char *const *)argv + 2, "", &o);
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);
-    status = recall(c, &o, &saved); /* --resume: with the words of the run's own command */
+    status = recall(c, &o, &saved);
     if (!status) status = run_command(c, &o);
     recalled_free(&saved);
     return status;

@@ -6,8 +6,9 @@ typedef struct contents {
     char config[4200];
     dlrn_archive *archive;
     dlrn_dictionary *dict; /* NULL: it is none, or it does not load                            */
-    char *config_text;     /* of the config, which `root` points into                          */
     dlrn_json *root;       /* NULL: a dictionary without a config                              */
+    dlrn_json *run;        /* config.json of a run that wrote for a library with another config;
+                              or NULL */
     lm_config model;
     int is_model;
     char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; ""       */
@@ -61,11 +62,13 @@ static int has_encoder(const dlrn_archive *a) {
 
 /* The config of a dictionary, for what it says of its training. It has been read by the loader:
    one that is malformed has been an error there, so here it is no other. */
-static dlrn_status read_config(dlrn_context *ctx, contents *c) {
-    size_t size = 0;
-    if (!*c->config) return DLRN_OK;
-    dlrn_status s = dlrn_file_read(ctx, c->config, &c->config_text, &size);
-    if (s == DLRN_OK) s = dlrn_json_parse(ctx, c->config_text, size, c->config, &c->root);
+static dlrn_status read_config(dlrn_context *ctx, const char *path, contents *c) {
+    char run[4200];
+    dlrn_status s = *c->config ? read_json(ctx, c->config, &c->root) : DLRN_OK;
+    snprintf(run, sizeof run, "%s/config.json", path);
+    if ((s == DLRN_OK || s == DLRN_ERR_FORMAT) && strcmp(run, c->config) &&
+        dlrn_file_exists(ctx, run) == 1)
+        s = read_json(ctx, run, &c->run);
     return s == DLRN_ERR_FORMAT ? DLRN_OK : s;
 }
 
@@ -91,7 +94,7 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     if (tried != DLRN_OK) snprintf(c->why, sizeof c->why, "%s", dlrn_error(ctx));
     s = dlrn_archive_open(ctx, c->file, &c->archive);
     if (s == DLRN_OK && tried == DLRN_ERR_SHAPE && !has_encoder(c->archive)) *c->why = 0;
-    return s == DLRN_OK && c->dict ? read_config(ctx, c) : s;
+    return s == DLRN_OK && c->dict ? read_config(ctx, path, c) : s;
 }
 
 /* ---- what is measured */
@@ -143,8 +146,9 @@ enum { FACTS = (int)(sizeof facts / sizeof *facts) };
 
 /* NULL: the config does not say. */
 static const char *find_fact(const contents *c, const fact *f) {
-    for (int i = 0; c->root && f->keys[i]; i++) {
-        const dlrn_json *v = dlrn_json_get(c->root, f->keys[i]);
+    for (int i = 0; f->keys[i]; i++) {
+        const dlrn_json *v = dlrn_json_get(c->run, f->keys[i]);
+        if (!v) v = dlrn_json_get(c->root, f->keys[i]);
         if (v && v->type == DLRN_JSON_STRING) return v->text;
     }
     return NULL;
@@ -352,7 +356,7 @@ static int run_inspect(dlrn_context *ctx, const options *o) {
     dlrn_archive_close(c.archive);
     dlrn_dictionary_destroy(c.dict);
     dlrn_free(ctx, c.root);
-    dlrn_free(ctx, c.config_text);
+    dlrn_free(ctx, c.run);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 

@@ -53,24 +53,33 @@ static void say_encoder(char *text, const char *family, const dlrn_formula *m, c
         say(text, "p = W_enc %s + b_enc", c);
 }
 
+/* What p is multiplied with where thresholds and selections look at it. */
+static const char *rank_words(const dlrn_formula *m) {
+    static const char *const words[] = {"", " |atom|", " (sum of |atom| over layers)"};
+    return words[m->rank];
+}
+
 /* The gate, with its threshold where one number holds for all features. */
 static void say_gate(char *text, const dlrn_formula *m, int has_thresholds) {
     static const char *const gates[] = {
         "max(p, 0)", NULL, NULL, "max(e^s (p - b_enc) + b_value, 0) where p > 0", "p", "x"};
+    const char *rank = rank_words(m);
     if (gates[m->gate])
         say(text, "%s", gates[m->gate]);
     else if (m->gate == DLRN_GATE_JUMP_SIGNED)
-        say(text, "p where p > threshold");
+        say(text, "p where p%s > threshold", rank);
     else if (has_thresholds)
-        say(text, "p where p > max(threshold, 0)");
+        say(text, "p where p%s > max(threshold, 0)", rank);
     else
-        say(text, "p where p > %.6g", m->threshold > 0 ? m->threshold : 0);
+        say(text, "p where p%s > %.6g", rank, m->threshold > 0 ? m->threshold : 0);
 }
 
 /* Which features are kept, up to the gate. */
 static void say_selection(char *text, const dlrn_formula *m) {
-    const char *by = m->standardise ? ", by (p - mean) / std over the rows of a call," : "";
+    char by[80] = "";
     const long long k = (long long)m->k;
+    if (m->rank) snprintf(by, sizeof by, ", by p%s,", rank_words(m));
+    if (m->standardise) snprintf(by, sizeof by, ", by (p - mean) / std over the rows of a call,");
     if (m->select == DLRN_SELECT_TOP_K) say(text, "the %lld largest%s of ", k, by);
     if (m->select == DLRN_SELECT_ABS_TOP_K) say(text, "the %lld of largest size%s of ", k, by);
     if (m->select == DLRN_SELECT_GROUP_MAX) say(text, "the largest in each of %lld groups of ", k);
@@ -144,6 +153,7 @@ static void put_fields(const dlrn_dictionary *dict) {
                dlrn_name(DLRN_NAMES_GATE, (int)m->gate));
     printf("select %s", dlrn_name(DLRN_NAMES_SELECT, (int)m->select));
     if (m->k) printf(", k %lld", (long long)m->k);
+    if (m->rank) printf(", rank %s", dlrn_name(DLRN_NAMES_RANK, (int)m->rank));
     if (uses_threshold(dict)) printf(", threshold %.6g", m->threshold);
     if (m->standardise) printf(", standardised");
     putchar('\n');
@@ -170,6 +180,7 @@ static void put_formula_json(json_writer *j, const dlrn_dictionary *dict) {
     if (m->k) json_int(j, "k", m->k);
     if (m->threshold >= 0) json_real(j, "threshold", 9, m->threshold);
     json_bool(j, "standardise", m->standardise == DLRN_ON);
+    json_text(j, "rank", dlrn_name(DLRN_NAMES_RANK, (int)m->rank));
     json_real(j, "scale_in", 9, m->scale_in);
     json_real(j, "scale_out", 9, m->scale_out);
     json_text(j, "words", text);
@@ -180,59 +191,89 @@ static void put_formula_json(json_writer *j, const dlrn_dictionary *dict) {
 
 /* 0, or the exit status of a wrong call. */
 static int check_recipe(const char *name) {
-    char what[256] = "expected";
+    char what[1024] = "expected";
     size_t at = strlen(what);
     if (find_recipe(name)) return 0;
-    for (int i = 0; dlrn_recipe(i); i++) {
+    for (int i = 0; dlrn_recipe(i) && at < sizeof what; i++)
         at += (size_t)snprintf(what + at, sizeof what - at, " %s,", dlrn_recipe(i)->name);
-        if (at >= sizeof what) at = sizeof what - 1;
-    }
+    if (at >= sizeof what) at = sizeof what - 1;
     snprintf(what + at, sizeof what - at, " or list as --recipe");
     return usage_error("train", what, name);
 }
 
-/* The defaults of the flags that are settings of a recipe. A rate that depends on the number of
-   features is given for 16384. */
+/* The defaults of the flags that are settings of a recipe. */
 static void put_defaults(const dlrn_recipe_info *recipe, const dlrn_train_config *cfg) {
-    const size_t begin = offsetof(options, train);
-    int at = printf("  defaults: --loss %s", dlrn_name(DLRN_NAMES_LOSS, (int)cfg->loss));
-    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+    int at = printf("  defaults: --batch-size %lld", (long long)cfg->buffer.batch_rows);
+    for (int i = 0; i < FLAGS; i++) {
         const flag *f = &flags[i];
-        const char *field = (const char *)cfg + (f->at - begin);
-        char text[96];
-        int64_t n;
-        double d;
-        if (f->at < begin || f->at >= begin + sizeof *cfg) continue;
-        if (!suits_recipe(recipe, f)) continue;
-        memcpy(&n, field, sizeof n);
-        memcpy(&d, field, sizeof d);
-        if (f->kind == F_INT && n < 0) continue; /* never */
-        if (f->kind == F_INT)
-            snprintf(text, sizeof text, " %s %lld", f->name, (long long)n);
-        else
-            snprintf(text, sizeof text, " %s %.6g", f->name, d);
+        char value[64], text[128];
+        setting_text(f, cfg, value, sizeof value);
+        if (!strcmp(f->name, "--groups"))
+            snprintf(value, sizeof value, "0.03125,0.0625,0.125,0.25,0.53125");
+        if (!*value || !suits_recipe(recipe, f) || !strcmp(f->name, "--log-steps")) continue;
+        snprintf(text, sizeof text, " %s %s", f->name, value);
         if (at + (int)strlen(text) > HELP_COLUMNS) at = printf("\n   ") - 1;
         at += printf("%s", text);
     }
     putchar('\n');
 }
 
+/* What a recipe trains, with the k of its defaults. */
+static void recipe_formula(const dlrn_recipe_info *recipe, const dlrn_train_config *cfg,
+                           char words[FORMULA_MAX]) {
+    dlrn_formula formula = *recipe->formula;
+    formula.k = cfg->k;
+    formula_words(words, recipe->family, &formula, NULL);
+}
+
+/* One recipe. A rate that depends on the number of features is given for 16384. */
+static void put_recipe(const dlrn_recipe_info *recipe) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe->name);
+    char words[FORMULA_MAX];
+    const int derived = cfg.lr < 0;
+    if (derived) cfg.lr = recipe->lr;
+    recipe_formula(recipe, &cfg, words);
+    printf("%s: family %s, as in %s\n", recipe->name, recipe->family,
+           recipe->layout ? recipe->layout : "no library");
+    print_wrapped(words, printf("  formula:"), 4);
+    print_wrapped(recipe->loss, printf("  loss:"), 4);
+    put_defaults(recipe, &cfg);
+    if (derived) puts("  --lr as for 16384 features: it falls with the root of their number");
+}
+
+/* The same as JSON; "settings" as in config.json, "uses": those that not all recipes use. */
+static void put_recipe_json(json_writer *j, const dlrn_recipe_info *recipe) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe->name);
+    char words[FORMULA_MAX], settings[4096];
+    cfg.features = 16384;
+    recipe_formula(recipe, &cfg, words);
+    dlrn_train_config_json(&cfg, settings, sizeof settings);
+    json_open(j, NULL, '{');
+    json_text(j, "name", recipe->name);
+    json_text(j, "family", recipe->family);
+    json_text(j, "library", recipe->layout ? recipe->layout : "");
+    json_text(j, "formula", words);
+    json_text(j, "loss", recipe->loss);
+    json_open(j, "uses", '[');
+    for (int i = 0; recipe->settings[i]; i++) json_text(j, NULL, recipe->settings[i]);
+    json_close(j, ']');
+    json_int(j, "batch_size", cfg.buffer.batch_rows);
+    json_key(j, "settings");
+    fputs(settings, j->f);
+    json_close(j, '}');
+}
+
 /* train --recipe list. */
-static int list_recipes(void) {
+static int list_recipes(const options *o) {
+    json_writer j = {stdout, 0};
+    if (o->json) json_open(&j, NULL, '[');
     for (int i = 0; dlrn_recipe(i); i++) {
-        const dlrn_recipe_info *recipe = dlrn_recipe(i);
-        dlrn_train_config cfg = dlrn_train_defaults(recipe->name);
-        dlrn_formula formula = *recipe->formula;
-        char words[FORMULA_MAX];
-        int derived = cfg.lr < 0;
-        formula.k = cfg.k;
-        if (derived) cfg.lr = recipe->lr;
-        printf("%s%s: family %s\n  ", i ? "\n" : "", recipe->name, recipe->family);
-        formula_words(words, recipe->family, &formula, NULL);
-        puts(words);
-        print_wrapped(recipe->loss, printf("  loss:"), 4);
-        put_defaults(recipe, &cfg);
-        if (derived) puts("  --lr as for 16384 features: it falls with the root of their number");
+        if (!o->json && i) putchar('\n');
+        if (o->json)
+            put_recipe_json(&j, dlrn_recipe(i));
+        else
+            put_recipe(dlrn_recipe(i));
     }
+    if (o->json) json_close(&j, ']'), putchar('\n');
     return 0;
 }

@@ -10,7 +10,10 @@ typedef struct train_run {
     feed feed;
     dlrn_buffer *buffer;
     dlrn_trainer *t;
-    const char *family;    /* of the dictionary, by the recipe      */
+    const dlrn_recipe_info *recipe;
+    int64_t layers; /* of the rows */
+    int told_written; /* how the dictionary is written is told */
+    const char *class_name; /* in dictionary_learning; NULL: not known yet */
     page config;           /* config.json, ready to be written     */
     FILE *log;             /* NULL until the first step is done    */
     int lock;              /* a file that is open; -1: none        */
@@ -82,6 +85,9 @@ static void unlock_folder(train_run *r) {
 }
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
+/* What libraries' files are called in the folder of a run, up to a number or a suffix. */
+static const char *const library_files[] = {"sae_weights.safetensors", "sae.safetensors",
+                                            "cfg.json", "config.yaml", "W_enc_", "W_dec_"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
@@ -102,6 +108,13 @@ static int is_leftover(const char *name) {
         if (!strncmp(name, run_files[i], n) && is_unfinished(name + n)) return 1;
     }
     return !strcmp(name, "log.jsonl.part");
+}
+
+/* A library's file of a run. */
+static int is_library_file(const char *name) {
+    for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++)
+        if (!strncmp(name, library_files[i], strlen(library_files[i]))) return 1;
+    return 0;
 }
 
 static int is_leftover_snapshot(const char *name) {
@@ -130,6 +143,9 @@ static void remove_those(const options *o, const char *folder, int (*of_kind)(co
 
 /* Removes what a run was writing when it was killed. */
 static void remove_unfinished(const options *o) {
+    char part[4200];
+    run_path(o, LIBRARY_PART, part, sizeof part);
+    remove_folder(part);
     remove_those(o, ".", is_leftover);
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
@@ -168,24 +184,68 @@ static dlrn_status write_config(train_run *r) {
     return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
 }
 
-/* Keeps the dictionary after this step, as checkpoints/ae_STEP.pt. */
-static dlrn_status save_snapshot(train_run *r, int64_t step) {
+/* Keeps the dictionary after this step: checkpoints/ae_STEP.pt, or where dictionary_learning has no
+   such dictionary a folder checkpoints/ae_STEP for the recipe's library. */
+static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int64_t step) {
     char path[4200], name[64];
     run_path(r->o, "checkpoints", path, sizeof path);
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
                          strerror(errno));
-    snprintf(name, sizeof name, "checkpoints/ae_%lld.pt", (long long)step);
+    snprintf(name, sizeof name, "checkpoints/ae_%lld", (long long)step);
     run_path(r->o, name, path, sizeof path);
-    return dlrn_save(dlrn_trainer_describe(r->t).dictionary, path);
+    dlrn_status s = save_learning(dict, path);
+    if (s != DLRN_ERR_UNSUPPORTED) return s;
+    if (mkdir(path, 0777) != 0 && errno != EEXIST)
+        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
+                         strerror(errno));
+    return save_for_library(dict, path, r->recipe->layout, NULL, 0);
+}
+
+/* Says once how the run's dictionary is written, where that is not as expected. */
+static void tell_written(train_run *r, const char *what, const char *why) {
+    if (!r->told_written && !r->o->quiet)
+        fprintf(stderr, "dictlearn: %s: %s: %s\n", r->o->save_dir, what, why);
+    r->told_written = 1;
+}
+
+/* Removes what an older run's dictionary is in. It may be for another library than this one's. */
+static void remove_other_dictionary(const options *o) {
+    char path[4200];
+    run_path(o, "ae.pt", path, sizeof path);
+    remove(path);
+    remove_those(o, ".", is_library_file);
+}
+
+/* Writes ae.pt, and the files that the recipe's own library opens; one of them at least. */
+static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
+    const char *library = r->recipe->layout;
+    char path[4200], note[256] = "", why[512];
+    run_path(r->o, "ae", path, sizeof path);
+    dlrn_status s = save_learning(dict, path);
+    const int no_file = s == DLRN_ERR_UNSUPPORTED;
+    if (no_file && r->others) remove_other_dictionary(r->o);
+    if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
+    snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
+    if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
+    s = save_for_library(dict, r->o->save_dir, library, note, sizeof note);
+    if (s == DLRN_ERR_UNSUPPORTED && !no_file) {
+        tell_written(r, library, "no files of this library: it is not written, or has no such "
+                                 "dictionary; ae.pt is dictionary_learning's");
+        return DLRN_OK;
+    }
+    if (s == DLRN_OK && no_file) tell_written(r, "no ae.pt", why);
+    if (s == DLRN_OK && *note) tell_written(r, library, note);
+    return s;
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
    belongs to it. snapshot: a step to keep the dictionary of, or -1. */
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     char path[4200], part[4200];
-    run_path(r->o, "ae.pt", path, sizeof path);
-    dlrn_status s = dlrn_save(dlrn_trainer_describe(r->t).dictionary, path);
+    trained now;
+    dlrn_status s = trained_open(r->t, &now);
+    if (s == DLRN_OK) s = save_dictionary(r, now.dict);
     if (s == DLRN_OK && r->others)
         remove_others(r->o); /* before their config is replaced by one that is not their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
@@ -199,7 +259,8 @@ static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
         r->others = 0;
     }
     if (s == DLRN_OK) r->saved = 1;
-    if (s == DLRN_OK && snapshot >= 0) s = save_snapshot(r, snapshot);
+    if (s == DLRN_OK && snapshot >= 0) s = save_snapshot(r, now.dict, snapshot);
+    trained_close(&now);
     run_path(r->o, "state.safetensors", path, sizeof path);
     return s == DLRN_OK ? dlrn_trainer_save(r->t, path) : s;
 }
@@ -253,7 +314,9 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
     json_real(&j, "mse_loss", 9, s->reconstruction_loss);
     json_real(&j, "sparsity_loss", 9, s->sparsity_loss);
     json_real(&j, "ghost_loss", 9, s->auxiliary_loss);
+    json_real(&j, "pre_act_loss", 9, s->pre_act_loss);
     json_real(&j, "l0", 6, s->l0);
+    json_int(&j, "k", s->k);
     json_int(&j, "dead", s->dead);
     json_real(&j, "lr", 9, s->lr);
     json_real(&j, "sparsity_penalty", 9, s->penalty);
@@ -354,6 +417,19 @@ static void tell_warmup(const train_run *r, int64_t done) {
             r->o->save_dir, (long long)done, (long long)cfg->warmup_steps, r->last.lr, cfg->lr);
 }
 
+/* A running mean of thresholds that has not begun: the dictionary has none to encode with. */
+static void tell_threshold(const train_run *r, int64_t done) {
+    const dlrn_trainer_info t = dlrn_trainer_describe(r->t);
+    const dlrn_formula *f = &t.dictionary->formula;
+    const dlrn_dictionary *part = t.dictionary->n_parts ? t.dictionary->part[0].dict : t.dictionary;
+    if (f->gate != DLRN_GATE_JUMP || part->param[DLRN_THRESHOLD] || f->threshold >= 0) return;
+    fprintf(stderr,
+            "dictlearn: %s: saved without a threshold: its mean starts after step %lld "
+            "(--threshold-start-step), and the run has %lld: go on with --resume --steps N, or "
+            "pass --threshold T where the dictionary is used\n",
+            r->o->save_dir, (long long)t.config->threshold_start_step, (long long)done);
+}
+
 /* Why the steps ended, as a clause. */
 static const char *ending(const train_run *r, dlrn_status why, int64_t done) {
     if (why == DLRN_STOPPED) return "stopped";
@@ -381,6 +457,7 @@ static void tell_end_of_run(train_run *r, dlrn_status why, int64_t done) {
         fprintf(stderr, "dictlearn: %s: %s after %lld step%s%s, saved\n", r->o->save_dir,
                 ending(r, why, done), (long long)done, plural(done), of);
     tell_warmup(r, done);
+    tell_threshold(r, done);
 }
 
 /* Ends a run that has made no step in this process. */
@@ -458,47 +535,65 @@ static dlrn_status run_steps(train_run *r) {
 
 /* ---- settings */
 
-/* The flags as the library's settings, for rows of width d; the recipe tells the family, too. init:
-   --init's dictionary, or NULL. */
-static dlrn_status train_settings(train_run *r, const dlrn_source *source,
-                                  const dlrn_dictionary *init, dlrn_train_config *cfg) {
+/* The number of features that the flags mean for rows of width d. init: --init's dictionary, or
+   NULL. */
+static dlrn_status count_features(const train_run *r, int64_t d, const dlrn_dictionary *init,
+                                  int64_t *features) {
     const options *o = r->o;
-    const int64_t d = source->d_in, d_out = source->d_out ? source->d_out : d;
-    int64_t expansion = o->expansion ? o->expansion : 16;
-    *cfg = o->train;
-    if (!o->dict_size && expansion > INT32_MAX / d)
+    const int64_t expansion = o->expansion ? o->expansion : 16;
+    /* a crosscoder has one set of features for all layers, a transcoder one for each */
+    const int64_t width = strcmp(r->recipe->family, "CrossLayerTranscoder") ? d / r->layers : d;
+    *features = o->dict_size ? o->dict_size : init && !o->expansion ? init->features : 0;
+    if (*features) return DLRN_OK;
+    if (expansion > INT32_MAX / width)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
                          "--expansion: expected at most %d features, found %lld times %lld",
-                         INT32_MAX, (long long)expansion, (long long)d);
-    cfg->d_in = d;
-    cfg->d_out = d_out == d ? 0 : d_out; /* 0 is the same, and what older runs have written */
-    cfg->features = o->dict_size            ? o->dict_size
-                    : init && !o->expansion ? init->features
-                                            : expansion * d;
-    if (cfg->k < 0) /* not given */
-        cfg->k = init && init->formula.k ? init->formula.k : dlrn_train_defaults(cfg->recipe).k;
-    if (o->loss) cfg->loss = strcmp(o->loss, "squared") ? DLRN_LOSS_NORM : DLRN_LOSS_SQUARED;
-    if (o->entropy) cfg->sparsity = DLRN_SPARSITY_ENTROPY;
-    cfg->seed = (uint64_t)o->seed;
-    cfg->compat = o->compat ? DLRN_ON : DLRN_OFF;
-    r->family = find_recipe(cfg->recipe)->family;
-    if (init && strcmp(init->family, r->family))
+                         INT32_MAX, (long long)expansion, (long long)width);
+    *features = expansion * width;
+    return DLRN_OK;
+}
+
+/* Whether --init's dictionary is of the recipe's family and of the run's sizes. */
+static dlrn_status check_init(const train_run *r, const dlrn_dictionary *init,
+                              const dlrn_train_config *cfg) {
+    const int64_t d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
+    const char *name = r->o->init;
+    if (strcmp(init->family, r->recipe->family))
         return dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: expected a dictionary of family %s for recipe %s, found %s", o->init,
-                         r->family, cfg->recipe, init->family);
-    if (!init || (init->d_in == d && init->d_out == d_out && init->features == cfg->features))
+                         "%s: expected a dictionary of family %s for recipe %s, found %s", name,
+                         r->recipe->family, cfg->recipe, init->family);
+    if (init->d_in == cfg->d_in && init->d_out == d_out && init->features == cfg->features)
         return DLRN_OK;
-    if (init->d_in == d && init->features == cfg->features)
+    if (init->d_in == cfg->d_in && init->features == cfg->features)
         return dlrn_fail(
             r->ctx, DLRN_ERR_SHAPE,
             "%s: expected a dictionary with outputs of width %lld, as the targets have, "
             "found %lld",
-            o->init, (long long)d_out, (long long)init->d_out);
+            name, (long long)d_out, (long long)init->d_out);
     return dlrn_fail(r->ctx, DLRN_ERR_SHAPE,
                      "%s: expected a dictionary of width %lld, as the activations have, with %lld "
                      "features, found width %lld with %lld features",
-                     o->init, (long long)d, (long long)cfg->features, (long long)init->d_in,
+                     name, (long long)cfg->d_in, (long long)cfg->features, (long long)init->d_in,
                      (long long)init->features);
+}
+
+/* The flags as the library's settings. init: --init's dictionary, or NULL. */
+static dlrn_status train_settings(const train_run *r, const dlrn_source *source,
+                                  const dlrn_dictionary *init, dlrn_train_config *cfg) {
+    const options *o = r->o;
+    const int64_t d = source->d_in, d_out = source->d_out ? source->d_out : d;
+    *cfg = o->train;
+    cfg->d_in = d;
+    cfg->d_out = d_out == d ? 0 : d_out; /* 0 is the same, and what older runs have written */
+    cfg->layers = r->layers;
+    if (cfg->k < 0) /* not given */
+        cfg->k = init && init->formula.k ? init->formula.k : dlrn_train_defaults(cfg->recipe).k;
+    if (o->entropy) cfg->sparsity = DLRN_SPARSITY_ENTROPY;
+    cfg->seed = (uint64_t)o->seed;
+    cfg->compat = o->compat ? DLRN_ON : DLRN_OFF;
+    dlrn_status s = count_features(r, d, init, &cfg->features);
+    if (s == DLRN_OK) s = set_groups(r->ctx, o, cfg);
+    return s == DLRN_OK && init ? check_init(r, init, cfg) : s;
 }
 
 /* Where the rows and the first weights come from, as members of config.json. rows -1: not known, or
@@ -527,7 +622,7 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
 /* What names the dictionary's class and sizes: dictionary_learning 0.1.0 looks for it in "trainer",
    older scripts at the top. */
 static void put_class(json_writer *j, const train_run *r, const dlrn_train_config *cfg) {
-    json_text(j, "dict_class", r->family);
+    json_text(j, "dict_class", r->class_name ? r->class_name : r->recipe->family);
     json_int(j, "activation_dim", cfg->d_in);
     json_int(j, "dict_size", cfg->features);
 }
@@ -578,50 +673,56 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     return page_end(r->ctx, &r->config);
 }
 
-/* Settings that a resumed run may change: skipping what the run has failed on, too. With --compat a
+/* Settings that a resumed run may change: skipping what the run has failed on, too. The trainer's
+   part repeats other members, and the class follows from the recipe. With --compat a
    logged step counts its batch twice, so there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
     static const char *const
         keys[] = {"version",        "command",        "steps",   "epochs",
                   "log_steps",      "save_steps",     "threads", "kernels",
-                  "skip_nonfinite", "skip_bad_lines", "trainer"}; /* which repeats other members */
+                  "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
 }
 
-/* A JSON value as an error quotes it. */
-static const char *value_text(const dlrn_json *v) {
-    if (!v) return "none";
-    return v->text                     ? v->text
-           : v->type == DLRN_JSON_BOOL ? (v->number > 0 ? "true" : "false")
-                                       : "another value";
+/* A JSON value as an error quotes it; of lists their texts. `text` [512] */
+static const char *value_text(const dlrn_json *v, char text[512]) {
+    const char *word = v ? config_text(v, text, 512) : "none";
+    return word ? word : "another value";
 }
+
+enum { VALUE_TEXT = 512 };
+/* A setting that a resumed run has in another way. */
+typedef struct difference {
+    const char *key, *values[2]; /* before, now */
+    char text[2][VALUE_TEXT];    /* of lists    */
+} difference;
 
 /* Finds a setting in which two configurations differ although they must not; 0: there is none.
    missing: what settings are that `was` lacks, because its version did not have them. */
 static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_json *now,
-                           const dlrn_json *missing, const char **key, const char **values) {
+                           const dlrn_json *missing, difference *d) {
     for (const dlrn_json *m = now ? now->first : NULL; m; m = m->next) {
         const dlrn_json *before = dlrn_json_get(was, m->key);
         const dlrn_json *fallback = dlrn_json_get(missing, m->key);
         if (may_change(r, m->key)) continue;
         if (m->type == DLRN_JSON_OBJECT) {
-            if (find_difference(r, before, m, fallback, key, values)) return 1;
+            if (find_difference(r, before, m, fallback, d)) return 1;
             continue;
         }
         if (!before) before = fallback;
-        *key = m->key;
-        values[0] = value_text(before);
-        values[1] = value_text(m);
-        if (strcmp(values[0], values[1])) return 1;
+        d->key = m->key;
+        d->values[0] = value_text(before, d->text[0]);
+        d->values[1] = value_text(m, d->text[1]);
+        if (strcmp(d->values[0], d->values[1])) return 1;
     }
     for (const dlrn_json *m = was ? was->first : NULL; m; m = m->next) {
         if (may_change(r, m->key) || dlrn_json_get(now, m->key)) continue;
-        *key = m->key;
-        values[0] = value_text(m);
-        values[1] = "none";
+        d->key = m->key;
+        d->values[0] = value_text(m, d->text[0]);
+        d->values[1] = "none";
         return 1;
     }
     return 0;
@@ -630,11 +731,11 @@ static int find_difference(const train_run *r, const dlrn_json *was, const dlrn_
 /* The same for a whole config.json. Another recipe changes many settings, so it is looked for
    first; version 0.1 had but one. */
 static int find_change(const train_run *r, const dlrn_json *was, const dlrn_json *now,
-                       const dlrn_json *missing, const char **key, const char **values) {
-    *key = "recipe";
-    values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe(0)->name);
-    values[1] = r->o->train.recipe;
-    return strcmp(values[0], values[1]) != 0 || find_difference(r, was, now, missing, key, values);
+                       const dlrn_json *missing, difference *d) {
+    d->key = "recipe";
+    d->values[0] = dlrn_json_text(was, "settings.recipe", dlrn_recipe(0)->name);
+    d->values[1] = r->o->train.recipe;
+    return strcmp(d->values[0], d->values[1]) != 0 || find_difference(r, was, now, missing, d);
 }
 
 /* A recipe's defaults in the form of a config.json. */
@@ -647,21 +748,25 @@ static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_js
     return dlrn_json_parse(ctx, text, n + 1, "defaults", out);
 }
 
-/* With --decay-start other steps change the rate of every later step: says so. */
+/* Other steps change what comes later, if the rate falls to 0 at the end, or a schedule is a share
+   of them: says so. */
 static void tell_decay(const train_run *r, const dlrn_json *was) {
     const dlrn_train_config *cfg = &r->o->train;
     const long long before = (long long)dlrn_json_number(was, "settings.steps", -1);
-    if (cfg->decay_start < 0 || before == (long long)cfg->steps) return;
-    fprintf(stderr,
-            "dictlearn: %s: --steps was %lld and is %lld: from step %lld on the rate falls to 0 "
-            "there\n",
-            r->o->save_dir, before, (long long)cfg->steps, (long long)cfg->decay_start);
+    const int share = cfg->sparsity_warmup_steps < 0 || cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
+                      (cfg->anneal_start >= 0 && cfg->anneal_end < 0);
+    char how[96];
+    if ((cfg->decay_start < 0 && !share) || before == (long long)cfg->steps) return;
+    snprintf(how, sizeof how, "from step %lld on the rate falls to 0 there",
+             (long long)cfg->decay_start);
+    fprintf(stderr, "dictlearn: %s: --steps was %lld and is %lld: %s\n", r->o->save_dir, before,
+            (long long)cfg->steps, cfg->decay_start >= 0 ? how : "schedules that depend on it change");
 }
 
 /* A resumed run must have the settings and the source with which it began. */
 static dlrn_status check_resumed(train_run *r) {
     char path[4200], *text = NULL;
-    const char *key = NULL, *values[2] = {NULL, NULL};
+    difference d;
     dlrn_json *was = NULL, *now = NULL, *missing = NULL;
     size_t size = 0;
     run_path(r->o, "config.json", path, sizeof path);
@@ -670,11 +775,11 @@ static dlrn_status check_resumed(train_run *r) {
     if (s == DLRN_OK)
         s = dlrn_json_parse(r->ctx, r->config.text, r->config.size, "config.json", &now);
     if (s == DLRN_OK) s = parse_defaults(r->ctx, r->o->train.recipe, &missing);
-    if (s == DLRN_OK && find_change(r, was, now, missing, &key, values))
+    if (s == DLRN_OK && find_change(r, was, now, missing, &d))
         s = dlrn_fail(
             r->ctx, DLRN_ERR_ARGUMENT,
             "%s: %s: a run is resumed with its own settings, expected %.200s, found %.200s", path,
-            key, values[0], values[1]);
+            d.key, d.values[0], d.values[1]);
     if (s == DLRN_OK) tell_decay(r, was);
     dlrn_free(r->ctx, was);
     dlrn_free(r->ctx, now);
@@ -720,7 +825,10 @@ static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
         s = o->resume ? dlrn_trainer_resume(r->ctx, path, &cfg, r->buffer, &r->t)
                       : dlrn_trainer_create(r->ctx, &cfg, init, r->buffer, &r->t);
     dlrn_dictionary_destroy(init);
-    return s;
+    if (s != DLRN_OK) return s;
+    page_free(&r->config); /* now with the class */
+    r->class_name = learning_class(dlrn_trainer_describe(r->t).dictionary);
+    return make_config(r, &cfg);
 }
 
 /* Trains on the feed's rows, and cleans up whatever happens. */
@@ -779,11 +887,17 @@ static int check_train_flags(const options *o) {
     if (o->train.decay_start >= 0 && o->train.decay_start >= o->train.steps)
         return usage_error("train", "expected a step before the last one of --steps",
                            "--decay-start");
+    status = check_group_flags(o);
+    if (status) return status;
+    if (o->model && (o->layers || has_layers(find_recipe(o->train.recipe))))
+        return usage_error("train",
+                           "trains on several layers at once: save their activations as arrays "
+                           "[rows, layers, d] and pass them as --data",
+                           o->train.recipe);
     if (o->model && o->epochs != 1)
         return usage_error("train", "goes with --data: a text is read once", "--epochs");
+    if (o->json) return usage_error("train", "goes with --recipe list", "--json");
     if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
-    if (o->loss && strcmp(o->loss, "norm") && strcmp(o->loss, "squared"))
-        return usage_error("train", "expected norm or squared as --loss", o->loss);
     if (o->dict_size && o->expansion)
         return usage_error("train", "expected --dict-size or --expansion, found both", "size");
     if (o->dict_size > INT32_MAX || o->expansion > INT32_MAX)
@@ -795,20 +909,24 @@ static int check_train_flags(const options *o) {
 static int run_train(dlrn_context *ctx, const options *o) {
     train_run r;
     model_text mt;
-    if (!strcmp(o->train.recipe, "list")) return list_recipes();
+    if (!strcmp(o->train.recipe, "list")) return list_recipes(o);
     int status = check_train_flags(o);
     if (status) return status;
     memset(&r, 0, sizeof r);
     memset(&mt, 0, sizeof mt);
     r.ctx = ctx;
     r.o = o;
+    r.recipe = find_recipe(o->train.recipe);
+    r.layers = 1;
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
-    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt) : DLRN_OK;
+    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt)
+                             : find_layers(&r.feed, r.recipe, &r.layers);
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
                      : feed_open(&r.feed, o->epochs);
+    if (s == DLRN_OK && !o->model) s = check_layers(&r.feed, r.recipe, r.layers);
     if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
     if (s == DLRN_OK) s = train_on(&r);
     tell_end();
