@@ -296,8 +296,9 @@ bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record,
 bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
 
-readme: $(BUILD)/test_layouts ## writes README's table of libraries from the header's tables
+readme: $(BUILD)/test_layouts $(BUILD)/test_recipes ## writes the tables of README and of the manual from those of the header
 	$(BUILD)/test_layouts --readme
+	$(BUILD)/test_recipes --manual
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)

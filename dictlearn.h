@@ -13,7 +13,7 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, files of other libraries, options,
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
                     memory, threads, speed, errors, trust, limits, compat, names in Python, words of
                     the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
@@ -187,10 +187,31 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   recipe        family               modelled on
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
-   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
+   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
+   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
+   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
+   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+
+   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k         k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
+                      too low
+   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
+                      with a value of 0 have one
+   clt-jumprelu       the penalty has no gradient by the norms of atoms
+
+   Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
+   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
+   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   What to set for recipes with k, the most important first:
+   - k: active features per row; 16 to 128.
+   - features: 8 to 64 times d.
+   - lr: -1 derives it from the number of features. Short runs take 3 to 10 times that.
+   - warmup_steps, decay_start: a tenth of the run, the last fifth of it.
+   - threshold_start_step, well before the end: the saved threshold is a mean over the steps since
+     then, and before it there is none (-1).
+   - dead_rows, dead_steps: shorter than the run, so that AuxK can revive features.
 
    What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
@@ -208,6 +229,155 @@
    rows that were not trained on: look at variance explained, dead features and, with a language
    model, the share of cross-entropy recovered.
 
+   ---- RECIPES ------------------------------------------------------------------------------------
+
+   Written from the table of room recipes (make readme), as `train --recipe list` is. A recipe's
+   name, family and library; what a step minimises; the settings and their defaults that are not
+   off. A rate lr is given for 16384 features where it is derived from their number.
+
+   reference (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)
+       lr 0.0003, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.001, sparsity l1, loss norm
+   dl-standard (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-april (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (StandardTrainerAprilUpdate
+       of dictionary_learning 0.1.0; Conerly et al., April 2024)
+       lr 0.001, warmup_steps 1000, clip 1, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps
+       2000
+   dl-gated (GatedAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + b)||^2 by
+       frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of dictionary_learning
+       0.1.0; Rajamanoharan et al., 2024)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-top_k (AutoEncoderTopK, dictionary_learning)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
+       0.1.0)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-batch_top_k (BatchTopKSAE, dictionary_learning)
+       mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of dead
+       features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-matryoshka (MatryoshkaBatchTopKSAE, dictionary_learning)
+       the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the features
+       up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of dictionary_learning 0.1.0;
+       Bussmann et al., 2025)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-jump_relu (JumpReluAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of
+       dictionary_learning 0.1.0)
+       lr 7e-05, warmup_steps 1000, clip 1, sparsity_penalty 1, sparsity_warmup_steps 2000,
+       target_l0 20, bandwidth 0.001
+   dl-p_anneal (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to p_end
+       (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000,
+       sparsity power, p_start 1, anneal_start 15000, anneal_updates 10
+   dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
+       that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
+       dictionary_learning 0.1.0)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
+       p_start 1, anneal_start 15000, anneal_updates 10
+   sl-standard (AutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
+       (SAELens 6.54, standard)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-gated (GatedAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g W_dec +
+       b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-jumprelu (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step;
+       Rajamanoharan et al., 2024)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 0.05, dead_steps 1000, center on,
+       lr_schedule constant
+   sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
+       center on, lr_schedule constant
+   sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
+       (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, target_l0 20, bandwidth 0.05, dead_steps
+       1000, center on, lr_schedule constant
+   sl-topk (AutoEncoderTopK, saelens)
+       mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - x_hat)||^2;
+       the k largest f_j |atom_j| (SAELens 6.54, topk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sl-batchtopk (BatchTopKSAE, saelens)
+       that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-matryoshka (MatryoshkaBatchTopKSAE, saelens)
+       that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last (SAELens
+       6.54, matryoshka_batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-abstopk (AbsTopK, saelens)
+       that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sp-topk (AutoEncoderTopK, sparsify)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
+       1.3)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-groupmax (GroupMax, sparsify)
+       that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-transcoder (AutoEncoderTopK, sparsify)
+       that of sp-topk for a target y (sparsify 1.3, transcode)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-skip_transcoder (AutoEncoderTopK, sparsify)
+       that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode,
+       skip_connection; Paulo et al., 2025)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum, skip on
+   cc-l1 (AutoEncoder, ckkissane)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of |atom_jl|)
+       (ckkissane's crosscoder-model-diff-replication)
+       lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
+   cc-norm (AutoEncoder, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+   cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
+       |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
+       science-of-finetuning/dictionary_learning)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000, layers 2
+   lc-relu (AutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, relu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
+       scale_rows on
+   lc-topk (AutoEncoderTopK, llamascopium)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
+       (Llamascopium 2.0, topk)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   lc-jumprelu (JumpReluAutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
+   clt-topk (CrossLayerTranscoder, llamascopium)
+       mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
+       (Llamascopium 2.0, cross-layer transcoder)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-batch_top_k (CrossLayerTranscoder, llamascopium)
+       that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
+       2.0)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
+       mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
+       f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
        z     = scale_in normalise(x)
