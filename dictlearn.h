@@ -15872,7 +15872,7 @@ DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stor
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
            t->is == DLRNI_CODE_NORM ||
-           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD] && !t->optional);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
