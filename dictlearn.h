@@ -13,7 +13,7 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, files of other libraries, options,
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
                     memory, threads, speed, errors, trust, limits, compat, names in Python, words of
                     the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
@@ -187,10 +187,31 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   recipe        family               modelled on
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
-   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
+   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
+   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
+   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
+   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+
+   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k         k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
+                      too low
+   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
+                      with a value of 0 have one
+   clt-jumprelu       the penalty has no gradient by the norms of atoms
+
+   Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
+   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
+   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   What to set for recipes with k, the most important first:
+   - k: active features per row; 16 to 128.
+   - features: 8 to 64 times d.
+   - lr: -1 derives it from the number of features. Short runs take 3 to 10 times that.
+   - warmup_steps, decay_start: a tenth of the run, the last fifth of it.
+   - threshold_start_step, well before the end: the saved threshold is a mean over the steps since
+     then, and before it there is none (-1).
+   - dead_rows, dead_steps: shorter than the run, so that AuxK can revive features.
 
    What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
@@ -208,6 +229,155 @@
    rows that were not trained on: look at variance explained, dead features and, with a language
    model, the share of cross-entropy recovered.
 
+   ---- RECIPES ------------------------------------------------------------------------------------
+
+   Written from the table of room recipes (make readme), as `train --recipe list` is. A recipe's
+   name, family and library; what a step minimises; the settings and their defaults that are not
+   off. A rate lr is given for 16384 features where it is derived from their number.
+
+   reference (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)
+       lr 0.0003, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.001, sparsity l1, loss norm
+   dl-standard (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-april (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (StandardTrainerAprilUpdate
+       of dictionary_learning 0.1.0; Conerly et al., April 2024)
+       lr 0.001, warmup_steps 1000, clip 1, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps
+       2000
+   dl-gated (GatedAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + b)||^2 by
+       frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of dictionary_learning
+       0.1.0; Rajamanoharan et al., 2024)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-top_k (AutoEncoderTopK, dictionary_learning)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
+       0.1.0)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-batch_top_k (BatchTopKSAE, dictionary_learning)
+       mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of dead
+       features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-matryoshka (MatryoshkaBatchTopKSAE, dictionary_learning)
+       the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the features
+       up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of dictionary_learning 0.1.0;
+       Bussmann et al., 2025)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-jump_relu (JumpReluAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of
+       dictionary_learning 0.1.0)
+       lr 7e-05, warmup_steps 1000, clip 1, sparsity_penalty 1, sparsity_warmup_steps 2000,
+       target_l0 20, bandwidth 0.001
+   dl-p_anneal (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to p_end
+       (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000,
+       sparsity power, p_start 1, anneal_start 15000, anneal_updates 10
+   dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
+       that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
+       dictionary_learning 0.1.0)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
+       p_start 1, anneal_start 15000, anneal_updates 10
+   sl-standard (AutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
+       (SAELens 6.54, standard)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-gated (GatedAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g W_dec +
+       b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-jumprelu (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step;
+       Rajamanoharan et al., 2024)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 0.05, dead_steps 1000, center on,
+       lr_schedule constant
+   sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
+       center on, lr_schedule constant
+   sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
+       (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, target_l0 20, bandwidth 0.05, dead_steps
+       1000, center on, lr_schedule constant
+   sl-topk (AutoEncoderTopK, saelens)
+       mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - x_hat)||^2;
+       the k largest f_j |atom_j| (SAELens 6.54, topk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sl-batchtopk (BatchTopKSAE, saelens)
+       that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-matryoshka (MatryoshkaBatchTopKSAE, saelens)
+       that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last (SAELens
+       6.54, matryoshka_batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-abstopk (AbsTopK, saelens)
+       that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sp-topk (AutoEncoderTopK, sparsify)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
+       1.3)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-groupmax (GroupMax, sparsify)
+       that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-transcoder (AutoEncoderTopK, sparsify)
+       that of sp-topk for a target y (sparsify 1.3, transcode)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-skip_transcoder (AutoEncoderTopK, sparsify)
+       that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode,
+       skip_connection; Paulo et al., 2025)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum, skip on
+   cc-l1 (AutoEncoder, ckkissane)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of |atom_jl|)
+       (ckkissane's crosscoder-model-diff-replication)
+       lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
+   cc-norm (AutoEncoder, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+   cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
+       |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
+       science-of-finetuning/dictionary_learning)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000, layers 2
+   lc-relu (AutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, relu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
+       scale_rows on
+   lc-topk (AutoEncoderTopK, llamascopium)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
+       (Llamascopium 2.0, topk)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   lc-jumprelu (JumpReluAutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
+   clt-topk (CrossLayerTranscoder, llamascopium)
+       mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
+       (Llamascopium 2.0, cross-layer transcoder)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-batch_top_k (CrossLayerTranscoder, llamascopium)
+       that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
+       2.0)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
+       mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
+       f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
        z     = scale_in normalise(x)
@@ -3697,6 +3867,11 @@ typedef struct dlrni_family {
 /* A formula as most families have it. */
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
     { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
+
+/* The name of a parameter in a file, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
 
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
@@ -15616,13 +15791,9 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
         }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts               ? "a"
-                     : dict->param[DLRN_DECODER] ? "family"
-                                                 : "an",
-                     dict->family,
-                     dict->n_parts ? "has several layers, and no layout of one file holds them"
-                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
-                                                 : "has no weights to save");
+                     dict->param[DLRN_DECODER] ? "family" : "an", dict->family,
+                     dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                               : "has no weights to save");
 }
 
 /* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
@@ -15754,6 +15925,8 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
@@ -15763,6 +15936,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    if (dict->n_parts) return dlrni_save_parts(dict, path);
     DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
     if (copy) dict = copy;
     dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
@@ -17701,6 +17875,264 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
+   under the names of their roles and the number of their part, as in checkpoints, and two tables
+   with a row for the whole and one for each part. Columns are only ever added. */
+
+#define DLRNI_PART_TABLE "part_table"   /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
+
+/* Of the part table. Enumerations as their numbers, which never change. */
+enum {
+    DLRNI_PART_FAMILY, /* 0: CrossLayerTranscoder, 1: Crosscoder; of a part 0 */
+    DLRNI_PART_IN_AT,
+    DLRNI_PART_OUT_AT,
+    DLRNI_PART_D_IN,
+    DLRNI_PART_D_OUT,
+    DLRNI_PART_FEATURES,
+    DLRNI_PART_LAYERS, /* feature_layers are as many in a whole with parts, or 1 */
+    DLRNI_PART_FEATURE_LAYERS,
+    DLRNI_PART_SKIP_ROWS,
+    DLRNI_PART_CENTER,
+    DLRNI_PART_GATE,
+    DLRNI_PART_SELECT,
+    DLRNI_PART_K,
+    DLRNI_PART_STANDARDISE,
+    DLRNI_PART_RANK,
+    DLRNI_PART_COLUMNS
+};
+
+static const char *const dlrni_part_families[] = {"CrossLayerTranscoder", "Crosscoder"};
+
+/* A row of the two tables. */
+DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, int64_t out_at,
+                                   int64_t *row, float *scales) {
+    const dlrn_formula *f = &dict->formula;
+    row[DLRNI_PART_FAMILY] = !strcmp(dict->family, dlrni_part_families[1]);
+    row[DLRNI_PART_IN_AT] = in_at;
+    row[DLRNI_PART_OUT_AT] = out_at;
+    row[DLRNI_PART_D_IN] = dict->d_in;
+    row[DLRNI_PART_D_OUT] = dict->d_out;
+    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_LAYERS] = dict->layers;
+    row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
+    row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
+    row[DLRNI_PART_CENTER] = (int64_t)f->center;
+    row[DLRNI_PART_GATE] = (int64_t)f->gate;
+    row[DLRNI_PART_SELECT] = (int64_t)f->select;
+    row[DLRNI_PART_K] = f->k;
+    row[DLRNI_PART_STANDARDISE] = (int64_t)f->standardise;
+    row[DLRNI_PART_RANK] = (int64_t)f->rank;
+    scales[0] = (float)f->threshold;
+    scales[1] = (float)f->scale_in;
+    scales[2] = (float)f->scale_out;
+}
+
+/* The tensors of a dictionary with parts. All arrays are owned. */
+typedef struct dlrni_part_tensors {
+    dlrn_tensor_out *tensor;
+    dlrni_tensor_name *name;
+    int64_t *table;
+    float *scales;
+    int64_t count;
+} dlrni_part_tensors;
+
+/* Adds the parameters of the whole (part -1) or of a part. */
+DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
+                                   dlrni_part_tensors *to) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role]) continue;
+        char *name = to->name[to->count].text;
+        dlrn_tensor_out *t = &to->tensor[to->count++];
+        const size_t size = sizeof to->name->text;
+        if (part < 0)
+            dlrni_print(name, size, "%s", shape->name);
+        else
+            dlrni_print(name, size, "%s.%lld", shape->name, (long long)part);
+        t->name = name;
+        t->data = dict->param[role];
+        t->dtype = DLRN_F32;
+        t->ndim = shape->cols == '1' ? 1 : 2;
+        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+    }
+}
+
+/* Fills the list; the caller frees its arrays, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_part_tensors *to) {
+    const int64_t rows = dict->n_parts + 1, max = rows * DLRN_ROLE_COUNT + 2;
+    dlrn_context *ctx = dict->ctx;
+    memset(to, 0, sizeof *to);
+    to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
+    to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
+    to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
+    to->scales = DLRNI_NEW(ctx, float, rows * 3);
+    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
+    dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
+    to->tensor[to->count++] = table;
+    to->tensor[to->count++] = scales;
+    dlrni_put_part(dict, 0, 0, to->table, to->scales);
+    dlrni_add_part(dict, -1, to);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_put_part(part->dict, part->in_at, part->out_at,
+                       to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
+        dlrni_add_part(part->dict, i, to);
+    }
+    return DLRN_OK;
+}
+
+/* dlrn_save of a dictionary with parts. */
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path) {
+    dlrni_part_tensors list;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_own_encode(dict->part[i].dict))
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: part %lld is of family %s", path, (long long)i,
+                             dict->part[i].dict->family);
+    dlrn_status s = dlrni_list_parts(dict, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+    dlrn_free(dict->ctx, list.tensor);
+    dlrn_free(dict->ctx, list.name);
+    dlrn_free(dict->ctx, list.table);
+    dlrn_free(dict->ctx, list.scales);
+    return s;
+}
+
+/* Reads the formula of a row of the tables. Values out of range are refused here: others are
+   checked where they are used (dlrni_check_parts). */
+DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t *row,
+                                          const float *scales, dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    const struct {
+        int column, end;
+    } limit[] = {{DLRNI_PART_CENTER, DLRN_CENTER_INPUT_BIAS + 1},
+                 {DLRNI_PART_GATE, DLRN_GATE_LINEAR + 1},
+                 {DLRNI_PART_SELECT, DLRN_SELECT_BATCH_TOP_K + 1},
+                 {DLRNI_PART_STANDARDISE, DLRN_ON + 1},
+                 {DLRNI_PART_RANK, DLRN_RANK_LAYER_NORMS + 1}};
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
+        if (row[limit[i].column] < 0 || row[limit[i].column] >= limit[i].end)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': column %d: expected a number from 0 below %d, found "
+                             "%lld",
+                             l->a->path, DLRNI_PART_TABLE, limit[i].column, limit[i].end,
+                             (long long)row[limit[i].column]);
+    f->center = (dlrn_center)row[DLRNI_PART_CENTER];
+    f->gate = (dlrn_gate)row[DLRNI_PART_GATE];
+    f->select = (dlrn_select)row[DLRNI_PART_SELECT];
+    f->k = row[DLRNI_PART_K];
+    f->standardise = (dlrn_switch)row[DLRNI_PART_STANDARDISE];
+    f->rank = (dlrn_rank)row[DLRNI_PART_RANK];
+    f->threshold = (double)scales[0];
+    f->scale_in = (double)scales[1];
+    f->scale_out = (double)scales[2];
+    return dlrni_check_select(l->a->ctx, f, dict->features);
+}
+
+/* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
+                                           dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *of = &dlrni_role_table[role];
+        const dlrni_entry *e;
+        dlrni_tensor_name name;
+        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        const int ndim = of->cols == '1' ? 1 : 2;
+        if (part < 0)
+            dlrni_print(name.text, sizeof name.text, "%s", of->name);
+        else
+            dlrni_print(name.text, sizeof name.text, "%s.%lld", of->name, (long long)part);
+        if (dlrni_find_stored(l, name.text) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name.text, ndim, shape, &e));
+        if (ndim == 1) {
+            DLRNI_TRY(dlrni_read_vector(l, e, 0, dict, role));
+            continue;
+        }
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+    }
+    return DLRN_OK;
+}
+
+/* Part i, by its row of the table. What its parameters need is in the file before it is
+   allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
+                                           const float *scales, dlrn_dictionary *whole) {
+    dlrn_part *part = &whole->part[i];
+    part->in_at = row[DLRNI_PART_IN_AT];
+    part->out_at = row[DLRNI_PART_OUT_AT];
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
+                                   row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
+    DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
+    return dlrni_read_part(l, i, part->dict);
+}
+
+/* All of it, by the tables [parts + 1]. */
+DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t parts,
+                                            const int64_t *table, const float *scales,
+                                            dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t layers = table[DLRNI_PART_LAYERS], of = table[DLRNI_PART_FEATURE_LAYERS];
+    const int64_t in = table[DLRNI_PART_D_IN], out = table[DLRNI_PART_D_OUT];
+    const int64_t features = table[DLRNI_PART_FEATURES], family = table[DLRNI_PART_FAMILY];
+    const int fits = layers > 0 && of > 0 && in > 0 && out > 0 && features > 0 &&
+                     in % layers == 0 && out % layers == 0 && features % of == 0;
+    if (!fits || family < 0 || family > 1)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected layers that divide the widths, and a family "
+                         "from 0 to 1, found %lld layers of %lld and %lld, and family %lld",
+                         l->a->path, DLRNI_PART_TABLE, (long long)layers, (long long)in,
+                         (long long)out, (long long)family);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dlrni_part_families[family]), in, out,
+                                   features, &s->to));
+    s->to->layers = layers;
+    s->to->feature_layers = of;
+    s->to->layout = "dictlearn";
+    s->to->class_name = s->to->family;
+    DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
+    DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
+    for (int64_t i = 0; i < parts; i++)
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS, scales + (i + 1) * 3,
+                                  s->to));
+    return dlrni_read_part(l, -1, s->to);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t at = dlrni_find_stored(l, DLRNI_PART_TABLE);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, at);
+    const int64_t rows = info->ndim == 1 ? info->numel / DLRNI_PART_COLUMNS : 0;
+    const dlrni_entry *e;
+    int64_t shape[2] = {rows, 3};
+    if (rows < 2 || rows > DLRNI_LAYERS_MAX + 1 || info->numel % DLRNI_PART_COLUMNS)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected [N x %d], N from 2 to %d, found %lld numbers",
+                         l->a->path, DLRNI_PART_TABLE, (int)DLRNI_PART_COLUMNS,
+                         DLRNI_LAYERS_MAX + 1, (long long)info->numel);
+    DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
+    int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
+    float *scales = DLRNI_NEW(ctx, float, 3 * rows);
+    dlrn_status status =
+        table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
+    dlrn_free(ctx, table);
+    dlrn_free(ctx, scales);
+    return status == DLRN_OK ? dlrni_settle_layers(l, s, 0, 0) : status;
+}
+
+DLRNI_INTERNAL int dlrni_is_own_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, DLRNI_PART_TABLE);
+}
+
 /* ---- One archive ---- */
 
 typedef struct dlrni_one_archive {
@@ -17713,6 +18145,7 @@ static const dlrni_one_archive dlrni_set_table[] = {
     {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
     {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
     {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+    {"dictlearn", dlrni_is_own_set, dlrni_load_own_set},
 };
 enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
 
@@ -19174,7 +19607,7 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -19240,7 +19673,8 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
+    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -19393,7 +19827,7 @@ struct dlrn_trainer {
     dlrni_anneal anneal;
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
-    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrn_trainer **part;         /* [n_parts] owned; NULL: plain  */
     dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
@@ -19515,12 +19949,11 @@ typedef struct dlrni_naive {
         int64_t queued, updates;
     } anneal;
     /* A step's numbers. */
-    double *x, *y; /* scaled; x less the center                                         */
-    double *norm, *weigh,
-        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
-    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;  /* [n][F] 1: selected; values                                        */
-    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *x, *y;        /* scaled; x less the center                                         */
+    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;     /* [n][F] 1: selected; values                                        */
+    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
     double *df, *slope,
         *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
     double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
@@ -19612,7 +20045,6 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
-    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
@@ -19696,41 +20128,42 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 
 /* ---- The first batch ---- */
 
-/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
-   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
-   (dictionary_learning). to, next [d]. */
-DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
-                                       double *to, double *next) {
-    double moved = 1;
-    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
-        double all = 0;
-        dlrni_naive_zero(next, d);
-        for (int64_t i = 0; i < n; i++) {
-            double square = 0;
-            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
-            /* round -1 is the mean; a row at the median has no direction */
-            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
-            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
-            all += w;
-        }
-        moved = 0;
-        for (int64_t c = 0; c < d; c++) {
-            double value = all > 0 ? next[c] / all : to[c];
-            moved += pow(value - to[c], 2);
-            to[c] = value;
-        }
-        moved = round < 0 ? 1 : sqrt(moved);
+/* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
+   their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
+   moves. */
+DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                         int first, double *to, double *next) {
+    double all = 0, moved = 0;
+    dlrni_naive_zero(next, d);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+        /* a row at the median has no direction */
+        const double w = first ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+        for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+        all += w;
     }
+    for (int64_t c = 0; c < d; c++) {
+        const double value = all > 0 ? next[c] / all : to[c];
+        moved += pow(value - to[c], 2);
+        to[c] = value;
+    }
+    return first ? HUGE_VAL : sqrt(moved);
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. s->x is not yet less the center. */
+   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
+   (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
-    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
-    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
-    if (s->rules.first == DLRNI_FIRST_MEDIAN)
-        for (int64_t l = 0; l < layers; l++)
-            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
+    const int64_t d = s->d_out / s->cfg.layers;
+    double moved = s->rules.first == DLRNI_FIRST_MEDIAN ? 1 : 0;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        moved = 0;
+        for (int64_t at = 0; at < s->d_out; at += d)
+            moved = fmax(moved, dlrni_naive_median(s->y + at, s->n, d, s->d_out, round < 0,
+                                                   bias + at, next));
+    }
     if (s->rules.first != DLRNI_FIRST_MEAN) return;
     dlrni_naive_zero(bias, s->d_out);
     for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
@@ -19822,7 +20255,9 @@ DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) 
         mask[i] = s->rules.zero_picks || value < 0 || value > 0;
         key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
     }
-    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    const int64_t more = (int64_t)(s->cfg.k_fraction * (double)n);
+    if (select == DLRN_SELECT_BATCH_TOP_K)
+        dlrni_naive_keep(s, key, 0, 0, n * F, k * n + more, mask);
     for (int64_t at = 0; at < n * F; at += width)
         if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
             dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
@@ -20112,11 +20547,12 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
    (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
-    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
+    const int64_t half = (of_y ? s->d_out : s->d_in) / s->cfg.layers / 2;
     const double *r = s->residual + g * size;
     int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
     const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
@@ -20147,7 +20583,7 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
         if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
     dlrni_naive_ghosts(s, again);
-    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->rules.auxiliary || !(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
         dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
@@ -20301,22 +20737,22 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
-    const double by = s->cfg.pre_act / (double)s->n;
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here; the mean is over layers
+   with features of their own, too, but with compat such dictionaries have no pre_act). */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+    const double rows = (double)(s->n * s->parts), by = s->cfg.pre_act / rows;
     const int64_t F = s->F;
-    if (!(s->cfg.pre_act > 0)) return;
+    if (!(s->cfg.pre_act > 0) || (s->parts > 1 && s->cfg.compat)) return;
     for (int64_t j = 0; j < F; j++) {
-        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
-        const double norm = s->lifts[j];
+        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
             if (!(below > 0)) continue;
-            s->pre_act += below * norm / (double)s->n;
+            s->pre_act += below * norm / rows;
             s->slope[i * F + j] -= by * norm;
             s->g[DLRN_THRESHOLD][j] += by * norm;
-            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+            dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
         }
     }
     s->loss += s->cfg.pre_act * s->pre_act;
@@ -20425,7 +20861,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s, again);
+    dlrni_naive_pre_act(s);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
@@ -22215,13 +22651,19 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
    and so that over all rows follows from the sum of xc. The few entries above the threshold are in
    the lists, and are taken back. */
 
-/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
-DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
-    const int before = t->rules.dead_before;
-    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
-    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
-        return 0;
-    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+/* Which features have the loss, and what it weighs; returns whether any has. */
+DLRNI_INTERNAL int dlrni_find_below(dlrn_trainer *t) {
+    const dlrni_rules *rules = &t->rules;
+    const int64_t *silent = rules->dead_before ? t->since_fired : t->w.silent;
+    const double weight = t->cfg.pre_act / (double)t->w.batch.n;
+    int any = 0;
+    for (int64_t f = 0; f < t->dict->features; f++) {
+        t->w.below_slope[f] = 0;
+        if (rules->pre_act_of_dead && !dlrni_is_dead(t, silent[f])) continue;
+        t->w.below_slope[f] = weight * dlrni_layered_norm(t->dict, DLRN_RANK_NORM, f);
+        any |= t->w.below_slope[f] > 0;
+    }
+    return any;
 }
 
 /* Task: the sums of a few columns of xc. */
@@ -22254,7 +22696,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
     double *below = t->w.below + f0;
     (void)worker;
     for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
-        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+        below[j] = t->w.below_slope[f0 + j] > 0 ? dlrni_below_all(t, f0 + j) : 0;
     for (int64_t s = 0; s < c->stretches; s++) {
         const dlrni_list *list = &c->lists[s * c->groups + group];
         for (int64_t p = 0; p < list->count; p++) {
@@ -22262,7 +22704,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
             const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
             const double over =
                 (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
-            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+            if (over > 0 && t->w.below_slope[f0 + j] > 0) below[j] += over;
         }
     }
 }
@@ -22270,17 +22712,14 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    const int64_t F = t->dict->features;
     double sum = 0;
-    int64_t any = 0;
-    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
-    if (!any) return DLRN_OK;
+    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -22422,7 +22861,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
-    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    const double lift = t->w.below ? t->w.below_slope[v->f0 + j] : 0;
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -22637,17 +23076,14 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
-   whole, or of each layer. */
-DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
+   the atom, or along each layer's. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                        dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
     const int64_t d = t->dict->d_out, width = d / parts;
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
-    double by = v->norm[j];
-    if (!t->w.norm || t->rules.frozen_norms) return;
-    /* the square of a norm */
-    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
     for (int64_t l = 0; l < parts; l++) {
         double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
         if (!(norm > 0)) continue; /* no direction */
@@ -22656,19 +23092,28 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The penalty's gradient by the norm of atom j of a visit. */
+DLRNI_INTERNAL void dlrni_penalty_norm(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    dlrni_norm_gradient(t, v, j, t->rules.weigh, by);
+}
+
 /* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
    are not are already taken back. */
 DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const int64_t f = v->f0 + j, d = t->dict->d_in;
-    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    const double n = (double)t->w.batch.n, slope = t->w.below ? t->w.below_slope[f] : 0;
     float *encoder = v->sum[DLRN_ENCODER] + j * d;
-    if (!(weight > 0)) return;
-    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
-    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
-    v->lift[j] -= weight * n;
-    v->scalar[DLRN_THRESHOLD][j] += weight * n;
-    /* the weight is in proportion to the norm */
-    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+    if (!(slope > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(slope * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= slope * n;
+    v->lift[j] -= slope * n;
+    v->scalar[DLRN_THRESHOLD][j] += slope * n;
+    /* the slope is in proportion to the norm */
+    dlrni_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
@@ -22692,7 +23137,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
             dlrni_lift_feature(t, v, j);
-            dlrni_norm_gradient(t, v, j);
+            dlrni_penalty_norm(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
@@ -23257,7 +23702,9 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->weigh = DLRN_RANK_NORM; /* of pre_act, and of the penalty tanh */
     r->window = DLRNI_WINDOW_PRE;
+    r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
     r->new_threshold = 0.01;
 }
@@ -23267,9 +23714,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
-    r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
-    r->pre_act_of_dead = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -23987,6 +24432,22 @@ DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules
         cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
 }
 
+/* Settings of a recipe whose dictionaries have parts. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layered(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    const char *place = "dlrn_train_config";
+    DLRNI_REQUIRE_IN(ctx, place, cfg->layers <= DLRNI_LAYERS_MAX,
+                     "layers: expected a number up to 1024");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->features % cfg->layers == 0,
+                     "layers: expected a divisor of features");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->resample_steps < 0,
+                     "resample_steps: cross-layer transcoders are not resampled");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->optimiser == DLRN_OPTIMISER_ADAM,
+                     "optimiser: expected adam for cross-layer transcoders");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->skip == DLRN_OFF && !cfg->multi_top_k,
+                     "skip, multi_top_k: cross-layer transcoders have neither");
+    return DLRN_OK;
+}
+
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
    derived learning rate. Settling it again changes nothing. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_config *cfg,
@@ -24005,7 +24466,9 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(*recipe, cfg, &rules);
     dlrni_settle_steps(cfg, &rules);
-    return dlrni_check_settings(ctx, cfg, &rules);
+    DLRNI_TRY(dlrni_check_settings(ctx, cfg, &rules));
+    if (!dlrni_has_parts(dlrni_family_named((*recipe)->info.family))) return DLRN_OK;
+    return dlrni_check_layered(ctx, cfg);
 }
 
 /* ---- As text ----
@@ -24536,9 +24999,25 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
     dict->formula.rank = rules->rank;
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
-DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+/* The groups of a nested dictionary, where the configuration leaves them open. */
+DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_config *cfg) {
+    int64_t sum = 0;
+    int good = !cfg->n_groups && dict->n_groups <= DLRN_GROUPS_MAX;
+    for (int64_t g = 0; g < dict->n_groups; g++) {
+        sum += dict->group_sizes[g];
+        good = good && dict->group_sizes[g] > 0;
+    }
+    if (!good || sum != dict->features) return;
+    cfg->n_groups = dict->n_groups;
+    for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
+   gets what the dictionary decides. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
+    if (rules->nested) dlrni_adopt_groups(dict, cfg);
+    cfg->skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
     if (dict->n_parts)
         dlrni_set_part_formulas(dict, rules, cfg->k);
@@ -24762,8 +25241,7 @@ DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const floa
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
-        part->formula.scale_in =
-            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
     }
     dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
     dlrn_dictionary_changed(dict);
@@ -24825,11 +25303,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
-                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
-                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
-                      w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,          w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24890,8 +25369,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
-                               !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 && t->dict->param[DLRN_THRESHOLD] &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F)) ||
+         !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -25019,11 +25499,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->dict = *dict;
     *dict = NULL;
     t->has_scales = dlrni_has_scales(t->dict);
-    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
+    if (s == DLRN_OK && t->rules.nested) s = dlrni_set_group_sizes(t->dict, &cfg);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -25045,6 +25525,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
+    if (init) dlrni_adopt(dict, &cfg, &rules);
     /* a family that does not select has k 0 */
     cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
@@ -25065,7 +25546,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
     const float low = threshold - (float)(t->cfg.bandwidth / 2);
-    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    if (!t->w.below || !unrank || !(unrank[f] > 0)) return low;
     /* one ulp less: products of ranks are rounded */
     return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
 }
@@ -25460,40 +25941,81 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
-/* three for each role, the counters, the buffer's x and y */
-enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
+/* beside the list below: the scales of parts, the counters, the buffer's x and y */
+enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
-   resuming share this list, so that they cannot disagree. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
+   its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape */
-    dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
-    int count;                          /* of the roles that the dictionary has */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    dlrn_tensor_out *tensor;
+    float **data;            /* [count] the same memory, not const: resuming fills it; owned */
+    dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
+    float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
+    int64_t count;           /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
-DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
+DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
+    dlrn_free(ctx, list->tensor);
+    dlrn_free(ctx, list->data);
+    dlrn_free(ctx, list->name);
+    dlrn_free(ctx, list->scale);
+}
+
+/* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
+   number of the part after a point; part -1: of the whole. */
+DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
+                                         dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
-    memset(out, 0, sizeof *out);
+    char number[16] = "";
+    if (part >= 0) dlrni_print(number, sizeof number, ".%lld", (long long)part);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        for (int part = 0; part < 3 && data[0]; part++) {
-            if (!data[part]) continue; /* signum has no second moments */
-            int i = out->count++;
-            dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_role_table[role].name);
-            out->data[i] = data[part];
-            out->tensor[i].name = out->name[i];
-            out->tensor[i].data = data[part];
-            out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+        for (int of = 0; of < 3 && data[0]; of++) {
+            if (!data[of]) continue; /* signum has no second moments */
+            const int64_t i = out->count++;
+            dlrn_tensor_out *tensor = &out->tensor[i];
+            dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
+                        dlrni_role_table[role].name, number);
+            out->data[i] = data[of];
+            tensor->name = out->name[i].text;
+            tensor->data = data[of];
+            tensor->dtype = DLRN_F32;
+            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
+            if (tensor->ndim == 2)
+                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
+}
+
+/* Makes the list; the caller frees it, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
+                                                 dlrni_checkpoint_floats *out) {
+    const int64_t max = 3 * DLRN_ROLE_COUNT * (t->n_parts + 1);
+    memset(out, 0, sizeof *out);
+    out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
+    out->data = DLRNI_NEW(t->ctx, float *, max);
+    out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < t->n_parts; i++)
+        out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
+    dlrni_checkpoint_add(t, -1, out);
+    for (int64_t i = 0; i < t->n_parts; i++) dlrni_checkpoint_add(t->part[i], i, out);
+    return DLRN_OK;
+}
+
+/* scale_in of the parts [n], which are floats (dlrni_scale_of). */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_scales(const float *scales, int64_t n) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "part_scales";
+    out.dtype = DLRN_F32;
+    out.ndim = 1;
+    out.shape[0] = n;
+    out.data = scales;
+    return out;
 }
 
 /* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
@@ -25523,6 +26045,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
+}
+
+/* Adds the tensors beside the list; returns how many there are in all. state NULL: no buffer. */
+DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
+                                               const dlrni_buffer_state *state,
+                                               dlrni_checkpoint_floats *list) {
+    int64_t count = list->count;
+    if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
+    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    return count;
 }
 
 /* The numbers of a buffer's state; its rows are tensors. */
@@ -25633,7 +26167,6 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
     dlrni_checkpoint_texts at;
-    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
@@ -25644,13 +26177,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    int pairs = 12, count; /* pairs: entries taken so far */
-    dlrni_checkpoint_list(t, &list);
-    memcpy(tensors, list.tensor, sizeof list.tensor);
-    count = list.count;
-    tensors[count++] = dlrni_checkpoint_counters(t);
-    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    int pairs = 12; /* entries taken so far */
+    int64_t count = 0;
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     dlrni_put_stats(&unfinished, &t->last);
@@ -25669,7 +26197,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
     }
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -25805,6 +26337,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -25821,14 +26358,16 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* *f is the family's formula so far: gate and selection cannot differ from it */
+    /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
+        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
+        !dlrni_is_scale(f->scale_out))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         "scales above 0, found %lld, %lld, %lld, %g and %g",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_out);
+                         (long long)gate, (long long)select, (long long)center, f->scale_in,
+                         f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -25897,21 +26436,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
-   of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
+   small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
-    for (int i = 0; i < 2; i++) {
+    const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
+    const int parts = recipe && dlrni_has_parts(dlrni_family_named(recipe->info.family));
+    const int64_t L = parts ? cfg->layers : 1;
+    for (int64_t i = 0; i < 2 * L; i++) {
+        const int64_t part = i / 2;
+        char name[40];
         dlrn_tensor_out want;
         int64_t where;
         memset(&want, 0, sizeof want);
-        want.name = dlrni_role_table[roles[i]].name;
+        dlrni_print(name, sizeof name, parts ? "%s.%lld" : "%s",
+                    dlrni_role_table[roles[i % 2]].name, (long long)part);
+        want.name = name;
         want.dtype = DLRN_F32;
         want.ndim = 2;
-        want.shape[0] = cfg->features;
-        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        want.shape[0] = cfg->features / L;
+        want.shape[1] = i % 2 ? cfg->d_out - part * (cfg->d_out / L) : cfg->d_in / L;
         DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
     }
     return DLRN_OK;
@@ -25931,24 +26477,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
+                                             float *data) {
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
+    /* the shape was compared: it fits */
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
+    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
+                                : dlrni_check_weights(a, want->name, data, 0, n);
+}
+
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
    numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
-    int64_t where;
-    dlrni_checkpoint_list(t, &list);
-    for (int i = 0; i < list.count; i++) {
-        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
-        /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
-        const int64_t n = dlrn_archive_tensor(a, where)->numel;
-        /* only moments have a point in their name */
-        if (strchr(list.name[i], '.'))
-            DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
-        else
-            DLRNI_TRY(dlrni_check_weights(a, list.name[i], list.data[i], 0, n));
-    }
-    return DLRN_OK;
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 /* Refuses counters that no run can reach: they would overflow later. */
@@ -26108,23 +26657,40 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     return DLRN_OK;
 }
 
+/* scale_in of the parts. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archive *a,
+                                                  dlrn_dictionary *dict) {
+    const int64_t n = dict->n_parts;
+    float *scale = DLRNI_NEW(ctx, float, n);
+    if (!scale) return DLRN_ERR_MEMORY;
+    const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
+    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+        dict->part[i].dict->formula.scale_in = (double)scale[i];
+        if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
+    }
+    dlrn_free(ctx, scale);
+    return s;
+}
+
 /* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
-    dlrn_json *json;
+    dlrn_json *json = NULL;
     DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
     /* without random weights: drawing what the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
-                                     cfg->d_out, cfg->features, out));
-    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
-    dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, &rules, out));
+    dlrn_status s = (*out)->n_parts ? dlrni_read_part_scales(ctx, a, *out) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
