@@ -576,7 +576,8 @@
    each of these with the library itself.
 
    library              files in the folder        what it has
-   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in; a crosscoder
+                                                   as one wide row, `layers` in the config
    saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
                         cfg.json                   pursuit; rows normalised, or not; transcoders
                                                    of relu and jump, with a skip or without
@@ -588,6 +589,11 @@
    gemma_scope          params.npz                 jump
    gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
                         config.json                the model's name
+   llamascopium         sae_weights.safetensors,   relu, jump, top_k, glu; cross-layer transcoders,
+                        config.json                also with selections; d_out is d_in
+   ckkissane            cc_weights.pt, cfg.json    crosscoders of relu
+   crosscoder-fork      model.safetensors,         crosscoders of relu and of BatchTopK
+                        config.json
 
    If a library lacks a formula but has the same function in other numbers, those are written, on a
    copy, and `note` says so:
@@ -1438,14 +1444,15 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2", "llamascopium",
+                           "ckkissane", "crosscoder-fork"; NULL: dict->layout                   */
     int64_t layer;      /* circuit-tracer: N of layer_N.safetensors, whatever file was read      */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their
    own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer). Where the library has the same function in other numbers (scales
+   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers (scales
    folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
    as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
    to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
@@ -14334,7 +14341,8 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
-#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
+#define DLRNI_LAYERS_KEY                                                                           \
+    "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15834,7 +15842,7 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
+    static const int64_t no_norms = 4; /* NONE: thresholds are compared with p */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
     to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
@@ -15844,7 +15852,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
     else if (t->is == DLRNI_CODE_NORM)
-        to->data = &by_layers;
+        to->data = &no_norms;
     else if (t->is == DLRNI_IS_GROUPS) {
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
@@ -15867,9 +15875,13 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
-/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
-DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. Logarithms
+   of thresholds are an older form where the row has thresholds, too. */
+DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                   const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
+    for (const dlrni_stored *other = row->tensor; other->name; other++)
+        if (t->is == DLRNI_IS_LOG_THRESHOLD && other->is == DLRN_THRESHOLD) return 0;
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
            t->is == DLRNI_CODE_NORM ||
            (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD] && !t->optional);
@@ -15887,7 +15899,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
-        if (dlrni_is_stored(dict, &row->tensor[i]))
+        if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
@@ -15942,13 +15954,13 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
-    DLRNI_TO_FOLDERS = 1,   /* its loader opens folders alone                            */
-    DLRNI_TO_ONE_WIDTH = 2, /* d_out is d_in                                             */
-    DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
-    DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
-    DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
-    DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_FOLDERS = 1,    /* its loader opens folders alone                            */
+    DLRNI_TO_ONE_WIDTH = 2,  /* d_out is d_in                                             */
+    DLRNI_TO_CENTERS = 4,    /* its config says whether the output bias is subtracted     */
+    DLRNI_TO_NORMALISE = 8,  /* its config says how rows are normalised                   */
+    DLRNI_TO_SIGNED = 16,    /* its jumps pass negative values above a negative threshold */
+    DLRNI_TO_KEEP = 32,      /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_SETS = 64,      /* it has cross-layer transcoders                            */
     DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
     DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
@@ -16072,8 +16084,8 @@ DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *k
 DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
                                                  const dlrni_layout *row, dlrni_json_writer *w) {
     const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
-    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
-                                                        : dict->formula.k;
+    const int64_t k =
+        dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
     (void)row;
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
@@ -16120,7 +16132,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
-    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
     dlrni_json_close(w, "}");
 }
 
@@ -16687,8 +16699,8 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
     float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
     for (int64_t i = 0; i < L; i++)
-        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
-                        to + i * d * F, F);
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d, to + i * d * F,
+                        F);
     to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
     for (int64_t i = 0; i < L; i++)
         memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
@@ -16705,8 +16717,7 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     }
     if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
     to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
-    for (int64_t i = 0; i < L; i++)
-        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+    for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
 }
 
 /* The weights, and then the config. */
