@@ -97,6 +97,11 @@ static dlrn_trainer *trainer_of(dlrn_context *ctx, const dlrn_train_config *cfg)
         if (threshold) threshold[j] = 0.2f + fabsf(threshold[j]);
         if (!is_dead(j)) continue;
         t->dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -3.0f : -0.5f;
+        /* by size, the dead are those near 0 */
+        for (int64_t d = 0; d < cfg->d_in && t->rules.auxk_by_size; d++) {
+            t->dict->param[DLRN_ENCODER_BIAS][j] *= 0.3f;
+            t->dict->param[DLRN_ENCODER][j * cfg->d_in + d] *= 0.1f;
+        }
         t->since_fired[j] = 100000;
     }
     if (t->rules.atoms != DLRNI_ATOMS_FREE)
@@ -127,9 +132,9 @@ static double loss_of(dlrn_trainer *t) {
 }
 
 /* The gradient of some numbers of a role, features `from` and every `step` after it. Selections
-   make the loss jump where an entry takes another's place, so one number in thirty may be off. */
+   make the loss jump where an entry takes another's place, so one number in twelve may be off. */
 static void check_role(dlrn_trainer *t, int role, const float *grad, const char *name) {
-    const float eps = 4e-3f;
+    const float eps = 1e-3f;
     const int64_t width = dlrni_is_by_feature(role) ? dlrni_role_width(t->dict, role) : 1;
     int64_t tried = 0, off = 0;
     double first_want = 0, first_found = 0, largest = 0;
@@ -140,7 +145,7 @@ static void check_role(dlrn_trainer *t, int role, const float *grad, const char 
         const int64_t j = dlrni_is_by_feature(role) ? i / width : -1;
         if (j >= 0 && (current->whole ? j % 5 != 3 : !is_dead(j) || !t->w.silent[j])) continue;
         if (j < 0 && !current->whole) continue;
-        if (i % 3) continue;
+        if (width > 1 && i % 3) continue;
         *p = was + eps;
         const double above = loss_of(t);
         *p = was - eps;
@@ -151,7 +156,7 @@ static void check_role(dlrn_trainer *t, int role, const float *grad, const char 
         if (!off++) first_want = want, first_found = (double)grad[i];
     }
     CHECK_MSG(tried > 3 || (!current->whole && role == DLRN_THRESHOLD), "%s: nothing tried", name);
-    CHECK_MSG(off * 30 <= tried, "%s, %s: %d of %d are off, such as %g for %g", name,
+    CHECK_MSG(off * 12 <= tried, "%s, %s: %d of %d are off, such as %g for %g", name,
               dlrn_name(DLRN_NAMES_ROLE, role), (int)off, (int)tried, first_found, first_want);
     CHECK_MSG(largest > 1e-3, "%s, %s: no gradient", name, dlrn_name(DLRN_NAMES_ROLE, role));
 }
@@ -160,18 +165,21 @@ TEST(gradients_are_differences) {
     dlrn_context *ctx = open_context("auto", 1);
     for (int c = 0; c < SCENES; c++) {
         current = &scenes[c];
-        const dlrn_train_config cfg = config_of(current);
+        dlrn_train_config cfg = config_of(current);
         /* its encoder has none: the difference would be another's */
         if (cfg.compat == DLRN_ON) continue;
+        /* about half of the dead: few take another's place; near 0 all would */
+        cfg.auxk = strstr(cfg.recipe, "abs") ? F : 12;
         dlrn_trainer *t = trainer_of(ctx, &cfg);
         float *out[DLRN_ROLE_COUNT] = {0};
         for (int role = 0; role < DLRN_ROLE_COUNT; role++)
             if (t->dict->param[role])
                 out[role] = (float *)malloc((size_t)dlrni_role_size(t->dict, role) * sizeof(float));
         CHECK_OK(ctx, dlrni_trainer_gradients(t, rows_x, rows_y, N, out));
+        /* biases that all features share move some over their jump */
+        const int shared = current->whole && t->rules.gate != DLRN_GATE_JUMP_SIGNED;
         for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-            /* jumps have no gradient by the threshold but that of pre_act */
-            if (out[role] && (current->whole || dlrni_is_by_feature(role)))
+            if (out[role] && (shared || dlrni_is_by_feature(role)))
                 check_role(t, role, out[role], current->recipe);
         for (int role = 0; role < DLRN_ROLE_COUNT; role++) free(out[role]);
         dlrn_trainer_destroy(t);

@@ -619,8 +619,8 @@ static void check_gradients(dlrn_context *ctx, const scene *c) {
     } terms[] = {{"loss", loss, stats.loss},
                  {"reconstruction_loss", s->reconstruction, stats.reconstruction_loss},
                  {"sparsity_loss", s->sparsity, stats.sparsity_loss},
-                 {"auxiliary_loss", s->auxiliary + s->second,
-                  stats.auxiliary_loss + stats.multi_top_k_loss / 8},
+                 {"auxiliary_loss", t->rules.gate == DLRN_GATE_GATED ? s->second : s->auxiliary,
+                  stats.auxiliary_loss},
                  {"pre_act_loss", s->pre_act, stats.pre_act_loss},
                  {"l0", s->l0, stats.l0}};
     for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {

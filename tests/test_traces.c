@@ -8,6 +8,7 @@
 
    A parameter's distance is max |ours - theirs| over max |theirs after the last step - theirs at
    the start|: with it a step counts that was made at all. */
+#define DICTLEARN_NAIVE_STEP
 #include "dictlearn.h"
 #include "tests/test.h"
 #include "tests/naive.h"
