@@ -1571,6 +1571,8 @@ typedef struct dlrn_train_config {
     double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
     int64_t lr_cycles;         /* of cosine_restarts                                          1 */
     double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    double atom_norm;          /* norm of new atoms; -1: the recipe's                        -1 */
+    double new_threshold;      /* thresholds of new features; -1: the recipe's               -1 */
     dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
@@ -3688,6 +3690,11 @@ typedef struct dlrni_family {
 /* A formula as most families have it. */
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
     { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
+
+/* The name of a parameter in a file, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
 
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
@@ -14157,6 +14164,7 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15303,6 +15311,18 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
 /* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
 DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
 
+/* Looks in the folder of a run for a folder that is called as a library, with its files. */
+DLRNI_INTERNAL void dlrni_search_named(dlrn_context *ctx, const char *path, char *file,
+                                       size_t size) {
+    char name[128];
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (!library->weights || strchr(library->weights, '%')) continue;
+        dlrni_print(name, sizeof name, "%s/%s", library->name, library->weights);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) *file = 0;
+    }
+}
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -15319,6 +15339,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
             *file = 0;
     }
     if (!*file) dlrni_first_layer(ctx, path, file, size);
+    if (!*file) dlrni_search_named(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -15382,6 +15403,14 @@ DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const cha
     return NULL;
 }
 
+/* A plain dictionary whose config says that a row holds several layers. */
+DLRNI_INTERNAL void dlrni_set_layers(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const double M = dlrn_json_number(l->root, DLRNI_LAYERS_KEY, 1);
+    const int ours = l->library == dlrni_library_table && dict->layers == 1 && !dict->n_parts;
+    if (!ours || !(M >= 2 && M <= (double)dict->d_in)) return;
+    if (dict->d_in == dict->d_out && dict->d_in % (int64_t)M == 0) dict->layers = (int64_t)M;
+}
+
 /* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
                                            dlrn_dictionary **out) {
@@ -15407,6 +15436,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
     dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
+    if (s == DLRN_OK) dlrni_set_layers(l, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
@@ -15583,42 +15613,84 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
         }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts               ? "a"
-                     : dict->param[DLRN_DECODER] ? "family"
-                                                 : "an",
-                     dict->family,
-                     dict->n_parts ? "has several layers, and no layout of one file holds them"
-                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
-                                                 : "has no weights to save");
+                     dict->param[DLRN_DECODER] ? "family" : "an", dict->family,
+                     dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                               : "has no weights to save");
 }
 
-/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
+/* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
+DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'M'   ? dict->layers
+           : letter == 'D' ? dict->d_in / dict->layers
+                           : dlrni_extent(dict, letter);
+}
+
+/* Whether a row keeps the layers of a crosscoder apart. */
+DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (strchr(t->shape, 'M')) return 1;
+    return 0;
+}
+
+/* The logarithms of thresholds. 0 has none, and is written as a number that no pre-activation tells
+   from it. */
+DLRNI_INTERNAL void dlrni_log_thresholds(const dlrn_dictionary *dict, float *to) {
+    const float min = 1e-30f;
+    for (int64_t j = 0; j < dict->features; j++)
+        to[j] = logf(fmaxf(dict->param[DLRN_THRESHOLD][j], min));
+}
+
+/* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
+DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
+    return !strcmp(t->shape, "MFD");
+}
+
+/* Writes a parameter into `to` in the order of a file that is not that of memory. */
+DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                      float *to) {
+    const dlrni_role *role = &dlrni_role_table[t->is];
+    const int64_t rows = dlrni_extent(dict, role->rows), cols = dlrni_extent(dict, role->cols);
+    const int64_t M = dict->layers, D = dict->d_in / M;
+    const float *from = dict->param[t->is];
+    if (!dlrni_is_by_layer(t)) {
+        dlrni_transpose(dict->ctx, from, cols, rows, cols, to, rows);
+        return;
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t j = 0; j < rows; j++)
+            memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
+}
+
+/* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    dlrn_context *ctx = dict->ctx;
+    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = DLRN_F32;
+    to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
-    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_stored_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
+    else if (t->is == DLRNI_CODE_NORM)
+        to->data = &by_layers;
     else if (t->is == DLRNI_IS_GROUPS) {
-        to->dtype = DLRN_I64;
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
-    /* archives are written in row order, so a transposed copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
-        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+    /* archives are written in row order, so a copy is needed */
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        /* shape in memory: the file's, transposed */
-        const int64_t rows = to->shape[1], cols = to->shape[0];
-        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
+        if (is_log)
+            dlrni_log_thresholds(dict, turned);
+        else
+            dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
@@ -15628,7 +15700,9 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
-    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
+           t->is == DLRNI_CODE_NORM ||
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15669,6 +15743,8 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
@@ -15678,6 +15754,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    if (dict->n_parts) return dlrni_save_parts(dict, path);
     DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
     if (copy) dict = copy;
     dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
@@ -15701,7 +15778,9 @@ enum {
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
     DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
+    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
+    DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15725,6 +15804,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
+    if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
     dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
     dlrni_json_close(w, "}");
 }
@@ -15794,6 +15874,86 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What a cross-layer transcoder's, or another dictionary's, act_fn is called. */
+DLRNI_INTERNAL const char *dlrni_llamascopium_act(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (f->select != DLRN_SELECT_ALL && dict->n_parts)
+        return f->select == DLRN_SELECT_TOP_K ? "layertopk" : "batchlayertopk";
+    if (dict->n_parts) f = &dict->part[0].dict->formula;
+    return f->select == DLRN_SELECT_TOP_K         ? "topk"
+           : f->select == DLRN_SELECT_BATCH_TOP_K ? "batchtopk"
+           : f->gate == DLRN_GATE_RELU            ? "relu"
+                                                  : "jumprelu";
+}
+
+/* A list of hooks, of which only their number is known. */
+DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *key, int64_t n,
+                                             const char *hook) {
+    char name[64];
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) {
+        dlrni_print(name, sizeof name, "blocks.%lld.%s", (long long)i, hook);
+        dlrni_json_put_text(w, NULL, name);
+    }
+    dlrni_json_close(w, "]");
+}
+
+/* Scales and norms are folded into the weights: norm_activation is that of inference. */
+DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
+                                                 const dlrni_layout *row, dlrni_json_writer *w) {
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
+                                                        : dict->formula.k;
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
+    dlrni_json_put_signed(w, "d_model", d);
+    dlrni_json_put_real(w, "expansion_factor", (double)F / (double)d);
+    dlrni_json_put_bool(w, "use_decoder_bias", 1);
+    dlrni_json_put_text(w, "act_fn", dlrni_llamascopium_act(dict));
+    dlrni_json_put_text(w, "norm_activation", "inference");
+    dlrni_json_put_bool(w, "sparsity_include_decoder_norm", 0);
+    dlrni_json_put_signed(w, "top_k", k ? k : 1);
+    if (dict->n_parts) {
+        dlrni_llamascopium_hooks(w, "hook_points_in", dict->layers, "hook_resid_mid");
+        dlrni_llamascopium_hooks(w, "hook_points_out", dict->layers, "hook_mlp_out");
+    } else {
+        dlrni_json_put_text(w, "hook_point_in", "in");
+        dlrni_json_put_text(w, "hook_point_out",
+                            dict->formula.center == DLRN_CENTER_NONE ? "out" : "in");
+        dlrni_json_put_bool(w, "use_glu_encoder", dict->param[DLRN_GATE_ENCODER] != NULL);
+    }
+    dlrni_json_close(w, "}");
+}
+
+/* What its constructor reads. Numbers of training matter to new weights alone. */
+DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                              dlrni_json_writer *w) {
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
+    dlrni_json_put_text(w, "enc_dtype", "fp32");
+    dlrni_json_put_signed(w, "seed", 0);
+    dlrni_json_put_real(w, "dec_init_norm", 0.08);
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* The arguments of its constructors, which Hugging Face's loader passes on. A single layer is its
+   own BatchTopKSAE. */
+DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                         dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_close(w, "}");
+}
+
 /* Its loaders want a name of a model, which a dictionary has not. */
 DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
                                             dlrni_json_writer *w) {
@@ -15819,7 +15979,7 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH | DLRNI_TO_FLAT, NULL,
      dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
@@ -15831,6 +15991,12 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"llamascopium", ".safetensors", DLRNI_CONFIG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_SETS | DLRNI_TO_SELECTED, NULL,
+     dlrni_configure_llamascopium},
+    {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
+    {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
+     "BatchTopKSAE", dlrni_configure_fork},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -15858,7 +16024,7 @@ typedef struct dlrni_plan {
 /* Whether a row stores this: a role, or another number. */
 DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (t->is == is) return 1;
+        if (t->is == is || (t->is == DLRNI_IS_LOG_THRESHOLD && is == DLRN_THRESHOLD)) return 1;
     return 0;
 }
 
@@ -15955,6 +16121,10 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (!dlrni_plan_gate(dict, p)) return 3;
     dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
     if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "a dictionary of %lld layers", (long long)dict->layers);
+    if (dict->layers > 1 ? !dlrni_row_has_layers(row) && !(p->can & DLRNI_TO_FLAT)
+                         : dlrni_row_has_layers(row))
+        return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
     if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
@@ -15981,10 +16151,10 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
-                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+                         "%s: not written: %s has no place for features of %lld layers", path, name,
+                         (long long)dict->feature_layers);
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
         if (target->not_in && strstr(row->name, target->not_in)) continue;
@@ -16198,8 +16368,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
 /* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
    [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
 
-/* Whether a part is the layer i of such a set. */
-DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+/* Whether a part is the layer i of a cross-layer transcoder that libraries have. */
+DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
     const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
@@ -16214,23 +16384,26 @@ DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) 
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
-    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
-           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
-           f->scale_out <= 1;
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
-DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
-    const dlrn_formula *f = &dict->formula;
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
+   whether they have selections, the same of all parts, or one of the whole. */
+DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
+    const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
              dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
-             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
-             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
-             f->scale_in <= 1;
+             dict->param[DLRN_OUTPUT_BIAS] && f->normalise == DLRN_NORMALISE_NONE &&
+             f->standardise != DLRN_ON && f->scale_in >= 1 && f->scale_in <= 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
-    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
-    return is;
+    if (is) of_part = &dict->part[0].dict->formula;
+    for (int64_t i = 0; is && i < dict->n_parts; i++) {
+        const dlrn_formula *part = &dict->part[i].dict->formula;
+        is = dlrni_is_set_part(dict, i) && part->select == of_part->select && part->k == of_part->k;
+    }
+    return is && (select || (f->select == DLRN_SELECT_ALL && of_part->select == DLRN_SELECT_ALL));
 }
 
 /* What must be folded into one part. Where one has thresholds, all have. */
@@ -16309,6 +16482,91 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for Llamascopium: one archive with W_E [L][d][F], b_E [L][F],
+   W_D.<t> [t + 1][F][d], b_D.<t> [d] and the logarithms of thresholds [L][F]. */
+
+/* An archive that is being put together. */
+typedef struct dlrni_llama_out {
+    dlrn_tensor_out *tensor;
+    char (*name)[64];
+    float *numbers; /* of all tensors but the biases of x_hat */
+    int64_t count, used;
+} dlrni_llama_out;
+
+/* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
+DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
+                                      int ndim, const int64_t *sizes) {
+    dlrn_tensor_out *t = &out->tensor[out->count];
+    float *numbers = out->numbers + out->used;
+    int64_t n = 1;
+    memset(t, 0, sizeof *t);
+    dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
+                (long long)layer);
+    t->name = out->name[out->count++];
+    t->dtype = DLRN_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < ndim; i++) n *= t->shape[i] = sizes[3 - ndim + i];
+    t->data = numbers;
+    out->used += n;
+    return numbers;
+}
+
+/* Puts all tensors together. */
+DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
+                        to + i * d * F, F);
+    to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        to = dlrni_llama_add(out, "W_D", t, 3, atoms);
+        for (int64_t i = 0; i <= t; i++)
+            for (int64_t j = 0; j < F; j++)
+                memcpy(to + (i * F + j) * d,
+                       dict->part[i].dict->param[DLRN_DECODER] + (j * (L - i) + t - i) * d,
+                       (size_t)d * sizeof *to);
+        memcpy(dlrni_llama_add(out, "b_D", t, 1, bias), dict->param[DLRN_OUTPUT_BIAS] + t * d,
+               (size_t)d * sizeof *to);
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+}
+
+/* The weights, and then the config. */
+DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
+    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    dlrn_context *ctx = dict->ctx;
+    dlrn_writer *config = NULL;
+    dlrni_llama_out out;
+    memset(&out, 0, sizeof out);
+    out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
+    out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
+    out.numbers = DLRNI_NEW(ctx, float, numbers);
+    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
+    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
+    if (s == DLRN_OK)
+        s = dlrn_writer_close(config);
+    else if (config)
+        dlrn_writer_abort(config);
+    dlrn_free(ctx, out.tensor);
+    dlrn_free(ctx, out.name);
+    dlrn_free(ctx, out.numbers);
+    return s;
+}
+
 /* A dictionary of several layers; folds: what was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
                                           const dlrni_target *target, unsigned *folds) {
@@ -16317,24 +16575,26 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrni_plan plan;
     char name[64], file[4096];
     const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
-    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
     DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
                          in_folder ? "" : " in one file");
-    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a folder without another dictionary, found %s", path, name);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
     if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
     dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    if (s == DLRN_OK)
+        s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
+                  : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
     return s;
@@ -17434,6 +17694,264 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
+   under the names of their roles and the number of their part, as in checkpoints, and two tables
+   with a row for the whole and one for each part. Columns are only ever added. */
+
+#define DLRNI_PART_TABLE "part_table"   /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
+
+/* Of the part table. Enumerations as their numbers, which never change. */
+enum {
+    DLRNI_PART_FAMILY, /* 0: CrossLayerTranscoder, 1: Crosscoder; of a part 0 */
+    DLRNI_PART_IN_AT,
+    DLRNI_PART_OUT_AT,
+    DLRNI_PART_D_IN,
+    DLRNI_PART_D_OUT,
+    DLRNI_PART_FEATURES,
+    DLRNI_PART_LAYERS, /* feature_layers are as many in a whole with parts, or 1 */
+    DLRNI_PART_FEATURE_LAYERS,
+    DLRNI_PART_SKIP_ROWS,
+    DLRNI_PART_CENTER,
+    DLRNI_PART_GATE,
+    DLRNI_PART_SELECT,
+    DLRNI_PART_K,
+    DLRNI_PART_STANDARDISE,
+    DLRNI_PART_RANK,
+    DLRNI_PART_COLUMNS
+};
+
+static const char *const dlrni_part_families[] = {"CrossLayerTranscoder", "Crosscoder"};
+
+/* A row of the two tables. */
+DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, int64_t out_at,
+                                   int64_t *row, float *scales) {
+    const dlrn_formula *f = &dict->formula;
+    row[DLRNI_PART_FAMILY] = !strcmp(dict->family, dlrni_part_families[1]);
+    row[DLRNI_PART_IN_AT] = in_at;
+    row[DLRNI_PART_OUT_AT] = out_at;
+    row[DLRNI_PART_D_IN] = dict->d_in;
+    row[DLRNI_PART_D_OUT] = dict->d_out;
+    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_LAYERS] = dict->layers;
+    row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
+    row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
+    row[DLRNI_PART_CENTER] = (int64_t)f->center;
+    row[DLRNI_PART_GATE] = (int64_t)f->gate;
+    row[DLRNI_PART_SELECT] = (int64_t)f->select;
+    row[DLRNI_PART_K] = f->k;
+    row[DLRNI_PART_STANDARDISE] = (int64_t)f->standardise;
+    row[DLRNI_PART_RANK] = (int64_t)f->rank;
+    scales[0] = (float)f->threshold;
+    scales[1] = (float)f->scale_in;
+    scales[2] = (float)f->scale_out;
+}
+
+/* The tensors of a dictionary with parts. All arrays are owned. */
+typedef struct dlrni_part_tensors {
+    dlrn_tensor_out *tensor;
+    dlrni_tensor_name *name;
+    int64_t *table;
+    float *scales;
+    int64_t count;
+} dlrni_part_tensors;
+
+/* Adds the parameters of the whole (part -1) or of a part. */
+DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
+                                   dlrni_part_tensors *to) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role]) continue;
+        char *name = to->name[to->count].text;
+        dlrn_tensor_out *t = &to->tensor[to->count++];
+        const size_t size = sizeof to->name->text;
+        if (part < 0)
+            dlrni_print(name, size, "%s", shape->name);
+        else
+            dlrni_print(name, size, "%s.%lld", shape->name, (long long)part);
+        t->name = name;
+        t->data = dict->param[role];
+        t->dtype = DLRN_F32;
+        t->ndim = shape->cols == '1' ? 1 : 2;
+        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+    }
+}
+
+/* Fills the list; the caller frees its arrays, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_part_tensors *to) {
+    const int64_t rows = dict->n_parts + 1, max = rows * DLRN_ROLE_COUNT + 2;
+    dlrn_context *ctx = dict->ctx;
+    memset(to, 0, sizeof *to);
+    to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
+    to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
+    to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
+    to->scales = DLRNI_NEW(ctx, float, rows * 3);
+    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
+    dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
+    to->tensor[to->count++] = table;
+    to->tensor[to->count++] = scales;
+    dlrni_put_part(dict, 0, 0, to->table, to->scales);
+    dlrni_add_part(dict, -1, to);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_put_part(part->dict, part->in_at, part->out_at,
+                       to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
+        dlrni_add_part(part->dict, i, to);
+    }
+    return DLRN_OK;
+}
+
+/* dlrn_save of a dictionary with parts. */
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path) {
+    dlrni_part_tensors list;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_own_encode(dict->part[i].dict))
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: part %lld is of family %s", path, (long long)i,
+                             dict->part[i].dict->family);
+    dlrn_status s = dlrni_list_parts(dict, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+    dlrn_free(dict->ctx, list.tensor);
+    dlrn_free(dict->ctx, list.name);
+    dlrn_free(dict->ctx, list.table);
+    dlrn_free(dict->ctx, list.scales);
+    return s;
+}
+
+/* Reads the formula of a row of the tables. Values out of range are refused here: others are
+   checked where they are used (dlrni_check_parts). */
+DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t *row,
+                                          const float *scales, dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    const struct {
+        int column, end;
+    } limit[] = {{DLRNI_PART_CENTER, DLRN_CENTER_INPUT_BIAS + 1},
+                 {DLRNI_PART_GATE, DLRN_GATE_LINEAR + 1},
+                 {DLRNI_PART_SELECT, DLRN_SELECT_BATCH_TOP_K + 1},
+                 {DLRNI_PART_STANDARDISE, DLRN_ON + 1},
+                 {DLRNI_PART_RANK, DLRN_RANK_LAYER_NORMS + 1}};
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
+        if (row[limit[i].column] < 0 || row[limit[i].column] >= limit[i].end)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': column %d: expected a number from 0 below %d, found "
+                             "%lld",
+                             l->a->path, DLRNI_PART_TABLE, limit[i].column, limit[i].end,
+                             (long long)row[limit[i].column]);
+    f->center = (dlrn_center)row[DLRNI_PART_CENTER];
+    f->gate = (dlrn_gate)row[DLRNI_PART_GATE];
+    f->select = (dlrn_select)row[DLRNI_PART_SELECT];
+    f->k = row[DLRNI_PART_K];
+    f->standardise = (dlrn_switch)row[DLRNI_PART_STANDARDISE];
+    f->rank = (dlrn_rank)row[DLRNI_PART_RANK];
+    f->threshold = (double)scales[0];
+    f->scale_in = (double)scales[1];
+    f->scale_out = (double)scales[2];
+    return dlrni_check_select(l->a->ctx, f, dict->features);
+}
+
+/* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
+                                           dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *of = &dlrni_role_table[role];
+        const dlrni_entry *e;
+        dlrni_tensor_name name;
+        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        const int ndim = of->cols == '1' ? 1 : 2;
+        if (part < 0)
+            dlrni_print(name.text, sizeof name.text, "%s", of->name);
+        else
+            dlrni_print(name.text, sizeof name.text, "%s.%lld", of->name, (long long)part);
+        if (dlrni_find_stored(l, name.text) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name.text, ndim, shape, &e));
+        if (ndim == 1) {
+            DLRNI_TRY(dlrni_read_vector(l, e, 0, dict, role));
+            continue;
+        }
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+    }
+    return DLRN_OK;
+}
+
+/* Part i, by its row of the table. What its parameters need is in the file before it is
+   allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
+                                           const float *scales, dlrn_dictionary *whole) {
+    dlrn_part *part = &whole->part[i];
+    part->in_at = row[DLRNI_PART_IN_AT];
+    part->out_at = row[DLRNI_PART_OUT_AT];
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
+                                   row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
+    DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
+    return dlrni_read_part(l, i, part->dict);
+}
+
+/* All of it, by the tables [parts + 1]. */
+DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t parts,
+                                            const int64_t *table, const float *scales,
+                                            dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t layers = table[DLRNI_PART_LAYERS], of = table[DLRNI_PART_FEATURE_LAYERS];
+    const int64_t in = table[DLRNI_PART_D_IN], out = table[DLRNI_PART_D_OUT];
+    const int64_t features = table[DLRNI_PART_FEATURES], family = table[DLRNI_PART_FAMILY];
+    const int fits = layers > 0 && of > 0 && in > 0 && out > 0 && features > 0 &&
+                     in % layers == 0 && out % layers == 0 && features % of == 0;
+    if (!fits || family < 0 || family > 1)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected layers that divide the widths, and a family "
+                         "from 0 to 1, found %lld layers of %lld and %lld, and family %lld",
+                         l->a->path, DLRNI_PART_TABLE, (long long)layers, (long long)in,
+                         (long long)out, (long long)family);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dlrni_part_families[family]), in, out,
+                                   features, &s->to));
+    s->to->layers = layers;
+    s->to->feature_layers = of;
+    s->to->layout = "dictlearn";
+    s->to->class_name = s->to->family;
+    DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
+    DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
+    for (int64_t i = 0; i < parts; i++)
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS, scales + (i + 1) * 3,
+                                  s->to));
+    return dlrni_read_part(l, -1, s->to);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t at = dlrni_find_stored(l, DLRNI_PART_TABLE);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, at);
+    const int64_t rows = info->ndim == 1 ? info->numel / DLRNI_PART_COLUMNS : 0;
+    const dlrni_entry *e;
+    int64_t shape[2] = {rows, 3};
+    if (rows < 2 || rows > DLRNI_LAYERS_MAX + 1 || info->numel % DLRNI_PART_COLUMNS)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected [N x %d], N from 2 to %d, found %lld numbers",
+                         l->a->path, DLRNI_PART_TABLE, (int)DLRNI_PART_COLUMNS,
+                         DLRNI_LAYERS_MAX + 1, (long long)info->numel);
+    DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
+    int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
+    float *scales = DLRNI_NEW(ctx, float, 3 * rows);
+    dlrn_status status =
+        table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
+    dlrn_free(ctx, table);
+    dlrn_free(ctx, scales);
+    return status == DLRN_OK ? dlrni_settle_layers(l, s, 0, 0) : status;
+}
+
+DLRNI_INTERNAL int dlrni_is_own_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, DLRNI_PART_TABLE);
+}
+
 /* ---- One archive ---- */
 
 typedef struct dlrni_one_archive {
@@ -17446,6 +17964,7 @@ static const dlrni_one_archive dlrni_set_table[] = {
     {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
     {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
     {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+    {"dictlearn", dlrni_is_own_set, dlrni_load_own_set},
 };
 enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
 
@@ -18973,7 +19492,8 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
+    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -21950,13 +22470,19 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
    and so that over all rows follows from the sum of xc. The few entries above the threshold are in
    the lists, and are taken back. */
 
-/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
-DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
-    const int before = t->rules.dead_before;
-    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
-    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
-        return 0;
-    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+/* Which features have the loss, and what it weighs; returns whether any has. */
+DLRNI_INTERNAL int dlrni_find_below(dlrn_trainer *t) {
+    const dlrni_rules *rules = &t->rules;
+    const int64_t *silent = rules->dead_before ? t->since_fired : t->w.silent;
+    const double weight = t->cfg.pre_act / (double)t->w.batch.n;
+    int any = 0;
+    for (int64_t f = 0; f < t->dict->features; f++) {
+        t->w.below_slope[f] = 0;
+        if (rules->pre_act_of_dead && !dlrni_is_dead(t, silent[f])) continue;
+        t->w.below_slope[f] = weight * dlrni_layered_norm(t->dict, DLRN_RANK_NORM, f);
+        any |= t->w.below_slope[f] > 0;
+    }
+    return any;
 }
 
 /* Task: the sums of a few columns of xc. */
@@ -21989,7 +22515,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
     double *below = t->w.below + f0;
     (void)worker;
     for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
-        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+        below[j] = t->w.below_slope[f0 + j] > 0 ? dlrni_below_all(t, f0 + j) : 0;
     for (int64_t s = 0; s < c->stretches; s++) {
         const dlrni_list *list = &c->lists[s * c->groups + group];
         for (int64_t p = 0; p < list->count; p++) {
@@ -21997,7 +22523,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
             const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
             const double over =
                 (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
-            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+            if (over > 0 && t->w.below_slope[f0 + j] > 0) below[j] += over;
         }
     }
 }
@@ -22005,17 +22531,14 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    const int64_t F = t->dict->features;
     double sum = 0;
-    int64_t any = 0;
-    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
-    if (!any) return DLRN_OK;
+    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -22157,7 +22680,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
-    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    const double lift = t->w.below ? t->w.below_slope[v->f0 + j] : 0;
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -22372,17 +22895,14 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
-   whole, or of each layer. */
-DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
+   the atom, or along each layer's. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                        dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
     const int64_t d = t->dict->d_out, width = d / parts;
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
-    double by = v->norm[j];
-    if (!t->w.norm || t->rules.frozen_norms) return;
-    /* the square of a norm */
-    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
     for (int64_t l = 0; l < parts; l++) {
         double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
         if (!(norm > 0)) continue; /* no direction */
@@ -22391,19 +22911,28 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The penalty's gradient by the norm of atom j of a visit. */
+DLRNI_INTERNAL void dlrni_penalty_norm(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    dlrni_norm_gradient(t, v, j, t->rules.weigh, by);
+}
+
 /* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
    are not are already taken back. */
 DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const int64_t f = v->f0 + j, d = t->dict->d_in;
-    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    const double n = (double)t->w.batch.n, slope = t->w.below ? t->w.below_slope[f] : 0;
     float *encoder = v->sum[DLRN_ENCODER] + j * d;
-    if (!(weight > 0)) return;
-    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
-    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
-    v->lift[j] -= weight * n;
-    v->scalar[DLRN_THRESHOLD][j] += weight * n;
-    /* the weight is in proportion to the norm */
-    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+    if (!(slope > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(slope * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= slope * n;
+    v->lift[j] -= slope * n;
+    v->scalar[DLRN_THRESHOLD][j] += slope * n;
+    /* the slope is in proportion to the norm */
+    dlrni_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
@@ -22427,7 +22956,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
             dlrni_lift_feature(t, v, j);
-            dlrni_norm_gradient(t, v, j);
+            dlrni_penalty_norm(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
@@ -23228,15 +23757,11 @@ static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
 static const char *const dlrni_sl_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "p_start",
-    "center",
-    "scale_rows",
-    "lr_schedule",
-    "lr_end",
-    "lr_cycles",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "p_start",          "center",
+    "scale_rows",       "lr_schedule",
+    "lr_end",           "lr_cycles",
+    "atom_norm",        NULL,
 };
 static const char *const dlrni_sl_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
@@ -23244,7 +23769,8 @@ static const char *const dlrni_sl_jump_settings[] = {
     "pre_act",          "dead_steps",
     "center",           "scale_rows",
     "lr_schedule",      "lr_end",
-    "lr_cycles",        NULL,
+    "lr_cycles",        "atom_norm",
+    "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
     "k",
@@ -23260,17 +23786,31 @@ static const char *const dlrni_sl_k_settings[] = {
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
-    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
-    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
-    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
+    "k",
+    "k_fraction",
+    "auxk_alpha",
+    "auxk",
+    "auxk_by_group",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "rescale",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
-    "multi_top_k", "dead_rows",      "optimiser", NULL,
+    "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
 static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
@@ -23280,15 +23820,8 @@ static const char *const dlrni_lc_k_settings[] = {
     "dead_rows", "scale_rows",     "layers",  NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "sparsity",
-    "bandwidth",
-    "pre_act",
-    "threshold_lr",
-    "scale_rows",
-    "layers",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
@@ -23438,12 +23971,12 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
@@ -23505,6 +24038,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
+    cfg.atom_norm = cfg.new_threshold = -1;
     cfg.buffer = dlrn_buffer_defaults();
     return cfg;
 }
@@ -23528,6 +24062,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+#define DLRNI_OWN "a finite number above 0, or -1 for the recipe's own"
 /* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
@@ -23575,7 +24110,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
     X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
-    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")             \
+    X(atom_norm, "atom_norm", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)                                 \
+    X(new_threshold, "new_threshold", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)
 /* X(field, names of its values, how many, of version 0.1) */
 #define DLRNI_CONFIG_CHOICES(X)                                                                    \
     X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
@@ -23689,7 +24226,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
+/* The rules of a recipe for a configuration. `compat`, `rescale` and what new features are like
+   change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
@@ -23697,6 +24235,8 @@ DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
     if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
+    if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
+    if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
 
 /* Steps that a recipe derives from the length of the run. */
@@ -23710,6 +24250,22 @@ DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules
         cfg->decay_start = cfg->warmup_steps;
     else if (rules->decay_share > 0)
         cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
+}
+
+/* Settings of a recipe whose dictionaries have parts. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layered(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    const char *place = "dlrn_train_config";
+    DLRNI_REQUIRE_IN(ctx, place, cfg->layers <= DLRNI_LAYERS_MAX,
+                     "layers: expected a number up to 1024");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->features % cfg->layers == 0,
+                     "layers: expected a divisor of features");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->resample_steps < 0,
+                     "resample_steps: cross-layer transcoders are not resampled");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->optimiser == DLRN_OPTIMISER_ADAM,
+                     "optimiser: expected adam for cross-layer transcoders");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->skip == DLRN_OFF && !cfg->multi_top_k,
+                     "skip, multi_top_k: cross-layer transcoders have neither");
+    return DLRN_OK;
 }
 
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
@@ -23730,7 +24286,9 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(*recipe, cfg, &rules);
     dlrni_settle_steps(cfg, &rules);
-    return dlrni_check_settings(ctx, cfg, &rules);
+    DLRNI_TRY(dlrni_check_settings(ctx, cfg, &rules));
+    if (!dlrni_has_parts(dlrni_family_named((*recipe)->info.family))) return DLRN_OK;
+    return dlrni_check_layered(ctx, cfg);
 }
 
 /* ---- As text ----
@@ -24261,9 +24819,25 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
     dict->formula.rank = rules->rank;
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
-DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+/* The groups of a nested dictionary, where the configuration leaves them open. */
+DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_config *cfg) {
+    int64_t sum = 0;
+    int good = !cfg->n_groups && dict->n_groups <= DLRN_GROUPS_MAX;
+    for (int64_t g = 0; g < dict->n_groups; g++) {
+        sum += dict->group_sizes[g];
+        good = good && dict->group_sizes[g] > 0;
+    }
+    if (!good || sum != dict->features) return;
+    cfg->n_groups = dict->n_groups;
+    for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
+   gets what the dictionary decides. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
+    if (rules->nested) dlrni_adopt_groups(dict, cfg);
+    cfg->skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
     if (dict->n_parts)
         dlrni_set_part_formulas(dict, rules, cfg->k);
@@ -24549,12 +25123,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,   w->silent,        w->center_part,  w->center_grad,
-                      w->output_grad,   w->lowered,       w->norm,         w->unrank,
-                      w->skip_grad,     w->batch.own_z,   w->batch.slopes, w->input_sum,
-                      w->below,         w->batch.xc,      w->batch.level,  w->batch.e2,
-                      w->aux.dead,      w->aux.e,         w->aux.row,      w->aux.grad,
-                      w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,          w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24615,8 +25189,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 &&
-        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 && t->dict->param[DLRN_THRESHOLD] &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F)) ||
+         !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -24744,11 +25319,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->dict = *dict;
     *dict = NULL;
     t->has_scales = dlrni_has_scales(t->dict);
-    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
+    if (s == DLRN_OK && t->rules.nested) s = dlrni_set_group_sizes(t->dict, &cfg);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -24770,6 +25345,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
+    if (init) dlrni_adopt(dict, &cfg, &rules);
     /* a family that does not select has k 0 */
     cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
@@ -24790,7 +25366,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
     const float low = threshold - (float)(t->cfg.bandwidth / 2);
-    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    if (!t->w.below || !unrank || !(unrank[f] > 0)) return low;
     /* one ulp less: products of ranks are rounded */
     return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
 }
@@ -25185,40 +25761,81 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
-/* three for each role, the counters, the buffer's x and y */
-enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
+/* beside the list below: the scales of parts, the counters, the buffer's x and y */
+enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
-   resuming share this list, so that they cannot disagree. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
+   its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape */
-    dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
-    int count;                          /* of the roles that the dictionary has */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    dlrn_tensor_out *tensor;
+    float **data;            /* [count] the same memory, not const: resuming fills it; owned */
+    dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
+    float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
+    int64_t count;           /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
-DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
+DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
+    dlrn_free(ctx, list->tensor);
+    dlrn_free(ctx, list->data);
+    dlrn_free(ctx, list->name);
+    dlrn_free(ctx, list->scale);
+}
+
+/* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
+   number of the part after a point; part -1: of the whole. */
+DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
+                                         dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
-    memset(out, 0, sizeof *out);
+    char number[16] = "";
+    if (part >= 0) dlrni_print(number, sizeof number, ".%lld", (long long)part);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        for (int part = 0; part < 3 && data[0]; part++) {
-            if (!data[part]) continue; /* signum has no second moments */
-            int i = out->count++;
-            dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_role_table[role].name);
-            out->data[i] = data[part];
-            out->tensor[i].name = out->name[i];
-            out->tensor[i].data = data[part];
-            out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+        for (int of = 0; of < 3 && data[0]; of++) {
+            if (!data[of]) continue; /* signum has no second moments */
+            const int64_t i = out->count++;
+            dlrn_tensor_out *tensor = &out->tensor[i];
+            dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
+                        dlrni_role_table[role].name, number);
+            out->data[i] = data[of];
+            tensor->name = out->name[i].text;
+            tensor->data = data[of];
+            tensor->dtype = DLRN_F32;
+            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
+            if (tensor->ndim == 2)
+                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
+}
+
+/* Makes the list; the caller frees it, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
+                                                 dlrni_checkpoint_floats *out) {
+    const int64_t max = 3 * DLRN_ROLE_COUNT * (t->n_parts + 1);
+    memset(out, 0, sizeof *out);
+    out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
+    out->data = DLRNI_NEW(t->ctx, float *, max);
+    out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < t->n_parts; i++)
+        out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
+    dlrni_checkpoint_add(t, -1, out);
+    for (int64_t i = 0; i < t->n_parts; i++) dlrni_checkpoint_add(t->part[i], i, out);
+    return DLRN_OK;
+}
+
+/* scale_in of the parts [n], which are floats (dlrni_scale_of). */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_scales(const float *scales, int64_t n) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "part_scales";
+    out.dtype = DLRN_F32;
+    out.ndim = 1;
+    out.shape[0] = n;
+    out.data = scales;
+    return out;
 }
 
 /* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
@@ -25248,6 +25865,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
+}
+
+/* Adds the tensors beside the list; returns how many there are in all. state NULL: no buffer. */
+DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
+                                               const dlrni_buffer_state *state,
+                                               dlrni_checkpoint_floats *list) {
+    int64_t count = list->count;
+    if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
+    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    return count;
 }
 
 /* The numbers of a buffer's state; its rows are tensors. */
@@ -25358,7 +25987,6 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
     dlrni_checkpoint_texts at;
-    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
@@ -25369,13 +25997,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    int pairs = 12, count; /* pairs: entries taken so far */
-    dlrni_checkpoint_list(t, &list);
-    memcpy(tensors, list.tensor, sizeof list.tensor);
-    count = list.count;
-    tensors[count++] = dlrni_checkpoint_counters(t);
-    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    int pairs = 12; /* entries taken so far */
+    int64_t count = 0;
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     dlrni_put_stats(&unfinished, &t->last);
@@ -25394,7 +26017,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
     }
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -25530,6 +26157,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -25546,14 +26178,16 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* *f is the family's formula so far: gate and selection cannot differ from it */
+    /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
+        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
+        !dlrni_is_scale(f->scale_out))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                          "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         "scales above 0, found %lld, %lld, %lld, %g and %g",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_out);
+                         (long long)gate, (long long)select, (long long)center, f->scale_in,
+                         f->scale_out);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -25622,21 +26256,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
-   of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
+   small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
-    for (int i = 0; i < 2; i++) {
+    const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
+    const int parts = recipe && dlrni_has_parts(dlrni_family_named(recipe->info.family));
+    const int64_t L = parts ? cfg->layers : 1;
+    for (int64_t i = 0; i < 2 * L; i++) {
+        const int64_t part = i / 2;
+        char name[40];
         dlrn_tensor_out want;
         int64_t where;
         memset(&want, 0, sizeof want);
-        want.name = dlrni_role_table[roles[i]].name;
+        dlrni_print(name, sizeof name, parts ? "%s.%lld" : "%s",
+                    dlrni_role_table[roles[i % 2]].name, (long long)part);
+        want.name = name;
         want.dtype = DLRN_F32;
         want.ndim = 2;
-        want.shape[0] = cfg->features;
-        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        want.shape[0] = cfg->features / L;
+        want.shape[1] = i % 2 ? cfg->d_out - part * (cfg->d_out / L) : cfg->d_in / L;
         DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
     }
     return DLRN_OK;
@@ -25656,24 +26297,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
+                                             float *data) {
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
+    /* the shape was compared: it fits */
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
+    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
+                                : dlrni_check_weights(a, want->name, data, 0, n);
+}
+
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
    numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
-    int64_t where;
-    dlrni_checkpoint_list(t, &list);
-    for (int i = 0; i < list.count; i++) {
-        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
-        /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
-        const int64_t n = dlrn_archive_tensor(a, where)->numel;
-        /* only moments have a point in their name */
-        if (strchr(list.name[i], '.'))
-            DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
-        else
-            DLRNI_TRY(dlrni_check_weights(a, list.name[i], list.data[i], 0, n));
-    }
-    return DLRN_OK;
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 /* Refuses counters that no run can reach: they would overflow later. */
@@ -25833,23 +26477,40 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     return DLRN_OK;
 }
 
+/* scale_in of the parts. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archive *a,
+                                                  dlrn_dictionary *dict) {
+    const int64_t n = dict->n_parts;
+    float *scale = DLRNI_NEW(ctx, float, n);
+    if (!scale) return DLRN_ERR_MEMORY;
+    const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
+    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+        dict->part[i].dict->formula.scale_in = (double)scale[i];
+        if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
+    }
+    dlrn_free(ctx, scale);
+    return s;
+}
+
 /* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_archive *a,
                                                        const dlrn_train_config *cfg,
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
-    dlrn_json *json;
+    dlrn_json *json = NULL;
     DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
     /* without random weights: drawing what the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
-                                     cfg->d_out, cfg->features, out));
-    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
-    dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, &rules, out));
+    dlrn_status s = (*out)->n_parts ? dlrni_read_part_scales(ctx, a, *out) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
@@ -26676,6 +27337,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
+#undef DLRNI_OWN
 #undef DLRNI_PERIOD
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS
