@@ -20266,10 +20266,10 @@ DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     if (s->rules.gate != DLRN_GATE_GATED) return;
     dlrni_naive_again(s);
     for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
-    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 1, s->e2);
     dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
     s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
-    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 1);
     dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
     for (int64_t i = 0; i < s->n * s->F; i++)
         if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
