@@ -20447,10 +20447,10 @@ DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     if (s->rules.gate != DLRN_GATE_GATED) return;
     dlrni_naive_again(s);
     for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
-    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 1, s->e2);
     dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
     s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
-    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 1);
     dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
     for (int64_t i = 0; i < s->n * s->F; i++)
         if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
@@ -21826,13 +21826,18 @@ DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, f
     return over > 0 ? square / over : 0;
 }
 
+/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks it. */
+DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
+    return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
-   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
+   multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
-    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
+    const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
         b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
@@ -23307,7 +23312,7 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
     const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     const float *c, *base = dlrni_level_base(t, 0, &c);
-    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    const int second = dlrni_second_skip(t) && !t->rules.gate_frozen;
     float *sum = t->w.skip_grad, *part = sum + size;
     for (int64_t i = 0; i < b->n; i += run) {
         const int64_t n = dlrni_min(run, b->n - i);
