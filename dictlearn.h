@@ -25219,6 +25219,11 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
 
 /* ---- Scales of the rows ---- */
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* Whether a dictionary scales its rows. */
 DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -25243,16 +25248,23 @@ DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int6
 
 /* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
    one of the output: layers keep their sizes relative to one another. */
-DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n) {
     dlrn_dictionary *dict = t->dict;
     const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    const double scale = dlrni_scale_of(t, y, n, out, L, out / L);
+    int good = dlrni_is_scale(scale);
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
         part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        good = good && dlrni_is_scale(part->formula.scale_in);
     }
-    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dict->formula.scale_out = 1 / scale;
     dlrn_dictionary_changed(dict);
+    if (good && dlrni_is_scale(dict->formula.scale_in)) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                     "step 0: scale_rows: expected rows of a mean norm that f32 holds");
 }
 
 /* No scales, after a first step that failed. */
@@ -25728,8 +25740,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats 
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
     DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
-    dlrn_status s = dlrni_stage_loss(t, stats);
+    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
 }
@@ -26375,11 +26387,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
     const char *colon = strchr(dlrn_error(ctx), ':'); /* after the name of the struct */
     return dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "config",
                          colon ? colon + 2 : dlrn_error(ctx));
-}
-
-/* Whether rows can be scaled by a number. */
-DLRNI_INTERNAL int dlrni_is_scale(double scale) {
-    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
 }
 
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
