@@ -368,11 +368,11 @@
    clt-topk (CrossLayerTranscoder, llamascopium)
        mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
        (Llamascopium 2.0, cross-layer transcoder)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-batch_top_k (CrossLayerTranscoder, llamascopium)
        that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
        2.0)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
        mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
        f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
@@ -24001,10 +24001,16 @@ static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
-    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
-    "dead_rows", "scale_rows",     "layers",  NULL,
+    "k", "k_anneal_steps", "k_start", "auxk_alpha", "auxk", "dead_rows", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", NULL,
+};
+static const char *const dlrni_clt_k_settings[] = {
+    "k", "k_anneal_steps", "k_start", "scale_rows", "layers", NULL,
+};
+static const char *const dlrni_clt_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
     "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
@@ -24159,18 +24165,18 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
     {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
     {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_jump_settings},
      dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
