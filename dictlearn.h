@@ -21233,8 +21233,12 @@ DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t 
     }
 }
 
-/* The dictionary that a run leaves: y becomes x. */
-DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+/* The dictionary that a run leaves: y becomes x. A threshold that has never been averaged says
+   so. */
+DLRNI_INTERNAL void dlrni_leave(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->rules.average == DLRNI_AVERAGE_BATCH && dict->formula.threshold < 0)
+        dlrni_print(dict->note, sizeof dict->note,
+                    "threshold: no batch has been averaged, so every positive feature is active");
     if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *w = dict->param[role];
@@ -25896,7 +25900,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
-    dlrni_leave_mean(t, *out);
+    dlrni_leave(t, *out);
     return DLRN_OK;
 }
 
@@ -25945,7 +25949,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
-        dlrni_leave_mean(t, t->dict);
+        dlrni_leave(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
