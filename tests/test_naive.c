@@ -627,6 +627,11 @@ static void decide(dlrni_naive *s, unsigned char *to) {
         to[i] |= (unsigned char)(32 * (s->kept_more[i] > 0) + 64 * (s->mask[i] > 0));
 }
 
+/* Whether y is another array than x. */
+static int has_target(const dlrni_naive *s, const scene *c) {
+    return s->d_out != s->d_in || c->variant;
+}
+
 /* n rows on which rounding decides nothing: other rows take the place of those on which a decision
    changes with x by a hundred thousandth. */
 static void scene_rows(dlrni_naive *s, int own_target, uint64_t seed) {
@@ -675,58 +680,60 @@ static void check_role(const dlrni_naive *s, const dlrn_trainer *t, int64_t l, i
     free(want);
 }
 
-/* The terms of the loss, and the gradients of all parameters. */
-static void check_gradients(dlrn_context *ctx, const scene *c) {
+/* The terms of the loss. */
+static void check_terms(const dlrni_naive *s, const dlrn_trainer *t, const scene *c,
+                        const dlrn_train_stats *stats) {
+    char name[160], all[256] = "";
+    const struct {
+        const char *what;
+        double want, found;
+    } terms[] = {{"loss", s->loss, stats->loss},
+                 {"reconstruction_loss", s->reconstruction, stats->reconstruction_loss},
+                 {"sparsity_loss", s->sparsity, stats->sparsity_loss},
+                 {"auxiliary_loss", t->rules.gate == DLRN_GATE_GATED ? s->second : s->auxiliary,
+                  stats->auxiliary_loss},
+                 {"pre_act_loss", s->pre_act, stats->pre_act_loss},
+                 {"l0", s->l0, stats->l0}};
+    enum { TERMS = sizeof terms / sizeof *terms };
+    int off = 0;
+    for (size_t i = 0, at = 0; i < TERMS; i++) {
+        off |= fabs(terms[i].want - terms[i].found) > 1e-5 * (fabs(terms[i].want) + 1e-6);
+        at += (size_t)snprintf(all + at, sizeof all - at, ", %s %.7g (%.7g)", terms[i].what,
+                               terms[i].found, terms[i].want);
+    }
+    name_scene(c, "found (expected)", name, sizeof name);
+    CHECK_MSG(!off, "%s%s", name, all);
+}
+
+/* The gradients of all parameters, for the naive step's last loss. */
+static void check_gradients(const dlrni_naive *s, dlrn_context *ctx, const scene *c) {
     char name[160];
     dlrn_train_stats stats;
     float *out[DLRN_ROLE_COUNT] = {0};
     dlrn_trainer *t = scene_trainer(ctx, c);
-    dlrni_naive *s = naive_of(t, c->n);
-    const int own_target = t->dict->d_out != t->dict->d_in || c->variant;
-    const float *y = own_target ? scene_y : scene_x;
-    t->step = s->step = 1; /* what the first batch sets is not part of the loss */
-    scene_rows(s, own_target, 5);
-    const double loss = dlrni_naive_loss(s, rows_x, rows_y, 0);
+    const float *y = has_target(s, c) ? scene_y : scene_x;
+    t->step = 1; /* what the first batch sets is not part of the loss */
     CHECK_OK(ctx, dlrni_forward_loss(t, scene_x, y, c->n, &stats));
-    const struct {
-        const char *what;
-        double want, found;
-    } terms[] = {{"loss", loss, stats.loss},
-                 {"reconstruction_loss", s->reconstruction, stats.reconstruction_loss},
-                 {"sparsity_loss", s->sparsity, stats.sparsity_loss},
-                 {"auxiliary_loss", t->rules.gate == DLRN_GATE_GATED ? s->second : s->auxiliary,
-                  stats.auxiliary_loss},
-                 {"pre_act_loss", s->pre_act, stats.pre_act_loss},
-                 {"l0", s->l0, stats.l0}};
-    for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
-        const double off = fabs(terms[i].want - terms[i].found);
-        char all[256] = "";
-        if (off <= 1e-5 * (fabs(terms[i].want) + 1e-6)) continue;
-        for (size_t k = 0, at = 0; k < sizeof terms / sizeof *terms; k++)
-            at += (size_t)snprintf(all + at, sizeof all - at, ", %s %.7g (%.7g)", terms[k].what,
-                                   terms[k].found, terms[k].want);
-        name_scene(c, "found (expected)", name, sizeof name);
-        TEST_FAIL("%s%s", name, all);
-    }
+    check_terms(s, t, c, &stats);
     /* a trainer of parts keeps the gradients where it would clip them */
     for (int role = 0; role < DLRN_ROLE_COUNT && !t->n_parts; role++)
         if (t->dict->param[role])
             out[role] = calloc((size_t)dlrni_role_size(t->dict, role), sizeof(float));
     CHECK_OK(ctx, dlrni_trainer_gradients(t, scene_x, y, c->n, t->n_parts ? t->w.gradient : out));
+    CHECK(!c->budget || t->n_parts || t->w.wave < t->w.codes.groups);
     for (int64_t l = -1; l < t->n_parts; l++)
         for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
             const dlrn_trainer *of = l < 0 ? t : t->part[l];
+            const int log = role == DLRN_THRESHOLD && t->rules.log_threshold;
             float *found = t->n_parts ? of->w.gradient[role] : out[role];
             if (!of->dict->param[role]) continue;
             /* the trainer turns it into that of the logarithm when it updates */
-            for (int64_t j = 0;
-                 role == DLRN_THRESHOLD && t->rules.log_threshold && j < of->dict->features; j++)
+            for (int64_t j = 0; log && j < of->dict->features; j++)
                 found[j] *= of->dict->param[role][j];
             name_scene(c, dlrn_name(DLRN_NAMES_ROLE, role), name, sizeof name);
             check_role(s, t, l, role, s->g[role], found, 2e-5, name);
         }
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) free(out[role]);
-    dlrni_naive_close(s);
     dlrn_trainer_destroy(t);
 }
 
@@ -749,11 +756,10 @@ static void check_steps(dlrn_context *ctx, const scene *c) {
     char name[160];
     dlrn_trainer *t = scene_trainer(ctx, c);
     dlrni_naive *s = naive_of(t, c->n);
-    const int own_target = t->dict->d_out != t->dict->d_in || c->variant;
-    const float *y = own_target ? scene_y : scene_x;
+    const float *y = has_target(s, c) ? scene_y : scene_x;
     for (int step = 0; step < 5; step++) {
         dlrn_train_stats stats;
-        scene_rows(s, own_target, (uint64_t)step);
+        scene_rows(s, has_target(s, c), (uint64_t)step);
         use_rows(s, scene_x, y);
         const double loss = dlrni_naive_step(s, rows_x, rows_y);
         CHECK_OK(ctx, dlrn_trainer_step_on(t, scene_x, y, c->n, &stats));
@@ -779,11 +785,16 @@ static void check_steps(dlrn_context *ctx, const scene *c) {
                 if (!of->dict->param[role]) continue;
                 snprintf(what, sizeof what, "step %d, %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
                 name_scene(c, what, name, sizeof name);
-                check_role(s, t, l, role, s->p[role], of->dict->param[role], 2e-5, name);
+                check_role(s, t, l, role, s->p[role], of->dict->param[role], 1e-5, name);
                 snprintf(what, sizeof what, "step %d, m of %s", step,
                          dlrn_name(DLRN_NAMES_ROLE, role));
                 name_scene(c, what, name, sizeof name);
                 check_role(s, t, l, role, s->m[role], of->m[role], 3e-5, name);
+                if (!of->v[role]) continue;
+                snprintf(what, sizeof what, "step %d, v of %s", step,
+                         dlrn_name(DLRN_NAMES_ROLE, role));
+                name_scene(c, what, name, sizeof name);
+                check_role(s, t, l, role, s->v[role], of->v[role], 3e-5, name);
             }
         continue_from(s, t);
     }
@@ -793,19 +804,29 @@ static void check_steps(dlrn_context *ctx, const scene *c) {
 
 static scene current;
 
+/* All kernel sets, the last with two threads and in waves of one group; long batches with that one
+   alone. */
 static void check_current(void) {
-    /* all kernel sets, the last with two threads; long batches with the best one */
+    dlrn_context *ctx = open_context("scalar", 1);
+    dlrn_trainer *t = scene_trainer(ctx, &current);
+    dlrni_naive *s = naive_of(t, current.n);
+    s->step = 1;
+    scene_rows(s, has_target(s, &current), 5);
+    dlrni_naive_loss(s, rows_x, rows_y, 0);
     for (int set = 0; test_kernels(set); set++) {
         const int last = !test_kernels(set + 1);
         if (!last && current.n > 300) continue;
-        dlrn_context *ctx = open_context(test_kernels(set), last ? 2 : 1);
+        dlrn_context *own = open_context(test_kernels(set), last ? 2 : 1);
         scene waves = current;
-        check_gradients(ctx, &current);
-        waves.budget = 4 * 48 * 2048; /* a few groups */
-        if (last) check_gradients(ctx, &waves);
-        if (last) check_steps(ctx, &current);
-        dlrn_context_destroy(ctx);
+        check_gradients(s, own, &current);
+        waves.budget = current.n * 48;
+        if (last) check_gradients(s, own, &waves);
+        if (last && current.n <= 300) check_steps(own, &current);
+        dlrn_context_destroy(own);
     }
+    dlrni_naive_close(s);
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
 }
 
 /* Every recipe: as it is, with compat, and with more settings. */
