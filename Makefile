@@ -283,6 +283,9 @@ bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers 
 bench-training: $(BUILD)/bench ## the training steps of the recipes alone, beside their libraries' (`make venv`)
 	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
 
+frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
+	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
+
 bench-peers: $(BUILD)/peers/ready ## build/peers with PyTorch, NumPy and OpenBLAS, to be measured in turns with ours
 
 $(BUILD)/peers/ready:
@@ -296,8 +299,9 @@ bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record,
 bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
 
-readme: $(BUILD)/test_layouts ## writes README's table of libraries from the header's tables
+readme: $(BUILD)/test_layouts $(BUILD)/test_recipes ## writes the tables of README and of the manual from those of the header
 	$(BUILD)/test_layouts --readme
+	$(BUILD)/test_recipes --manual
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)

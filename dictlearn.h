@@ -13,7 +13,7 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, files of other libraries, options,
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
                     memory, threads, speed, errors, trust, limits, compat, names in Python, words of
                     the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
@@ -187,10 +187,31 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   recipe        family               modelled on
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
-   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
+   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
+   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
+   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
+   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+
+   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k         k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
+                      too low
+   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
+                      with a value of 0 have one
+   clt-jumprelu       the penalty has no gradient by the norms of atoms
+
+   Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
+   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
+   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   What to set for recipes with k, the most important first:
+   - k: active features per row; 16 to 128.
+   - features: 8 to 64 times d.
+   - lr: -1 derives it from the number of features. Short runs take 3 to 10 times that.
+   - warmup_steps, decay_start: a tenth of the run, the last fifth of it.
+   - threshold_start_step, well before the end: the saved threshold is a mean over the steps since
+     then, and before it there is none (-1).
+   - dead_rows, dead_steps: shorter than the run, so that AuxK can revive features.
 
    What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
@@ -208,6 +229,155 @@
    rows that were not trained on: look at variance explained, dead features and, with a language
    model, the share of cross-entropy recovered.
 
+   ---- RECIPES ------------------------------------------------------------------------------------
+
+   Written from the table of room recipes (make readme), as `train --recipe list` is. A recipe's
+   name, family and library; what a step minimises; the settings and their defaults that are not
+   off. A rate lr is given for 16384 features where it is derived from their number.
+
+   reference (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)
+       lr 0.0003, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.001, sparsity l1, loss norm
+   dl-standard (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-april (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (StandardTrainerAprilUpdate
+       of dictionary_learning 0.1.0; Conerly et al., April 2024)
+       lr 0.001, warmup_steps 1000, clip 1, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps
+       2000
+   dl-gated (GatedAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + b)||^2 by
+       frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of dictionary_learning
+       0.1.0; Rajamanoharan et al., 2024)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-top_k (AutoEncoderTopK, dictionary_learning)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
+       0.1.0)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-batch_top_k (BatchTopKSAE, dictionary_learning)
+       mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of dead
+       features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-matryoshka (MatryoshkaBatchTopKSAE, dictionary_learning)
+       the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the features
+       up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of dictionary_learning 0.1.0;
+       Bussmann et al., 2025)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-jump_relu (JumpReluAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of
+       dictionary_learning 0.1.0)
+       lr 7e-05, warmup_steps 1000, clip 1, sparsity_penalty 1, sparsity_warmup_steps 2000,
+       target_l0 20, bandwidth 0.001
+   dl-p_anneal (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to p_end
+       (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000,
+       sparsity power, p_start 1, anneal_start 15000, anneal_updates 10
+   dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
+       that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
+       dictionary_learning 0.1.0)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
+       p_start 1, anneal_start 15000, anneal_updates 10
+   sl-standard (AutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
+       (SAELens 6.54, standard)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-gated (GatedAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g W_dec +
+       b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-jumprelu (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step;
+       Rajamanoharan et al., 2024)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 0.05, dead_steps 1000, center on,
+       lr_schedule constant
+   sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
+       center on, lr_schedule constant
+   sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
+       (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, target_l0 20, bandwidth 0.05, dead_steps
+       1000, center on, lr_schedule constant
+   sl-topk (AutoEncoderTopK, saelens)
+       mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - x_hat)||^2;
+       the k largest f_j |atom_j| (SAELens 6.54, topk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sl-batchtopk (BatchTopKSAE, saelens)
+       that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-matryoshka (MatryoshkaBatchTopKSAE, saelens)
+       that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last (SAELens
+       6.54, matryoshka_batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-abstopk (AbsTopK, saelens)
+       that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sp-topk (AutoEncoderTopK, sparsify)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
+       1.3)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-groupmax (GroupMax, sparsify)
+       that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-transcoder (AutoEncoderTopK, sparsify)
+       that of sp-topk for a target y (sparsify 1.3, transcode)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-skip_transcoder (AutoEncoderTopK, sparsify)
+       that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode,
+       skip_connection; Paulo et al., 2025)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum, skip on
+   cc-l1 (AutoEncoder, ckkissane)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of |atom_jl|)
+       (ckkissane's crosscoder-model-diff-replication)
+       lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
+   cc-norm (AutoEncoder, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+   cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
+       |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
+       science-of-finetuning/dictionary_learning)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000, layers 2
+   lc-relu (AutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, relu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
+       scale_rows on
+   lc-topk (AutoEncoderTopK, llamascopium)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
+       (Llamascopium 2.0, topk)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   lc-jumprelu (JumpReluAutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
+   clt-topk (CrossLayerTranscoder, llamascopium)
+       mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
+       (Llamascopium 2.0, cross-layer transcoder)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-batch_top_k (CrossLayerTranscoder, llamascopium)
+       that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
+       2.0)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
+       mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
+       f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
        z     = scale_in normalise(x)
@@ -406,7 +576,8 @@
    each of these with the library itself.
 
    library              files in the folder        what it has
-   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in; a crosscoder
+                                                   as one wide row, `layers` in the config
    saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
                         cfg.json                   pursuit; rows normalised, or not; transcoders
                                                    of relu and jump, with a skip or without
@@ -418,6 +589,11 @@
    gemma_scope          params.npz                 jump
    gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
                         config.json                the model's name
+   llamascopium         sae_weights.safetensors,   relu, jump, top_k, glu; cross-layer transcoders,
+                        config.json                also with selections; d_out is d_in
+   ckkissane            cc_weights.pt, cfg.json    crosscoders of relu
+   crosscoder-fork      model.safetensors,         crosscoders of relu and of BatchTopK
+                        config.json
 
    If a library lacks a formula but has the same function in other numbers, those are written, on a
    copy, and `note` says so:
@@ -1268,14 +1444,15 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2", "llamascopium",
+                           "ckkissane", "crosscoder-fork"; NULL: dict->layout                   */
     int64_t layer;      /* circuit-tracer: N of layer_N.safetensors, whatever file was read      */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their
    own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer). Where the library has the same function in other numbers (scales
+   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers (scales
    folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
    as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
    to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
@@ -15665,7 +15842,7 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
+    static const int64_t no_norms = 4; /* NONE: thresholds are compared with p */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
     to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
@@ -15675,7 +15852,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
     else if (t->is == DLRNI_CODE_NORM)
-        to->data = &by_layers;
+        to->data = &no_norms;
     else if (t->is == DLRNI_IS_GROUPS) {
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
@@ -15698,12 +15875,16 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
-/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
-DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. Logarithms
+   of thresholds are an older form where the row has thresholds, too. */
+DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                   const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
+    for (const dlrni_stored *other = row->tensor; other->name; other++)
+        if (t->is == DLRNI_IS_LOG_THRESHOLD && other->is == DLRN_THRESHOLD) return 0;
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
            t->is == DLRNI_CODE_NORM ||
-           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD] && !t->optional);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15718,7 +15899,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
-        if (dlrni_is_stored(dict, &row->tensor[i]))
+        if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
@@ -15951,7 +16132,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
-    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
     dlrni_json_close(w, "}");
 }
 
@@ -21677,13 +21858,18 @@ DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, f
     return over > 0 ? square / over : 0;
 }
 
+/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks it. */
+DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
+    return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
-   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
+   multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
-    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
+    const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
         b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
@@ -23158,8 +23344,7 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
     const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     const float *c, *base = dlrni_level_base(t, 0, &c);
-    /* sparsify leaves the skip out of the reconstruction by 4 k features */
-    const int second = b->e2 && !t->rules.gate_frozen && !(b->inner && t->cfg.compat);
+    const int second = dlrni_second_skip(t) && !t->rules.gate_frozen;
     float *sum = t->w.skip_grad, *part = sum + size;
     for (int64_t i = 0; i < b->n; i += run) {
         const int64_t n = dlrni_min(run, b->n - i);
@@ -24248,6 +24433,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "loss: nested groups need squared");
     DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    /* k groups divide the features; a k on its way need not */
+    DLRNI_REQUIRE_IN(ctx, place, rules->select != DLRN_SELECT_GROUP_MAX || !cfg->k_anneal_steps,
+                     "k_anneal_steps: expected 0 for a recipe with the largest of each group");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
     if (cfg->n_groups && sum != cfg->features)
@@ -25063,6 +25251,11 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
 
 /* ---- Scales of the rows ---- */
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* Whether a dictionary scales its rows. */
 DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -25087,16 +25280,23 @@ DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int6
 
 /* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
    one of the output: layers keep their sizes relative to one another. */
-DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n) {
     dlrn_dictionary *dict = t->dict;
     const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    const double scale = dlrni_scale_of(t, y, n, out, L, out / L);
+    int good = dlrni_is_scale(scale);
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
         part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        good = good && dlrni_is_scale(part->formula.scale_in);
     }
-    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dict->formula.scale_out = 1 / scale;
     dlrn_dictionary_changed(dict);
+    if (good && dlrni_is_scale(dict->formula.scale_in)) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                     "step 0: scale_rows: expected rows of a mean norm that f32 holds");
 }
 
 /* No scales, after a first step that failed. */
@@ -25572,8 +25772,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats 
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
     DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
-    dlrn_status s = dlrni_stage_loss(t, stats);
+    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
 }
@@ -25949,6 +26149,26 @@ DLRNI_INTERNAL void dlrni_put_steering(dlrni_json_writer *w, const dlrn_trainer 
     dlrni_json_close(w, "}");
 }
 
+/* The numbers of a list, by one key. */
+DLRNI_INTERNAL void dlrni_put_queue(dlrni_json_writer *w, const char *key, const double *queue,
+                                    int64_t n) {
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) dlrni_json_put_real(w, NULL, queue[i]);
+    dlrni_json_close(w, "]");
+}
+
+/* The state of p-anneal. */
+DLRNI_INTERNAL void dlrni_put_anneal(dlrni_json_writer *w, const dlrni_anneal *a) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_real(w, "p", a->p);
+    dlrni_json_put_real(w, "next", a->next);
+    dlrni_json_put_real(w, "factor", a->factor);
+    dlrni_json_put_signed(w, "updates", a->updates);
+    dlrni_put_queue(w, "now", a->now, a->queued);
+    dlrni_put_queue(w, "then", a->then, a->queued);
+    dlrni_json_close(w, "}");
+}
+
 /* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
@@ -25977,8 +26197,9 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     DLRNI_FORMULA_INTEGERS(DLRNI_PUT_INTEGER)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
-    /* for readers of the file; a resume takes the configuration's */
+    /* for readers of the file; a resume takes the configuration's and the recipe's */
     dlrni_json_put_signed(w, "d_out", dict->d_out);
+    dlrni_json_put_signed(w, "rank", (int64_t)dict->formula.rank);
     dlrni_json_close(w, "}");
 }
 
@@ -26005,6 +26226,7 @@ typedef struct dlrni_checkpoint_texts {
     char buffer[512];     /* without its rows */
     char unfinished[512]; /* figures of the last step */
     char steering[128];   /* of the penalty */
+    char anneal[1024];    /* p-anneal, with its queues */
 } dlrni_checkpoint_texts;
 
 /* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
@@ -26012,9 +26234,9 @@ typedef struct dlrni_checkpoint_texts {
    is less to check. The configuration is written as settled, so that a later version's defaults
    change nothing. The archive appears as a whole or not at all: a crash during the write leaves the
    last checkpoint.
-   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer":
+   `metadata`: up to 11 pairs of key and text, closed by NULL. Six are always there. "buffer":
    only for a trainer with a buffer. "unfinished": the step is done, but its resampling is not;
-   nothing else records that. */
+   nothing else records that. "scaled": the next step has scaled its atoms, and then failed. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -26023,7 +26245,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
     dlrni_json_writer steering = dlrni_json_to_text(at.steering, sizeof at.steering);
-    const char *metadata[19] = {"format",  DLRNI_CHECKPOINT_FORMAT,
+    dlrni_json_writer anneal = dlrni_json_to_text(at.anneal, sizeof at.anneal);
+    const char *metadata[23] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
@@ -26048,6 +26271,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         dlrni_put_steering(&steering, t);
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
+    }
+    if (t->rules.anneals_p) {
+        dlrni_put_anneal(&anneal, &t->anneal);
+        metadata[pairs++] = "anneal";
+        metadata[pairs++] = at.anneal;
+    }
+    if (t->scaled == t->step + 1) {
+        metadata[pairs++] = "scaled";
+        metadata[pairs++] = at.step;
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
@@ -26189,11 +26421,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
-/* Whether rows can be scaled by a number. */
-DLRNI_INTERNAL int dlrni_is_scale(double scale) {
-    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
-}
-
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -26212,14 +26439,18 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
 #undef DLRNI_READ_REAL
     /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
-        !dlrni_is_scale(f->scale_out))
+        center > DLRN_CENTER_INPUT_BIAS)
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
-                         "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scales above 0, found %lld, %lld, %lld, %g and %g",
+                         "%s: formula: expected gate %d, select %d and a center from 0 to %d, "
+                         "found %lld, %lld and %lld",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_in,
-                         f->scale_out);
+                         (long long)gate, (long long)select, (long long)center);
+    if (!dlrni_is_scale(f->scale_in) || !dlrni_is_scale(f->scale_out) ||
+        !(fabs(f->threshold) <= (double)FLT_MAX))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: formula: expected finite scales above 0 and a finite threshold, "
+                         "found %g, %g and %g",
+                         a->path, f->scale_in, f->scale_out, f->threshold);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -26241,7 +26472,44 @@ DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a)
     int good = !json || (dlrni_json_real(json, "factor", &t->steering.factor) &&
                          dlrni_json_real(json, "off", &t->steering.off));
     dlrn_free(t->ctx, json);
-    return good && t->steering.factor > 0 ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+    good = good && t->steering.factor > 0 && t->steering.factor <= DBL_MAX &&
+           fabs(t->steering.off) <= DBL_MAX;
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+}
+
+/* A list of penalties, none below 0; returns how many, or -1. */
+DLRNI_INTERNAL int64_t dlrni_read_queue(const dlrn_json *json, const char *key, double *queue) {
+    const dlrn_json *list = dlrn_json_get(json, key);
+    if (!list || list->type != DLRN_JSON_ARRAY || list->count > DLRNI_ANNEAL_QUEUE) return -1;
+    const dlrn_json *number = list->first;
+    for (int64_t i = 0; i < list->count; i++, number = number->next) {
+        if (number->type != DLRN_JSON_NUMBER || !(number->number >= 0 && number->number <= DBL_MAX))
+            return -1;
+        queue[i] = number->number;
+    }
+    return list->count;
+}
+
+/* The state of p-anneal. A run of another recipe has none. An exponent may be 0 only where no root
+   is taken; `next` is -1 before the first update. */
+DLRNI_INTERNAL dlrn_status dlrni_read_anneal(dlrn_trainer *t, dlrn_archive *a) {
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    dlrni_anneal *n = &t->anneal;
+    dlrn_json *json;
+    if (!t->rules.anneals_p) return DLRN_OK;
+    DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "anneal", &json));
+    int good = json && dlrni_json_real(json, "p", &n->p) &&
+               dlrni_json_real(json, "next", &n->next) &&
+               dlrni_json_real(json, "factor", &n->factor) &&
+               dlrni_json_signed(json, "updates", &n->updates);
+    n->queued = json ? dlrni_read_queue(json, "now", n->now) : -1;
+    good = good && n->queued >= 0 && dlrni_read_queue(json, "then", n->then) == n->queued &&
+           n->updates >= 0 && n->factor > 0 && n->factor <= DBL_MAX;
+    const int none = n->next >= -1 && n->next <= -1;
+    good = good && n->p <= DBL_MAX && n->next <= DBL_MAX && (root ? n->p > 0 : n->p >= 0) &&
+           (none || (root ? n->next > 0 : n->next >= 0));
+    dlrn_free(t->ctx, json);
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "anneal");
 }
 
 /* The figures of a step whose resampling is not done. */
@@ -26481,6 +26749,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (given->compat != cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          (int)given->compat, (int)cfg->compat);
+    /* the moments of one are not those of the other */
+    if (given->optimiser != cfg->optimiser)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected optimiser %s, found %s", path,
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)given->optimiser),
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)cfg->optimiser));
+    if (given->layers != cfg->layers)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected %lld layers, found %lld", path,
+                         (long long)given->layers, (long long)cfg->layers);
     return DLRN_OK;
 }
 
@@ -26503,9 +26779,11 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     /* by the file's settings: the given ones agree with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (!given) return DLRN_OK;
-    const int64_t k = cfg->k;
+    const dlrn_train_config saved = *cfg;
     *cfg = *given;
-    cfg->k = k; /* the caller may have left it 0 */
+    cfg->k = saved.k; /* the caller may have left it 0 */
+    cfg->skip = saved.skip;
+    cfg->center = saved.center;
     return DLRN_OK;
 }
 
@@ -26545,8 +26823,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
-    if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
+    if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
+        /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        if (s != DLRN_OK)
+            s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
+    }
     /* optional in its family: the formula says whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
@@ -26559,6 +26842,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
     DLRNI_TRY(dlrni_read_steering(t, a));
+    DLRNI_TRY(dlrni_read_anneal(t, a));
+    const char *scaled = dlrni_archive_metadata(a, "scaled"),
+               *done = dlrni_archive_metadata(a, "step");
+    if (scaled && strcmp(scaled, done)) return dlrni_checkpoint_lacks(a, t->ctx, "scaled");
+    if (scaled) t->scaled = t->step + 1;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_free(t->ctx, json);
@@ -26579,7 +26867,11 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     dlrn_dictionary *dict = NULL;
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     dlrn_status s = dlrni_checkpoint_dictionary(ctx, a, &cfg, &dict);
-    if (s == DLRN_OK) s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    if (s == DLRN_OK) {
+        cfg.k = dlrni_kept(dict);
+        cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+        s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    }
     dlrn_dictionary_destroy(dict); /* NULL once the trainer has it */
     return s == DLRN_OK ? dlrni_read_trainer(*out, a) : s;
 }
