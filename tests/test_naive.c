@@ -819,7 +819,7 @@ static void check_current(void) {
         dlrn_context *own = open_context(test_kernels(set), last ? 2 : 1);
         scene waves = current;
         check_gradients(s, own, &current);
-        waves.budget = current.n * 48;
+        waves.budget = t->rules.select == DLRN_SELECT_ALL ? current.n * 48 : current.n;
         if (last) check_gradients(s, own, &waves);
         if (last && current.n <= 300) check_steps(own, &current);
         dlrn_context_destroy(own);
