@@ -13,7 +13,7 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, files of other libraries, options,
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
                     memory, threads, speed, errors, trust, limits, compat, names in Python, words of
                     the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
@@ -187,10 +187,31 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   recipe        family               modelled on
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
-   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
+   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
+   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
+   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
+   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+
+   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k         k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
+                      too low
+   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
+                      with a value of 0 have one
+   clt-jumprelu       the penalty has no gradient by the norms of atoms
+
+   Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
+   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
+   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   What to set for recipes with k, the most important first:
+   - k: active features per row; 16 to 128.
+   - features: 8 to 64 times d.
+   - lr: -1 derives it from the number of features. Short runs take 3 to 10 times that.
+   - warmup_steps, decay_start: a tenth of the run, the last fifth of it.
+   - threshold_start_step, well before the end: the saved threshold is a mean over the steps since
+     then, and before it there is none (-1).
+   - dead_rows, dead_steps: shorter than the run, so that AuxK can revive features.
 
    What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
@@ -208,6 +229,155 @@
    rows that were not trained on: look at variance explained, dead features and, with a language
    model, the share of cross-entropy recovered.
 
+   ---- RECIPES ------------------------------------------------------------------------------------
+
+   Written from the table of room recipes (make readme), as `train --recipe list` is. A recipe's
+   name, family and library; what a step minimises; the settings and their defaults that are not
+   off. A rate lr is given for 16384 features where it is derived from their number.
+
+   reference (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)
+       lr 0.0003, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.001, sparsity l1, loss norm
+   dl-standard (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-april (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (StandardTrainerAprilUpdate
+       of dictionary_learning 0.1.0; Conerly et al., April 2024)
+       lr 0.001, warmup_steps 1000, clip 1, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps
+       2000
+   dl-gated (GatedAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + b)||^2 by
+       frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of dictionary_learning
+       0.1.0; Rajamanoharan et al., 2024)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-top_k (AutoEncoderTopK, dictionary_learning)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
+       0.1.0)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-batch_top_k (BatchTopKSAE, dictionary_learning)
+       mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of dead
+       features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-matryoshka (MatryoshkaBatchTopKSAE, dictionary_learning)
+       the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the features
+       up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of dictionary_learning 0.1.0;
+       Bussmann et al., 2025)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-jump_relu (JumpReluAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of
+       dictionary_learning 0.1.0)
+       lr 7e-05, warmup_steps 1000, clip 1, sparsity_penalty 1, sparsity_warmup_steps 2000,
+       target_l0 20, bandwidth 0.001
+   dl-p_anneal (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to p_end
+       (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000,
+       sparsity power, p_start 1, anneal_start 15000, anneal_updates 10
+   dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
+       that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
+       dictionary_learning 0.1.0)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
+       p_start 1, anneal_start 15000, anneal_updates 10
+   sl-standard (AutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
+       (SAELens 6.54, standard)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-gated (GatedAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g W_dec +
+       b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-jumprelu (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step;
+       Rajamanoharan et al., 2024)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 0.05, dead_steps 1000, center on,
+       lr_schedule constant
+   sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
+       center on, lr_schedule constant
+   sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
+       (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, target_l0 20, bandwidth 0.05, dead_steps
+       1000, center on, lr_schedule constant
+   sl-topk (AutoEncoderTopK, saelens)
+       mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - x_hat)||^2;
+       the k largest f_j |atom_j| (SAELens 6.54, topk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sl-batchtopk (BatchTopKSAE, saelens)
+       that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-matryoshka (MatryoshkaBatchTopKSAE, saelens)
+       that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last (SAELens
+       6.54, matryoshka_batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-abstopk (AbsTopK, saelens)
+       that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sp-topk (AutoEncoderTopK, sparsify)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
+       1.3)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-groupmax (GroupMax, sparsify)
+       that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-transcoder (AutoEncoderTopK, sparsify)
+       that of sp-topk for a target y (sparsify 1.3, transcode)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-skip_transcoder (AutoEncoderTopK, sparsify)
+       that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode,
+       skip_connection; Paulo et al., 2025)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum, skip on
+   cc-l1 (AutoEncoder, ckkissane)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of |atom_jl|)
+       (ckkissane's crosscoder-model-diff-replication)
+       lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
+   cc-norm (AutoEncoder, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+   cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
+       |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
+       science-of-finetuning/dictionary_learning)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000, layers 2
+   lc-relu (AutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, relu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
+       scale_rows on
+   lc-topk (AutoEncoderTopK, llamascopium)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
+       (Llamascopium 2.0, topk)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   lc-jumprelu (JumpReluAutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
+   clt-topk (CrossLayerTranscoder, llamascopium)
+       mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
+       (Llamascopium 2.0, cross-layer transcoder)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-batch_top_k (CrossLayerTranscoder, llamascopium)
+       that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
+       2.0)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
+       mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
+       f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
        z     = scale_in normalise(x)
@@ -1571,6 +1741,8 @@ typedef struct dlrn_train_config {
     double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
     int64_t lr_cycles;         /* of cosine_restarts                                          1 */
     double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    double atom_norm;          /* norm of new atoms; -1: the recipe's                        -1 */
+    double new_threshold;      /* thresholds of new features; -1: the recipe's               -1 */
     dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
@@ -14162,6 +14334,7 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15308,6 +15481,18 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
 /* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
 DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
 
+/* Looks in the folder of a run for a folder that is called as a library, with its files. */
+DLRNI_INTERNAL void dlrni_search_named(dlrn_context *ctx, const char *path, char *file,
+                                       size_t size) {
+    char name[128];
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (!library->weights || strchr(library->weights, '%')) continue;
+        dlrni_print(name, sizeof name, "%s/%s", library->name, library->weights);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) *file = 0;
+    }
+}
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -15324,6 +15509,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
             *file = 0;
     }
     if (!*file) dlrni_first_layer(ctx, path, file, size);
+    if (!*file) dlrni_search_named(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -15387,6 +15573,14 @@ DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const cha
     return NULL;
 }
 
+/* A plain dictionary whose config says that a row holds several layers. */
+DLRNI_INTERNAL void dlrni_set_layers(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const double M = dlrn_json_number(l->root, DLRNI_LAYERS_KEY, 1);
+    const int ours = l->library == dlrni_library_table && dict->layers == 1 && !dict->n_parts;
+    if (!ours || !(M >= 2 && M <= (double)dict->d_in)) return;
+    if (dict->d_in == dict->d_out && dict->d_in % (int64_t)M == 0) dict->layers = (int64_t)M;
+}
+
 /* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
                                            dlrn_dictionary **out) {
@@ -15412,6 +15606,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
     dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
+    if (s == DLRN_OK) dlrni_set_layers(l, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
@@ -15593,33 +15788,79 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
                                                : "has no weights to save");
 }
 
-/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
+/* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
+DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'M'   ? dict->layers
+           : letter == 'D' ? dict->d_in / dict->layers
+                           : dlrni_extent(dict, letter);
+}
+
+/* Whether a row keeps the layers of a crosscoder apart. */
+DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (strchr(t->shape, 'M')) return 1;
+    return 0;
+}
+
+/* The logarithms of thresholds. 0 has none, and is written as a number that no pre-activation tells
+   from it. */
+DLRNI_INTERNAL void dlrni_log_thresholds(const dlrn_dictionary *dict, float *to) {
+    const float min = 1e-30f;
+    for (int64_t j = 0; j < dict->features; j++)
+        to[j] = logf(fmaxf(dict->param[DLRN_THRESHOLD][j], min));
+}
+
+/* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
+DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
+    return !strcmp(t->shape, "MFD");
+}
+
+/* Writes a parameter into `to` in the order of a file that is not that of memory. */
+DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                      float *to) {
+    const dlrni_role *role = &dlrni_role_table[t->is];
+    const int64_t rows = dlrni_extent(dict, role->rows), cols = dlrni_extent(dict, role->cols);
+    const int64_t M = dict->layers, D = dict->d_in / M;
+    const float *from = dict->param[t->is];
+    if (!dlrni_is_by_layer(t)) {
+        dlrni_transpose(dict->ctx, from, cols, rows, cols, to, rows);
+        return;
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t j = 0; j < rows; j++)
+            memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
+}
+
+/* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    dlrn_context *ctx = dict->ctx;
+    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = DLRN_F32;
+    to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
-    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_stored_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
+    else if (t->is == DLRNI_CODE_NORM)
+        to->data = &by_layers;
     else if (t->is == DLRNI_IS_GROUPS) {
-        to->dtype = DLRN_I64;
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
-    /* archives are written in row order, so a transposed copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
-        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+    /* archives are written in row order, so a copy is needed */
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        /* shape in memory: the file's, transposed */
-        const int64_t rows = to->shape[1], cols = to->shape[0];
-        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
+        if (is_log)
+            dlrni_log_thresholds(dict, turned);
+        else
+            dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
@@ -15629,7 +15870,9 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
 /* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
-    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
+           t->is == DLRNI_CODE_NORM ||
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15705,7 +15948,9 @@ enum {
     DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
     DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
     DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
+    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
+    DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15729,6 +15974,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
+    if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
     dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
     dlrni_json_close(w, "}");
 }
@@ -15798,6 +16044,86 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What a cross-layer transcoder's, or another dictionary's, act_fn is called. */
+DLRNI_INTERNAL const char *dlrni_llamascopium_act(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (f->select != DLRN_SELECT_ALL && dict->n_parts)
+        return f->select == DLRN_SELECT_TOP_K ? "layertopk" : "batchlayertopk";
+    if (dict->n_parts) f = &dict->part[0].dict->formula;
+    return f->select == DLRN_SELECT_TOP_K         ? "topk"
+           : f->select == DLRN_SELECT_BATCH_TOP_K ? "batchtopk"
+           : f->gate == DLRN_GATE_RELU            ? "relu"
+                                                  : "jumprelu";
+}
+
+/* A list of hooks, of which only their number is known. */
+DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *key, int64_t n,
+                                             const char *hook) {
+    char name[64];
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) {
+        dlrni_print(name, sizeof name, "blocks.%lld.%s", (long long)i, hook);
+        dlrni_json_put_text(w, NULL, name);
+    }
+    dlrni_json_close(w, "]");
+}
+
+/* Scales and norms are folded into the weights: norm_activation is that of inference. */
+DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
+                                                 const dlrni_layout *row, dlrni_json_writer *w) {
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
+                                                        : dict->formula.k;
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
+    dlrni_json_put_signed(w, "d_model", d);
+    dlrni_json_put_real(w, "expansion_factor", (double)F / (double)d);
+    dlrni_json_put_bool(w, "use_decoder_bias", 1);
+    dlrni_json_put_text(w, "act_fn", dlrni_llamascopium_act(dict));
+    dlrni_json_put_text(w, "norm_activation", "inference");
+    dlrni_json_put_bool(w, "sparsity_include_decoder_norm", 0);
+    dlrni_json_put_signed(w, "top_k", k ? k : 1);
+    if (dict->n_parts) {
+        dlrni_llamascopium_hooks(w, "hook_points_in", dict->layers, "hook_resid_mid");
+        dlrni_llamascopium_hooks(w, "hook_points_out", dict->layers, "hook_mlp_out");
+    } else {
+        dlrni_json_put_text(w, "hook_point_in", "in");
+        dlrni_json_put_text(w, "hook_point_out",
+                            dict->formula.center == DLRN_CENTER_NONE ? "out" : "in");
+        dlrni_json_put_bool(w, "use_glu_encoder", dict->param[DLRN_GATE_ENCODER] != NULL);
+    }
+    dlrni_json_close(w, "}");
+}
+
+/* What its constructor reads. Numbers of training matter to new weights alone. */
+DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                              dlrni_json_writer *w) {
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
+    dlrni_json_put_text(w, "enc_dtype", "fp32");
+    dlrni_json_put_signed(w, "seed", 0);
+    dlrni_json_put_real(w, "dec_init_norm", 0.08);
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* The arguments of its constructors, which Hugging Face's loader passes on. A single layer is its
+   own BatchTopKSAE. */
+DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                         dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_close(w, "}");
+}
+
 /* Its loaders want a name of a model, which a dictionary has not. */
 DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
                                             dlrni_json_writer *w) {
@@ -15823,7 +16149,7 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH | DLRNI_TO_FLAT, NULL,
      dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
@@ -15835,6 +16161,12 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"llamascopium", ".safetensors", DLRNI_CONFIG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_SETS | DLRNI_TO_SELECTED, NULL,
+     dlrni_configure_llamascopium},
+    {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
+    {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
+     "BatchTopKSAE", dlrni_configure_fork},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -15862,7 +16194,7 @@ typedef struct dlrni_plan {
 /* Whether a row stores this: a role, or another number. */
 DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (t->is == is) return 1;
+        if (t->is == is || (t->is == DLRNI_IS_LOG_THRESHOLD && is == DLRN_THRESHOLD)) return 1;
     return 0;
 }
 
@@ -15959,6 +16291,10 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (!dlrni_plan_gate(dict, p)) return 3;
     dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
     if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "a dictionary of %lld layers", (long long)dict->layers);
+    if (dict->layers > 1 ? !dlrni_row_has_layers(row) && !(p->can & DLRNI_TO_FLAT)
+                         : dlrni_row_has_layers(row))
+        return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
     if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
@@ -15985,10 +16321,10 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
-                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+                         "%s: not written: %s has no place for features of %lld layers", path, name,
+                         (long long)dict->feature_layers);
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
         if (target->not_in && strstr(row->name, target->not_in)) continue;
@@ -16202,8 +16538,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
 /* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
    [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
 
-/* Whether a part is the layer i of such a set. */
-DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+/* Whether a part is the layer i of a cross-layer transcoder that libraries have. */
+DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
     const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
@@ -16218,23 +16554,26 @@ DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) 
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
-    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
-           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
-           f->scale_out <= 1;
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
-DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
-    const dlrn_formula *f = &dict->formula;
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
+   whether they have selections, the same of all parts, or one of the whole. */
+DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
+    const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
              dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
-             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
-             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
-             f->scale_in <= 1;
+             dict->param[DLRN_OUTPUT_BIAS] && f->normalise == DLRN_NORMALISE_NONE &&
+             f->standardise != DLRN_ON && f->scale_in >= 1 && f->scale_in <= 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
-    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
-    return is;
+    if (is) of_part = &dict->part[0].dict->formula;
+    for (int64_t i = 0; is && i < dict->n_parts; i++) {
+        const dlrn_formula *part = &dict->part[i].dict->formula;
+        is = dlrni_is_set_part(dict, i) && part->select == of_part->select && part->k == of_part->k;
+    }
+    return is && (select || (f->select == DLRN_SELECT_ALL && of_part->select == DLRN_SELECT_ALL));
 }
 
 /* What must be folded into one part. Where one has thresholds, all have. */
@@ -16313,6 +16652,91 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for Llamascopium: one archive with W_E [L][d][F], b_E [L][F],
+   W_D.<t> [t + 1][F][d], b_D.<t> [d] and the logarithms of thresholds [L][F]. */
+
+/* An archive that is being put together. */
+typedef struct dlrni_llama_out {
+    dlrn_tensor_out *tensor;
+    char (*name)[64];
+    float *numbers; /* of all tensors but the biases of x_hat */
+    int64_t count, used;
+} dlrni_llama_out;
+
+/* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
+DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
+                                      int ndim, const int64_t *sizes) {
+    dlrn_tensor_out *t = &out->tensor[out->count];
+    float *numbers = out->numbers + out->used;
+    int64_t n = 1;
+    memset(t, 0, sizeof *t);
+    dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
+                (long long)layer);
+    t->name = out->name[out->count++];
+    t->dtype = DLRN_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < ndim; i++) n *= t->shape[i] = sizes[3 - ndim + i];
+    t->data = numbers;
+    out->used += n;
+    return numbers;
+}
+
+/* Puts all tensors together. */
+DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
+                        to + i * d * F, F);
+    to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        to = dlrni_llama_add(out, "W_D", t, 3, atoms);
+        for (int64_t i = 0; i <= t; i++)
+            for (int64_t j = 0; j < F; j++)
+                memcpy(to + (i * F + j) * d,
+                       dict->part[i].dict->param[DLRN_DECODER] + (j * (L - i) + t - i) * d,
+                       (size_t)d * sizeof *to);
+        memcpy(dlrni_llama_add(out, "b_D", t, 1, bias), dict->param[DLRN_OUTPUT_BIAS] + t * d,
+               (size_t)d * sizeof *to);
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+}
+
+/* The weights, and then the config. */
+DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
+    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    dlrn_context *ctx = dict->ctx;
+    dlrn_writer *config = NULL;
+    dlrni_llama_out out;
+    memset(&out, 0, sizeof out);
+    out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
+    out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
+    out.numbers = DLRNI_NEW(ctx, float, numbers);
+    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
+    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
+    if (s == DLRN_OK)
+        s = dlrn_writer_close(config);
+    else if (config)
+        dlrn_writer_abort(config);
+    dlrn_free(ctx, out.tensor);
+    dlrn_free(ctx, out.name);
+    dlrn_free(ctx, out.numbers);
+    return s;
+}
+
 /* A dictionary of several layers; folds: what was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
                                           const dlrni_target *target, unsigned *folds) {
@@ -16321,24 +16745,26 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrni_plan plan;
     char name[64], file[4096];
     const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
-    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
     DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
                          in_folder ? "" : " in one file");
-    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a folder without another dictionary, found %s", path, name);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
     if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
     dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    if (s == DLRN_OK)
+        s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
+                  : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
     return s;
@@ -17442,7 +17868,7 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
    under the names of their roles and the number of their part, as in checkpoints, and two tables
    with a row for the whole and one for each part. Columns are only ever added. */
 
-#define DLRNI_PART_TABLE "part_table"  /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_TABLE "part_table"   /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
 #define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
 
 /* Of the part table. Enumerations as their numbers, which never change. */
@@ -17529,7 +17955,7 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     memset(to, 0, sizeof *to);
     to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
-    to->table = DLRNI_NEW(ctx, int64_t, rows *DLRNI_PART_COLUMNS);
+    to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
     if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
@@ -17618,8 +18044,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
             continue;
         }
         DLRNI_TRY(dlrni_param_alloc(dict, role));
-        DLRNI_TRY(
-            dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
     }
     return DLRN_OK;
 }
@@ -17664,8 +18089,8 @@ DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t part
     DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
     DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
     for (int64_t i = 0; i < parts; i++)
-        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS,
-                                  scales + (i + 1) * 3, s->to));
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS, scales + (i + 1) * 3,
+                                  s->to));
     return dlrni_read_part(l, -1, s->to);
 }
 
@@ -17684,9 +18109,9 @@ DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s)
     DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
     int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
     float *scales = DLRNI_NEW(ctx, float, 3 * rows);
-    dlrn_status status = table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
-    if (status == DLRN_OK)
-        status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    dlrn_status status =
+        table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
     if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
     dlrn_free(ctx, table);
     dlrn_free(ctx, scales);
@@ -19171,7 +19596,7 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -19237,7 +19662,8 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
+    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -19390,7 +19816,7 @@ struct dlrn_trainer {
     dlrni_anneal anneal;
     /* A dictionary with parts has a trainer for each. It encodes its window of a row, and updates
        its part by a window of the whole's errors; the step as a whole is its owner's. */
-    dlrn_trainer **part; /* [n_parts] owned; NULL: plain  */
+    dlrn_trainer **part;         /* [n_parts] owned; NULL: plain  */
     dlrni_encoding **part_codes; /* [n_parts] theirs */
     int64_t n_parts;
     const dlrn_trainer *whole; /* of a part's trainer: its owner */
@@ -19512,12 +19938,11 @@ typedef struct dlrni_naive {
         int64_t queued, updates;
     } anneal;
     /* A step's numbers. */
-    double *x, *y; /* scaled; x less the center                                         */
-    double *norm, *weigh,
-        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
-    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;  /* [n][F] 1: selected; values                                        */
-    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
+    double *x, *y;        /* scaled; x less the center                                         */
+    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
+    double *kept, *f;     /* [n][F] 1: selected; values                                        */
+    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
     double *df, *slope,
         *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
     double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
@@ -19609,7 +20034,6 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
-    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
@@ -19693,41 +20117,42 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 
 /* ---- The first batch ---- */
 
-/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
-   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
-   (dictionary_learning). to, next [d]. */
-DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
-                                       double *to, double *next) {
-    double moved = 1;
-    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
-        double all = 0;
-        dlrni_naive_zero(next, d);
-        for (int64_t i = 0; i < n; i++) {
-            double square = 0;
-            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
-            /* round -1 is the mean; a row at the median has no direction */
-            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
-            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
-            all += w;
-        }
-        moved = 0;
-        for (int64_t c = 0; c < d; c++) {
-            double value = all > 0 ? next[c] / all : to[c];
-            moved += pow(value - to[c], 2);
-            to[c] = value;
-        }
-        moved = round < 0 ? 1 : sqrt(moved);
+/* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
+   their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
+   moves. */
+DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                         int first, double *to, double *next) {
+    double all = 0, moved = 0;
+    dlrni_naive_zero(next, d);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+        /* a row at the median has no direction */
+        const double w = first ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+        for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+        all += w;
     }
+    for (int64_t c = 0; c < d; c++) {
+        const double value = all > 0 ? next[c] / all : to[c];
+        moved += pow(value - to[c], 2);
+        to[c] = value;
+    }
+    return first ? HUGE_VAL : sqrt(moved);
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. s->x is not yet less the center. */
+   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
+   (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
-    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
-    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
-    if (s->rules.first == DLRNI_FIRST_MEDIAN)
-        for (int64_t l = 0; l < layers; l++)
-            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
+    const int64_t d = s->d_out / s->cfg.layers;
+    double moved = s->rules.first == DLRNI_FIRST_MEDIAN ? 1 : 0;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        moved = 0;
+        for (int64_t at = 0; at < s->d_out; at += d)
+            moved = fmax(moved, dlrni_naive_median(s->y + at, s->n, d, s->d_out, round < 0,
+                                                   bias + at, next));
+    }
     if (s->rules.first != DLRNI_FIRST_MEAN) return;
     dlrni_naive_zero(bias, s->d_out);
     for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
@@ -19819,7 +20244,9 @@ DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) 
         mask[i] = s->rules.zero_picks || value < 0 || value > 0;
         key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
     }
-    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    const int64_t more = (int64_t)(s->cfg.k_fraction * (double)n);
+    if (select == DLRN_SELECT_BATCH_TOP_K)
+        dlrni_naive_keep(s, key, 0, 0, n * F, k * n + more, mask);
     for (int64_t at = 0; at < n * F; at += width)
         if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
             dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
@@ -20109,11 +20536,12 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
    (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
-    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
+    const int64_t half = (of_y ? s->d_out : s->d_in) / s->cfg.layers / 2;
     const double *r = s->residual + g * size;
     int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
     const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
@@ -20144,7 +20572,7 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
         if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
     dlrni_naive_ghosts(s, again);
-    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->rules.auxiliary || !(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
         dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
@@ -20298,22 +20726,22 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
-    const double by = s->cfg.pre_act / (double)s->n;
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here; the mean is over layers
+   with features of their own, too, but with compat such dictionaries have no pre_act). */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+    const double rows = (double)(s->n * s->parts), by = s->cfg.pre_act / rows;
     const int64_t F = s->F;
-    if (!(s->cfg.pre_act > 0)) return;
+    if (!(s->cfg.pre_act > 0) || (s->parts > 1 && s->cfg.compat)) return;
     for (int64_t j = 0; j < F; j++) {
-        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
-        const double norm = s->lifts[j];
+        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
             if (!(below > 0)) continue;
-            s->pre_act += below * norm / (double)s->n;
+            s->pre_act += below * norm / rows;
             s->slope[i * F + j] -= by * norm;
             s->g[DLRN_THRESHOLD][j] += by * norm;
-            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+            dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
         }
     }
     s->loss += s->cfg.pre_act * s->pre_act;
@@ -20422,7 +20850,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s, again);
+    dlrni_naive_pre_act(s);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
@@ -22212,13 +22640,19 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
    and so that over all rows follows from the sum of xc. The few entries above the threshold are in
    the lists, and are taken back. */
 
-/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
-DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
-    const int before = t->rules.dead_before;
-    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
-    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
-        return 0;
-    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+/* Which features have the loss, and what it weighs; returns whether any has. */
+DLRNI_INTERNAL int dlrni_find_below(dlrn_trainer *t) {
+    const dlrni_rules *rules = &t->rules;
+    const int64_t *silent = rules->dead_before ? t->since_fired : t->w.silent;
+    const double weight = t->cfg.pre_act / (double)t->w.batch.n;
+    int any = 0;
+    for (int64_t f = 0; f < t->dict->features; f++) {
+        t->w.below_slope[f] = 0;
+        if (rules->pre_act_of_dead && !dlrni_is_dead(t, silent[f])) continue;
+        t->w.below_slope[f] = weight * dlrni_layered_norm(t->dict, DLRN_RANK_NORM, f);
+        any |= t->w.below_slope[f] > 0;
+    }
+    return any;
 }
 
 /* Task: the sums of a few columns of xc. */
@@ -22251,7 +22685,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
     double *below = t->w.below + f0;
     (void)worker;
     for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
-        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+        below[j] = t->w.below_slope[f0 + j] > 0 ? dlrni_below_all(t, f0 + j) : 0;
     for (int64_t s = 0; s < c->stretches; s++) {
         const dlrni_list *list = &c->lists[s * c->groups + group];
         for (int64_t p = 0; p < list->count; p++) {
@@ -22259,7 +22693,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
             const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
             const double over =
                 (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
-            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+            if (over > 0 && t->w.below_slope[f0 + j] > 0) below[j] += over;
         }
     }
 }
@@ -22267,17 +22701,14 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    const int64_t F = t->dict->features;
     double sum = 0;
-    int64_t any = 0;
-    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
-    if (!any) return DLRN_OK;
+    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -22419,7 +22850,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
-    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    const double lift = t->w.below ? t->w.below_slope[v->f0 + j] : 0;
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -22634,17 +23065,14 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
-   whole, or of each layer. */
-DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
+   the atom, or along each layer's. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                        dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
     const int64_t d = t->dict->d_out, width = d / parts;
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
-    double by = v->norm[j];
-    if (!t->w.norm || t->rules.frozen_norms) return;
-    /* the square of a norm */
-    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
     for (int64_t l = 0; l < parts; l++) {
         double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
         if (!(norm > 0)) continue; /* no direction */
@@ -22653,19 +23081,28 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The penalty's gradient by the norm of atom j of a visit. */
+DLRNI_INTERNAL void dlrni_penalty_norm(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    dlrni_norm_gradient(t, v, j, t->rules.weigh, by);
+}
+
 /* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
    are not are already taken back. */
 DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const int64_t f = v->f0 + j, d = t->dict->d_in;
-    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    const double n = (double)t->w.batch.n, slope = t->w.below ? t->w.below_slope[f] : 0;
     float *encoder = v->sum[DLRN_ENCODER] + j * d;
-    if (!(weight > 0)) return;
-    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
-    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
-    v->lift[j] -= weight * n;
-    v->scalar[DLRN_THRESHOLD][j] += weight * n;
-    /* the weight is in proportion to the norm */
-    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+    if (!(slope > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(slope * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= slope * n;
+    v->lift[j] -= slope * n;
+    v->scalar[DLRN_THRESHOLD][j] += slope * n;
+    /* the slope is in proportion to the norm */
+    dlrni_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
@@ -22689,7 +23126,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
             dlrni_lift_feature(t, v, j);
-            dlrni_norm_gradient(t, v, j);
+            dlrni_penalty_norm(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
@@ -23254,7 +23691,9 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->weigh = DLRN_RANK_NORM; /* of pre_act, and of the penalty tanh */
     r->window = DLRNI_WINDOW_PRE;
+    r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
     r->new_threshold = 0.01;
 }
@@ -23264,9 +23703,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
-    r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
-    r->pre_act_of_dead = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -23489,15 +23926,11 @@ static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
 static const char *const dlrni_sl_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "p_start",
-    "center",
-    "scale_rows",
-    "lr_schedule",
-    "lr_end",
-    "lr_cycles",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "p_start",          "center",
+    "scale_rows",       "lr_schedule",
+    "lr_end",           "lr_cycles",
+    "atom_norm",        NULL,
 };
 static const char *const dlrni_sl_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
@@ -23505,7 +23938,8 @@ static const char *const dlrni_sl_jump_settings[] = {
     "pre_act",          "dead_steps",
     "center",           "scale_rows",
     "lr_schedule",      "lr_end",
-    "lr_cycles",        NULL,
+    "lr_cycles",        "atom_norm",
+    "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
     "k",
@@ -23521,17 +23955,31 @@ static const char *const dlrni_sl_k_settings[] = {
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
-    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
-    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
-    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
+    "k",
+    "k_fraction",
+    "auxk_alpha",
+    "auxk",
+    "auxk_by_group",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "rescale",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
-    "multi_top_k", "dead_rows",      "optimiser", NULL,
+    "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
 static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
@@ -23541,15 +23989,8 @@ static const char *const dlrni_lc_k_settings[] = {
     "dead_rows", "scale_rows",     "layers",  NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "sparsity",
-    "bandwidth",
-    "pre_act",
-    "threshold_lr",
-    "scale_rows",
-    "layers",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
@@ -23699,12 +24140,12 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
       &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
@@ -23766,6 +24207,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
+    cfg.atom_norm = cfg.new_threshold = -1;
     cfg.buffer = dlrn_buffer_defaults();
     return cfg;
 }
@@ -23789,6 +24231,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+#define DLRNI_OWN "a finite number above 0, or -1 for the recipe's own"
 /* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
@@ -23836,7 +24279,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
     X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
-    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")             \
+    X(atom_norm, "atom_norm", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)                                 \
+    X(new_threshold, "new_threshold", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)
 /* X(field, names of its values, how many, of version 0.1) */
 #define DLRNI_CONFIG_CHOICES(X)                                                                    \
     X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
@@ -23950,7 +24395,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
+/* The rules of a recipe for a configuration. `compat`, `rescale` and what new features are like
+   change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
@@ -23958,6 +24404,8 @@ DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
     if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
+    if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
+    if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
 
 /* Steps that a recipe derives from the length of the run. */
@@ -24790,8 +25238,7 @@ DLRNI_INTERNAL dlrn_status dlrni_set_scales(dlrn_trainer *t, const float *x, con
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
-        part->formula.scale_in =
-            dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
         good = good && dlrni_is_scale(part->formula.scale_in);
     }
     dict->formula.scale_out = 1 / scale;
@@ -24857,11 +25304,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,  w->silent,    w->center_part, w->center_grad, w->output_grad,
-                      w->lowered,      w->norm,      w->unrank,      w->skip_grad,   w->batch.own_z,
-                      w->batch.slopes, w->input_sum, w->below,       w->batch.xc,    w->batch.level,
-                      w->batch.e2,     w->aux.dead,  w->aux.e,       w->aux.row,     w->aux.grad,
-                      w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,          w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24922,8 +25370,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 && (!(w->input_sum = DLRNI_NEW(ctx, double, d)) ||
-                               !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 && t->dict->param[DLRN_THRESHOLD] &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F)) ||
+         !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -25098,7 +25547,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
     const float low = threshold - (float)(t->cfg.bandwidth / 2);
-    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    if (!t->w.below || !unrank || !(unrank[f] > 0)) return low;
     /* one ulp less: products of ranks are rounded */
     return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
 }
@@ -27064,6 +27513,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
+#undef DLRNI_OWN
 #undef DLRNI_PERIOD
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS

@@ -74,11 +74,13 @@ typedef struct fma_loop {
     int lanes;
 } fma_loop;
 
-/* The loop of a set's vectors: "avx512vnni" is held against 512 bits, "avx2" against 256. */
+/* The loop of a set's vectors: "avx512vnni" is held against 512 bits, "avx2" against 256. "amx", whose
+   tiles have no f32, multiplies f32 by 512 bits, too. */
 static fma_loop fma_loop_of(const char *kernels) {
     fma_loop loop = {fma_plain, 1};
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-    if (!strncmp(kernels, "avx512", 6)) loop.run = fma_avx512, loop.lanes = 16;
+    if (!strncmp(kernels, "avx512", 6) || !strcmp(kernels, "amx"))
+        loop.run = fma_avx512, loop.lanes = 16;
     if (!strncmp(kernels, "avx2", 4)) loop.run = fma_avx2, loop.lanes = 8;
 #elif defined(__aarch64__)
     if (!strncmp(kernels, "neon", 4)) loop.run = fma_neon, loop.lanes = 4;

@@ -522,14 +522,15 @@ static dlrn_train_config scene_config(const scene *c) {
     cfg.d_in = WIDE * cfg.layers;
     cfg.d_out = cfg.center == DLRN_OFF && cfg.layers == 1 ? WIDE - 5 : cfg.d_in;
     cfg.features = strstr(c->recipe, "group") ? 132 : FEATURES;
-    if (cfg.layers > 2) cfg.features = 3 * 50;
+    if (cfg.layers > 2) cfg.features = 3 * 50, cfg.clip = 1e3;
     if (cfg.k) cfg.k = strstr(c->recipe, "group") ? 12 : 8;
     cfg.eps = 1e-3; /* a gradient of 1e-9 must not move a weight as one of 1 does */
     if (cfg.bandwidth > 0) cfg.bandwidth = 0.3;
     if (!c->variant) return cfg;
     if (strstr(c->recipe, "reference")) cfg.ghost_threshold = 500, cfg.loss = DLRN_LOSS_SQUARED;
     if (strstr(c->recipe, "reference")) cfg.sparsity = DLRN_SPARSITY_ENTROPY;
-    if (strstr(c->recipe, "sp-")) cfg.multi_top_k = DLRN_ON, cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    if (strstr(c->recipe, "sp-")) cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    if (uses(c->recipe, "multi_top_k") && !strstr(c->recipe, "group")) cfg.multi_top_k = DLRN_ON;
     if (strstr(c->recipe, "sl-matryoshka")) cfg.auxk_by_group = DLRN_ON;
     if (strstr(c->recipe, "sl-standard")) cfg.p_start = 2;
     if (strstr(c->recipe, "lc-relu")) cfg.sparsity = DLRN_SPARSITY_POWER, cfg.p_start = 1.5;
@@ -538,28 +539,34 @@ static dlrn_train_config scene_config(const scene *c) {
     return cfg;
 }
 
+/* Random weights; some features are dead: of them some never fire, some do on a few rows, one often. */
+static void scene_weights(const dlrn_trainer *t, dlrn_dictionary *dict, int64_t *silent,
+                          dlrn_rng *rng) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; dict->param[role] && i < dlrni_role_size(dict, role); i++)
+            dict->param[role][i] = 0.2f * dlrn_rng_normal(rng);
+    for (int64_t j = 0; j < dict->features; j++) {
+        const int dead = j % 11 == 3;
+        if (dict->param[DLRN_THRESHOLD])
+            dict->param[DLRN_THRESHOLD][j] = 0.1f + fabsf(dict->param[DLRN_THRESHOLD][j]);
+        if (dead) dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -9.0f : -2.5f;
+        if (dead || j == 100) silent[j] = 100000;
+        if (t->rules.atoms != DLRNI_ATOMS_FREE)
+            dlrni_normalise(t->ctx->k, dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out);
+    }
+}
+
 /* The trainer of a case, with weights of norms that are not 1 unless its rules demand it. */
 static dlrn_trainer *scene_trainer(dlrn_context *ctx, const scene *c) {
     dlrn_train_config cfg = scene_config(c);
     dlrn_trainer *t = NULL;
     dlrn_rng rng = {31, 7, 0};
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
-    dlrn_dictionary *dict = t->dict;
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-        for (int64_t i = 0; dict->param[role] && i < dlrni_role_size(dict, role); i++)
-            dict->param[role][i] = 0.2f * dlrn_rng_normal(&rng);
-    for (int64_t j = 0; j < dict->features; j++) {
-        const int dead = j % 11 == 3;
-        if (dict->param[DLRN_THRESHOLD])
-            dict->param[DLRN_THRESHOLD][j] = 0.1f + fabsf(dict->param[DLRN_THRESHOLD][j]);
-        /* the dead of AuxK: some never fire, some do on a few rows, one fires */
-        if (dead) dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -9.0f : -2.5f;
-        if (dead || j == 100) t->since_fired[j] = 100000;
-    }
-    if (t->rules.atoms != DLRNI_ATOMS_FREE)
-        for (int64_t j = 0; j < dict->features; j++)
-            dlrni_normalise(ctx->k, dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out);
-    dlrn_dictionary_changed(dict);
+    for (int64_t l = t->dict->n_parts ? 0 : -1; l < t->dict->n_parts; l++)
+        scene_weights(t, l < 0 ? t->dict : t->dict->part[l].dict,
+                      t->since_fired + (l < 0 ? 0 : t->dict->part[l].feature_at), &rng);
+    dlrn_dictionary_changed(t->dict);
+    for (int64_t l = 0; l < t->n_parts && c->budget; l++) t->part[l]->w.budget = c->budget / 3;
     if (c->budget) t->w.budget = c->budget;
     return t;
 }
@@ -581,6 +588,19 @@ static void name_scene(const scene *c, const char *what, char *name, size_t size
              c->budget ? ", in waves" : "", c->variant ? ", variant" : "", what);
 }
 
+/* Numbers of a role of part l (-1: of the whole) as the naive step has them. */
+static void check_role(const dlrni_naive *s, const dlrn_trainer *t, int64_t l, int role,
+                       const double *naive, const float *found, double part, const char *name) {
+    const dlrn_dictionary *dict = l < 0 ? t->dict : t->dict->part[l].dict;
+    const int64_t size = dlrni_role_size(dict, role);
+    double *want = malloc((size_t)size * sizeof *want);
+    CHECK(want != NULL);
+    for (int64_t i = 0; i < size; i++)
+        want[i] = naive[naive_index(s, l < 0 ? NULL : &t->dict->part[l], role, i)];
+    check_close(want, found, size, part, name);
+    free(want);
+}
+
 /* The terms of the loss, and the gradients of all parameters. */
 static void check_gradients(dlrn_context *ctx, const scene *c) {
     char name[160];
@@ -599,7 +619,8 @@ static void check_gradients(dlrn_context *ctx, const scene *c) {
     } terms[] = {{"loss", loss, stats.loss},
                  {"reconstruction_loss", s->reconstruction, stats.reconstruction_loss},
                  {"sparsity_loss", s->sparsity, stats.sparsity_loss},
-                 {"auxiliary_loss", s->auxiliary + s->second, stats.auxiliary_loss},
+                 {"auxiliary_loss", t->rules.gate == DLRN_GATE_GATED ? s->second : s->auxiliary,
+                  stats.auxiliary_loss},
                  {"pre_act_loss", s->pre_act, stats.pre_act_loss},
                  {"l0", s->l0, stats.l0}};
     for (size_t i = 0; i < sizeof terms / sizeof *terms; i++) {
@@ -612,15 +633,24 @@ static void check_gradients(dlrn_context *ctx, const scene *c) {
         name_scene(c, "found (expected)", name, sizeof name);
         TEST_FAIL("%s%s", name, all);
     }
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+    /* a trainer of parts keeps the gradients where it would clip them */
+    for (int role = 0; role < DLRN_ROLE_COUNT && !t->n_parts; role++)
         if (t->dict->param[role])
             out[role] = calloc((size_t)dlrni_role_size(t->dict, role), sizeof(float));
-    CHECK_OK(ctx, dlrni_trainer_gradients(t, scene_x, y, c->n, out));
-    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
-        name_scene(c, dlrn_name(DLRN_NAMES_ROLE, role), name, sizeof name);
-        if (out[role]) check_close(s->g[role], out[role], dlrni_naive_size(s, role), 2e-5, name);
-        free(out[role]);
-    }
+    CHECK_OK(ctx, dlrni_trainer_gradients(t, scene_x, y, c->n, t->n_parts ? t->w.gradient : out));
+    for (int64_t l = -1; l < t->n_parts; l++)
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+            const dlrn_trainer *of = l < 0 ? t : t->part[l];
+            float *found = t->n_parts ? of->w.gradient[role] : out[role];
+            if (!of->dict->param[role]) continue;
+            /* the trainer turns it into that of the logarithm when it updates */
+            for (int64_t j = 0;
+                 role == DLRN_THRESHOLD && t->rules.log_threshold && j < of->dict->features; j++)
+                found[j] *= of->dict->param[role][j];
+            name_scene(c, dlrn_name(DLRN_NAMES_ROLE, role), name, sizeof name);
+            check_role(s, t, l, role, s->g[role], found, 2e-5, name);
+        }
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) free(out[role]);
     dlrni_naive_close(s);
     dlrn_trainer_destroy(t);
 }
@@ -653,17 +683,19 @@ static void check_steps(dlrn_context *ctx, const scene *c) {
             CHECK_MSG(test_close(s->threshold, t->dict->formula.threshold, 1e-5),
                       "%s %d: threshold %.9g, expected %.9g", name, step,
                       t->dict->formula.threshold, s->threshold);
-        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
-            const int64_t size = dlrni_naive_size(s, role);
-            char what[64];
-            if (!s->p[role]) continue;
-            snprintf(what, sizeof what, "step %d, %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
-            name_scene(c, what, name, sizeof name);
-            check_close(s->p[role], t->dict->param[role], size, 2e-4, name);
-            snprintf(what, sizeof what, "step %d, m of %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
-            name_scene(c, what, name, sizeof name);
-            check_close(s->m[role], t->m[role], size, step ? 1e-3 : 3e-5, name);
-        }
+        for (int64_t l = -1; l < t->n_parts; l++)
+            for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+                const dlrn_trainer *of = l < 0 ? t : t->part[l];
+                char what[64];
+                if (!of->dict->param[role]) continue;
+                snprintf(what, sizeof what, "step %d, %s", step, dlrn_name(DLRN_NAMES_ROLE, role));
+                name_scene(c, what, name, sizeof name);
+                check_role(s, t, l, role, s->p[role], of->dict->param[role], 2e-4, name);
+                snprintf(what, sizeof what, "step %d, m of %s", step,
+                         dlrn_name(DLRN_NAMES_ROLE, role));
+                name_scene(c, what, name, sizeof name);
+                check_role(s, t, l, role, s->m[role], of->m[role], step ? 1e-3 : 3e-5, name);
+            }
     }
     dlrni_naive_close(s);
     dlrn_trainer_destroy(t);

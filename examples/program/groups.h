@@ -35,9 +35,9 @@ static int check_group_flags(const options *o) {
                            o->group_weights);
     for (int i = 0; i < n; i++)
         if (!(size[i] > 0) || (!are_shares(size, n) && size[i] > floor(size[i])))
-            return usage_error(
-                "train", "expected whole numbers from 1, or shares of at most 1, as --groups",
-                o->groups);
+            return usage_error("train",
+                               "expected whole numbers from 1, or shares of at most 1, as --groups",
+                               o->groups);
     if (weights && !n) return usage_error("train", "goes with --groups", "--group-weights");
     if (weights && weights != n)
         return usage_error("train", "expected as many --group-weights as --groups",
@@ -62,10 +62,11 @@ static dlrn_status set_groups(dlrn_context *ctx, const options *o, dlrn_train_co
         sum += size[i];
     }
     if (sum < all || sum > all)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "--groups: expected sizes that sum to the %lld features, found %.0f, which "
-                         "is %.0f too %s",
-                         (long long)cfg->features, sum, fabs(sum - all), sum < all ? "few" : "many");
+        return dlrn_fail(
+            ctx, DLRN_ERR_ARGUMENT,
+            "--groups: expected sizes that sum to the %lld features, found %.0f, which "
+            "is %.0f too %s",
+            (long long)cfg->features, sum, fabs(sum - all), sum < all ? "few" : "many");
     cfg->n_groups = n;
     for (int i = 0; i < n; i++) {
         cfg->groups[i] = (int64_t)size[i];

@@ -11,21 +11,21 @@ typedef struct train_run {
     dlrn_buffer *buffer;
     dlrn_trainer *t;
     const dlrn_recipe_info *recipe;
-    int64_t layers; /* of the rows */
-    int told_written; /* how the dictionary is written is told */
+    int64_t layers;         /* of the rows */
+    int told_written;       /* how the dictionary is written is told */
     const char *class_name; /* in dictionary_learning; NULL: not known yet */
-    page config;           /* config.json, ready to be written     */
-    FILE *log;             /* NULL until the first step is done    */
-    int lock;              /* a file that is open; -1: none        */
-    size_t had_folders;    /* bytes of --save-dir that were there  */
-    int others;            /* an older run's files are still there */
-    int saved;             /* this process has saved               */
-    double started, told;  /* seconds                              */
-    int64_t first, rows;   /* first step of this process; rows since then */
-    int64_t logged;        /* the last step in the log; -1: none          */
-    dlrn_train_stats last; /* of the last step                           */
-    int64_t planned;       /* steps that --steps and the data allow; -1: not known */
-    int told_stop;         /* 1: how the stop left the run is told       */
+    page config;            /* config.json, ready to be written     */
+    FILE *log;              /* NULL until the first step is done    */
+    int lock;               /* a file that is open; -1: none        */
+    size_t had_folders;     /* bytes of --save-dir that were there  */
+    int others;             /* an older run's files are still there */
+    int saved;              /* this process has saved               */
+    double started, told;   /* seconds                              */
+    int64_t first, rows;    /* first step of this process; rows since then */
+    int64_t logged;         /* the last step in the log; -1: none          */
+    dlrn_train_stats last;  /* of the last step                           */
+    int64_t planned;        /* steps that --steps and the data allow; -1: not known */
+    int told_stop;          /* 1: how the stop left the run is told       */
 } train_run;
 
 /* The path of a file of the run. */
@@ -86,8 +86,9 @@ static void unlock_folder(train_run *r) {
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
 /* What libraries' files are called in the folder of a run, up to a number or a suffix. */
-static const char *const library_files[] = {"sae_weights.safetensors", "sae.safetensors",
-                                            "cfg.json", "config.yaml", "W_enc_", "W_dec_"};
+static const char *const library_files[] = {
+    "sae_weights.safetensors", "sae.safetensors", "cc_weights.pt", "cfg.json", "config.yaml",
+    "W_enc_", "W_dec_"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
@@ -199,7 +200,7 @@ static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int6
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
                          strerror(errno));
-    return save_for_library(dict, path, r->recipe->layout, NULL, 0);
+    return save_for_library(dict, path, r->recipe->layout, &(int){0}, NULL, 0);
 }
 
 /* Says once how the run's dictionary is written, where that is not as expected. */
@@ -221,6 +222,7 @@ static void remove_other_dictionary(const options *o) {
 static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     const char *library = r->recipe->layout;
     char path[4200], note[256] = "", why[512];
+    int within = 0;
     run_path(r->o, "ae", path, sizeof path);
     dlrn_status s = save_learning(dict, path);
     const int no_file = s == DLRN_ERR_UNSUPPORTED;
@@ -228,15 +230,18 @@ static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
     snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
     if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
-    s = save_for_library(dict, r->o->save_dir, library, note, sizeof note);
+    s = save_for_library(dict, r->o->save_dir, library, &within, note, sizeof note);
     if (s == DLRN_ERR_UNSUPPORTED && !no_file) {
-        tell_written(r, library, "no files of this library: it is not written, or has no such "
-                                 "dictionary; ae.pt is dictionary_learning's");
+        tell_written(r, library,
+                     "no files of this library: it is not written, or has no such "
+                     "dictionary; ae.pt is dictionary_learning's");
         return DLRN_OK;
     }
-    if (s == DLRN_OK && no_file) tell_written(r, "no ae.pt", why);
-    if (s == DLRN_OK && *note) tell_written(r, library, note);
-    return s;
+    if (s != DLRN_OK) return s;
+    if (no_file) snprintf(note, sizeof note, "no ae.pt: %.200s", why);
+    if (within) snprintf(note, sizeof note, "its files are in the folder %s", library);
+    if (*note) tell_written(r, library, note);
+    return DLRN_OK;
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
@@ -649,6 +654,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     dlrn_train_config_json(cfg, settings, sizeof settings);
     json_open(&j, NULL, '{');
     put_class(&j, r, cfg);
+    if (cfg->layers > 1) json_int(&j, "layers", cfg->layers);
     json_text(&j, "version", DLRN_VERSION_STRING);
     put_command(&j, o);
     put_source(&j, o, o->data && comes_once(o->data) ? -1 : rows);
@@ -678,10 +684,9 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
    logged step counts its batch twice, so there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const
-        keys[] = {"version",        "command",        "steps",   "epochs",
-                  "log_steps",      "save_steps",     "threads", "kernels",
-                  "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
+    static const char *const keys[] = {"version",        "command",        "steps",   "epochs",
+                                       "log_steps",      "save_steps",     "threads", "kernels",
+                                       "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -753,14 +758,16 @@ static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_js
 static void tell_decay(const train_run *r, const dlrn_json *was) {
     const dlrn_train_config *cfg = &r->o->train;
     const long long before = (long long)dlrn_json_number(was, "settings.steps", -1);
-    const int share = cfg->sparsity_warmup_steps < 0 || cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
+    const int share = cfg->sparsity_warmup_steps < 0 ||
+                      cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
                       (cfg->anneal_start >= 0 && cfg->anneal_end < 0);
     char how[96];
     if ((cfg->decay_start < 0 && !share) || before == (long long)cfg->steps) return;
     snprintf(how, sizeof how, "from step %lld on the rate falls to 0 there",
              (long long)cfg->decay_start);
     fprintf(stderr, "dictlearn: %s: --steps was %lld and is %lld: %s\n", r->o->save_dir, before,
-            (long long)cfg->steps, cfg->decay_start >= 0 ? how : "schedules that depend on it change");
+            (long long)cfg->steps,
+            cfg->decay_start >= 0 ? how : "schedules that depend on it change");
 }
 
 /* A resumed run must have the settings and the source with which it began. */
@@ -921,8 +928,8 @@ static int run_train(dlrn_context *ctx, const options *o) {
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
-    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt)
-                             : find_layers(&r.feed, r.recipe, &r.layers);
+    dlrn_status s =
+        o->model ? model_text_open(ctx, o, 1, &mt) : find_layers(&r.feed, r.recipe, &r.layers);
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
                      : feed_open(&r.feed, o->epochs);
