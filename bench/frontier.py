@@ -1,7 +1,8 @@
 """frontier.py - trainings that one can believe in: what dictionaries of each recipe keep of a model at equal L0. It
 uses the command line program and the standard library only.
 
-    frontier.py BUILD [--text FILE] [--model FOLDER] [--site S] [--layer N] [--rows N] [--epochs N] [--dry]
+    frontier.py BUILD [--text FILE [--named WORDS]] [--model FOLDER] [--site S] [--layer N] [--rows N] [--epochs N]
+                [--dry]
 
 Without --text the small model of examples/data/tiny-neox writes one. A FILE is plain text or JSON lines, also in xz or
 gzip. Of its documents one in twenty is held out for the figures, and one in twenty for the choice of the learning
@@ -298,7 +299,7 @@ def measure(program, arguments):
         trials += tried
         for target in sorted(TARGETS + EXTRA.get(recipe, ())):
             points.append(figure(program, rows, recipe, target, rate, steps, "held"))
-    named = arguments.text.name if arguments.text else "text that the model wrote"
+    named = arguments.named or (arguments.text.name if arguments.text else "text that the model wrote")
     text = (f"{arguments.site} of layer {arguments.layer} of {arguments.model.name}, d {rows.width}, F "
             f"{EXPANSION * rows.width}, on {named}: {rows.count} rows, {steps} steps of {BATCH}, "
             f"{time.monotonic() - start:.0f} s in all.")
@@ -309,6 +310,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--text", type=pathlib.Path)
+    parser.add_argument("--named", help="the text in words, for the table")
     parser.add_argument("--model", type=pathlib.Path, default=HERE.parent / "examples/data/tiny-neox")
     parser.add_argument("--site", default="resid_out")
     parser.add_argument("--layer", type=int, default=3)

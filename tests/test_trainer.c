@@ -353,6 +353,8 @@ TEST(recipes_in_words) {
         dlrn_json *json = NULL;
         CHECK(info->formula == &dlrni_family_named(info->family)->formula);
         cfg.d_in = D, cfg.features = F;
+        cfg.layers = 1;
+        if (cfg.k) cfg.k = 4; /* groups of one size */
         CHECK((cfg.lr < 0) == (info->lr > 0));
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
         dlrn_trainer_info state = dlrn_trainer_describe(t);
