@@ -576,7 +576,8 @@
    each of these with the library itself.
 
    library              files in the folder        what it has
-   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in; a crosscoder
+                                                   as one wide row, `layers` in the config
    saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
                         cfg.json                   pursuit; rows normalised, or not; transcoders
                                                    of relu and jump, with a skip or without
@@ -588,6 +589,11 @@
    gemma_scope          params.npz                 jump
    gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
                         config.json                the model's name
+   llamascopium         sae_weights.safetensors,   relu, jump, top_k, glu; cross-layer transcoders,
+                        config.json                also with selections; d_out is d_in
+   ckkissane            cc_weights.pt, cfg.json    crosscoders of relu
+   crosscoder-fork      model.safetensors,         crosscoders of relu and of BatchTopK
+                        config.json
 
    If a library lacks a formula but has the same function in other numbers, those are written, on a
    copy, and `note` says so:
@@ -1438,14 +1444,15 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2", "llamascopium",
+                           "ckkissane", "crosscoder-fork"; NULL: dict->layout                   */
     int64_t layer;      /* circuit-tracer: N of layer_N.safetensors, whatever file was read      */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their
    own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer). Where the library has the same function in other numbers (scales
+   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers (scales
    folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
    as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
    to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
@@ -14334,7 +14341,8 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
-#define DLRNI_LAYERS_KEY "layers" /* of rows, in our own config and in one for dictionary_learning */
+#define DLRNI_LAYERS_KEY                                                                           \
+    "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15834,7 +15842,7 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    static const int64_t by_layers = 1; /* the sum of the norms of a feature's layers */
+    static const int64_t no_norms = 4; /* NONE: thresholds are compared with p */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
     to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
@@ -15844,7 +15852,7 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
     else if (t->is == DLRNI_CODE_NORM)
-        to->data = &by_layers;
+        to->data = &no_norms;
     else if (t->is == DLRNI_IS_GROUPS) {
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
@@ -15867,12 +15875,16 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
-/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
-DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. Logarithms
+   of thresholds are an older form where the row has thresholds, too. */
+DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                   const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
+    for (const dlrni_stored *other = row->tensor; other->name; other++)
+        if (t->is == DLRNI_IS_LOG_THRESHOLD && other->is == DLRN_THRESHOLD) return 0;
     return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
            t->is == DLRNI_CODE_NORM ||
-           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD]);
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD] && !t->optional);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15887,7 +15899,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
-        if (dlrni_is_stored(dict, &row->tensor[i]))
+        if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
@@ -15942,13 +15954,13 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
-    DLRNI_TO_FOLDERS = 1,   /* its loader opens folders alone                            */
-    DLRNI_TO_ONE_WIDTH = 2, /* d_out is d_in                                             */
-    DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
-    DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
-    DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
-    DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64,     /* it has cross-layer transcoders                            */
+    DLRNI_TO_FOLDERS = 1,    /* its loader opens folders alone                            */
+    DLRNI_TO_ONE_WIDTH = 2,  /* d_out is d_in                                             */
+    DLRNI_TO_CENTERS = 4,    /* its config says whether the output bias is subtracted     */
+    DLRNI_TO_NORMALISE = 8,  /* its config says how rows are normalised                   */
+    DLRNI_TO_SIGNED = 16,    /* its jumps pass negative values above a negative threshold */
+    DLRNI_TO_KEEP = 32,      /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_SETS = 64,      /* it has cross-layer transcoders                            */
     DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
     DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
@@ -16072,8 +16084,8 @@ DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *k
 DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
                                                  const dlrni_layout *row, dlrni_json_writer *w) {
     const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
-    const int64_t k = dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k
-                                                        : dict->formula.k;
+    const int64_t k =
+        dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
     (void)row;
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
@@ -16120,7 +16132,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
-    dlrni_json_put_text(w, "code_normalization", "CROSSCODER");
+    dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
     dlrni_json_close(w, "}");
 }
 
@@ -16687,8 +16699,8 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
     float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
     for (int64_t i = 0; i < L; i++)
-        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d,
-                        to + i * d * F, F);
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d, to + i * d * F,
+                        F);
     to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
     for (int64_t i = 0; i < L; i++)
         memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
@@ -16705,8 +16717,7 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     }
     if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
     to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
-    for (int64_t i = 0; i < L; i++)
-        dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+    for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
 }
 
 /* The weights, and then the config. */
@@ -20436,10 +20447,10 @@ DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     if (s->rules.gate != DLRN_GATE_GATED) return;
     dlrni_naive_again(s);
     for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
-    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 1, s->e2);
     dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
     s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
-    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 1);
     dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
     for (int64_t i = 0; i < s->n * s->F; i++)
         if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
@@ -21815,13 +21826,18 @@ DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, f
     return over > 0 ? square / over : 0;
 }
 
+/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks it. */
+DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
+    return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
-   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
+   multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
-    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
+    const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
         b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
@@ -23296,7 +23312,7 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
     const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     const float *c, *base = dlrni_level_base(t, 0, &c);
-    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    const int second = dlrni_second_skip(t) && !t->rules.gate_frozen;
     float *sum = t->w.skip_grad, *part = sum + size;
     for (int64_t i = 0; i < b->n; i += run) {
         const int64_t n = dlrni_min(run, b->n - i);
@@ -24385,6 +24401,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "loss: nested groups need squared");
     DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    /* k groups divide the features; a k on its way need not */
+    DLRNI_REQUIRE_IN(ctx, place, rules->select != DLRN_SELECT_GROUP_MAX || !cfg->k_anneal_steps,
+                     "k_anneal_steps: expected 0 for a recipe with the largest of each group");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
     if (cfg->n_groups && sum != cfg->features)
@@ -25200,6 +25219,11 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
 
 /* ---- Scales of the rows ---- */
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* Whether a dictionary scales its rows. */
 DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -25224,16 +25248,23 @@ DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int6
 
 /* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
    one of the output: layers keep their sizes relative to one another. */
-DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n) {
     dlrn_dictionary *dict = t->dict;
     const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    const double scale = dlrni_scale_of(t, y, n, out, L, out / L);
+    int good = dlrni_is_scale(scale);
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
         part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        good = good && dlrni_is_scale(part->formula.scale_in);
     }
-    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dict->formula.scale_out = 1 / scale;
     dlrn_dictionary_changed(dict);
+    if (good && dlrni_is_scale(dict->formula.scale_in)) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                     "step 0: scale_rows: expected rows of a mean norm that f32 holds");
 }
 
 /* No scales, after a first step that failed. */
@@ -25709,8 +25740,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats 
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
     DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
-    dlrn_status s = dlrni_stage_loss(t, stats);
+    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
 }
@@ -26086,6 +26117,26 @@ DLRNI_INTERNAL void dlrni_put_steering(dlrni_json_writer *w, const dlrn_trainer 
     dlrni_json_close(w, "}");
 }
 
+/* The numbers of a list, by one key. */
+DLRNI_INTERNAL void dlrni_put_queue(dlrni_json_writer *w, const char *key, const double *queue,
+                                    int64_t n) {
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) dlrni_json_put_real(w, NULL, queue[i]);
+    dlrni_json_close(w, "]");
+}
+
+/* The state of p-anneal. */
+DLRNI_INTERNAL void dlrni_put_anneal(dlrni_json_writer *w, const dlrni_anneal *a) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_real(w, "p", a->p);
+    dlrni_json_put_real(w, "next", a->next);
+    dlrni_json_put_real(w, "factor", a->factor);
+    dlrni_json_put_signed(w, "updates", a->updates);
+    dlrni_put_queue(w, "now", a->now, a->queued);
+    dlrni_put_queue(w, "then", a->then, a->queued);
+    dlrni_json_close(w, "}");
+}
+
 /* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
@@ -26114,8 +26165,9 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     DLRNI_FORMULA_INTEGERS(DLRNI_PUT_INTEGER)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
-    /* for readers of the file; a resume takes the configuration's */
+    /* for readers of the file; a resume takes the configuration's and the recipe's */
     dlrni_json_put_signed(w, "d_out", dict->d_out);
+    dlrni_json_put_signed(w, "rank", (int64_t)dict->formula.rank);
     dlrni_json_close(w, "}");
 }
 
@@ -26142,6 +26194,7 @@ typedef struct dlrni_checkpoint_texts {
     char buffer[512];     /* without its rows */
     char unfinished[512]; /* figures of the last step */
     char steering[128];   /* of the penalty */
+    char anneal[1024];    /* p-anneal, with its queues */
 } dlrni_checkpoint_texts;
 
 /* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
@@ -26149,9 +26202,9 @@ typedef struct dlrni_checkpoint_texts {
    is less to check. The configuration is written as settled, so that a later version's defaults
    change nothing. The archive appears as a whole or not at all: a crash during the write leaves the
    last checkpoint.
-   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer":
+   `metadata`: up to 11 pairs of key and text, closed by NULL. Six are always there. "buffer":
    only for a trainer with a buffer. "unfinished": the step is done, but its resampling is not;
-   nothing else records that. */
+   nothing else records that. "scaled": the next step has scaled its atoms, and then failed. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
@@ -26160,7 +26213,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
     dlrni_json_writer steering = dlrni_json_to_text(at.steering, sizeof at.steering);
-    const char *metadata[19] = {"format",  DLRNI_CHECKPOINT_FORMAT,
+    dlrni_json_writer anneal = dlrni_json_to_text(at.anneal, sizeof at.anneal);
+    const char *metadata[23] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
@@ -26185,6 +26239,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         dlrni_put_steering(&steering, t);
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
+    }
+    if (t->rules.anneals_p) {
+        dlrni_put_anneal(&anneal, &t->anneal);
+        metadata[pairs++] = "anneal";
+        metadata[pairs++] = at.anneal;
+    }
+    if (t->scaled == t->step + 1) {
+        metadata[pairs++] = "scaled";
+        metadata[pairs++] = at.step;
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
@@ -26326,11 +26389,6 @@ DLRNI_INTERNAL dlrn_status dlrni_read_config(dlrn_context *ctx, dlrn_archive *a,
                          colon ? colon + 2 : dlrn_error(ctx));
 }
 
-/* Whether rows can be scaled by a number. */
-DLRNI_INTERNAL int dlrni_is_scale(double scale) {
-    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
-}
-
 /* The formula of the file. k and the mean threshold are part of a trainer's state; the center was
    fixed when the run began. */
 DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a,
@@ -26349,14 +26407,18 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
 #undef DLRNI_READ_REAL
     /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !dlrni_is_scale(f->scale_in) ||
-        !dlrni_is_scale(f->scale_out))
+        center > DLRN_CENTER_INPUT_BIAS)
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
-                         "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scales above 0, found %lld, %lld, %lld, %g and %g",
+                         "%s: formula: expected gate %d, select %d and a center from 0 to %d, "
+                         "found %lld, %lld and %lld",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_in,
-                         f->scale_out);
+                         (long long)gate, (long long)select, (long long)center);
+    if (!dlrni_is_scale(f->scale_in) || !dlrni_is_scale(f->scale_out) ||
+        !(fabs(f->threshold) <= (double)FLT_MAX))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: formula: expected finite scales above 0 and a finite threshold, "
+                         "found %g, %g and %g",
+                         a->path, f->scale_in, f->scale_out, f->threshold);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -26378,7 +26440,44 @@ DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a)
     int good = !json || (dlrni_json_real(json, "factor", &t->steering.factor) &&
                          dlrni_json_real(json, "off", &t->steering.off));
     dlrn_free(t->ctx, json);
-    return good && t->steering.factor > 0 ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+    good = good && t->steering.factor > 0 && t->steering.factor <= DBL_MAX &&
+           fabs(t->steering.off) <= DBL_MAX;
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+}
+
+/* A list of penalties, none below 0; returns how many, or -1. */
+DLRNI_INTERNAL int64_t dlrni_read_queue(const dlrn_json *json, const char *key, double *queue) {
+    const dlrn_json *list = dlrn_json_get(json, key);
+    if (!list || list->type != DLRN_JSON_ARRAY || list->count > DLRNI_ANNEAL_QUEUE) return -1;
+    const dlrn_json *number = list->first;
+    for (int64_t i = 0; i < list->count; i++, number = number->next) {
+        if (number->type != DLRN_JSON_NUMBER || !(number->number >= 0 && number->number <= DBL_MAX))
+            return -1;
+        queue[i] = number->number;
+    }
+    return list->count;
+}
+
+/* The state of p-anneal. A run of another recipe has none. An exponent may be 0 only where no root
+   is taken; `next` is -1 before the first update. */
+DLRNI_INTERNAL dlrn_status dlrni_read_anneal(dlrn_trainer *t, dlrn_archive *a) {
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    dlrni_anneal *n = &t->anneal;
+    dlrn_json *json;
+    if (!t->rules.anneals_p) return DLRN_OK;
+    DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "anneal", &json));
+    int good = json && dlrni_json_real(json, "p", &n->p) &&
+               dlrni_json_real(json, "next", &n->next) &&
+               dlrni_json_real(json, "factor", &n->factor) &&
+               dlrni_json_signed(json, "updates", &n->updates);
+    n->queued = json ? dlrni_read_queue(json, "now", n->now) : -1;
+    good = good && n->queued >= 0 && dlrni_read_queue(json, "then", n->then) == n->queued &&
+           n->updates >= 0 && n->factor > 0 && n->factor <= DBL_MAX;
+    const int none = n->next >= -1 && n->next <= -1;
+    good = good && n->p <= DBL_MAX && n->next <= DBL_MAX && (root ? n->p > 0 : n->p >= 0) &&
+           (none || (root ? n->next > 0 : n->next >= 0));
+    dlrn_free(t->ctx, json);
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "anneal");
 }
 
 /* The figures of a step whose resampling is not done. */
@@ -26618,6 +26717,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (given->compat != cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          (int)given->compat, (int)cfg->compat);
+    /* the moments of one are not those of the other */
+    if (given->optimiser != cfg->optimiser)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected optimiser %s, found %s", path,
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)given->optimiser),
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)cfg->optimiser));
+    if (given->layers != cfg->layers)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected %lld layers, found %lld", path,
+                         (long long)given->layers, (long long)cfg->layers);
     return DLRN_OK;
 }
 
@@ -26640,9 +26747,11 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     /* by the file's settings: the given ones agree with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (!given) return DLRN_OK;
-    const int64_t k = cfg->k;
+    const dlrn_train_config saved = *cfg;
     *cfg = *given;
-    cfg->k = k; /* the caller may have left it 0 */
+    cfg->k = saved.k; /* the caller may have left it 0 */
+    cfg->skip = saved.skip;
+    cfg->center = saved.center;
     return DLRN_OK;
 }
 
@@ -26682,8 +26791,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
-    if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
+    if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
+        /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        if (s != DLRN_OK)
+            s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
+    }
     /* optional in its family: the formula says whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
@@ -26696,6 +26810,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
     DLRNI_TRY(dlrni_read_steering(t, a));
+    DLRNI_TRY(dlrni_read_anneal(t, a));
+    const char *scaled = dlrni_archive_metadata(a, "scaled"),
+               *done = dlrni_archive_metadata(a, "step");
+    if (scaled && strcmp(scaled, done)) return dlrni_checkpoint_lacks(a, t->ctx, "scaled");
+    if (scaled) t->scaled = t->step + 1;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_free(t->ctx, json);
@@ -26716,7 +26835,11 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     dlrn_dictionary *dict = NULL;
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     dlrn_status s = dlrni_checkpoint_dictionary(ctx, a, &cfg, &dict);
-    if (s == DLRN_OK) s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    if (s == DLRN_OK) {
+        cfg.k = dlrni_kept(dict);
+        cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+        s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    }
     dlrn_dictionary_destroy(dict); /* NULL once the trainer has it */
     return s == DLRN_OK ? dlrni_read_trainer(*out, a) : s;
 }

@@ -373,7 +373,9 @@ static int is_written(const dlrn_dictionary *dict) {
                                        "W_enc_2.safetensors",
                                        "W_dec_0.safetensors",
                                        "W_dec_1.safetensors",
-                                       "W_dec_2.safetensors"};
+                                       "W_dec_2.safetensors",
+                                       "cc_weights.pt",
+                                       "model.safetensors"};
     const char *folder = "build/tmp/layouts_written";
     int64_t n = read_array(row.folder, "input", x) / dict->d_in;
     CHECK_OK(ctx, dlrn_encode(dict, x, n, f));

@@ -71,7 +71,8 @@ static const flag flags[] = {
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
      "the library that wrote the dictionary (saelens, ...) or its class (AutoEncoderTopK, ...), if "
      "its tensors and config do not say; convert: the library to write for: dictionary_learning, "
-     "saelens, sparsify, circuit-tracer, gemma_scope or gemma_scope_2"},
+     "saelens, sparsify, circuit-tracer, gemma_scope, gemma_scope_2, llamascopium, ckkissane or "
+     "crosscoder-fork"},
     {"--from", F_TEXT, AT(from), C_CONVERT, 1, TEXT_MAX, "NAME",
      "what --layout is elsewhere: the library that wrote IN, or its class"},
     {"--norm-scale", F_REAL, AT(norm_scale), C_DICTIONARIES, 0, 0, "S",

@@ -86,9 +86,13 @@ static void unlock_folder(train_run *r) {
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
 /* What libraries' files are called in the folder of a run, up to a number or a suffix. */
-static const char *const library_files[] = {
-    "sae_weights.safetensors", "sae.safetensors", "cc_weights.pt", "cfg.json", "config.yaml",
-    "W_enc_", "W_dec_"};
+static const char *const library_files[] = {"sae_weights.safetensors",
+                                            "sae.safetensors",
+                                            "cc_weights.pt",
+                                            "cfg.json",
+                                            "config.yaml",
+                                            "W_enc_",
+                                            "W_dec_"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
