@@ -368,11 +368,11 @@
    clt-topk (CrossLayerTranscoder, llamascopium)
        mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
        (Llamascopium 2.0, cross-layer transcoder)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-batch_top_k (CrossLayerTranscoder, llamascopium)
        that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
        2.0)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
        mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
        f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
@@ -19929,52 +19929,48 @@ typedef struct dlrni_naive {
     dlrn_context *ctx;
     dlrn_train_config cfg;
     dlrni_rules rules;
-    int64_t n, d_in, d_out,
-        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
-    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
-    int center;    /* role of the bias that is subtracted from x; -1: none              */
-    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
-    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
-    int64_t step;     /* steps done                                                              */
-    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
-    double rates;     /* signum: sum of squared rates                                            */
-    double scale_in,
-        scale_out; /* of x, and of x_hat: y is divided by it                           */
-    struct {
-        double p, next,
-            factor; /* exponents now and after the next update (-1: none); of the weight */
-        double now[DLRNI_NAIVE_QUEUE],
-            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+    int64_t n, d_in, d_out; /* rows x [n][d_in], targets y [n][d_out]                            */
+    int64_t F, parts;       /* features; layers with features of their own, otherwise 1          */
+    int center;             /* role of the bias that is subtracted from x; -1: none              */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT]; /* parameters, gradients by role, or NULL   */
+    double *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments; m: z of signum           */
+    int64_t step, *silent; /* steps done; [F] steps or rows since the feature was last active    */
+    double threshold;      /* running mean of the smallest kept value; below 0: none yet         */
+    double rates;          /* signum: sum of squared rates                                       */
+    double *scale_in;      /* [d_in] of the columns of x                                         */
+    double scale_out;      /* of x_hat: y is divided by it                                       */
+    struct {               /* p-anneal                                                           */
+        double p, next;    /* exponents now and after the next update; -1: none yet              */
+        double factor;     /* of the penalty's weight                                            */
         int64_t queued, updates;
+        double now[DLRNI_NAIVE_QUEUE], then[DLRNI_NAIVE_QUEUE]; /* penalties by p, by next       */
     } anneal;
-    /* A step's numbers. */
-    double *x, *y;        /* scaled; x less the center                                         */
-    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
-    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;     /* [n][F] 1: selected; values                                        */
-    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
-    double *df, *slope,
-        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
-    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
-    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
-    double *mask, *extra,
-        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
-    double *values_more,
-        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
-    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
-    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
-    double *frozen_decoder,
-        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
-    double *scale, ratio,
-        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
-    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    /* The numbers of a step. */
+    double *x, *y;        /* scaled; x less the center                                           */
+    double *norm, *weigh; /* [F] of ranks, of the penalty                                        */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare             */
+    double *kept, *f;     /* [n][F] 1: selected; values                                          */
+    double *df, *slope;   /* [n][F] derivatives by f, by pre                                     */
+    double *lift;         /* [n][F] gated: derivatives by pre without its bias                   */
+    double *by_l0;        /* [n] derivative of the penalty by a row's L0                         */
+    double *e, *toward;   /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat   */
+    /* Of further reconstructions. */
+    double *mask, *extra;              /* [n][F] scratch: picks, values                          */
+    double *by_extra;                  /* [n][F] derivatives by the values                       */
+    double *kept_more, *values_more;   /* [n][F] of the 4 k best (multi_top_k)                   */
+    double *values_auxk;               /* [n][F] of AuxK                                         */
+    double *e2, *toward2;              /* [n][d_out] error, derivatives                          */
+    double *residual;                  /* [levels][n][d_out] what AuxK and ghosts aim at         */
+    double *frozen_decoder;            /* constants of the gradient (dlrni_naive_loss)           */
+    double *frozen_bias, *scale;       /* [d_out]; [n] ghosts                                    */
+    double ratio;                      /* ghosts                                                 */
+    double variance[DLRN_GROUPS_MAX];  /* AuxK, of each level                                    */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                                  */
     int arrays;
-    /* The terms of the loss, without their weights. */
+    /* The terms of the loss, without their weights; `second`: gate or multi_top_k. */
     double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
-    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
-    double rate,
-        penalty; /* of this step                                                           */
+    int64_t k, dead;      /* kept per row; features with an auxiliary loss                       */
+    double rate, penalty; /* of this step                                                        */
 } dlrni_naive;
 
 /* ---- Sizes and memory ---- */
@@ -20027,7 +20023,7 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
     s->center = -1;
     s->threshold = rules->first_threshold;
-    s->scale_in = s->scale_out = 1;
+    s->scale_out = 1;
     s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
@@ -20048,6 +20044,8 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->scale_in = dlrni_naive_array(s, s->d_in);
+    for (int64_t c = 0; c < s->d_in && s->scale_in; c++) s->scale_in[c] = 1;
     s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     if (s->arrays > 0 && s->silent) return s;
     dlrni_naive_close(s);
@@ -20091,8 +20089,8 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
     if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
     from = fmin(from, (double)s->F);
     const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
-    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
-    return (int64_t)fmax(whole, 1);
+    if (rule == DLRNI_K_CEIL) return (int64_t)ceil(from + ((double)cfg->k - from) * r);
+    return (int64_t)fmax(rule == DLRNI_K_FROM_D ? floor(k) : rint(k), 1);
 }
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
@@ -20127,6 +20125,28 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 }
 
 /* ---- The first batch ---- */
+
+/* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
+DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                        int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++)
+            sum += dlrni_naive_length(a + i * ld + l * width, width) / (double)(n * layers);
+    return sqrt((double)width) / sum;
+}
+
+/* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
+   y. */
+DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+    const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
+    for (int64_t at = 0; at < s->d_in; at += d) {
+        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
+    }
+    const int64_t width = s->d_out / s->cfg.layers;
+    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+}
 
 /* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
    their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
@@ -20725,7 +20745,7 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
         s->sparsity = dlrni_naive_value_penalty(s, weight, by);
         for (int64_t i = 0; i < s->n * s->F && gated; i++)
             if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
-        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+        if (s->rules.anneals_p && s->anneal.next >= 0 && !again) {
             const double p = s->anneal.p;
             s->anneal.p = s->anneal.next;
             double then = dlrni_naive_value_penalty(s, 0, NULL);
@@ -20831,7 +20851,7 @@ DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
 DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
     const double *b = s->center < 0 ? NULL : s->p[s->center];
     for (int64_t i = 0; i < s->n * s->d_in; i++)
-        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+        s->x[i] = s->scale_in[i % s->d_in] * x[i] - (b ? b[i % s->d_in] : 0);
     for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
 }
 
@@ -20976,28 +20996,40 @@ DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
     s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
 }
 
-/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
-   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
-   of the last ten steps keeps its mean. */
+/* Number j of count evenly from .. to: torch.linspace, which counts the second half from its end.
+   Steps are rounded down, so the last bit matters. */
+DLRNI_INTERNAL double dlrni_naive_part(double from, double to, int64_t j, int64_t count) {
+    const double by = count > 1 ? (to - from) / (double)(count - 1) : 0;
+    return j < count / 2 || count < 2 ? from + by * (double)j : to - by * (double)(count - 1 - j);
+}
+
+/* p-anneal (PAnnealTrainer): after each of anneal_updates steps, evenly from anneal_start to
+   anneal_end, p becomes the next of as many numbers from p_start to p_end; the weight changes so
+   that the penalty of the last ten steps keeps its mean. */
 DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
     const dlrn_train_config *cfg = &s->cfg;
-    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
-    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
-    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    const int64_t count = cfg->anneal_updates, u = s->anneal.updates;
+    const double end = (double)(cfg->anneal_end < 0 ? cfg->steps : cfg->anneal_end);
     double now = 0, then = 0;
-    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
-    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
-    for (int64_t i = 0; i < s->anneal.queued; i++)
-        now += s->anneal.now[i], then += s->anneal.then[i];
-    if (s->anneal.next > 0) s->anneal.factor *= now / then;
-    s->anneal.p = cfg->p_start + u * by;
-    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    int due = 0;
+    for (int64_t j = 0; j < count; j++)
+        due |= s->step == (int64_t)dlrni_naive_part((double)cfg->anneal_start, end, j, count);
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || u >= count || !due) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++) {
+        now += s->anneal.now[i];
+        then += s->anneal.then[i];
+    }
+    if (s->anneal.next >= 0) s->anneal.factor *= now / then;
+    s->anneal.p = dlrni_naive_part(cfg->p_start, cfg->p_end, u, count);
+    s->anneal.next =
+        u + 1 < count ? dlrni_naive_part(cfg->p_start, cfg->p_end, u + 1, count) : cfg->p_end;
     s->anneal.updates++;
 }
 
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
@@ -24005,10 +24037,16 @@ static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
-    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
-    "dead_rows", "scale_rows",     "layers",  NULL,
+    "k", "k_anneal_steps", "k_start", "auxk_alpha", "auxk", "dead_rows", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", NULL,
+};
+static const char *const dlrni_clt_k_settings[] = {
+    "k", "k_anneal_steps", "k_start", "scale_rows", "layers", NULL,
+};
+static const char *const dlrni_clt_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
     "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
@@ -24163,18 +24201,18 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
     {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
     {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_jump_settings},
      dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
