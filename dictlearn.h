@@ -13,8 +13,8 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
-                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python, words of
                     the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
@@ -187,23 +187,24 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
-   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
-   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
-   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
-   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+   The names of recipes begin with the library that they are modelled on: dl- for
+   dictionary_learning 0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for
+   Llamascopium 2.0, cc- for the crosscoders of ckkissane and of the fork of dictionary_learning;
+   the reference is trainSAE of March 2024. RECIPES lists all. From the same weights and rows each
+   makes the steps of its library's own trainer, up to rounding. Where the library has a known
+   defect, compat ON keeps it, and OFF mends it:
 
-   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
-   dl- with k         k_anneal_steps: step 0 runs with the last k
-   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
-                      too low
-   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
-                      with a value of 0 have one
-   clt-jumprelu       the penalty has no gradient by the norms of atoms
+   dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k           k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
+   sl-matryoshka        too low
+   sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
+                        picked with a value of 0 have one
+   clt-jumprelu         the penalty has no gradient by the norms of atoms
 
    Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
-   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
-   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   needs no other tuning, and its step is fast from the first one on. If the target is not x, take
+   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
    What to set for recipes with k, the most important first:
    - k: active features per row; 16 to 128.
    - features: 8 to 64 times d.
@@ -253,8 +254,8 @@
        0.1.0; Rajamanoharan et al., 2024)
        lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
    dl-top_k (AutoEncoderTopK, dictionary_learning)
-       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
-       0.1.0)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of
+       dictionary_learning 0.1.0)
        lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
        threshold_beta 0.999, threshold_start_step 1000
    dl-batch_top_k (BatchTopKSAE, dictionary_learning)
@@ -281,8 +282,8 @@
    dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
        that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
        dictionary_learning 0.1.0)
-       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
-       p_start 1, anneal_start 15000, anneal_updates 10
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity
+       power, p_start 1, anneal_start 15000, anneal_updates 10
    sl-standard (AutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
        (SAELens 6.54, standard)
@@ -299,8 +300,8 @@
    sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
        ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
-       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
-       center on, lr_schedule constant
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps
+       1000, center on, lr_schedule constant
    sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
        (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
@@ -325,8 +326,8 @@
        lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
        lr_schedule constant
    sp-topk (AutoEncoderTopK, sparsify)
-       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
-       1.3)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure
+       (sparsify 1.3)
        lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
    sp-groupmax (GroupMax, sparsify)
        that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
@@ -344,7 +345,8 @@
        lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
    cc-norm (AutoEncoder, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
-       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
+       finetuning/dictionary_learning)
        lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
@@ -357,8 +359,8 @@
        lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
        scale_rows on
    lc-topk (AutoEncoderTopK, llamascopium)
-       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
-       (Llamascopium 2.0, topk)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j
+       |atom_j| (Llamascopium 2.0, topk)
        lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
    lc-jumprelu (JumpReluAutoEncoder, llamascopium)
        mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
