@@ -1801,8 +1801,7 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. dl-jump_relu also needs target_l0 and bandwidth above 0; its first step
-   checks that. */
+   recipe cannot train. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -24388,7 +24387,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #undef DLRNI_CHECK_CHOICE
 #undef DLRNI_CHECK_SWITCH
     for (int64_t g = 0; g < cfg->n_groups; g++)
-        if (cfg->groups[g] < 1 ||
+        if (cfg->groups[g] < 1 || cfg->groups[g] > INT32_MAX ||
             !(cfg->group_weights[g] >= 0 && DLRNI_REAL(cfg->group_weights[g])))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_train_config: groups: expected sizes from 1 and finite weights "
