@@ -14,8 +14,8 @@
    >>threads.
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
-                    options, memory, threads, speed, errors, trust, limits, compat, names in Python, words of
-                    the code, how to add a family, layout, recipe or kernel set
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
+                    words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -895,19 +895,19 @@
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
-     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
-     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
-     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
-     starts with: dlrni_revive (room resampling).
+     each feature, the slopes of its gate (room backward); if it is a matrix of F rows,
+     dlrni_visit_stretch, which sums those of encoder and decoder; otherwise dlrni_bias_gradients
+     and the loop over roles in dlrni_backward, which know output bias, center and skip. What a
+     revived feature starts with: dlrni_revive (room resampling).
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
    - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
-     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
-     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
-     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     dlrni_selects (room candidates): it is then applied to finished codes. For training,
+     dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
      (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
@@ -947,11 +947,21 @@
    Parameters that are spread over several files or parts: a block in room sets, and a line of one
    of its two tables.
 
-   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
-   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
-   its default if that is not 0, and a flag of the program.
+   A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
+   of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
+   differs from the reference: settings, and rules (room training: the switches in which libraries
+   differ). The row has its words: family, library, loss, and the settings that it uses, which the
+   program reads. What a recipe needs beyond the rules that exist:
+   - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+     its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
+     if its slope needs a sum over the row (all in room loss).
+   - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
+     example).
+   - An auxiliary loss: a block like AuxK's (room auxiliary).
+   - An optimiser: dlrni_move (room optimiser), and its state in room checkpoint.
+   Room naive states the same step in plain loops: the tests compare the two, so a new rule goes
+   there first.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
