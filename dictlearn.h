@@ -13,9 +13,9 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
-                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
-                    the code, how to add a family, layout, recipe or kernel set
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
+                    words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -187,23 +187,24 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
-   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
-   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
-   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
-   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+   The names of recipes begin with the library that they are modelled on: dl- for
+   dictionary_learning 0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for
+   Llamascopium 2.0, cc- for the crosscoders of ckkissane and of the fork of dictionary_learning;
+   the reference is trainSAE of March 2024. RECIPES lists all. From the same weights and rows each
+   makes the steps of its library's own trainer, up to rounding. Where the library has a known
+   defect, compat ON keeps it, and OFF mends it:
 
-   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
-   dl- with k         k_anneal_steps: step 0 runs with the last k
-   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
-                      too low
-   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
-                      with a value of 0 have one
-   clt-jumprelu       the penalty has no gradient by the norms of atoms
+   dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k           k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
+   sl-matryoshka        too low
+   sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
+                        picked with a value of 0 have one
+   clt-jumprelu         the penalty has no gradient by the norms of atoms
 
    Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
-   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
-   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   needs no other tuning, and its step is fast from the first one on. If the target is not x, take
+   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
    What to set for recipes with k, the most important first:
    - k: active features per row; 16 to 128.
    - features: 8 to 64 times d.
@@ -253,8 +254,8 @@
        0.1.0; Rajamanoharan et al., 2024)
        lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
    dl-top_k (AutoEncoderTopK, dictionary_learning)
-       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
-       0.1.0)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of
+       dictionary_learning 0.1.0)
        lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
        threshold_beta 0.999, threshold_start_step 1000
    dl-batch_top_k (BatchTopKSAE, dictionary_learning)
@@ -281,8 +282,8 @@
    dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
        that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
        dictionary_learning 0.1.0)
-       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
-       p_start 1, anneal_start 15000, anneal_updates 10
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity
+       power, p_start 1, anneal_start 15000, anneal_updates 10
    sl-standard (AutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
        (SAELens 6.54, standard)
@@ -299,8 +300,8 @@
    sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
        ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
-       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
-       center on, lr_schedule constant
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps
+       1000, center on, lr_schedule constant
    sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
        (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
@@ -325,8 +326,8 @@
        lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
        lr_schedule constant
    sp-topk (AutoEncoderTopK, sparsify)
-       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
-       1.3)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure
+       (sparsify 1.3)
        lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
    sp-groupmax (GroupMax, sparsify)
        that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
@@ -344,7 +345,8 @@
        lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
    cc-norm (AutoEncoder, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
-       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
+       finetuning/dictionary_learning)
        lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
@@ -357,8 +359,8 @@
        lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
        scale_rows on
    lc-topk (AutoEncoderTopK, llamascopium)
-       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
-       (Llamascopium 2.0, topk)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j
+       |atom_j| (Llamascopium 2.0, topk)
        lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
    lc-jumprelu (JumpReluAutoEncoder, llamascopium)
        mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
@@ -893,19 +895,19 @@
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
-     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
-     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
-     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
-     starts with: dlrni_revive (room resampling).
+     each feature, the slopes of its gate (room backward); if it is a matrix of F rows,
+     dlrni_visit_stretch, which sums those of encoder and decoder; otherwise dlrni_bias_gradients
+     and the loop over roles in dlrni_backward, which know output bias, center and skip. What a
+     revived feature starts with: dlrni_revive (room resampling).
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
    - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
-     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
-     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
-     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     dlrni_selects (room candidates): it is then applied to finished codes. For training,
+     dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
      (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
@@ -945,11 +947,21 @@
    Parameters that are spread over several files or parts: a block in room sets, and a line of one
    of its two tables.
 
-   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
-   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
-   its default if that is not 0, and a flag of the program.
+   A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
+   of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
+   differs from the reference: settings, and rules (room training: the switches in which libraries
+   differ). The row has its words: family, library, loss, and the settings that it uses, which the
+   program reads. What a recipe needs beyond the rules that exist:
+   - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+     its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
+     if its slope needs a sum over the row (all in room loss).
+   - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
+     example).
+   - An auxiliary loss: a block like AuxK's (room auxiliary).
+   - An optimiser: dlrni_move (room optimiser), and its state in room checkpoint.
+   Room naive states the same step in plain loops: the tests compare the two, so a new rule goes
+   there first.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
