@@ -138,7 +138,7 @@ static void remove_those(const options *o, const char *folder, int (*of_kind)(co
 static void remove_unfinished(const options *o) {
     char part[4200];
     run_path(o, LIBRARY_PART, part, sizeof part);
-    remove_folder(part);
+    delete_folder(part);
     remove_those(o, ".", is_leftover);
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
@@ -212,7 +212,7 @@ static void remove_library(const options *o) {
     for (int i = 0; dlrn_recipe(i); i++) {
         if (!dlrn_recipe(i)->layout) continue;
         run_path(o, dlrn_recipe(i)->layout, path, sizeof path);
-        remove_folder(path);
+        delete_folder(path);
     }
 }
 
