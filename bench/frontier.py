@@ -156,7 +156,8 @@ def settings(recipe, width, steps):
     if recipe == "dl-jump_relu":
         return [*given, "--sparsity-warmup-steps", steps // 10, "--bandwidth", 0.001 * width**0.5, "--sparsity-penalty",
                 width]
-    return [*given, "--dead-rows", steps * BATCH // 10, "--threshold-start-step", steps // 2, "--threshold-beta", 0.99]
+    return [*given, "--dead-rows", steps * BATCH // 10, "--threshold-start-step", steps - 1 - steps // 5,
+            "--threshold-beta", 1 - 1 / max(2, steps // 20)]
 
 
 def train(program, rows, recipe, target, rate, steps):
