@@ -414,7 +414,7 @@ static const char *plural(int64_t n) {
 /* A run that ends within its warm-up never trained at its full rate. */
 static void tell_warmup(const train_run *r, int64_t done) {
     const dlrn_train_config *cfg = dlrn_trainer_describe(r->t).config;
-    if (done >= cfg->warmup_steps) return;
+    if (done >= cfg->warmup_steps || r->last.lr >= cfg->lr) return; /* signum has none */
     fprintf(stderr,
             "dictlearn: %s: ended within its warm-up: %lld of %lld steps, the last at a rate of %g "
             "where --lr is %g; see --warmup-steps\n",
