@@ -449,9 +449,11 @@
    and reconstructions as [rows, layers, d].
        f_l     = select_l(gate(p_l)), then formula.select over the features of all parts
        x_hat_t = OUTPUT_BIAS_t + sum of f_l DECODER_l (its columns for t) + SKIP_t x_t
-   Parts encode like other dictionaries, screened as their formula allows. They are loaded, not
-   created or trained, and no layout of one file holds them. Parts with DECODER_OFFSET (decode-clt's
-   feature_offset) add it once for each active feature. Decoders that a file ties are expanded.
+   Parts encode like other dictionaries, screened as their formula allows. Cross-layer transcoders
+   are created and trained, too; Crosscoders are loaded alone. dlrn_save writes either to one file,
+   in a layout of this library's own ("dictlearn"), which dlrn_load opens. Parts with DECODER_OFFSET
+   (decode-clt's feature_offset) add it once for each active feature. Decoders that a file ties are
+   expanded.
 
    ---- FILES OF OTHER LIBRARIES -------------------------------------------------------------------
 
@@ -1747,8 +1749,11 @@ typedef struct dlrn_train_config {
     dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
     dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
-    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
-                                 mean norm of sqrt(d); the dictionary holds the scales      OFF */
+    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a mean
+                               norm of sqrt(d); the dictionary holds the scales. Of several layers
+                               those of x and of y each have one scale, but each part of a
+                               cross-layer transcoder has its own for x. Scales of a dictionary to
+                               start from are kept                                          OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
     int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
     double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
@@ -1833,7 +1838,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, cons
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Parts of a trainer's state, borrowed from it. Moments have the shape of their parameter, and are
-   NULL where the dictionary has no such parameter. */
+   NULL where the dictionary has no such parameter. Those of a dictionary's parts are not shown
+   (checkpoints have them). */
 typedef struct dlrn_trainer_info {
     const dlrn_train_config *config; /* as given, with lr, d_out and k filled in               */
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
