@@ -78,7 +78,8 @@ typedef struct fma_loop {
 static fma_loop fma_loop_of(const char *kernels) {
     fma_loop loop = {fma_plain, 1};
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)
-    if (!strncmp(kernels, "avx512", 6)) loop.run = fma_avx512, loop.lanes = 16;
+    if (!strncmp(kernels, "avx512", 6) || !strcmp(kernels, "amx"))
+        loop.run = fma_avx512, loop.lanes = 16;
     if (!strncmp(kernels, "avx2", 4)) loop.run = fma_avx2, loop.lanes = 8;
 #elif defined(__aarch64__)
     if (!strncmp(kernels, "neon", 4)) loop.run = fma_neon, loop.lanes = 4;
