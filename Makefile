@@ -71,8 +71,8 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-peers bench-check bench-readme readme help clean format \
-        fuzz fuzz-afl fuzz-merge fuzz-replay
+        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme frontier readme help \
+        clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -274,8 +274,17 @@ $(BUILD)/bench: bench/bench.c $(BUILD)/dictlearn.o $(BUILD)/private/dictlearn.h
 	$(CC) -std=c99 $(CFLAGS) $(OPENMP) -I$(BUILD)/private $(INCLUDES) -DDICTLEARN_IMPLEMENTATION= $< \
 	  $(BUILD)/dictlearn.o -o $@ -lm
 
+# The peers that are set up: what `make bench-peers` makes, and the libraries of `make venv`.
+WITH_PEERS = --peers $(BUILD)/peers/bin/python --trainers $(BUILD)/libraries/bin/python $(BENCH)
+
 bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers where they are set up (BENCH=--cpu-time)
-	python3 bench/run.py $(BUILD) --peers $(BUILD)/peers/bin/python $(BENCH)
+	python3 bench/run.py $(BUILD) $(WITH_PEERS)
+
+bench-training: $(BUILD)/bench ## the training steps of the recipes alone, beside their libraries' (`make venv`)
+	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
+
+frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
+	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
 
 bench-peers: $(BUILD)/peers/ready ## build/peers with PyTorch, NumPy and OpenBLAS, to be measured in turns with ours
 
@@ -290,8 +299,9 @@ bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record,
 bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
 
-readme: $(BUILD)/test_layouts ## writes README's table of libraries from the header's tables
+readme: $(BUILD)/test_layouts $(BUILD)/test_recipes ## writes the tables of README and of the manual from those of the header
 	$(BUILD)/test_layouts --readme
+	$(BUILD)/test_recipes --manual
 
 lint: ## style and hygiene: format, columns, function length, contents page, symbols, macros
 	@$(TOOLS) sh tests/lint.sh $(BUILD)

@@ -13,9 +13,9 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, formula, files of other libraries, options,
-                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
-                    the code, how to add a family, layout, recipe or kernel set
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
+                    words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -187,10 +187,32 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   recipe        family               modelled on
-   reference     AutoEncoder          trainSAE of March 2024: L1 or entropy, ghosts, resampling
-   dl-top_k      AutoEncoderTopK      dictionary_learning 0.1.0: k active per row, AuxK
-   dl-jump_relu  JumpReluAutoEncoder  dictionary_learning 0.1.0: penalty (L0 / target_l0 - 1)^2
+   The names of recipes begin with the library that they are modelled on: dl- for
+   dictionary_learning 0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for
+   Llamascopium 2.0, cc- for the crosscoders of ckkissane and of the fork of dictionary_learning;
+   the reference is trainSAE of March 2024. RECIPES lists all. From the same weights and rows each
+   makes the steps of its library's own trainer, up to rounding. Where the library has a known
+   defect, compat ON keeps it, and OFF mends it:
+
+   dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k           k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
+   sl-matryoshka        too low
+   sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
+                        picked with a value of 0 have one
+   clt-jumprelu         the penalty has no gradient by the norms of atoms
+
+   Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
+   needs no other tuning, and its step is fast from the first one on. If the target is not x, take
+   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
+   What to set for recipes with k, the most important first:
+   - k: active features per row; 16 to 128.
+   - features: 8 to 64 times d.
+   - lr: -1 derives it from the number of features. Short runs take 3 to 10 times that.
+   - warmup_steps, decay_start: a tenth of the run, the last fifth of it.
+   - threshold_start_step, well before the end: the saved threshold is a mean over the steps since
+     then, and before it there is none (-1).
+   - dead_rows, dead_steps: shorter than the run, so that AuxK can revive features.
 
    What to set for the reference, the most important first:
    - sparsity_penalty: more penalty, lower L0. Useful values span a factor of about 6; where they
@@ -208,6 +230,156 @@
    rows that were not trained on: look at variance explained, dead features and, with a language
    model, the share of cross-entropy recovered.
 
+   ---- RECIPES ------------------------------------------------------------------------------------
+
+   Written from the table of room recipes (make readme), as `train --recipe list` is. A recipe's
+   name, family and library; what a step minimises; the settings and their defaults that are not
+   off. A rate lr is given for 16384 features where it is derived from their number.
+
+   reference (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)
+       lr 0.0003, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.001, sparsity l1, loss norm
+   dl-standard (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-april (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (StandardTrainerAprilUpdate
+       of dictionary_learning 0.1.0; Conerly et al., April 2024)
+       lr 0.001, warmup_steps 1000, clip 1, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps
+       2000
+   dl-gated (GatedAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + b)||^2 by
+       frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of dictionary_learning
+       0.1.0; Rajamanoharan et al., 2024)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
+   dl-top_k (AutoEncoderTopK, dictionary_learning)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of
+       dictionary_learning 0.1.0)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-batch_top_k (BatchTopKSAE, dictionary_learning)
+       mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of dead
+       features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-matryoshka (MatryoshkaBatchTopKSAE, dictionary_learning)
+       the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the features
+       up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of dictionary_learning 0.1.0;
+       Bussmann et al., 2025)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000
+   dl-jump_relu (JumpReluAutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of
+       dictionary_learning 0.1.0)
+       lr 7e-05, warmup_steps 1000, clip 1, sparsity_penalty 1, sparsity_warmup_steps 2000,
+       target_l0 20, bandwidth 0.001
+   dl-p_anneal (AutoEncoder, dictionary_learning)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to p_end
+       (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, sparsity_warmup_steps 2000,
+       sparsity power, p_start 1, anneal_start 15000, anneal_updates 10
+   dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
+       that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
+       dictionary_learning 0.1.0)
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity
+       power, p_start 1, anneal_start 15000, anneal_updates 10
+   sl-standard (AutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
+       (SAELens 6.54, standard)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-gated (GatedAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g W_dec +
+       b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, p_start 1, center on, lr_schedule constant
+   sl-jumprelu (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step;
+       Rajamanoharan et al., 2024)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 0.05, dead_steps 1000, center on,
+       lr_schedule constant
+   sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps
+       1000, center on, lr_schedule constant
+   sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
+       (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, target_l0 20, bandwidth 0.05, dead_steps
+       1000, center on, lr_schedule constant
+   sl-topk (AutoEncoderTopK, saelens)
+       mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - x_hat)||^2;
+       the k largest f_j |atom_j| (SAELens 6.54, topk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sl-batchtopk (BatchTopKSAE, saelens)
+       that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-matryoshka (MatryoshkaBatchTopKSAE, saelens)
+       that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last (SAELens
+       6.54, matryoshka_batchtopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, threshold_beta 0.99,
+       rescale on, center on, lr_schedule constant
+   sl-abstopk (AbsTopK, saelens)
+       that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)
+       lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
+       lr_schedule constant
+   sp-topk (AutoEncoderTopK, sparsify)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure
+       (sparsify 1.3)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-groupmax (GroupMax, sparsify)
+       that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-transcoder (AutoEncoderTopK, sparsify)
+       that of sp-topk for a target y (sparsify 1.3, transcode)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
+   sp-skip_transcoder (AutoEncoderTopK, sparsify)
+       that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode,
+       skip_connection; Paulo et al., 2025)
+       lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum, skip on
+   cc-l1 (AutoEncoder, ckkissane)
+       mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of |atom_jl|)
+       (ckkissane's crosscoder-model-diff-replication)
+       lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
+   cc-norm (AutoEncoder, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
+       finetuning/dictionary_learning)
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+   cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
+       mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
+       |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
+       science-of-finetuning/dictionary_learning)
+       lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
+       threshold_beta 0.999, threshold_start_step 1000, layers 2
+   lc-relu (AutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, relu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
+       scale_rows on
+   lc-topk (AutoEncoderTopK, llamascopium)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j
+       |atom_j| (Llamascopium 2.0, topk)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+   lc-jumprelu (JumpReluAutoEncoder, llamascopium)
+       mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
+       ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
+   clt-topk (CrossLayerTranscoder, llamascopium)
+       mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
+       (Llamascopium 2.0, cross-layer transcoder)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
+   clt-batch_top_k (CrossLayerTranscoder, llamascopium)
+       that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
+       2.0)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
+   clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
+       mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
+       f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
+       lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity tanh, bandwidth 2,
+       threshold_lr 1, scale_rows on
    ---- FORMULA AND FAMILIES -----------------------------------------------------------------------
 
        z     = scale_in normalise(x)
@@ -406,7 +578,8 @@
    each of these with the library itself.
 
    library              files in the folder        what it has
-   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in
+   dictionary_learning  ae.pt, config.json         its seven classes; d_out is d_in; a crosscoder
+                                                   as one wide row, `layers` in the config
    saelens              sae_weights.safetensors,   relu, jump, gated, top_k, abs_top_k, matching
                         cfg.json                   pursuit; rows normalised, or not; transcoders
                                                    of relu and jump, with a skip or without
@@ -418,6 +591,11 @@
    gemma_scope          params.npz                 jump
    gemma_scope_2        params.safetensors,        jump, with a skip or without; config.json lacks
                         config.json                the model's name
+   llamascopium         sae_weights.safetensors,   relu, jump, top_k, glu; cross-layer transcoders,
+                        config.json                also with selections; d_out is d_in
+   ckkissane            cc_weights.pt, cfg.json    crosscoders of relu
+   crosscoder-fork      model.safetensors,         crosscoders of relu and of BatchTopK
+                        config.json
 
    If a library lacks a formula but has the same function in other numbers, those are written, on a
    copy, and `note` says so:
@@ -717,19 +895,19 @@
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
-     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
-     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
-     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
-     starts with: dlrni_revive (room resampling).
+     each feature, the slopes of its gate (room backward); if it is a matrix of F rows,
+     dlrni_visit_stretch, which sums those of encoder and decoder; otherwise dlrni_bias_gradients
+     and the loop over roles in dlrni_backward, which know output bias, center and skip. What a
+     revived feature starts with: dlrni_revive (room resampling).
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
    - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
-     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
-     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
-     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     dlrni_selects (room candidates): it is then applied to finished codes. For training,
+     dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
      (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
@@ -769,11 +947,21 @@
    Parameters that are spread over several files or parts: a block in room sets, and a line of one
    of its two tables.
 
-   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
-   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
-   its default if that is not 0, and a flag of the program.
+   A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
+   of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
+   differs from the reference: settings, and rules (room training: the switches in which libraries
+   differ). The row has its words: family, library, loss, and the settings that it uses, which the
+   program reads. What a recipe needs beyond the rules that exist:
+   - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+     its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
+     if its slope needs a sum over the row (all in room loss).
+   - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
+     example).
+   - An auxiliary loss: a block like AuxK's (room auxiliary).
+   - An optimiser: dlrni_move (room optimiser), and its state in room checkpoint.
+   Room naive states the same step in plain loops: the tests compare the two, so a new rule goes
+   there first.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
@@ -1268,14 +1456,15 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const cha
 /* For whom a dictionary is written. Zero-initialise it, then set what differs. */
 typedef struct dlrn_save_options {
     const char *layout; /* the library: "dictionary_learning", "saelens", "sparsify",
-                           "circuit-tracer", "gemma_scope", "gemma_scope_2"; NULL: dict->layout */
+                           "circuit-tracer", "gemma_scope", "gemma_scope_2", "llamascopium",
+                           "ckkissane", "crosscoder-fork"; NULL: dict->layout                   */
     int64_t layer;      /* circuit-tracer: N of layer_N.safetensors, whatever file was read      */
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their
    own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer). Where the library has the same function in other numbers (scales
+   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers (scales
    folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
    as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
    to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
@@ -1571,6 +1760,8 @@ typedef struct dlrn_train_config {
     double lr_end;             /* last rate of the cosine; -1: lr / 10                       -1 */
     int64_t lr_cycles;         /* of cosine_restarts                                          1 */
     double threshold_lr;       /* rate of thresholds, as a multiple of lr                     1 */
+    double atom_norm;          /* norm of new atoms; -1: the recipe's                        -1 */
+    double new_threshold;      /* thresholds of new features; -1: the recipe's               -1 */
     dlrn_buffer_config buffer; /* for dlrn_train(), which creates a buffer of its own           */
 } dlrn_train_config;
 
@@ -1620,8 +1811,7 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. dl-jump_relu also needs target_l0 and bandwidth above 0; its first step
-   checks that. */
+   recipe cannot train. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -3694,6 +3884,11 @@ typedef struct dlrni_family {
 /* A formula as most families have it. */
 #define DLRNI_FORMULA(center, gate, select, k)                                                     \
     { DLRN_NORMALISE_NONE, center, gate, select, k, -1, 1, 1, DLRN_OFF, DLRN_OFF, DLRN_RANK_VALUE }
+
+/* The name of a parameter in a file, with the number of a part. */
+typedef struct dlrni_tensor_name {
+    char text[40];
+} dlrni_tensor_name;
 
 /* Encoders of families that have their own (room encoders). */
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
@@ -14201,6 +14396,8 @@ static const dlrni_layout dlrni_unread_rows[] = {
    path that names a file is found by the same lines, or else is config.json beside it. */
 
 #define DLRNI_CONFIG_FILE "config.json"
+#define DLRNI_LAYERS_KEY                                                                           \
+    "layers" /* of rows, in our own config and in one for dictionary_learning */
 #define DLRNI_CFG_FILE "cfg.json" /* what SAELens, sparsify and others call a config */
 #define DLRNI_SAE_WEIGHTS "sae_weights.safetensors" /* of SAELens and OpenMOSS */
 static const dlrni_library dlrni_library_table[] = {
@@ -15347,6 +15544,18 @@ DLRNI_INTERNAL int dlrni_find_config(dlrn_context *ctx, const char *folder, size
 /* Room sets: the first of a folder's files that hold a layer each; "": there are none. */
 DLRNI_INTERNAL void dlrni_first_layer(dlrn_context *ctx, const char *path, char *file, size_t size);
 
+/* Looks in the folder of a run for a folder that is called as a library, with its files. */
+DLRNI_INTERNAL void dlrni_search_named(dlrn_context *ctx, const char *path, char *file,
+                                       size_t size) {
+    char name[128];
+    for (int i = 1; i < DLRNI_LIBRARIES && !*file; i++) {
+        const dlrni_library *library = &dlrni_library_table[i];
+        if (!library->weights || strchr(library->weights, '%')) continue;
+        dlrni_print(name, sizeof name, "%s/%s", library->name, library->weights);
+        if (!dlrni_is_in_folder(ctx, path, name, file, size)) *file = 0;
+    }
+}
+
 /* Looks in a folder: for our own files, those of trainers, those of other libraries. */
 DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *path, char *file,
                                                size_t size) {
@@ -15363,6 +15572,7 @@ DLRNI_INTERNAL dlrn_status dlrni_search_folder(dlrn_context *ctx, const char *pa
             *file = 0;
     }
     if (!*file) dlrni_first_layer(ctx, path, file, size);
+    if (!*file) dlrni_search_named(ctx, path, file, size);
     return DLRN_OK;
 }
 
@@ -15426,6 +15636,14 @@ DLRNI_INTERNAL const dlrni_library *dlrni_library_of(const char *file, const cha
     return NULL;
 }
 
+/* A plain dictionary whose config says that a row holds several layers. */
+DLRNI_INTERNAL void dlrni_set_layers(const dlrni_loading *l, dlrn_dictionary *dict) {
+    const double M = dlrn_json_number(l->root, DLRNI_LAYERS_KEY, 1);
+    const int ours = l->library == dlrni_library_table && dict->layers == 1 && !dict->n_parts;
+    if (!ours || !(M >= 2 && M <= (double)dict->d_in)) return;
+    if (dict->d_in == dict->d_out && dict->d_in % (int64_t)M == 0) dict->layers = (int64_t)M;
+}
+
 /* Loads `file` ("": there is none) with what its config states; root NULL: there is no config. */
 DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, const char *file,
                                            dlrn_dictionary **out) {
@@ -15451,6 +15669,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_with(dlrni_loading *l, dlrn_context *ctx, 
     dlrn_archive_close(l->a);
     /* last, because only the tensors give the true sizes */
     if (s == DLRN_OK && l->root) s = dlrni_check_config_sizes(ctx, l->config, l->root, *out);
+    if (s == DLRN_OK) dlrni_set_layers(l, *out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
     *out = NULL;
@@ -15627,52 +15846,100 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
         }
     if (first) return dlrni_check_layout_holds(dict, path, first);
     return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: not written: %s %s %s", path,
-                     dict->n_parts               ? "a"
-                     : dict->param[DLRN_DECODER] ? "family"
-                                                 : "an",
-                     dict->family,
-                     dict->n_parts ? "has several layers, and no layout of one file holds them"
-                     : dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
-                                                 : "has no weights to save");
+                     dict->param[DLRN_DECODER] ? "family" : "an", dict->family,
+                     dict->param[DLRN_DECODER] ? "has no layout that is written to one file"
+                                               : "has no weights to save");
 }
 
-/* Adds one tensor of the row: borrowed from the dictionary, or a transposed copy. */
+/* The size of a letter of a row's shape: those of roles, and the layers of crosscoders. */
+DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'M'   ? dict->layers
+           : letter == 'D' ? dict->d_in / dict->layers
+                           : dlrni_extent(dict, letter);
+}
+
+/* Whether a row keeps the layers of a crosscoder apart. */
+DLRNI_INTERNAL int dlrni_row_has_layers(const dlrni_layout *row) {
+    for (const dlrni_stored *t = row->tensor; t->name; t++)
+        if (strchr(t->shape, 'M')) return 1;
+    return 0;
+}
+
+/* The logarithms of thresholds. 0 has none, and is written as a number that no pre-activation tells
+   from it. */
+DLRNI_INTERNAL void dlrni_log_thresholds(const dlrn_dictionary *dict, float *to) {
+    const float min = 1e-30f;
+    for (int64_t j = 0; j < dict->features; j++)
+        to[j] = logf(fmaxf(dict->param[DLRN_THRESHOLD][j], min));
+}
+
+/* Whether a tensor is stored by layer, [M][F][D], which lies in memory as [F][M][D]. */
+DLRNI_INTERNAL int dlrni_is_by_layer(const dlrni_stored *t) {
+    return !strcmp(t->shape, "MFD");
+}
+
+/* Writes a parameter into `to` in the order of a file that is not that of memory. */
+DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                      float *to) {
+    const dlrni_role *role = &dlrni_role_table[t->is];
+    const int64_t rows = dlrni_extent(dict, role->rows), cols = dlrni_extent(dict, role->cols);
+    const int64_t M = dict->layers, D = dict->d_in / M;
+    const float *from = dict->param[t->is];
+    if (!dlrni_is_by_layer(t)) {
+        dlrni_transpose(dict->ctx, from, cols, rows, cols, to, rows);
+        return;
+    }
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t j = 0; j < rows; j++)
+            memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
+}
+
+/* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
-    dlrn_context *ctx = dict->ctx;
+    static const int64_t no_norms = 4; /* NONE: thresholds are compared with p */
     dlrn_tensor_out *to = &s->tensor[s->count];
     to->name = t->name;
-    to->dtype = DLRN_F32;
+    to->dtype = t->is == DLRNI_IS_GROUPS || t->is == DLRNI_CODE_NORM ? DLRN_I64 : DLRN_F32;
     to->ndim = (int)strlen(t->shape);
-    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_extent(dict, t->shape[i]);
+    for (int i = 0; i < to->ndim; i++) to->shape[i] = dlrni_stored_extent(dict, t->shape[i]);
     /* borrowed until the archive is written */
     if (t->is < DLRN_ROLE_COUNT)
         to->data = dict->param[t->is];
+    else if (t->is == DLRNI_CODE_NORM)
+        to->data = &no_norms;
     else if (t->is == DLRNI_IS_GROUPS) {
-        to->dtype = DLRN_I64;
         to->shape[0] = dict->n_groups;
         to->data = dict->group_sizes;
     } else
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
-    /* archives are written in row order, so a transposed copy is needed */
-    if (t->is < DLRN_ROLE_COUNT && dlrni_is_turned(t)) {
-        float *turned = DLRNI_NEW(ctx, float, dlrni_role_size(dict, t->is));
+    /* archives are written in row order, so a copy is needed */
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
+        float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
         s->turned[s->count] = turned;
         if (!turned) return DLRN_ERR_MEMORY;
-        /* shape in memory: the file's, transposed */
-        const int64_t rows = to->shape[1], cols = to->shape[0];
-        dlrni_transpose(ctx, dict->param[t->is], cols, rows, cols, turned, rows);
+        if (is_log)
+            dlrni_log_thresholds(dict, turned);
+        else
+            dlrni_turn_stored(dict, t, turned);
         to->data = turned;
     }
     s->count++;
     return DLRN_OK;
 }
 
-/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. */
-DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_stored *t) {
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. Logarithms
+   of thresholds are an older form where the row has thresholds, too. */
+DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                   const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
-    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS;
+    for (const dlrni_stored *other = row->tensor; other->name; other++)
+        if (t->is == DLRNI_IS_LOG_THRESHOLD && other->is == DLRN_THRESHOLD) return 0;
+    return t->is == DLRNI_IS_K || t->is == DLRNI_IS_THRESHOLD_OF_ALL || t->is == DLRNI_IS_GROUPS ||
+           t->is == DLRNI_CODE_NORM ||
+           (t->is == DLRNI_IS_LOG_THRESHOLD && dict->param[DLRN_THRESHOLD] && !t->optional);
 }
 
 /* Writes the tensors of a row. All are checked before the file is created; copies are freed on
@@ -15687,7 +15954,7 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
-        if (dlrni_is_stored(dict, &row->tensor[i]))
+        if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
@@ -15713,6 +15980,8 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
     return DLRN_OK;
 }
 
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
+
 DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
@@ -15722,6 +15991,7 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
         !dlrni_has_suffix(path, ".npz"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a name ending in .pt, .safetensors or .npz", path);
+    if (dict->n_parts) return dlrni_save_parts(dict, path);
     DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
     if (copy) dict = copy;
     dlrn_status s = dlrni_layout_of(dict, path, &library, &row);
@@ -15739,13 +16009,15 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
 
 /* What a library can express beyond the formulas of its rows. */
 enum {
-    DLRNI_TO_FOLDERS = 1,   /* its loader opens folders alone                            */
-    DLRNI_TO_ONE_WIDTH = 2, /* d_out is d_in                                             */
-    DLRNI_TO_CENTERS = 4,   /* its config says whether the output bias is subtracted     */
-    DLRNI_TO_NORMALISE = 8, /* its config says how rows are normalised                   */
-    DLRNI_TO_SIGNED = 16,   /* its jumps pass negative values above a negative threshold */
-    DLRNI_TO_KEEP = 32,     /* a config that is there stays: it is of several dictionaries */
-    DLRNI_TO_SETS = 64      /* it has cross-layer transcoders                            */
+    DLRNI_TO_FOLDERS = 1,    /* its loader opens folders alone                            */
+    DLRNI_TO_ONE_WIDTH = 2,  /* d_out is d_in                                             */
+    DLRNI_TO_CENTERS = 4,    /* its config says whether the output bias is subtracted     */
+    DLRNI_TO_NORMALISE = 8,  /* its config says how rows are normalised                   */
+    DLRNI_TO_SIGNED = 16,    /* its jumps pass negative values above a negative threshold */
+    DLRNI_TO_KEEP = 32,      /* a config that is there stays: it is of several dictionaries */
+    DLRNI_TO_SETS = 64,      /* it has cross-layer transcoders                            */
+    DLRNI_TO_SELECTED = 256, /* and in those selections, all in one file              */
+    DLRNI_TO_FLAT = 128      /* rows of several layers are one wide row; the config says how many */
 };
 
 /* How a library is written. Weights have the name that dlrni_library_table gives. */
@@ -15769,6 +16041,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_put_signed(w, "dict_size", dict->features);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
+    if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
     dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
     dlrni_json_close(w, "}");
 }
@@ -15838,6 +16111,86 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
     dlrni_json_close(w, "}");
 }
 
+/* What a cross-layer transcoder's, or another dictionary's, act_fn is called. */
+DLRNI_INTERNAL const char *dlrni_llamascopium_act(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    if (f->select != DLRN_SELECT_ALL && dict->n_parts)
+        return f->select == DLRN_SELECT_TOP_K ? "layertopk" : "batchlayertopk";
+    if (dict->n_parts) f = &dict->part[0].dict->formula;
+    return f->select == DLRN_SELECT_TOP_K         ? "topk"
+           : f->select == DLRN_SELECT_BATCH_TOP_K ? "batchtopk"
+           : f->gate == DLRN_GATE_RELU            ? "relu"
+                                                  : "jumprelu";
+}
+
+/* A list of hooks, of which only their number is known. */
+DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *key, int64_t n,
+                                             const char *hook) {
+    char name[64];
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) {
+        dlrni_print(name, sizeof name, "blocks.%lld.%s", (long long)i, hook);
+        dlrni_json_put_text(w, NULL, name);
+    }
+    dlrni_json_close(w, "]");
+}
+
+/* Scales and norms are folded into the weights: norm_activation is that of inference. */
+DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
+                                                 const dlrni_layout *row, dlrni_json_writer *w) {
+    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t k =
+        dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_text(w, "sae_type", dict->n_parts ? "clt" : "sae");
+    dlrni_json_put_signed(w, "d_model", d);
+    dlrni_json_put_real(w, "expansion_factor", (double)F / (double)d);
+    dlrni_json_put_bool(w, "use_decoder_bias", 1);
+    dlrni_json_put_text(w, "act_fn", dlrni_llamascopium_act(dict));
+    dlrni_json_put_text(w, "norm_activation", "inference");
+    dlrni_json_put_bool(w, "sparsity_include_decoder_norm", 0);
+    dlrni_json_put_signed(w, "top_k", k ? k : 1);
+    if (dict->n_parts) {
+        dlrni_llamascopium_hooks(w, "hook_points_in", dict->layers, "hook_resid_mid");
+        dlrni_llamascopium_hooks(w, "hook_points_out", dict->layers, "hook_mlp_out");
+    } else {
+        dlrni_json_put_text(w, "hook_point_in", "in");
+        dlrni_json_put_text(w, "hook_point_out",
+                            dict->formula.center == DLRN_CENTER_NONE ? "out" : "in");
+        dlrni_json_put_bool(w, "use_glu_encoder", dict->param[DLRN_GATE_ENCODER] != NULL);
+    }
+    dlrni_json_close(w, "}");
+}
+
+/* What its constructor reads. Numbers of training matter to new weights alone. */
+DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                              dlrni_json_writer *w) {
+    (void)row;
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
+    dlrni_json_put_text(w, "enc_dtype", "fp32");
+    dlrni_json_put_signed(w, "seed", 0);
+    dlrni_json_put_real(w, "dec_init_norm", 0.08);
+    dlrni_json_put_text(w, "device", "cpu");
+    dlrni_json_put_text(w, "dictlearn_version", DLRN_VERSION_STRING);
+    dlrni_json_close(w, "}");
+}
+
+/* The arguments of its constructors, which Hugging Face's loader passes on. A single layer is its
+   own BatchTopKSAE. */
+DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrni_layout *row,
+                                         dlrni_json_writer *w) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
+    dlrni_json_put_signed(w, "dict_size", dict->features);
+    if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
+    if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
+    dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
+    dlrni_json_close(w, "}");
+}
+
 /* Its loaders want a name of a model, which a dictionary has not. */
 DLRNI_INTERNAL void dlrni_configure_gemma_2(const dlrn_dictionary *dict, const dlrni_layout *row,
                                             dlrni_json_writer *w) {
@@ -15863,7 +16216,7 @@ DLRNI_INTERNAL void dlrni_configure_tracer(const dlrn_dictionary *dict, const dl
 }
 
 static const dlrni_target dlrni_target_table[] = {
-    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH, NULL,
+    {"dictionary_learning", ".pt", DLRNI_CONFIG_FILE, DLRNI_TO_ONE_WIDTH | DLRNI_TO_FLAT, NULL,
      dlrni_configure_learning},
     {"saelens", ".safetensors", DLRNI_CFG_FILE,
      DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_CENTERS | DLRNI_TO_NORMALISE, "batchtopk",
@@ -15875,6 +16228,12 @@ static const dlrni_target dlrni_target_table[] = {
      dlrni_configure_tracer},
     {"gemma_scope", ".npz", "", 0, NULL, NULL},
     {"gemma_scope_2", ".safetensors", DLRNI_CONFIG_FILE, 0, NULL, dlrni_configure_gemma_2},
+    {"llamascopium", ".safetensors", DLRNI_CONFIG_FILE,
+     DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH | DLRNI_TO_SETS | DLRNI_TO_SELECTED, NULL,
+     dlrni_configure_llamascopium},
+    {"ckkissane", ".pt", DLRNI_CFG_FILE, DLRNI_TO_ONE_WIDTH, NULL, dlrni_configure_ckkissane},
+    {"crosscoder-fork", ".safetensors", DLRNI_CONFIG_FILE, DLRNI_TO_FOLDERS | DLRNI_TO_ONE_WIDTH,
+     "BatchTopKSAE", dlrni_configure_fork},
 };
 enum { DLRNI_TARGETS = sizeof dlrni_target_table / sizeof *dlrni_target_table };
 
@@ -15902,7 +16261,7 @@ typedef struct dlrni_plan {
 /* Whether a row stores this: a role, or another number. */
 DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     for (const dlrni_stored *t = row->tensor; t->name; t++)
-        if (t->is == is) return 1;
+        if (t->is == is || (t->is == DLRNI_IS_LOG_THRESHOLD && is == DLRN_THRESHOLD)) return 1;
     return 0;
 }
 
@@ -15999,6 +16358,10 @@ DLRNI_INTERNAL int dlrni_plan_row(const dlrn_dictionary *dict, const dlrni_targe
     if (!dlrni_plan_gate(dict, p)) return 3;
     dlrni_print(p->why, sizeof p->why, "a d_out that is not d_in");
     if (p->can & DLRNI_TO_ONE_WIDTH && dict->d_in != dict->d_out) return 4;
+    dlrni_print(p->why, sizeof p->why, "a dictionary of %lld layers", (long long)dict->layers);
+    if (dict->layers > 1 ? !dlrni_row_has_layers(row) && !(p->can & DLRNI_TO_FLAT)
+                         : dlrni_row_has_layers(row))
+        return 4;
     dlrni_print(p->why, sizeof p->why, "normaliser %s",
                 dlrn_name(DLRN_NAMES_NORMALISE, (int)f->normalise));
     if (f->normalise != DLRN_NORMALISE_NONE && !(p->can & DLRNI_TO_NORMALISE)) return 5;
@@ -16025,10 +16388,10 @@ DLRNI_INTERNAL dlrn_status dlrni_plan_save(const dlrn_dictionary *dict, const ch
     const char *name = target->library;
     dlrn_context *ctx = dict->ctx;
     int furthest = 0;
-    if (dict->layers > 1 || dict->feature_layers > 1)
+    if (dict->feature_layers > 1)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: not written: %s has no place for a dictionary of %lld layers", path,
-                         name, (long long)dlrni_max(dict->layers, dict->feature_layers));
+                         "%s: not written: %s has no place for features of %lld layers", path, name,
+                         (long long)dict->feature_layers);
     for (const dlrni_layout *row = dlrni_library_named(name)->rows; row->name; row++) {
         dlrni_plan p;
         if (target->not_in && strstr(row->name, target->not_in)) continue;
@@ -16242,8 +16605,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const 
 /* ---- Cross-layer transcoders ---- for circuit-tracer: two files a layer, W_enc_<i> with W_enc_<i>
    [F][d], b_enc_<i>, b_dec_<i> and threshold_<i>, W_dec_<i> with [F][L - i][d]. */
 
-/* Whether a part is the layer i of such a set. */
-DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) {
+/* Whether a part is the layer i of a cross-layer transcoder that libraries have. */
+DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
     const unsigned roles = DLRNI_BIT(DLRN_ENCODER) | DLRNI_BIT(DLRN_ENCODER_BIAS) |
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
@@ -16258,23 +16621,26 @@ DLRNI_INTERNAL int dlrni_is_tracer_part(const dlrn_dictionary *dict, int64_t i) 
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
-    return f->select == DLRN_SELECT_ALL && f->normalise == DLRN_NORMALISE_NONE &&
-           f->center == DLRN_CENTER_NONE && f->standardise != DLRN_ON && f->scale_out >= 1 &&
-           f->scale_out <= 1;
+    return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
+           f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as circuit-tracer has them. */
-DLRNI_INTERNAL int dlrni_is_tracer_set(const dlrn_dictionary *dict) {
-    const dlrn_formula *f = &dict->formula;
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
+   whether they have selections, the same of all parts, or one of the whole. */
+DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
+    const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
              dict->feature_layers == dict->layers && dict->d_in == dict->d_out &&
-             dict->param[DLRN_OUTPUT_BIAS] && f->select == DLRN_SELECT_ALL &&
-             f->normalise == DLRN_NORMALISE_NONE && f->standardise != DLRN_ON && f->scale_in >= 1 &&
-             f->scale_in <= 1;
+             dict->param[DLRN_OUTPUT_BIAS] && f->normalise == DLRN_NORMALISE_NONE &&
+             f->standardise != DLRN_ON && f->scale_in >= 1 && f->scale_in <= 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         is = is && (!dict->param[role] || role == DLRN_OUTPUT_BIAS);
-    for (int64_t i = 0; is && i < dict->n_parts; i++) is = dlrni_is_tracer_part(dict, i);
-    return is;
+    if (is) of_part = &dict->part[0].dict->formula;
+    for (int64_t i = 0; is && i < dict->n_parts; i++) {
+        const dlrn_formula *part = &dict->part[i].dict->formula;
+        is = dlrni_is_set_part(dict, i) && part->select == of_part->select && part->k == of_part->k;
+    }
+    return is && (select || (f->select == DLRN_SELECT_ALL && of_part->select == DLRN_SELECT_ALL));
 }
 
 /* What must be folded into one part. Where one has thresholds, all have. */
@@ -16353,6 +16719,90 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+/* ---- Cross-layer transcoders ---- for Llamascopium: one archive with W_E [L][d][F], b_E [L][F],
+   W_D.<t> [t + 1][F][d], b_D.<t> [d] and the logarithms of thresholds [L][F]. */
+
+/* An archive that is being put together. */
+typedef struct dlrni_llama_out {
+    dlrn_tensor_out *tensor;
+    char (*name)[64];
+    float *numbers; /* of all tensors but the biases of x_hat */
+    int64_t count, used;
+} dlrni_llama_out;
+
+/* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
+DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
+                                      int ndim, const int64_t *sizes) {
+    dlrn_tensor_out *t = &out->tensor[out->count];
+    float *numbers = out->numbers + out->used;
+    int64_t n = 1;
+    memset(t, 0, sizeof *t);
+    dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
+                (long long)layer);
+    t->name = out->name[out->count++];
+    t->dtype = DLRN_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < ndim; i++) n *= t->shape[i] = sizes[3 - ndim + i];
+    t->data = numbers;
+    out->used += n;
+    return numbers;
+}
+
+/* Puts all tensors together. */
+DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    float *to = dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_transpose(dict->ctx, dict->part[i].dict->param[DLRN_ENCODER], d, F, d, to + i * d * F,
+                        F);
+    to = dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        memcpy(to + i * F, dict->part[i].dict->param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *to);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        to = dlrni_llama_add(out, "W_D", t, 3, atoms);
+        for (int64_t i = 0; i <= t; i++)
+            for (int64_t j = 0; j < F; j++)
+                memcpy(to + (i * F + j) * d,
+                       dict->part[i].dict->param[DLRN_DECODER] + (j * (L - i) + t - i) * d,
+                       (size_t)d * sizeof *to);
+        memcpy(dlrni_llama_add(out, "b_D", t, 1, bias), dict->param[DLRN_OUTPUT_BIAS] + t * d,
+               (size_t)d * sizeof *to);
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    to = dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
+}
+
+/* The weights, and then the config. */
+DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
+                                             const dlrni_place *place) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
+    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    dlrn_context *ctx = dict->ctx;
+    dlrn_writer *config = NULL;
+    dlrni_llama_out out;
+    memset(&out, 0, sizeof out);
+    out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
+    out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
+    out.numbers = DLRNI_NEW(ctx, float, numbers);
+    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
+    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
+    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
+    if (s == DLRN_OK)
+        s = dlrn_writer_close(config);
+    else if (config)
+        dlrn_writer_abort(config);
+    dlrn_free(ctx, out.tensor);
+    dlrn_free(ctx, out.name);
+    dlrn_free(ctx, out.numbers);
+    return s;
+}
+
 /* A dictionary of several layers; folds: what was folded. */
 DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const char *path,
                                           const dlrni_target *target, unsigned *folds) {
@@ -16361,24 +16811,26 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrni_plan plan;
     char name[64], file[4096];
     const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
-    const int sets = (target->can & DLRNI_TO_SETS) != 0;
+    const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
     DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !sets || !dlrni_is_tracer_set(dict))
+    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
                          in_folder ? "" : " in one file");
-    if (dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a folder without another dictionary, found %s", path, name);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
     if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
     dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_write_set(copy ? copy : dict, &plan, path, &place);
+    if (s == DLRN_OK)
+        s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
+                  : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
     return s;
@@ -17478,6 +17930,264 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
+   under the names of their roles and the number of their part, as in checkpoints, and two tables
+   with a row for the whole and one for each part. Columns are only ever added. */
+
+#define DLRNI_PART_TABLE "part_table"   /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
+#define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
+
+/* Of the part table. Enumerations as their numbers, which never change. */
+enum {
+    DLRNI_PART_FAMILY, /* 0: CrossLayerTranscoder, 1: Crosscoder; of a part 0 */
+    DLRNI_PART_IN_AT,
+    DLRNI_PART_OUT_AT,
+    DLRNI_PART_D_IN,
+    DLRNI_PART_D_OUT,
+    DLRNI_PART_FEATURES,
+    DLRNI_PART_LAYERS, /* feature_layers are as many in a whole with parts, or 1 */
+    DLRNI_PART_FEATURE_LAYERS,
+    DLRNI_PART_SKIP_ROWS,
+    DLRNI_PART_CENTER,
+    DLRNI_PART_GATE,
+    DLRNI_PART_SELECT,
+    DLRNI_PART_K,
+    DLRNI_PART_STANDARDISE,
+    DLRNI_PART_RANK,
+    DLRNI_PART_COLUMNS
+};
+
+static const char *const dlrni_part_families[] = {"CrossLayerTranscoder", "Crosscoder"};
+
+/* A row of the two tables. */
+DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, int64_t out_at,
+                                   int64_t *row, float *scales) {
+    const dlrn_formula *f = &dict->formula;
+    row[DLRNI_PART_FAMILY] = !strcmp(dict->family, dlrni_part_families[1]);
+    row[DLRNI_PART_IN_AT] = in_at;
+    row[DLRNI_PART_OUT_AT] = out_at;
+    row[DLRNI_PART_D_IN] = dict->d_in;
+    row[DLRNI_PART_D_OUT] = dict->d_out;
+    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_LAYERS] = dict->layers;
+    row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
+    row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
+    row[DLRNI_PART_CENTER] = (int64_t)f->center;
+    row[DLRNI_PART_GATE] = (int64_t)f->gate;
+    row[DLRNI_PART_SELECT] = (int64_t)f->select;
+    row[DLRNI_PART_K] = f->k;
+    row[DLRNI_PART_STANDARDISE] = (int64_t)f->standardise;
+    row[DLRNI_PART_RANK] = (int64_t)f->rank;
+    scales[0] = (float)f->threshold;
+    scales[1] = (float)f->scale_in;
+    scales[2] = (float)f->scale_out;
+}
+
+/* The tensors of a dictionary with parts. All arrays are owned. */
+typedef struct dlrni_part_tensors {
+    dlrn_tensor_out *tensor;
+    dlrni_tensor_name *name;
+    int64_t *table;
+    float *scales;
+    int64_t count;
+} dlrni_part_tensors;
+
+/* Adds the parameters of the whole (part -1) or of a part. */
+DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
+                                   dlrni_part_tensors *to) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *shape = &dlrni_role_table[role];
+        if (!dict->param[role]) continue;
+        char *name = to->name[to->count].text;
+        dlrn_tensor_out *t = &to->tensor[to->count++];
+        const size_t size = sizeof to->name->text;
+        if (part < 0)
+            dlrni_print(name, size, "%s", shape->name);
+        else
+            dlrni_print(name, size, "%s.%lld", shape->name, (long long)part);
+        t->name = name;
+        t->data = dict->param[role];
+        t->dtype = DLRN_F32;
+        t->ndim = shape->cols == '1' ? 1 : 2;
+        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+    }
+}
+
+/* Fills the list; the caller frees its arrays, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_part_tensors *to) {
+    const int64_t rows = dict->n_parts + 1, max = rows * DLRN_ROLE_COUNT + 2;
+    dlrn_context *ctx = dict->ctx;
+    memset(to, 0, sizeof *to);
+    to->tensor = DLRNI_NEW_ZERO(ctx, dlrn_tensor_out, max);
+    to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
+    to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
+    to->scales = DLRNI_NEW(ctx, float, rows * 3);
+    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
+    dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
+    to->tensor[to->count++] = table;
+    to->tensor[to->count++] = scales;
+    dlrni_put_part(dict, 0, 0, to->table, to->scales);
+    dlrni_add_part(dict, -1, to);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_put_part(part->dict, part->in_at, part->out_at,
+                       to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
+        dlrni_add_part(part->dict, i, to);
+    }
+    return DLRN_OK;
+}
+
+/* dlrn_save of a dictionary with parts. */
+DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path) {
+    dlrni_part_tensors list;
+    DLRNI_TRY(dlrni_check_parts(dict));
+    for (int64_t i = 0; i < dict->n_parts; i++)
+        if (dlrni_own_encode(dict->part[i].dict))
+            return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: not written: part %lld is of family %s", path, (long long)i,
+                             dict->part[i].dict->family);
+    dlrn_status s = dlrni_list_parts(dict, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+    dlrn_free(dict->ctx, list.tensor);
+    dlrn_free(dict->ctx, list.name);
+    dlrn_free(dict->ctx, list.table);
+    dlrn_free(dict->ctx, list.scales);
+    return s;
+}
+
+/* Reads the formula of a row of the tables. Values out of range are refused here: others are
+   checked where they are used (dlrni_check_parts). */
+DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t *row,
+                                          const float *scales, dlrn_dictionary *dict) {
+    dlrn_formula *f = &dict->formula;
+    const struct {
+        int column, end;
+    } limit[] = {{DLRNI_PART_CENTER, DLRN_CENTER_INPUT_BIAS + 1},
+                 {DLRNI_PART_GATE, DLRN_GATE_LINEAR + 1},
+                 {DLRNI_PART_SELECT, DLRN_SELECT_BATCH_TOP_K + 1},
+                 {DLRNI_PART_STANDARDISE, DLRN_ON + 1},
+                 {DLRNI_PART_RANK, DLRN_RANK_LAYER_NORMS + 1}};
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
+        if (row[limit[i].column] < 0 || row[limit[i].column] >= limit[i].end)
+            return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
+                             "%s: tensor '%s': column %d: expected a number from 0 below %d, found "
+                             "%lld",
+                             l->a->path, DLRNI_PART_TABLE, limit[i].column, limit[i].end,
+                             (long long)row[limit[i].column]);
+    f->center = (dlrn_center)row[DLRNI_PART_CENTER];
+    f->gate = (dlrn_gate)row[DLRNI_PART_GATE];
+    f->select = (dlrn_select)row[DLRNI_PART_SELECT];
+    f->k = row[DLRNI_PART_K];
+    f->standardise = (dlrn_switch)row[DLRNI_PART_STANDARDISE];
+    f->rank = (dlrn_rank)row[DLRNI_PART_RANK];
+    f->threshold = (double)scales[0];
+    f->scale_in = (double)scales[1];
+    f->scale_out = (double)scales[2];
+    return dlrni_check_select(l->a->ctx, f, dict->features);
+}
+
+/* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
+                                           dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const dlrni_role *of = &dlrni_role_table[role];
+        const dlrni_entry *e;
+        dlrni_tensor_name name;
+        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        const int ndim = of->cols == '1' ? 1 : 2;
+        if (part < 0)
+            dlrni_print(name.text, sizeof name.text, "%s", of->name);
+        else
+            dlrni_print(name.text, sizeof name.text, "%s.%lld", of->name, (long long)part);
+        if (dlrni_find_stored(l, name.text) < 0) continue;
+        DLRNI_TRY(dlrni_set_tensor(l, name.text, ndim, shape, &e));
+        if (ndim == 1) {
+            DLRNI_TRY(dlrni_read_vector(l, e, 0, dict, role));
+            continue;
+        }
+        DLRNI_TRY(dlrni_param_alloc(dict, role));
+        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+    }
+    return DLRN_OK;
+}
+
+/* Part i, by its row of the table. What its parameters need is in the file before it is
+   allocated. */
+DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
+                                           const float *scales, dlrn_dictionary *whole) {
+    dlrn_part *part = &whole->part[i];
+    part->in_at = row[DLRNI_PART_IN_AT];
+    part->out_at = row[DLRNI_PART_OUT_AT];
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
+                                   row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
+    DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
+    return dlrni_read_part(l, i, part->dict);
+}
+
+/* All of it, by the tables [parts + 1]. */
+DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t parts,
+                                            const int64_t *table, const float *scales,
+                                            dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t layers = table[DLRNI_PART_LAYERS], of = table[DLRNI_PART_FEATURE_LAYERS];
+    const int64_t in = table[DLRNI_PART_D_IN], out = table[DLRNI_PART_D_OUT];
+    const int64_t features = table[DLRNI_PART_FEATURES], family = table[DLRNI_PART_FAMILY];
+    const int fits = layers > 0 && of > 0 && in > 0 && out > 0 && features > 0 &&
+                     in % layers == 0 && out % layers == 0 && features % of == 0;
+    if (!fits || family < 0 || family > 1)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected layers that divide the widths, and a family "
+                         "from 0 to 1, found %lld layers of %lld and %lld, and family %lld",
+                         l->a->path, DLRNI_PART_TABLE, (long long)layers, (long long)in,
+                         (long long)out, (long long)family);
+    DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dlrni_part_families[family]), in, out,
+                                   features, &s->to));
+    s->to->layers = layers;
+    s->to->feature_layers = of;
+    s->to->layout = "dictlearn";
+    s->to->class_name = s->to->family;
+    DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
+    DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
+    for (int64_t i = 0; i < parts; i++)
+        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS, scales + (i + 1) * 3,
+                                  s->to));
+    return dlrni_read_part(l, -1, s->to);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_load_own_set(dlrni_loading *l, dlrni_layers *s) {
+    dlrn_context *ctx = l->a->ctx;
+    const int64_t at = dlrni_find_stored(l, DLRNI_PART_TABLE);
+    const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, at);
+    const int64_t rows = info->ndim == 1 ? info->numel / DLRNI_PART_COLUMNS : 0;
+    const dlrni_entry *e;
+    int64_t shape[2] = {rows, 3};
+    if (rows < 2 || rows > DLRNI_LAYERS_MAX + 1 || info->numel % DLRNI_PART_COLUMNS)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                         "%s: tensor '%s': expected [N x %d], N from 2 to %d, found %lld numbers",
+                         l->a->path, DLRNI_PART_TABLE, (int)DLRNI_PART_COLUMNS,
+                         DLRNI_LAYERS_MAX + 1, (long long)info->numel);
+    DLRNI_TRY(dlrni_set_tensor(l, DLRNI_PART_SCALES, 2, shape, &e));
+    int64_t *table = DLRNI_NEW(ctx, int64_t, info->numel);
+    float *scales = DLRNI_NEW(ctx, float, 3 * rows);
+    dlrn_status status =
+        table && scales ? dlrni_archive_read_i64(l->a, at, table) : DLRN_ERR_MEMORY;
+    if (status == DLRN_OK) status = dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), scales, 3);
+    if (status == DLRN_OK) status = dlrni_load_parts(l, rows - 1, table, scales, s);
+    dlrn_free(ctx, table);
+    dlrn_free(ctx, scales);
+    return status == DLRN_OK ? dlrni_settle_layers(l, s, 0, 0) : status;
+}
+
+DLRNI_INTERNAL int dlrni_is_own_set(dlrni_loading *l) {
+    return dlrni_prefix_before(l, DLRNI_PART_TABLE);
+}
+
 /* ---- One archive ---- */
 
 typedef struct dlrni_one_archive {
@@ -17490,6 +18200,7 @@ static const dlrni_one_archive dlrni_set_table[] = {
     {"llamascopium", dlrni_is_llama_set, dlrni_load_llama_set},
     {"crosscoder-fork", dlrni_is_fork_set, dlrni_load_fork_set},
     {"decode-clt", dlrni_is_pair_set, dlrni_load_pair_set},
+    {"dictlearn", dlrni_is_own_set, dlrni_load_own_set},
 };
 enum { DLRNI_SETS_OF_PARTS = sizeof dlrni_set_table / sizeof *dlrni_set_table };
 
@@ -19017,7 +19728,8 @@ typedef struct dlrni_work {
     float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
     float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
     double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] a feature's share of the loss pre_act; or NULL             */
+    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -19272,53 +19984,48 @@ typedef struct dlrni_naive {
     dlrn_context *ctx;
     dlrn_train_config cfg;
     dlrni_rules rules;
-    int64_t n, d_in, d_out,
-        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
-    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
-    int center;    /* role of the bias that is subtracted from x; -1: none              */
-    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
-    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
-    int64_t step;     /* steps done                                                              */
-    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
-    double rates;     /* signum: sum of squared rates                                            */
-    double scale_in,
-        scale_out; /* of x, and of x_hat: y is divided by it                           */
-    struct {
-        double p, next,
-            factor; /* exponents now and after the next update (-1: none); of the weight */
-        double now[DLRNI_NAIVE_QUEUE],
-            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+    int64_t n, d_in, d_out; /* rows x [n][d_in], targets y [n][d_out]                            */
+    int64_t F, parts;       /* features; layers with features of their own, otherwise 1          */
+    int center;             /* role of the bias that is subtracted from x; -1: none              */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT]; /* parameters, gradients by role, or NULL   */
+    double *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments; m: z of signum           */
+    int64_t step, *silent; /* steps done; [F] steps or rows since the feature was last active    */
+    double threshold;      /* running mean of the smallest kept value; below 0: none yet         */
+    double rates;          /* signum: sum of squared rates                                       */
+    double *scale_in;      /* [d_in] of the columns of x                                         */
+    double scale_out;      /* of x_hat: y is divided by it                                       */
+    struct {               /* p-anneal                                                           */
+        double p, next;    /* exponents now and after the next update; -1: none yet              */
+        double factor;     /* of the penalty's weight                                            */
         int64_t queued, updates;
+        double now[DLRNI_NAIVE_QUEUE], then[DLRNI_NAIVE_QUEUE]; /* penalties by p, by next       */
     } anneal;
-    /* A step's numbers. */
-    double *x, *y; /* scaled; x less the center                                         */
-    double *norm, *weigh,
-        *lifts;        /* [F] of ranks, of the penalty and of pre_act                     */
-    double *pre, *q;   /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;  /* [n][F] 1: selected; values                                        */
-    double *kept_more; /* [n][F] 1: among the 4 k best (multi_top_k)                        */
-    double *df, *slope,
-        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
-    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
-    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
-    double *mask, *extra,
-        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
-    double *values_more,
-        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
-    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
-    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
-    double *frozen_decoder,
-        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
-    double *scale, ratio,
-        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
-    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    /* The numbers of a step. */
+    double *x, *y;        /* scaled; x less the center                                           */
+    double *norm, *weigh; /* [F] of ranks, of the penalty                                        */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare             */
+    double *kept, *f;     /* [n][F] 1: selected; values                                          */
+    double *df, *slope;   /* [n][F] derivatives by f, by pre                                     */
+    double *lift;         /* [n][F] gated: derivatives by pre without its bias                   */
+    double *by_l0;        /* [n] derivative of the penalty by a row's L0                         */
+    double *e, *toward;   /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat   */
+    /* Of further reconstructions. */
+    double *mask, *extra;              /* [n][F] scratch: picks, values                          */
+    double *by_extra;                  /* [n][F] derivatives by the values                       */
+    double *kept_more, *values_more;   /* [n][F] of the 4 k best (multi_top_k)                   */
+    double *values_auxk;               /* [n][F] of AuxK                                         */
+    double *e2, *toward2;              /* [n][d_out] error, derivatives                          */
+    double *residual;                  /* [levels][n][d_out] what AuxK and ghosts aim at         */
+    double *frozen_decoder;            /* constants of the gradient (dlrni_naive_loss)           */
+    double *frozen_bias, *scale;       /* [d_out]; [n] ghosts                                    */
+    double ratio;                      /* ghosts                                                 */
+    double variance[DLRN_GROUPS_MAX];  /* AuxK, of each level                                    */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                                  */
     int arrays;
-    /* The terms of the loss, without their weights. */
+    /* The terms of the loss, without their weights; `second`: gate or multi_top_k. */
     double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
-    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
-    double rate,
-        penalty; /* of this step                                                           */
+    int64_t k, dead;      /* kept per row; features with an auxiliary loss                       */
+    double rate, penalty; /* of this step                                                        */
 } dlrni_naive;
 
 /* ---- Sizes and memory ---- */
@@ -19371,7 +20078,7 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
     s->center = -1;
     s->threshold = rules->first_threshold;
-    s->scale_in = s->scale_out = 1;
+    s->scale_out = 1;
     s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
@@ -19389,10 +20096,11 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->residual = dlrni_naive_array(s, levels * out);
     s->e2 = dlrni_naive_array(s, out), s->toward2 = dlrni_naive_array(s, out);
     s->norm = dlrni_naive_array(s, F), s->weigh = dlrni_naive_array(s, F);
-    s->lifts = dlrni_naive_array(s, F);
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->scale_in = dlrni_naive_array(s, s->d_in);
+    for (int64_t c = 0; c < s->d_in && s->scale_in; c++) s->scale_in[c] = 1;
     s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     if (s->arrays > 0 && s->silent) return s;
     dlrni_naive_close(s);
@@ -19436,8 +20144,8 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
     if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
     from = fmin(from, (double)s->F);
     const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
-    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
-    return (int64_t)fmax(whole, 1);
+    if (rule == DLRNI_K_CEIL) return (int64_t)ceil(from + ((double)cfg->k - from) * r);
+    return (int64_t)fmax(rule == DLRNI_K_FROM_D ? floor(k) : rint(k), 1);
 }
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
@@ -19473,41 +20181,64 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 
 /* ---- The first batch ---- */
 
-/* The geometric median of rows a [n][d], ld apart, by Weiszfeld's rounds: the mean weighted by 1 /
-   distance, from the mean on, at most 100 times, until it moves by less than 1e-5
-   (dictionary_learning). to, next [d]. */
-DLRNI_INTERNAL void dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
-                                       double *to, double *next) {
-    double moved = 1;
-    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
-        double all = 0;
-        dlrni_naive_zero(next, d);
-        for (int64_t i = 0; i < n; i++) {
-            double square = 0;
-            for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
-            /* round -1 is the mean; a row at the median has no direction */
-            double w = round < 0 ? 1 : square > 0 ? 1 / sqrt(square) : 0;
-            for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
-            all += w;
-        }
-        moved = 0;
-        for (int64_t c = 0; c < d; c++) {
-            double value = all > 0 ? next[c] / all : to[c];
-            moved += pow(value - to[c], 2);
-            to[c] = value;
-        }
-        moved = round < 0 ? 1 : sqrt(moved);
+/* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
+DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                        int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++)
+            sum += dlrni_naive_length(a + i * ld + l * width, width) / (double)(n * layers);
+    return sqrt((double)width) / sum;
+}
+
+/* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
+   y. */
+DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+    const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
+    for (int64_t at = 0; at < s->d_in; at += d) {
+        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
     }
+    const int64_t width = s->d_out / s->cfg.layers;
+    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+}
+
+/* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
+   their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
+   moves. */
+DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, int64_t ld,
+                                         int first, double *to, double *next) {
+    double all = 0, moved = 0;
+    dlrni_naive_zero(next, d);
+    for (int64_t i = 0; i < n; i++) {
+        double square = 0;
+        for (int64_t c = 0; c < d; c++) square += pow(a[i * ld + c] - to[c], 2);
+        /* a row at the median has no direction */
+        const double w = first ? 1 : square > 0 ? 1 / sqrt(square) : 0;
+        for (int64_t c = 0; c < d; c++) next[c] += w * a[i * ld + c];
+        all += w;
+    }
+    for (int64_t c = 0; c < d; c++) {
+        const double value = all > 0 ? next[c] / all : to[c];
+        moved += pow(value - to[c], 2);
+        to[c] = value;
+    }
+    return first ? HUGE_VAL : sqrt(moved);
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. s->x is not yet less the center. */
+   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
+   (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
-    double *bias = s->p[DLRN_OUTPUT_BIAS], *mean = s->e2; /* e2: not in use yet */
-    const int64_t layers = s->cfg.layers, d = s->d_out / layers;
-    if (s->rules.first == DLRNI_FIRST_MEDIAN)
-        for (int64_t l = 0; l < layers; l++)
-            dlrni_naive_median(s->y + l * d, s->n, d, s->d_out, bias + l * d, mean);
+    double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
+    const int64_t d = s->d_out / s->cfg.layers;
+    double moved = s->rules.first == DLRNI_FIRST_MEDIAN ? 1 : 0;
+    for (int round = -1; round < 100 && moved >= 1e-5; round++) {
+        moved = 0;
+        for (int64_t at = 0; at < s->d_out; at += d)
+            moved = fmax(moved, dlrni_naive_median(s->y + at, s->n, d, s->d_out, round < 0,
+                                                   bias + at, next));
+    }
     if (s->rules.first != DLRNI_FIRST_MEAN) return;
     dlrni_naive_zero(bias, s->d_out);
     for (int64_t i = 0; i < s->n * s->d_out; i++) bias[i % s->d_out] += s->y[i] / (double)s->n;
@@ -19599,7 +20330,9 @@ DLRNI_INTERNAL void dlrni_naive_select(dlrni_naive *s, int64_t k, double *mask) 
         mask[i] = s->rules.zero_picks || value < 0 || value > 0;
         key[i] = s->rules.zero_picks ? fmax(s->q[i], 0) : s->q[i];
     }
-    if (select == DLRN_SELECT_BATCH_TOP_K) dlrni_naive_keep(s, key, 0, 0, n * F, k * n, mask);
+    const int64_t more = (int64_t)(s->cfg.k_fraction * (double)n);
+    if (select == DLRN_SELECT_BATCH_TOP_K)
+        dlrni_naive_keep(s, key, 0, 0, n * F, k * n + more, mask);
     for (int64_t at = 0; at < n * F; at += width)
         if (select == DLRN_SELECT_TOP_K || select == DLRN_SELECT_ABS_TOP_K)
             dlrni_naive_keep(s, key, select == DLRN_SELECT_ABS_TOP_K, at, width, k, mask);
@@ -19789,10 +20522,10 @@ DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     if (s->rules.gate != DLRN_GATE_GATED) return;
     dlrni_naive_again(s);
     for (int64_t i = 0; i < s->n * s->F; i++) s->extra[i] = s->pre[i] > 0 ? s->pre[i] : 0;
-    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 0, s->e2);
+    dlrni_naive_begin(s, frozen ? s->frozen_bias : s->p[DLRN_OUTPUT_BIAS], 1, s->e2);
     dlrni_naive_decode(s, s->extra, atoms, 0, s->F, s->e2);
     s->second += dlrni_naive_distance(s, s->e2, 1, s->toward2);
-    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 0);
+    if (!frozen) dlrni_naive_begin_back(s, s->toward2, 1);
     dlrni_naive_decode_back(s, s->extra, s->toward2, 0, s->F, !frozen, s->by_extra);
     for (int64_t i = 0; i < s->n * s->F; i++)
         if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
@@ -19889,11 +20622,12 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width; share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
    (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
-    const int64_t size = s->n * s->d_out, half = s->d_in / s->cfg.layers / 2;
+    const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
+    const int64_t half = (of_y ? s->d_out : s->d_in) / s->cfg.layers / 2;
     const double *r = s->residual + g * size;
     int64_t want = s->cfg.auxk ? s->cfg.auxk : dlrni_max(half, 1), k = want;
     const int64_t dead = dlrni_naive_auxk_values(s, from, to, &k, again);
@@ -19924,7 +20658,7 @@ DLRNI_INTERNAL void dlrni_naive_auxiliary(dlrni_naive *s, int again) {
     for (int64_t i = 0; i < levels * s->n * s->d_out; i++)
         if (!again || s->rules.auxk_attached) s->residual[i] = -s->e[i];
     dlrni_naive_ghosts(s, again);
-    if (!(s->cfg.auxk_alpha > 0)) return;
+    if (!s->rules.auxiliary || !(s->cfg.auxk_alpha > 0)) return;
     if (!s->cfg.auxk_by_group) dlrni_naive_auxk(s, last, 0, s->F, again);
     for (int64_t g = 0; g < levels && s->cfg.auxk_by_group; g++)
         dlrni_naive_auxk(s, g, g ? dlrni_naive_level_end(s, g - 1) : 0, dlrni_naive_level_end(s, g),
@@ -20066,7 +20800,7 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
         s->sparsity = dlrni_naive_value_penalty(s, weight, by);
         for (int64_t i = 0; i < s->n * s->F && gated; i++)
             if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
-        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+        if (s->rules.anneals_p && s->anneal.next >= 0 && !again) {
             const double p = s->anneal.p;
             s->anneal.p = s->anneal.next;
             double then = dlrni_naive_value_penalty(s, 0, NULL);
@@ -20078,22 +20812,22 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
 }
 
 /* pre_act times mean_i sum_j ReLU(threshold_j - p_ij) |atom_j|, over dead features (SAELens) or all
-   (Llamascopium, whose thresholds are compared with p |atom|, but not here). `again` keeps frozen norms. */
-DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s, int again) {
-    const double by = s->cfg.pre_act / (double)s->n;
+   (Llamascopium, whose thresholds are compared with p |atom|, but not here; the mean is over layers
+   with features of their own, too, but with compat such dictionaries have no pre_act). */
+DLRNI_INTERNAL void dlrni_naive_pre_act(dlrni_naive *s) {
+    const double rows = (double)(s->n * s->parts), by = s->cfg.pre_act / rows;
     const int64_t F = s->F;
-    if (!(s->cfg.pre_act > 0)) return;
+    if (!(s->cfg.pre_act > 0) || (s->parts > 1 && s->cfg.compat)) return;
     for (int64_t j = 0; j < F; j++) {
-        if (!(again && s->rules.frozen_norms)) s->lifts[j] = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
-        const double norm = s->lifts[j];
+        const double norm = dlrni_naive_norm(s, DLRN_RANK_NORM, j);
         if (s->rules.pre_act_of_dead && !dlrni_naive_is_dead(s, j)) continue;
         for (int64_t i = 0; i < s->n; i++) {
             const double below = s->p[DLRN_THRESHOLD][j] - s->pre[i * F + j];
             if (!(below > 0)) continue;
-            s->pre_act += below * norm / (double)s->n;
+            s->pre_act += below * norm / rows;
             s->slope[i * F + j] -= by * norm;
             s->g[DLRN_THRESHOLD][j] += by * norm;
-            if (!s->rules.frozen_norms) dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
+            dlrni_naive_norm_back(s, DLRN_RANK_NORM, j, by * below);
         }
     }
     s->loss += s->cfg.pre_act * s->pre_act;
@@ -20172,7 +20906,7 @@ DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
 DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
     const double *b = s->center < 0 ? NULL : s->p[s->center];
     for (int64_t i = 0; i < s->n * s->d_in; i++)
-        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+        s->x[i] = s->scale_in[i % s->d_in] * x[i] - (b ? b[i % s->d_in] : 0);
     for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
 }
 
@@ -20202,7 +20936,7 @@ DLRNI_INTERNAL double dlrni_naive_loss(dlrni_naive *s, const double *x, const do
     s->loss = s->reconstruction + s->second;
     dlrni_naive_auxiliary(s, again);
     dlrni_naive_sparsity(s, again);
-    dlrni_naive_pre_act(s, again);
+    dlrni_naive_pre_act(s);
     dlrni_naive_reconstruct_back(s);
     dlrni_naive_gate_back(s);
     dlrni_naive_threshold_back(s);
@@ -20317,28 +21051,40 @@ DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
     s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
 }
 
-/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
-   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
-   of the last ten steps keeps its mean. */
+/* Number j of count evenly from .. to: torch.linspace, which counts the second half from its end.
+   Steps are rounded down, so the last bit matters. */
+DLRNI_INTERNAL double dlrni_naive_part(double from, double to, int64_t j, int64_t count) {
+    const double by = count > 1 ? (to - from) / (double)(count - 1) : 0;
+    return j < count / 2 || count < 2 ? from + by * (double)j : to - by * (double)(count - 1 - j);
+}
+
+/* p-anneal (PAnnealTrainer): after each of anneal_updates steps, evenly from anneal_start to
+   anneal_end, p becomes the next of as many numbers from p_start to p_end; the weight changes so
+   that the penalty of the last ten steps keeps its mean. */
 DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
     const dlrn_train_config *cfg = &s->cfg;
-    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
-    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
-    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    const int64_t count = cfg->anneal_updates, u = s->anneal.updates;
+    const double end = (double)(cfg->anneal_end < 0 ? cfg->steps : cfg->anneal_end);
     double now = 0, then = 0;
-    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
-    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
-    for (int64_t i = 0; i < s->anneal.queued; i++)
-        now += s->anneal.now[i], then += s->anneal.then[i];
-    if (s->anneal.next > 0) s->anneal.factor *= now / then;
-    s->anneal.p = cfg->p_start + u * by;
-    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    int due = 0;
+    for (int64_t j = 0; j < count; j++)
+        due |= s->step == (int64_t)dlrni_naive_part((double)cfg->anneal_start, end, j, count);
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || u >= count || !due) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++) {
+        now += s->anneal.now[i];
+        then += s->anneal.then[i];
+    }
+    if (s->anneal.next >= 0) s->anneal.factor *= now / then;
+    s->anneal.p = dlrni_naive_part(cfg->p_start, cfg->p_end, u, count);
+    s->anneal.next =
+        u + 1 < count ? dlrni_naive_part(cfg->p_start, cfg->p_end, u + 1, count) : cfg->p_end;
     s->anneal.updates++;
 }
 
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
@@ -20574,8 +21320,12 @@ DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t 
     }
 }
 
-/* The dictionary that a run leaves: y becomes x. */
-DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+/* The dictionary that a run leaves: y becomes x. A threshold that has never been averaged says
+   so. */
+DLRNI_INTERNAL void dlrni_leave(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->rules.average == DLRNI_AVERAGE_BATCH && dict->formula.threshold < 0)
+        dlrni_print(dict->note, sizeof dict->note,
+                    "threshold: no batch has been averaged, so every positive feature is active");
     if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *w = dict->param[role];
@@ -21167,13 +21917,18 @@ DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, f
     return over > 0 ? square / over : 0;
 }
 
+/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks it. */
+DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
+    return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
-   multi_top_k by the 4 k best of a row. sparsify's lacks the skip. */
+   multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
     dlrni_batch *batch = &t->w.batch;
     const dlrni_encoding *c = &t->w.codes;
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
-    const float *skip = batch->inner && t->cfg.compat ? NULL : t->dict->param[DLRN_SKIP];
+    const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
     dlrni_sums g = {
         b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
@@ -21992,13 +22747,19 @@ static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_
    and so that over all rows follows from the sum of xc. The few entries above the threshold are in
    the lists, and are taken back. */
 
-/* The derivative of the loss by - p_if of a row below the threshold; 0: there is no such loss. */
-DLRNI_INTERNAL double dlrni_pre_act_weight(const dlrn_trainer *t, int64_t f) {
-    const int before = t->rules.dead_before;
-    if (!t->w.below || t->rules.gate != DLRN_GATE_JUMP_SIGNED) return 0;
-    if (t->rules.pre_act_of_dead && !dlrni_is_dead(t, before ? t->since_fired[f] : t->w.silent[f]))
-        return 0;
-    return t->cfg.pre_act / (double)t->w.batch.n * (t->w.norm ? (double)t->w.norm[f] : 1);
+/* Which features have the loss, and what it weighs; returns whether any has. */
+DLRNI_INTERNAL int dlrni_find_below(dlrn_trainer *t) {
+    const dlrni_rules *rules = &t->rules;
+    const int64_t *silent = rules->dead_before ? t->since_fired : t->w.silent;
+    const double weight = t->cfg.pre_act / (double)t->w.batch.n;
+    int any = 0;
+    for (int64_t f = 0; f < t->dict->features; f++) {
+        t->w.below_slope[f] = 0;
+        if (rules->pre_act_of_dead && !dlrni_is_dead(t, silent[f])) continue;
+        t->w.below_slope[f] = weight * dlrni_layered_norm(t->dict, DLRN_RANK_NORM, f);
+        any |= t->w.below_slope[f] > 0;
+    }
+    return any;
 }
 
 /* Task: the sums of a few columns of xc. */
@@ -22031,7 +22792,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
     double *below = t->w.below + f0;
     (void)worker;
     for (int64_t j = 0; j < dlrni_group_width(c, group); j++)
-        below[j] = dlrni_pre_act_weight(t, f0 + j) > 0 ? dlrni_below_all(t, f0 + j) : 0;
+        below[j] = t->w.below_slope[f0 + j] > 0 ? dlrni_below_all(t, f0 + j) : 0;
     for (int64_t s = 0; s < c->stretches; s++) {
         const dlrni_list *list = &c->lists[s * c->groups + group];
         for (int64_t p = 0; p < list->count; p++) {
@@ -22039,7 +22800,7 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
             const double unrank = t->w.unrank ? (double)t->w.unrank[f0 + j] : 1;
             const double over =
                 (double)list->val[p] * unrank - (double)t->dict->param[DLRN_THRESHOLD][f0 + j];
-            if (over > 0 && dlrni_pre_act_weight(t, f0 + j) > 0) below[j] += over;
+            if (over > 0 && t->w.below_slope[f0 + j] > 0) below[j] += over;
         }
     }
 }
@@ -22047,17 +22808,14 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
-    const int64_t F = t->dict->features;
     double sum = 0;
-    int64_t any = 0;
-    for (int64_t f = 0; f < F && !any; f++) any = dlrni_pre_act_weight(t, f) > 0;
-    if (!any) return DLRN_OK;
+    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < F; f++) sum += dlrni_pre_act_weight(t, f) * w->below[f];
+    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -22199,7 +22957,7 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
     const dlrni_window window = t->rules.window;
     const double level = (double)t->dict->param[DLRN_THRESHOLD][v->f0 + j];
     const double unrank = t->w.unrank ? (double)t->w.unrank[v->f0 + j] : 1, e = t->cfg.bandwidth;
-    const double lift = dlrni_pre_act_weight(t, v->f0 + j);
+    const double lift = t->w.below ? t->w.below_slope[v->f0 + j] : 0;
     double by_threshold = 0, bias = 0, off = (double)v->rows;
     for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
         const int64_t i = v->row[p];
@@ -22414,17 +23172,14 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds the penalty's gradient by the norm of atom j of a visit, which is along the atom: of the
-   whole, or of each layer. */
-DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
+   the atom, or along each layer's. */
+DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
+                                        dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
-    const int64_t parts = t->rules.weigh == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
+    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? t->dict->layers : 1;
     const int64_t d = t->dict->d_out, width = d / parts;
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j) * d;
-    double by = v->norm[j];
-    if (!t->w.norm || t->rules.frozen_norms) return;
-    /* the square of a norm */
-    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
     for (int64_t l = 0; l < parts; l++) {
         double norm = sqrt((double)k->dot(atom + l * width, atom + l * width, width));
         if (!(norm > 0)) continue; /* no direction */
@@ -22433,19 +23188,28 @@ DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit
     }
 }
 
+/* The penalty's gradient by the norm of atom j of a visit. */
+DLRNI_INTERNAL void dlrni_penalty_norm(const dlrn_trainer *t, const dlrni_visit *v, int64_t j) {
+    double by = v->norm[j];
+    if (!t->w.norm || t->rules.frozen_norms) return;
+    /* the square of a norm */
+    if (dlrni_weighs_twice(t)) by *= 2 * sqrt((double)t->w.norm[v->f0 + j]);
+    dlrni_norm_gradient(t, v, j, t->rules.weigh, by);
+}
+
 /* The loss pre_act of feature j of a visit, as if all rows were below the threshold; entries that
    are not are already taken back. */
 DLRNI_INTERNAL void dlrni_lift_feature(const dlrn_trainer *t, dlrni_visit *v, int64_t j) {
     const int64_t f = v->f0 + j, d = t->dict->d_in;
-    const double weight = dlrni_pre_act_weight(t, f), n = (double)t->w.batch.n;
+    const double n = (double)t->w.batch.n, slope = t->w.below ? t->w.below_slope[f] : 0;
     float *encoder = v->sum[DLRN_ENCODER] + j * d;
-    if (!(weight > 0)) return;
-    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(weight * t->w.input_sum[c]);
-    v->scalar[DLRN_ENCODER_BIAS][j] -= weight * n;
-    v->lift[j] -= weight * n;
-    v->scalar[DLRN_THRESHOLD][j] += weight * n;
-    /* the weight is in proportion to the norm */
-    v->norm[j] += t->cfg.pre_act / n * t->w.below[f];
+    if (!(slope > 0)) return;
+    for (int64_t c = 0; c < d; c++) encoder[c] -= (float)(slope * t->w.input_sum[c]);
+    v->scalar[DLRN_ENCODER_BIAS][j] -= slope * n;
+    v->lift[j] -= slope * n;
+    v->scalar[DLRN_THRESHOLD][j] += slope * n;
+    /* the slope is in proportion to the norm */
+    dlrni_norm_gradient(t, v, j, DLRN_RANK_NORM, t->cfg.pre_act / n * t->w.below[f]);
 }
 
 /* Ends a visit, whose sums are complete. First each group's part of the gradient of the center:
@@ -22469,7 +23233,7 @@ DLRNI_INTERNAL void dlrni_visit_end(const dlrni_update *u, dlrni_visit *v) {
             v->scalar[DLRN_ENCODER_BIAS][j] += more;
             v->lift[j] += more;
             dlrni_lift_feature(t, v, j);
-            dlrni_norm_gradient(t, v, j);
+            dlrni_penalty_norm(t, v, j);
             /* no center: nothing to learn */
             if (dlrni_center_of(dict))
                 t->ctx->k->axpy(-(float)v->lift[j], dict->param[DLRN_ENCODER] + (v->f0 + j) * d,
@@ -22639,7 +23403,7 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     const int64_t size = dlrni_role_size(t->dict, DLRN_SKIP);
     const int64_t run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
     const float *c, *base = dlrni_level_base(t, 0, &c);
-    const int second = t->rules.gate == DLRN_GATE_GATED && !t->rules.gate_frozen;
+    const int second = dlrni_second_skip(t) && !t->rules.gate_frozen;
     float *sum = t->w.skip_grad, *part = sum + size;
     for (int64_t i = 0; i < b->n; i += run) {
         const int64_t n = dlrni_min(run, b->n - i);
@@ -23034,7 +23798,9 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
+    r->weigh = DLRN_RANK_NORM; /* of pre_act, and of the penalty tanh */
     r->window = DLRNI_WINDOW_PRE;
+    r->pre_act_of_dead = 1;
     r->threshold_from_0 = 1;
     r->new_threshold = 0.01;
 }
@@ -23044,9 +23810,7 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rul
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
-    r->weigh = DLRN_RANK_NORM;
     r->window = DLRNI_WINDOW_INPUT;
-    r->pre_act_of_dead = 1;
 }
 
 DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
@@ -23269,15 +24033,11 @@ static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
 static const char *const dlrni_sl_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "p_start",
-    "center",
-    "scale_rows",
-    "lr_schedule",
-    "lr_end",
-    "lr_cycles",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps",
+    "p_start",          "center",
+    "scale_rows",       "lr_schedule",
+    "lr_end",           "lr_cycles",
+    "atom_norm",        NULL,
 };
 static const char *const dlrni_sl_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
@@ -23285,7 +24045,8 @@ static const char *const dlrni_sl_jump_settings[] = {
     "pre_act",          "dead_steps",
     "center",           "scale_rows",
     "lr_schedule",      "lr_end",
-    "lr_cycles",        NULL,
+    "lr_cycles",        "atom_norm",
+    "new_threshold",    NULL,
 };
 static const char *const dlrni_sl_k_settings[] = {
     "k",
@@ -23301,35 +24062,48 @@ static const char *const dlrni_sl_k_settings[] = {
     "lr_schedule",
     "lr_end",
     "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sl_nested_settings[] = {
-    "k",          "k_fraction",     "auxk_alpha",           "auxk",   "auxk_by_group",
-    "dead_steps", "threshold_beta", "threshold_start_step", "groups", "rescale",
-    "center",     "scale_rows",     "lr_schedule",          "lr_end", "lr_cycles",
+    "k",
+    "k_fraction",
+    "auxk_alpha",
+    "auxk",
+    "auxk_by_group",
+    "dead_steps",
+    "threshold_beta",
+    "threshold_start_step",
+    "groups",
+    "rescale",
+    "center",
+    "scale_rows",
+    "lr_schedule",
+    "lr_end",
+    "lr_cycles",
+    "atom_norm",
     NULL,
 };
 static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
-    "multi_top_k", "dead_rows",      "optimiser", NULL,
+    "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
 static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
-    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
-    "dead_rows", "scale_rows",     "layers",  NULL,
+    "k", "k_anneal_steps", "k_start", "auxk_alpha", "auxk", "dead_rows", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
-    "sparsity_penalty",
-    "sparsity_warmup_steps",
-    "sparsity",
-    "bandwidth",
-    "pre_act",
-    "threshold_lr",
-    "scale_rows",
-    "layers",
-    NULL,
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", NULL,
+};
+static const char *const dlrni_clt_k_settings[] = {
+    "k", "k_anneal_steps", "k_start", "scale_rows", "layers", NULL,
+};
+static const char *const dlrni_clt_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
@@ -23479,21 +24253,21 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
     {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_jump_settings},
      dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
@@ -23546,6 +24320,7 @@ DLRNI_INTERNAL dlrn_train_config dlrni_reference_defaults(void) {
     cfg.lr_end = -1;
     cfg.lr_cycles = 1;
     cfg.threshold_lr = 1;
+    cfg.atom_norm = cfg.new_threshold = -1;
     cfg.buffer = dlrn_buffer_defaults();
     return cfg;
 }
@@ -23569,6 +24344,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
 /* 0 would divide by 0 in "every n steps" */
 #define DLRNI_PERIOD(v) ((v) == -1 || (v) > 0)
 #define DLRNI_NEVER "a number from 1, or -1 for never"
+#define DLRNI_OWN "a finite number above 0, or -1 for the recipe's own"
 /* false for NaN; larger numbers would be infinite in f32 */
 #define DLRNI_REAL(v) (fabs(v) <= (double)FLT_MAX)
 #define DLRNI_CONFIG_INTEGERS(X)                                                                   \
@@ -23616,7 +24392,9 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(p_start, "p_start", v > 0 && DLRNI_REAL(v), "a finite number above 0")                       \
     X(p_end, "p_end", v >= 0 && DLRNI_REAL(v), "a finite number from 0")                           \
     X(lr_end, "lr_end", v >= -1 && DLRNI_REAL(v), "a finite number from 0, or -1 for lr / 10")     \
-    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")
+    X(threshold_lr, "threshold_lr", v >= 0 && DLRNI_REAL(v), "a finite number from 0")             \
+    X(atom_norm, "atom_norm", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)                                 \
+    X(new_threshold, "new_threshold", v >= -1 && DLRNI_REAL(v), DLRNI_OWN)
 /* X(field, names of its values, how many, of version 0.1) */
 #define DLRNI_CONFIG_CHOICES(X)                                                                    \
     X(loss, DLRN_NAMES_LOSS, dlrn_loss, 1)                                                         \
@@ -23663,7 +24441,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #undef DLRNI_CHECK_CHOICE
 #undef DLRNI_CHECK_SWITCH
     for (int64_t g = 0; g < cfg->n_groups; g++)
-        if (cfg->groups[g] < 1 ||
+        if (cfg->groups[g] < 1 || cfg->groups[g] > INT32_MAX ||
             !(cfg->group_weights[g] >= 0 && DLRNI_REAL(cfg->group_weights[g])))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_train_config: groups: expected sizes from 1 and finite weights "
@@ -23720,6 +24498,9 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
                      "loss: nested groups need squared");
     DLRNI_REQUIRE_IN(ctx, place, !rules->log_threshold || cfg->optimiser != DLRN_OPTIMISER_SIGNUM,
                      "optimiser: expected adam for a recipe that trains logarithms of thresholds");
+    /* k groups divide the features; a k on its way need not */
+    DLRNI_REQUIRE_IN(ctx, place, rules->select != DLRN_SELECT_GROUP_MAX || !cfg->k_anneal_steps,
+                     "k_anneal_steps: expected 0 for a recipe with the largest of each group");
     DLRNI_TRY(dlrni_check_anneal(ctx, cfg, rules));
     for (int64_t g = 0; g < cfg->n_groups; g++) sum += cfg->groups[g];
     if (cfg->n_groups && sum != cfg->features)
@@ -23730,7 +24511,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_settings(dlrn_context *ctx, const dlrn_tr
     return DLRN_OK;
 }
 
-/* The rules of a recipe for a configuration: only `compat` and `rescale` change them. */
+/* The rules of a recipe for a configuration. `compat`, `rescale` and what new features are like
+   change them. */
 DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_config *cfg,
                                    dlrni_rules *rules) {
     dlrn_train_config scratch = dlrni_reference_defaults();
@@ -23738,6 +24520,8 @@ DLRNI_INTERNAL void dlrni_rules_of(const dlrni_recipe *recipe, const dlrn_train_
     memset(rules, 0, sizeof *rules);
     recipe->set(&scratch, rules);
     if (cfg->rescale == DLRN_OFF) rules->rank = DLRN_RANK_VALUE;
+    if (cfg->atom_norm > 0) rules->atom_norm = cfg->atom_norm;
+    if (cfg->new_threshold > 0) rules->new_threshold = cfg->new_threshold;
 }
 
 /* Steps that a recipe derives from the length of the run. */
@@ -23751,6 +24535,22 @@ DLRNI_INTERNAL void dlrni_settle_steps(dlrn_train_config *cfg, const dlrni_rules
         cfg->decay_start = cfg->warmup_steps;
     else if (rules->decay_share > 0)
         cfg->decay_start = dlrni_min((int64_t)((1 - rules->decay_share) * steps), cfg->steps - 1);
+}
+
+/* Settings of a recipe whose dictionaries have parts. */
+DLRNI_INTERNAL dlrn_status dlrni_check_layered(dlrn_context *ctx, const dlrn_train_config *cfg) {
+    const char *place = "dlrn_train_config";
+    DLRNI_REQUIRE_IN(ctx, place, cfg->layers <= DLRNI_LAYERS_MAX,
+                     "layers: expected a number up to 1024");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->features % cfg->layers == 0,
+                     "layers: expected a divisor of features");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->resample_steps < 0,
+                     "resample_steps: cross-layer transcoders are not resampled");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->optimiser == DLRN_OPTIMISER_ADAM,
+                     "optimiser: expected adam for cross-layer transcoders");
+    DLRNI_REQUIRE_IN(ctx, place, cfg->skip == DLRN_OFF && !cfg->multi_top_k,
+                     "skip, multi_top_k: cross-layer transcoders have neither");
+    return DLRN_OK;
 }
 
 /* Checks a configuration and fills in what follows from the rest: the recipe's name, d_out, a
@@ -23771,7 +24571,9 @@ DLRNI_INTERNAL dlrn_status dlrni_settle_config(dlrn_context *ctx, dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(*recipe, cfg, &rules);
     dlrni_settle_steps(cfg, &rules);
-    return dlrni_check_settings(ctx, cfg, &rules);
+    DLRNI_TRY(dlrni_check_settings(ctx, cfg, &rules));
+    if (!dlrni_has_parts(dlrni_family_named((*recipe)->info.family))) return DLRN_OK;
+    return dlrni_check_layered(ctx, cfg);
 }
 
 /* ---- As text ----
@@ -24302,9 +25104,25 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
     dict->formula.rank = rules->rank;
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. */
-DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, const dlrn_train_config *cfg,
+/* The groups of a nested dictionary, where the configuration leaves them open. */
+DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_config *cfg) {
+    int64_t sum = 0;
+    int good = !cfg->n_groups && dict->n_groups <= DLRN_GROUPS_MAX;
+    for (int64_t g = 0; g < dict->n_groups; g++) {
+        sum += dict->group_sizes[g];
+        good = good && dict->group_sizes[g] > 0;
+    }
+    if (!good || sum != dict->features) return;
+    cfg->n_groups = dict->n_groups;
+    for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
+}
+
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
+   gets what the dictionary decides. */
+DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
+    if (rules->nested) dlrni_adopt_groups(dict, cfg);
+    cfg->skip = dict->param[DLRN_SKIP] ? DLRN_ON : DLRN_OFF;
     for (int64_t i = 0; i < dict->n_parts; i++) dlrni_adopt_thresholds(dict->part[i].dict, rules);
     if (dict->n_parts)
         dlrni_set_part_formulas(dict, rules, cfg->k);
@@ -24498,6 +25316,11 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
 
 /* ---- Scales of the rows ---- */
 
+/* Whether rows can be scaled by a number. */
+DLRNI_INTERNAL int dlrni_is_scale(double scale) {
+    return scale >= (double)FLT_MIN && scale <= (double)FLT_MAX;
+}
+
 /* Whether a dictionary scales its rows. */
 DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
@@ -24522,16 +25345,23 @@ DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int6
 
 /* Takes the scales from a batch (cfg.scale_rows). Parts have a scale of their input each. There is
    one of the output: layers keep their sizes relative to one another. */
-DLRNI_INTERNAL void dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y, int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_set_scales(dlrn_trainer *t, const float *x, const float *y,
+                                            int64_t n) {
     dlrn_dictionary *dict = t->dict;
     const int64_t L = dict->layers, in = dict->d_in, out = dict->d_out;
+    const double scale = dlrni_scale_of(t, y, n, out, L, out / L);
+    int good = dlrni_is_scale(scale);
     if (!dict->n_parts) dict->formula.scale_in = dlrni_scale_of(t, x, n, in, L, in / L);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         dlrn_dictionary *part = dict->part[i].dict;
         part->formula.scale_in = dlrni_scale_of(t, x + dict->part[i].in_at, n, in, 1, part->d_in);
+        good = good && dlrni_is_scale(part->formula.scale_in);
     }
-    dict->formula.scale_out = 1 / dlrni_scale_of(t, y, n, out, L, out / L);
+    dict->formula.scale_out = 1 / scale;
     dlrn_dictionary_changed(dict);
+    if (good && dlrni_is_scale(dict->formula.scale_in)) return DLRN_OK;
+    return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                     "step 0: scale_rows: expected rows of a mean norm that f32 holds");
 }
 
 /* No scales, after a first step that failed. */
@@ -24590,12 +25420,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired,   w->silent,        w->center_part,  w->center_grad,
-                      w->output_grad,   w->lowered,       w->norm,         w->unrank,
-                      w->skip_grad,     w->batch.own_z,   w->batch.slopes, w->input_sum,
-                      w->below,         w->batch.xc,      w->batch.level,  w->batch.e2,
-                      w->aux.dead,      w->aux.e,         w->aux.row,      w->aux.grad,
-                      w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,          w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -24656,8 +25486,9 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     /* only families with thresholds have lowered ones */
     if (t->dict->param[DLRN_THRESHOLD] && !(w->lowered = DLRNI_NEW(ctx, float, F)))
         return DLRN_ERR_MEMORY;
-    if (atoms && t->cfg.pre_act > 0 &&
-        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F))))
+    if (atoms && t->cfg.pre_act > 0 && t->dict->param[DLRN_THRESHOLD] &&
+        (!(w->input_sum = DLRNI_NEW(ctx, double, d)) || !(w->below = DLRNI_NEW(ctx, double, F)) ||
+         !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
                    w->center_part
@@ -24785,11 +25616,11 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     t->dict = *dict;
     *dict = NULL;
     t->has_scales = dlrni_has_scales(t->dict);
-    dlrni_adopt(t->dict, &cfg, &t->rules);
     if (t->rules.average != DLRNI_AVERAGE_NONE && t->dict->formula.threshold < 0)
         t->dict->formula.threshold = t->rules.first_threshold;
     dlrn_status s = dlrni_trainer_alloc(t);
     if (s == DLRN_OK && t->dict->n_parts) s = dlrni_part_trainers(t);
+    if (s == DLRN_OK && t->rules.nested) s = dlrni_set_group_sizes(t->dict, &cfg);
     if (s == DLRN_OK)
         *out = t;
     else
@@ -24811,6 +25642,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrni_rules rules;
     dlrni_rules_of(recipe, &cfg, &rules);
     DLRNI_TRY(dlrni_first_weights(ctx, &cfg, recipe, &rules, init, &dict));
+    if (init) dlrni_adopt(dict, &cfg, &rules);
     /* a family that does not select has k 0 */
     cfg.k = dlrni_kept(dict);
     cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
@@ -24831,7 +25663,7 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
 DLRNI_INTERNAL float dlrni_lowered(const dlrn_trainer *t, int64_t f) {
     const float threshold = t->dict->param[DLRN_THRESHOLD][f], *unrank = t->w.unrank;
     const float low = threshold - (float)(t->cfg.bandwidth / 2);
-    if (!(t->cfg.pre_act > 0) || !unrank || !(unrank[f] > 0)) return low;
+    if (!t->w.below || !unrank || !(unrank[f] > 0)) return low;
     /* one ulp less: products of ranks are rounded */
     return fminf(low, nextafterf(threshold / unrank[f], -INFINITY));
 }
@@ -25005,8 +25837,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats 
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
     DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
-    dlrn_status s = dlrni_stage_loss(t, stats);
+    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
 }
@@ -25155,7 +25987,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
-    dlrni_leave_mean(t, *out);
+    dlrni_leave(t, *out);
     return DLRN_OK;
 }
 
@@ -25204,7 +26036,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
-        dlrni_leave_mean(t, t->dict);
+        dlrni_leave(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -25226,40 +26058,81 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
-/* three for each role, the counters, the buffer's x and y */
-enum { DLRNI_CHECKPOINT_TENSORS = 3 * DLRN_ROLE_COUNT + 3 };
+/* beside the list below: the scales of parts, the counters, the buffer's x and y */
+enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role. Saving and
-   resuming share this list, so that they cannot disagree. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
+   its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape */
-    dlrn_tensor_out tensor[3 * DLRN_ROLE_COUNT];
-    float *data[3 * DLRN_ROLE_COUNT];   /* the same memory, not const: resuming fills it */
-    char name[3 * DLRN_ROLE_COUNT][32]; /* the tensors point to these */
-    int count;                          /* of the roles that the dictionary has */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    dlrn_tensor_out *tensor;
+    float **data;            /* [count] the same memory, not const: resuming fills it; owned */
+    dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
+    float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
+    int64_t count;           /* of the roles that the dictionary has */
 } dlrni_checkpoint_floats;
 
-/* Fills the list. Names are the role's, with the prefix m. or v. for moments. */
-DLRNI_INTERNAL void dlrni_checkpoint_list(const dlrn_trainer *t, dlrni_checkpoint_floats *out) {
+DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
+    dlrn_free(ctx, list->tensor);
+    dlrn_free(ctx, list->data);
+    dlrn_free(ctx, list->name);
+    dlrn_free(ctx, list->scale);
+}
+
+/* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
+   number of the part after a point; part -1: of the whole. */
+DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
+                                         dlrni_checkpoint_floats *out) {
     static const char *const prefix[3] = {"", "m.", "v."};
-    memset(out, 0, sizeof *out);
+    char number[16] = "";
+    if (part >= 0) dlrni_print(number, sizeof number, ".%lld", (long long)part);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *data[3] = {t->dict->param[role], t->m[role], t->v[role]};
-        for (int part = 0; part < 3 && data[0]; part++) {
-            if (!data[part]) continue; /* signum has no second moments */
-            int i = out->count++;
-            dlrni_print(out->name[i], sizeof out->name[i], "%s%s", prefix[part],
-                        dlrni_role_table[role].name);
-            out->data[i] = data[part];
-            out->tensor[i].name = out->name[i];
-            out->tensor[i].data = data[part];
-            out->tensor[i].dtype = DLRN_F32;
-            out->tensor[i].ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            out->tensor[i].shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (out->tensor[i].ndim == 2)
-                out->tensor[i].shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+        for (int of = 0; of < 3 && data[0]; of++) {
+            if (!data[of]) continue; /* signum has no second moments */
+            const int64_t i = out->count++;
+            dlrn_tensor_out *tensor = &out->tensor[i];
+            dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
+                        dlrni_role_table[role].name, number);
+            out->data[i] = data[of];
+            tensor->name = out->name[i].text;
+            tensor->data = data[of];
+            tensor->dtype = DLRN_F32;
+            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
+            if (tensor->ndim == 2)
+                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
         }
     }
+}
+
+/* Makes the list; the caller frees it, also after an error. */
+DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
+                                                 dlrni_checkpoint_floats *out) {
+    const int64_t max = 3 * DLRN_ROLE_COUNT * (t->n_parts + 1);
+    memset(out, 0, sizeof *out);
+    out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
+    out->data = DLRNI_NEW(t->ctx, float *, max);
+    out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < t->n_parts; i++)
+        out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
+    dlrni_checkpoint_add(t, -1, out);
+    for (int64_t i = 0; i < t->n_parts; i++) dlrni_checkpoint_add(t->part[i], i, out);
+    return DLRN_OK;
+}
+
+/* scale_in of the parts [n], which are floats (dlrni_scale_of). */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_scales(const float *scales, int64_t n) {
+    dlrn_tensor_out out;
+    memset(&out, 0, sizeof out);
+    out.name = "part_scales";
+    out.dtype = DLRN_F32;
+    out.ndim = 1;
+    out.shape[0] = n;
+    out.data = scales;
+    return out;
 }
 
 /* The counters. Their unit is in their name (steps, or rows if the recipe counts rows), so that no
@@ -25289,6 +26162,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int w
     out.shape[1] = which && b->d[1] ? b->d[1] : b->d[0];
     out.data = state->rows_of[which];
     return out;
+}
+
+/* Adds the tensors beside the list; returns how many there are in all. state NULL: no buffer. */
+DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
+                                               const dlrni_buffer_state *state,
+                                               dlrni_checkpoint_floats *list) {
+    int64_t count = list->count;
+    if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
+    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
+        list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    return count;
 }
 
 /* The numbers of a buffer's state; its rows are tensors. */
@@ -25329,6 +26214,26 @@ DLRNI_INTERNAL void dlrni_put_steering(dlrni_json_writer *w, const dlrn_trainer 
     dlrni_json_close(w, "}");
 }
 
+/* The numbers of a list, by one key. */
+DLRNI_INTERNAL void dlrni_put_queue(dlrni_json_writer *w, const char *key, const double *queue,
+                                    int64_t n) {
+    dlrni_json_open(w, key, "[");
+    for (int64_t i = 0; i < n; i++) dlrni_json_put_real(w, NULL, queue[i]);
+    dlrni_json_close(w, "]");
+}
+
+/* The state of p-anneal. */
+DLRNI_INTERNAL void dlrni_put_anneal(dlrni_json_writer *w, const dlrni_anneal *a) {
+    dlrni_json_open(w, NULL, "{");
+    dlrni_json_put_real(w, "p", a->p);
+    dlrni_json_put_real(w, "next", a->next);
+    dlrni_json_put_real(w, "factor", a->factor);
+    dlrni_json_put_signed(w, "updates", a->updates);
+    dlrni_put_queue(w, "now", a->now, a->queued);
+    dlrni_put_queue(w, "then", a->then, a->queued);
+    dlrni_json_close(w, "}");
+}
+
 /* Kept for the step that the resumed trainer finishes. */
 DLRNI_INTERNAL void dlrni_put_stats(dlrni_json_writer *w, const dlrn_train_stats *stats) {
     dlrni_json_open(w, NULL, "{");
@@ -25357,8 +26262,9 @@ DLRNI_INTERNAL void dlrni_put_formula(dlrni_json_writer *w, const dlrn_dictionar
     DLRNI_FORMULA_INTEGERS(DLRNI_PUT_INTEGER)
 #undef DLRNI_PUT_INTEGER
 #undef DLRNI_PUT_REAL
-    /* for readers of the file; a resume takes the configuration's */
+    /* for readers of the file; a resume takes the configuration's and the recipe's */
     dlrni_json_put_signed(w, "d_out", dict->d_out);
+    dlrni_json_put_signed(w, "rank", (int64_t)dict->formula.rank);
     dlrni_json_close(w, "}");
 }
 
@@ -25385,6 +26291,7 @@ typedef struct dlrni_checkpoint_texts {
     char buffer[512];     /* without its rows */
     char unfinished[512]; /* figures of the last step */
     char steering[128];   /* of the penalty */
+    char anneal[1024];    /* p-anneal, with its queues */
 } dlrni_checkpoint_texts;
 
 /* Gathers tensors and metadata, and writes them; state NULL: without a buffer. The tensors point to
@@ -25392,31 +26299,26 @@ typedef struct dlrni_checkpoint_texts {
    is less to check. The configuration is written as settled, so that a later version's defaults
    change nothing. The archive appears as a whole or not at all: a crash during the write leaves the
    last checkpoint.
-   `metadata`: up to 8 pairs of key and text, closed by NULL. Six are always there. "buffer":
+   `metadata`: up to 11 pairs of key and text, closed by NULL. Six are always there. "buffer":
    only for a trainer with a buffer. "unfinished": the step is done, but its resampling is not;
-   nothing else records that. */
+   nothing else records that. "scaled": the next step has scaled its atoms, and then failed. */
 DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const char *path,
                                                   const dlrni_buffer_state *state) {
     dlrni_checkpoint_floats list;
     dlrni_checkpoint_texts at;
-    dlrn_tensor_out tensors[DLRNI_CHECKPOINT_TENSORS];
     dlrni_json_writer formula = dlrni_json_to_text(at.formula, sizeof at.formula);
     dlrni_json_writer buffer = dlrni_json_to_text(at.buffer, sizeof at.buffer);
     dlrni_json_writer unfinished = dlrni_json_to_text(at.unfinished, sizeof at.unfinished);
     dlrni_json_writer steering = dlrni_json_to_text(at.steering, sizeof at.steering);
-    const char *metadata[19] = {"format",  DLRNI_CHECKPOINT_FORMAT,
+    dlrni_json_writer anneal = dlrni_json_to_text(at.anneal, sizeof at.anneal);
+    const char *metadata[23] = {"format",  DLRNI_CHECKPOINT_FORMAT,
                                 "made_by", "dictlearn " DLRN_VERSION_STRING,
                                 "family",  t->dict->family,
                                 "formula", at.formula,
                                 "config",  at.config,
                                 "step",    at.step};
-    int pairs = 12, count; /* pairs: entries taken so far */
-    dlrni_checkpoint_list(t, &list);
-    memcpy(tensors, list.tensor, sizeof list.tensor);
-    count = list.count;
-    tensors[count++] = dlrni_checkpoint_counters(t);
-    for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
-        tensors[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
+    int pairs = 12; /* entries taken so far */
+    int64_t count = 0;
     dlrn_train_config_json(&t->cfg, at.config, sizeof at.config);
     dlrni_put_formula(&formula, t->dict);
     dlrni_put_stats(&unfinished, &t->last);
@@ -25435,7 +26337,20 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
         metadata[pairs++] = "steering";
         metadata[pairs++] = at.steering;
     }
-    return dlrn_archive_write(t->ctx, path, tensors, count, metadata);
+    if (t->rules.anneals_p) {
+        dlrni_put_anneal(&anneal, &t->anneal);
+        metadata[pairs++] = "anneal";
+        metadata[pairs++] = at.anneal;
+    }
+    if (t->scaled == t->step + 1) {
+        metadata[pairs++] = "scaled";
+        metadata[pairs++] = at.step;
+    }
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
+    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
@@ -25587,14 +26502,20 @@ DLRNI_INTERNAL dlrn_status dlrni_read_formula(dlrn_context *ctx, dlrn_archive *a
     DLRNI_FORMULA_REALS(DLRNI_READ_REAL)
 #undef DLRNI_READ_INTEGER
 #undef DLRNI_READ_REAL
-    /* *f is the family's formula so far: gate and selection cannot differ from it */
+    /* *f is the recipe's formula so far: gate and selection cannot differ from it */
     if (gate != (int64_t)f->gate || select != (int64_t)f->select || center < 0 ||
-        center > DLRN_CENTER_INPUT_BIAS || !(f->scale_out >= 1 && f->scale_out <= 1))
+        center > DLRN_CENTER_INPUT_BIAS)
         return dlrn_fail(ctx, DLRN_ERR_FORMAT,
-                         "%s: formula: expected gate %d, select %d, a center from 0 to %d and "
-                         "scale_out 1, found %lld, %lld, %lld and %g",
+                         "%s: formula: expected gate %d, select %d and a center from 0 to %d, "
+                         "found %lld, %lld and %lld",
                          a->path, (int)f->gate, (int)f->select, (int)DLRN_CENTER_INPUT_BIAS,
-                         (long long)gate, (long long)select, (long long)center, f->scale_out);
+                         (long long)gate, (long long)select, (long long)center);
+    if (!dlrni_is_scale(f->scale_in) || !dlrni_is_scale(f->scale_out) ||
+        !(fabs(f->threshold) <= (double)FLT_MAX))
+        return dlrn_fail(ctx, DLRN_ERR_FORMAT,
+                         "%s: formula: expected finite scales above 0 and a finite threshold, "
+                         "found %g, %g and %g",
+                         a->path, f->scale_in, f->scale_out, f->threshold);
     f->center = (dlrn_center)center;
     /* the caller checks it against the number of features */
     f->k = k;
@@ -25616,7 +26537,44 @@ DLRNI_INTERNAL dlrn_status dlrni_read_steering(dlrn_trainer *t, dlrn_archive *a)
     int good = !json || (dlrni_json_real(json, "factor", &t->steering.factor) &&
                          dlrni_json_real(json, "off", &t->steering.off));
     dlrn_free(t->ctx, json);
-    return good && t->steering.factor > 0 ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+    good = good && t->steering.factor > 0 && t->steering.factor <= DBL_MAX &&
+           fabs(t->steering.off) <= DBL_MAX;
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "steering");
+}
+
+/* A list of penalties, none below 0; returns how many, or -1. */
+DLRNI_INTERNAL int64_t dlrni_read_queue(const dlrn_json *json, const char *key, double *queue) {
+    const dlrn_json *list = dlrn_json_get(json, key);
+    if (!list || list->type != DLRN_JSON_ARRAY || list->count > DLRNI_ANNEAL_QUEUE) return -1;
+    const dlrn_json *number = list->first;
+    for (int64_t i = 0; i < list->count; i++, number = number->next) {
+        if (number->type != DLRN_JSON_NUMBER || !(number->number >= 0 && number->number <= DBL_MAX))
+            return -1;
+        queue[i] = number->number;
+    }
+    return list->count;
+}
+
+/* The state of p-anneal. A run of another recipe has none. An exponent may be 0 only where no root
+   is taken; `next` is -1 before the first update. */
+DLRNI_INTERNAL dlrn_status dlrni_read_anneal(dlrn_trainer *t, dlrn_archive *a) {
+    const int root = t->cfg.sparsity == DLRN_SPARSITY_LP;
+    dlrni_anneal *n = &t->anneal;
+    dlrn_json *json;
+    if (!t->rules.anneals_p) return DLRN_OK;
+    DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "anneal", &json));
+    int good = json && dlrni_json_real(json, "p", &n->p) &&
+               dlrni_json_real(json, "next", &n->next) &&
+               dlrni_json_real(json, "factor", &n->factor) &&
+               dlrni_json_signed(json, "updates", &n->updates);
+    n->queued = json ? dlrni_read_queue(json, "now", n->now) : -1;
+    good = good && n->queued >= 0 && dlrni_read_queue(json, "then", n->then) == n->queued &&
+           n->updates >= 0 && n->factor > 0 && n->factor <= DBL_MAX;
+    const int none = n->next >= -1 && n->next <= -1;
+    good = good && n->p <= DBL_MAX && n->next <= DBL_MAX && (root ? n->p > 0 : n->p >= 0) &&
+           (none || (root ? n->next > 0 : n->next >= 0));
+    dlrn_free(t->ctx, json);
+    return good ? DLRN_OK : dlrni_checkpoint_lacks(a, t->ctx, "anneal");
 }
 
 /* The figures of a step whose resampling is not done. */
@@ -25663,21 +26621,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors before memory is allocated: a small file cannot claim a dictionary
-   of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
+   small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
     static const int roles[2] = {DLRN_ENCODER, DLRN_DECODER};
-    for (int i = 0; i < 2; i++) {
+    const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
+    const int parts = recipe && dlrni_has_parts(dlrni_family_named(recipe->info.family));
+    const int64_t L = parts ? cfg->layers : 1;
+    for (int64_t i = 0; i < 2 * L; i++) {
+        const int64_t part = i / 2;
+        char name[40];
         dlrn_tensor_out want;
         int64_t where;
         memset(&want, 0, sizeof want);
-        want.name = dlrni_role_table[roles[i]].name;
+        dlrni_print(name, sizeof name, parts ? "%s.%lld" : "%s",
+                    dlrni_role_table[roles[i % 2]].name, (long long)part);
+        want.name = name;
         want.dtype = DLRN_F32;
         want.ndim = 2;
-        want.shape[0] = cfg->features;
-        want.shape[1] = i ? cfg->d_out : cfg->d_in;
+        want.shape[0] = cfg->features / L;
+        want.shape[1] = i % 2 ? cfg->d_out - part * (cfg->d_out / L) : cfg->d_in / L;
         DLRNI_TRY(dlrni_checkpoint_find(ctx, a, &want, &where));
     }
     return DLRN_OK;
@@ -25697,24 +26662,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
+/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
+                                             float *data) {
+    int64_t where;
+    DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
+    /* the shape was compared: it fits */
+    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
+    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
+                                : dlrni_check_weights(a, want->name, data, 0, n);
+}
+
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
    numbers. */
 DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
-    int64_t where;
-    dlrni_checkpoint_list(t, &list);
-    for (int i = 0; i < list.count; i++) {
-        DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &list.tensor[i], &where));
-        /* the shape was compared: it fits */
-        DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, list.data[i]));
-        const int64_t n = dlrn_archive_tensor(a, where)->numel;
-        /* only moments have a point in their name */
-        if (strchr(list.name[i], '.'))
-            DLRNI_TRY(dlrni_check_moments(a, list.name[i], list.data[i], n));
-        else
-            DLRNI_TRY(dlrni_check_weights(a, list.name[i], list.data[i], 0, n));
-    }
-    return DLRN_OK;
+    dlrn_status s = dlrni_checkpoint_list(t, &list);
+    for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
+        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+    dlrni_checkpoint_free(t->ctx, &list);
+    return s;
 }
 
 /* Refuses counters that no run can reach: they would overflow later. */
@@ -25846,6 +26814,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_given(dlrn_context *ctx, dlrn_archive *a,
     if (given->compat != cfg->compat)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected compat %d, found %d", path,
                          (int)given->compat, (int)cfg->compat);
+    /* the moments of one are not those of the other */
+    if (given->optimiser != cfg->optimiser)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected optimiser %s, found %s", path,
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)given->optimiser),
+                         dlrn_name(DLRN_NAMES_OPTIMISER, (int)cfg->optimiser));
+    if (given->layers != cfg->layers)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "%s: expected %lld layers, found %lld", path,
+                         (long long)given->layers, (long long)cfg->layers);
     return DLRN_OK;
 }
 
@@ -25868,10 +26844,28 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_config(dlrn_context *ctx, dlrn_archi
     /* by the file's settings: the given ones agree with them */
     DLRNI_TRY(dlrni_checkpoint_size(ctx, a, cfg));
     if (!given) return DLRN_OK;
-    const int64_t k = cfg->k;
+    const dlrn_train_config saved = *cfg;
     *cfg = *given;
-    cfg->k = k; /* the caller may have left it 0 */
+    cfg->k = saved.k; /* the caller may have left it 0 */
+    cfg->skip = saved.skip;
+    cfg->center = saved.center;
     return DLRN_OK;
+}
+
+/* scale_in of the parts. */
+DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archive *a,
+                                                  dlrn_dictionary *dict) {
+    const int64_t n = dict->n_parts;
+    float *scale = DLRNI_NEW(ctx, float, n);
+    if (!scale) return DLRN_ERR_MEMORY;
+    const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
+    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
+        dict->part[i].dict->formula.scale_in = (double)scale[i];
+        if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
+    }
+    dlrn_free(ctx, scale);
+    return s;
 }
 
 /* The dictionary of a checkpoint: family, formula and roles. Its parameters are read later. */
@@ -25880,21 +26874,27 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
                                                        dlrn_dictionary **out) {
     const dlrni_recipe *recipe = dlrni_recipe_named(cfg->recipe);
     const char *family = dlrni_archive_metadata(a, "family");
-    dlrn_json *json;
+    dlrn_json *json = NULL;
     DICTLEARN_ASSERT(recipe != NULL); /* the configuration has been checked */
     /* a recipe trains one family: a file that names another was edited */
     if (family && strcmp(family, recipe->info.family))
         return dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: family: expected %s for recipe %s, found %.80s",
                          a->path, recipe->info.family, recipe->info.name, family);
+    dlrni_rules rules;
+    dlrni_rules_of(recipe, cfg, &rules);
     /* without random weights: drawing what the file replaces would take seconds */
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, dlrni_family_named(recipe->info.family), cfg->d_in,
-                                     cfg->d_out, cfg->features, out));
-    if (dlrni_selects(*out)) (*out)->formula.k = cfg->k;
-    dlrn_status s = dlrni_metadata_json(ctx, a, "formula", &json);
+    DLRNI_TRY(dlrni_trained_shape(ctx, cfg, recipe, &rules, out));
+    dlrn_status s = (*out)->n_parts ? dlrni_read_part_scales(ctx, a, *out) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_metadata_json(ctx, a, "formula", &json);
     if (s == DLRN_OK && json) s = dlrni_read_formula(ctx, a, json, &(*out)->formula);
     dlrn_free(ctx, json);
-    if (s == DLRN_OK && dlrni_selects(*out)) /* k comes from the file */
+    if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
+        /* k comes from the file */
         s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        if (s != DLRN_OK)
+            s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
+    }
     /* optional in its family: the formula says whether the run has it */
     if (s == DLRN_OK && (*out)->formula.center == DLRN_CENTER_INPUT_BIAS &&
         !(*out)->param[DLRN_INPUT_BIAS])
@@ -25907,6 +26907,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     dlrn_json *json;
     DLRNI_TRY(dlrni_read_state(t, a));
     DLRNI_TRY(dlrni_read_steering(t, a));
+    DLRNI_TRY(dlrni_read_anneal(t, a));
+    const char *scaled = dlrni_archive_metadata(a, "scaled"),
+               *done = dlrni_archive_metadata(a, "step");
+    if (scaled && strcmp(scaled, done)) return dlrni_checkpoint_lacks(a, t->ctx, "scaled");
+    if (scaled) t->scaled = t->step + 1;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "unfinished", &json));
     dlrn_status s = json ? dlrni_read_unfinished(t, a, json) : DLRN_OK;
     dlrn_free(t->ctx, json);
@@ -25927,7 +26932,11 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
     dlrn_dictionary *dict = NULL;
     DLRNI_TRY(dlrni_checkpoint_config(ctx, a, given, &cfg));
     dlrn_status s = dlrni_checkpoint_dictionary(ctx, a, &cfg, &dict);
-    if (s == DLRN_OK) s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    if (s == DLRN_OK) {
+        cfg.k = dlrni_kept(dict);
+        cfg.center = dict->formula.center ? DLRN_ON : DLRN_OFF;
+        s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
+    }
     dlrn_dictionary_destroy(dict); /* NULL once the trainer has it */
     return s == DLRN_OK ? dlrni_read_trainer(*out, a) : s;
 }
@@ -26718,6 +27727,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_CONFIG_MORE_INTEGERS
 #undef DLRNI_REAL
 #undef DLRNI_NEVER
+#undef DLRNI_OWN
 #undef DLRNI_PERIOD
 #undef DLRNI_CONFIG_INTEGERS
 #undef DLRNI_CONFIG_REALS

@@ -701,11 +701,16 @@ static void gemm_rows(lab *l) {
                 &dense, 0, at[i]);
 }
 
+/* Whether a set screens in a cheaper format than f32. */
+static int screens_cheaply(const char *kernels) {
+    return !strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") ||
+           !strcmp(kernels, "amx");
+}
+
 /* What a kernel set is to reach: some screen in a cheaper format, the others do the whole product
    in f32. */
 static double step_goal(const char *kernels, int64_t F) {
-    if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") || !strcmp(kernels, "amx"))
-        return F > 8192 ? 0.65 : 0.75;
+    if (screens_cheaply(kernels)) return F > 8192 ? 0.65 : 0.75;
     return !strcmp(kernels, "avx512") ? 1.3 : 1.4;
 }
 

@@ -51,7 +51,8 @@ class Panel:
             out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{self.y.text.format(tick)}</text>')
         for tick in self.x.ticks:
             x, _ = self.place(left, (tick, self.y.ticks[0]))
-            out.append(f'<text x="{x:.1f}" y="{TOP + HIGH + 18}" text-anchor="middle">{self.x.text.format(tick)}</text>')
+            text = self.x.text.format(tick)
+            out.append(f'<text x="{x:.1f}" y="{TOP + HIGH + 18}" text-anchor="middle">{text}</text>')
         middle = left + WIDE / 2
         out.append(f'<rect class="line" x="{left}" y="{TOP}" width="{WIDE}" height="{HIGH}" fill="none"/>')
         out.append(f'<text x="{middle}" y="{TOP + HIGH + 38}" text-anchor="middle">{html.escape(self.x.label)}</text>')

@@ -1,6 +1,8 @@
 """run.py - runs build/bench, in turns with the peers where there are any, and keeps the figures. Standard library only.
 
-    run.py BUILD [--peers PYTHON] [--cpu-time]    measure; writes bench/results/MACHINE.json and step.svg
+    run.py BUILD [--peers PYTHON] [--trainers PYTHON] [--cpu-time]
+                                                  measure; writes bench/results/MACHINE.json and plots
+    run.py BUILD --training [...]                 the steps of the recipes alone, into the record that there is
     run.py BUILD --quick [...]                    some of it, in a hurry; writes nothing
     run.py BUILD --check [...]                    measure, and compare with MACHINE.json and with the goals
     run.py --readme                               the table of bench/README.md from bench/results
@@ -18,12 +20,18 @@ import re
 import subprocess
 import sys
 
+import plot
+
 HERE = pathlib.Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
 ALLOWED = 1.25
 # What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
 PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
           r"encode\.rows\d+": None, r"load\.pt": None, r"model\..*": 1.5}
+# And the libraries that recipes come from. At wide d one recipe stands for all: their steps take half a minute.
+TRAINED = {r"train\.dl-\w+\.d512\.F16384(\.first)?": 15, r"train\.s[lp]-\w+\.d512\.F16384": None,
+           r"train\.dl-batch_top_k\.d(128|2304|4096)\.F\d+": None}
+PLOTTED = (("dl-top_k", "blue"), ("dl-batch_top_k", "green"), ("dl-jump_relu", "red"), ("dl-matryoshka", "violet"))
 MEMORY = (("memory.B2048.F8192", 2048, 8192), ("memory.B8192.F32768", 8192, 32768))
 
 
@@ -49,16 +57,19 @@ class Bench:
     def row(self, name, budget):
         return self.run("--budget", budget, "=" + name, quiet=True)["rows"][0]
 
-    def beyond(self, what):
+    def memory(self, what):
         done = subprocess.run([self.program, "--rss", what], check=True, capture_output=True, text=True)
-        return json.loads(done.stdout)["beyond"]
+        return json.loads(done.stdout)
+
+    def beyond(self, what):
+        return self.memory(what)["beyond"]
 
 
 class Peers:
-    def __init__(self, python, build, clock):
+    def __init__(self, python, script, build, clock):
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")} | {"BUILD": str(build)}
-        self.python, self.clock, self.environment = python, clock, environment
-        self.process = subprocess.Popen([python, HERE / "peers.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.command, self.clock, self.environment = [python, HERE / script], clock, environment
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=environment)
         self.versions = json.loads(self.process.stdout.readline())
 
@@ -69,12 +80,17 @@ class Peers:
         return json.loads(self.process.stdout.readline())
 
     def memory(self, shape):
-        return json.loads(subprocess.run([self.python, HERE / "peers.py", "--rss", shape], check=True, text=True,
-                                         capture_output=True, env=self.environment).stdout)
+        done = subprocess.run([*self.command, "--rss", shape], check=True, text=True, capture_output=True,
+                              env=self.environment)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def asked(name, patterns):
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def goal_of(name):
-    for pattern, goal in PEERED.items():
+    for pattern, goal in {**PEERED, **TRAINED}.items():
         if re.fullmatch(pattern, name):
             return goal
     return None
@@ -102,6 +118,31 @@ def in_turns(bench, peers, row, threads):
         row["peers_goal"] = goal_of(row["name"])
     shown = ", ".join(f"{name} {p['times_ours']:.2f}" for name, p in row["peers"].items())
     print(f"{row['name']:38} times of ours: {shown}", flush=True)
+
+
+def training_memory(bench, trainers, threads):
+    """The same for the recipes, with their libraries; the peaks of the whole processes stand beside."""
+    d, features, k = 512, 16384, 64
+    state = 3 * 4 * (2 * d * features + features + d)
+    for recipe, _ in PLOTTED:
+        what = f"{recipe}:4096:{d}:{features}:{k}"
+        try:
+            ours = bench.memory(what)
+        except subprocess.CalledProcessError:
+            continue  # a build without the recipe
+        row = {"name": f"memory.{recipe}.d{d}.F{features}", "ratio": round(ours["beyond"] / state, 4),
+               "unit": "of weights and moments", "better": "lower", "bytes": ours["beyond"], "peak": ours["peak"],
+               "parameters": {"threads": threads, "rows": 4096, "d": d, "F": features, "L0": k}}
+        print(f"{row['name']:38} {row['ratio']:8.3f} {row['unit']}", flush=True)
+        if trainers:
+            theirs = trainers.memory(what)
+            times, whole = theirs["beyond"] / ours["beyond"], theirs["peak"] / ours["peak"]
+            row["peers"] = {"dictionary_learning": {"bytes": theirs["beyond"], "peak": theirs["peak"],
+                                                    "times_ours": round(times, 2)}}
+            row["peers_goal"], row["peak_times_ours"] = 10, round(whole, 2)
+            print(f"{row['name']:38} times of ours: dictionary_learning {times:.1f}; of whole processes {whole:.1f}",
+                  flush=True)
+        yield row
 
 
 def memory_rows(bench, peers, threads):
@@ -169,6 +210,39 @@ def svg_of(rows):
     return "\n".join(out) + "\n"
 
 
+def floors_over_d(rows, recipe, colour):
+    """A recipe's curves: later steps, the first, and the library's."""
+    at = [(row["parameters"]["d"], row) for row in rows
+          if re.fullmatch(rf"train\.{recipe}\.d\d+\.F16384", row["name"])]
+    first = [(d, find_row(rows, row["name"] + ".first")) for d, row in at]
+    return [(colour, "line", [(d, row["ratio"]) for d, row in at]),
+            (colour, "dashed", [(d, row["ratio"]) for d, row in first if row]),
+            (colour, "crosses", [(d, row["ratio"] * peer["times_ours"])
+                                 for d, row in at for peer in row.get("peers", {}).values()])]
+
+
+def let_through_over_d(rows, recipe, colour):
+    figures = [row["parameters"] for row in rows if re.fullmatch(rf"train\.{recipe}\.d\d+\.F16384", row["name"])]
+    return colour, "line", [(p["d"], p["candidates"] / p["L0"]) for p in figures if "candidates" in p]
+
+
+def step_over_d(rows):
+    """The steps of the recipes over d, and what the screen lets through; None: no such rows."""
+    floors = [curve for recipe, colour in PLOTTED for curve in floors_over_d(rows, recipe, colour) if curve[2]]
+    through = [curve for curve in (let_through_over_d(rows, *recipe) for recipe in PLOTTED) if curve[2]]
+    if not through:
+        return None
+    widths = [128, 256, 512, 1024, 2048, 4096]
+    across = plot.Axis("width d (4096 rows, F 16384, 64 active)", widths, log=True)
+    every = [y for _, _, points in floors for _, y in points]
+    ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if min(every) / 2 < t < 2 * max(every)]
+    top = math.ceil(max(y for _, _, points in through for _, y in points))
+    up = plot.Axis("", list(range(0, top + 1, math.ceil(top / 6))), ends=(0, top))
+    panels = [plot.Panel("a step, in floors (dashed: the first)", across, plot.Axis("", ticks, log=True), floors),
+              plot.Panel("candidates that the screen lets through, per active feature", across, up, through)]
+    return plot.svg("Training steps over the width of a row", panels, PLOTTED + (("x dictionary_learning", "ink"),))
+
+
 def find_row(rows, name):
     return next((r for r in rows if r["name"] == name), None)
 
@@ -181,18 +255,34 @@ def copy_steps(rows):
             grow["peers"] = step["peers"]
 
 
-def measure(bench, peers, quick):
-    found = bench.run(*(["--quick"] if quick else []))
+def ask_peers(bench, peers, rows, patterns, threads):
+    if not peers:
+        return
+    print("\nPeers, in turns: " + ", ".join(f"{k} {v}" for k, v in peers.versions.items()))
+    for row in rows:
+        if asked(row["name"], patterns):
+            in_turns(bench, peers, row, threads)
+
+
+def measure(bench, peers, trainers, arguments):
+    found = bench.run(*(["--quick"] if arguments.quick else []), *(["train."] if arguments.training else []))
     threads = found["machine"]["threads"]
-    if peers:
-        found["peers"] = peers.versions
-        print("\nPeers, in turns: " + ", ".join(f"{k} {v}" for k, v in peers.versions.items()))
-        for row in found["rows"]:
-            if any(re.fullmatch(pattern, row["name"]) for pattern in PEERED):
-                in_turns(bench, peers, row, threads)
-    found["rows"] += memory_rows(bench, peers, threads)
+    versions = {**(trainers.versions if trainers else {}), **(peers.versions if peers else {})}
+    if versions:
+        found["peers"] = versions
+    ask_peers(bench, peers, found["rows"], PEERED, threads)
+    ask_peers(bench, trainers, found["rows"], TRAINED, threads)
+    if not arguments.training:
+        found["rows"] += memory_rows(bench, peers, threads)
+    found["rows"] += training_memory(bench, trainers, threads)
     copy_steps(found["rows"])
     return found
+
+
+def joined(old, found):
+    """A record with the rows of the recipes measured anew."""
+    kept = [row for row in old["rows"] if not find_row(found["rows"], row["name"])]
+    return {**old, "peers": {**old.get("peers", {}), **found.get("peers", {})}, "rows": kept + found["rows"]}
 
 
 def known_misses():
@@ -243,6 +333,7 @@ def against_record(bench, rows, record):
 def check(bench, quick):
     found = bench.run(*(["--quick"] if quick else []))
     found["rows"] += memory_rows(bench, None, found["machine"]["threads"])
+    found["rows"] += training_memory(bench, None, found["machine"]["threads"])
     path = RESULTS / (machine_name(found["machine"]) + ".json")
     record = json.loads(path.read_text())["rows"] if path.exists() else []
     if not record:
@@ -276,6 +367,9 @@ SHOWN = (
     (r"model\.trunk", "- the same, without the head"),
     (r"model\.two_layers", "- the same, two layers of six"),
     (r"buffer\.(\w+)\.(\w+)", "batch from a buffer of {1} rows in {0}"),
+    (r"train\.(.+)\.d(\d+)\.F(\d+)\.first", "- its first step, d {1}, F {2}"),
+    (r"train\.(.+)\.d(\d+)\.F(\d+)", "{}: step of 4096 rows, 64 active, d {}, F {}"),
+    (r"memory\.([a-z]+-\w+)\.d(\d+)\.F(\d+)", "{}: memory of a step at its peak, 4096 rows, d {}, F {}"),
     (r"memory\.B(\d+)\.F(\d+)", "memory of a step at its peak, {} rows, F {}"),
     (r"memory\.evaluate", "memory of evaluating 65536 rows"),
 )
@@ -296,31 +390,57 @@ def table_of(found):
                 goal += ", missed" if "goal" in row and worse_by(row, row["goal"]) > 1 else ""
                 theirs = ", ".join(f"{k} {v['times_ours']:.3g}" for k, v in row.get("peers", {}).items())
                 theirs += f" (goal >= {row['peers_goal']})" if "peers_goal" in row else ""
+                if "peak_times_ours" in row:
+                    theirs += f"; of whole processes {row['peak_times_ours']:.3g}"
                 figure = f"{row['ratio']:.3g} {row['unit']}"
+                if "candidates" in row.get("parameters", {}):
+                    figure += f", {row['parameters']['candidates']:.0f} candidates a row"
                 lines.append(f"| {text.format(*match.groups())} | {figure} | {goal} | {theirs} |")
                 break
     return "\n".join(lines)
 
 
+def records():
+    """The records of machines."""
+    return sorted(path for path in RESULTS.glob("*.json") if path.name != "frontier.json")
+
+
 def readme():
-    """The table of the newest record between the markers of bench/README.md."""
-    records = sorted(RESULTS.glob("*.json"), key=lambda p: p.stat().st_mtime)
-    if not records:
+    """The tables of all records between the markers of bench/README.md."""
+    if not records():
         print("bench/results holds no record")
         return 1
+    tables = "\n\n".join(table_of(json.loads(path.read_text())) for path in records())
     text = README.read_text()
     begin, end = "<!-- bench:begin -->\n", "<!-- bench:end -->"
     before, rest = text.split(begin)
-    README.write_text(before + begin + table_of(json.loads(records[-1].read_text())) + "\n" + end + rest.split(end)[1])
+    README.write_text(before + begin + tables + "\n" + end + rest.split(end)[1])
     return 0
+
+
+def keep(found, training):
+    """Writes the record of the machine, and the plots."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / (machine_name(found["machine"]) + ".json")
+    if training and path.exists():
+        found = joined(json.loads(path.read_text()), found)
+    path.write_text(as_file(found))
+    plots = {"step_over_d.svg": step_over_d(found["rows"])}
+    if not training:
+        plots["step.svg"] = svg_of(found["rows"])
+    for name, text in plots.items():
+        if text:
+            (RESULTS / name).write_text(text)
+    print(f"\n{path} written, and {', '.join(plots)}")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build", nargs="?", type=pathlib.Path)
     parser.add_argument("--peers", type=pathlib.Path)
+    parser.add_argument("--trainers", type=pathlib.Path)
     parser.add_argument("--readme", action="store_true")
-    for flag in ("check", "quick", "cpu-time"):
+    for flag in ("check", "quick", "training", "cpu-time"):
         parser.add_argument("--" + flag, action="store_true")
     arguments = parser.parse_args()
     if arguments.readme:
@@ -328,20 +448,20 @@ def main():
     bench = Bench(arguments.build, ["--cpu-time"] if arguments.cpu_time else [])
     if arguments.check:
         return check(bench, arguments.quick)
-    peers = None
-    if arguments.peers and arguments.peers.exists():
-        peers = Peers(arguments.peers, arguments.build, "processor" if arguments.cpu_time else "wall")
-    else:
-        print("without peers: `make bench-peers` sets them up")
-    found = measure(bench, peers, arguments.quick)
+    clock = "processor" if arguments.cpu_time else "wall"
+
+    def started(python, script, target):
+        if python and python.exists():
+            return Peers(python, script, arguments.build, clock)
+        print(f"without {script}: `make {target}` sets it up")
+        return None
+
+    peers = None if arguments.training else started(arguments.peers, "peers.py", "bench-peers")
+    trainers = started(arguments.trainers, "trainers.py", "venv")
+    found = measure(bench, peers, trainers, arguments)
     print(f"\n{table_of(found)}")
-    if arguments.quick:
-        return 0
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / (machine_name(found["machine"]) + ".json")
-    path.write_text(as_file(found))
-    (RESULTS / "step.svg").write_text(svg_of(found["rows"]))
-    print(f"\n{path} and step.svg written")
+    if not arguments.quick:
+        keep(found, arguments.training)
     return 0
 
 

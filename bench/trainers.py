@@ -1,4 +1,4 @@
-"""trainers.py - training steps by the libraries that the recipes come from: dictionary_learning 0.1.0, SAELens, sparsify.
+"""trainers.py - training steps by the libraries that the recipes come from: dictionary_learning, SAELens, sparsify.
 
     trainers.py                              answers questions (answers.py)
     trainers.py --rss RECIPE:ROWS:D:F:K      peak memory of training steps, and what they take beyond weights, moments

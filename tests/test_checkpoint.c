@@ -187,54 +187,217 @@ TEST(recipe_family_and_formula) {
             "family: expected AutoEncoderTopK for recipe dl-top_k, found AutoEncoder");
     altered("{", "\"family\":\"AutoEncoder\"", "\"family\":\"IdentityDict\"", DLRN_ERR_FORMAT,
             "family: expected AutoEncoder for recipe reference, found IdentityDict");
-    altered(
-        formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
-        "formula: expected gate 0, select 0, a center from 0 to 2 and scale_out 1, found 1, 0, 1 "
-        "and 1");
+    altered(formula, "\\\"gate\\\": 0", "\\\"gate\\\": 1", DLRN_ERR_FORMAT,
+            "formula: expected gate 0, select 0 and a center from 0 to 2, found 1, 0 and 1");
+    altered(formula, "scale_in\\\": 1", "scale_in\\\": NaN", DLRN_ERR_FORMAT,
+            "formula: expected finite scales above 0 and a finite threshold, found nan, 1 and -1");
+    altered(formula, "scale_out\\\": 1", "scale_out\\\": 0", DLRN_ERR_FORMAT, "found 1, 0 and -1");
+    altered(formula, "threshold\\\": -1", "threshold\\\": Infinity", DLRN_ERR_FORMAT,
+            "found 1, 1 and inf");
     altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 2", DLRN_ERR_FORMAT,
             "\"input_bias\" is missing");
-    altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 7", DLRN_ERR_FORMAT,
-            "found 0, 0, 7 and 1");
+    altered(formula, "\\\"center\\\": 1", "\\\"center\\\": 7", DLRN_ERR_FORMAT, "found 0, 0 and 7");
 }
 
-/* Trainers of the other recipes come back whole: selection, mean threshold, counters in rows. */
+/* Settings of a recipe that make its state move within a few steps: averages, exponents, k, dead
+   features, rates. */
+static dlrn_train_config moving(int recipe) {
+    dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe(recipe)->name);
+    cfg.d_in = D, cfg.features = F, cfg.steps = 7, cfg.lr = 0.01;
+    cfg.warmup_steps = 2, cfg.decay_start = 4;
+    cfg.threshold_start_step = 0, cfg.dead_rows = 100, cfg.dead_steps = -1;
+    if (cfg.sparsity_penalty > 0) cfg.sparsity_penalty = 0.05, cfg.sparsity_warmup_steps = 5;
+    if (cfg.bandwidth > 0) cfg.bandwidth = 0.5;
+    if (cfg.target_l0 > 0) cfg.target_l0 = 3;
+    if (cfg.k) cfg.k = 3, cfg.k_anneal_steps = 6;
+    if (cfg.anneal_updates) cfg.anneal_start = 1, cfg.anneal_end = 6, cfg.anneal_updates = 3;
+    if (cfg.anneal_updates) cfg.p_end = 0.5;
+    if (!strcmp(cfg.recipe, "sp-groupmax")) cfg.k_anneal_steps = 0;
+    return cfg;
+}
+
+/* Whether two trainers are in the same state, bit for bit. */
+static void same_state(const dlrn_trainer *s, const dlrn_trainer *t) {
+    const dlrn_dictionary *a = s->dict, *b = t->dict;
+    const dlrn_formula f = a->formula, g = b->formula; /* by field: padding has any bits */
+    CHECK(f.center == g.center && f.gate == g.gate && f.select == g.select && f.k == g.k);
+    CHECK(f.threshold == g.threshold && f.scale_in == g.scale_in && f.scale_out == g.scale_out);
+    CHECK(f.rank == g.rank && a->layers == b->layers && s->step == t->step);
+    CHECK(s->anneal.p == t->anneal.p && s->anneal.next == t->anneal.next &&
+          s->anneal.factor == t->anneal.factor && s->anneal.queued == t->anneal.queued);
+    CHECK(!memcmp(s->since_fired, t->since_fired, F * sizeof(int64_t)));
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const size_t size = (size_t)dlrni_role_size(a, role) * sizeof(float);
+        CHECK(!a->param[role] == !b->param[role]);
+        CHECK_MSG(!a->param[role] || !memcmp(a->param[role], b->param[role], size),
+                  "%s, step %d: %s", s->cfg.recipe, (int)s->step, dlrn_name(DLRN_NAMES_ROLE, role));
+        CHECK(!s->m[role] || !memcmp(s->m[role], t->m[role], size));
+        CHECK(!s->v[role] == !t->v[role] && (!s->v[role] || !memcmp(s->v[role], t->v[role], size)));
+    }
+}
+
+/* Whether two files have the same bytes. */
+static void same_files(const char *one, const char *other) {
+    char *a = NULL, *b = NULL;
+    size_t size = 0, size_b = 0;
+    CHECK_OK(ctx, dlrn_file_read(ctx, one, &a, &size));
+    CHECK_OK(ctx, dlrn_file_read(ctx, other, &b, &size_b));
+    const int same = size == size_b && !memcmp(a, b, size);
+    dlrn_free(ctx, a);
+    dlrn_free(ctx, b);
+    CHECK(same);
+}
+
+static void steps(dlrn_trainer *t, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t at = t->step % 3 * 16 * D; /* other rows at each step */
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows + at, NULL, ROWS - 32, NULL));
+    }
+}
+
+/* Seven steps of every recipe are some, a checkpoint, and the others. */
 TEST(other_recipes) {
+    const char *path = tmp_path("checkpoint_recipe.safetensors");
+    const char *seven = tmp_path("checkpoint_seven.safetensors");
+    const char *resumed = tmp_path("checkpoint_resumed.safetensors");
     for (int r = 1; dlrn_recipe(r); r++) {
-        const char *path = tmp_path("checkpoint_recipe.safetensors");
-        dlrn_train_config cfg = dlrn_train_defaults(dlrn_recipe(r)->name);
-        dlrn_trainer *t[2] = {NULL, NULL};
-        cfg.d_in = D;
-        cfg.features = F;
-        cfg.warmup_steps = 0;
-        cfg.lr = 0.01;
-        cfg.threshold_start_step = 0;
-        cfg.dead_rows = 100;
-        if (cfg.k) cfg.k = 3;
-        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t[0]));
-        for (int i = 0; i < 3; i++)
-            CHECK_OK(ctx, dlrn_trainer_step_on(t[0], rows, NULL, ROWS, NULL));
-        CHECK_OK(ctx, dlrn_trainer_save(t[0], path));
-        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, &cfg, NULL, &t[1]));
-        for (int k = 0; k < 2; k++)
-            for (int i = 0; i < 3; i++)
-                CHECK_OK(ctx, dlrn_trainer_step_on(t[k], rows, NULL, ROWS, NULL));
-        const dlrn_dictionary *a = t[0]->dict, *b = t[1]->dict;
-        const dlrn_formula f = a->formula, g = b->formula; /* by field: padding has any bits */
-        CHECK(f.center == g.center && f.gate == g.gate && f.select == g.select && f.k == g.k);
-        CHECK(f.threshold == g.threshold && f.scale_in == g.scale_in && f.scale_out == g.scale_out);
-        CHECK(!memcmp(t[0]->since_fired, t[1]->since_fired, F * sizeof(int64_t)));
-        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
-            CHECK(!a->param[role] || !memcmp(a->param[role], b->param[role],
-                                             (size_t)dlrni_role_size(a, role) * sizeof(float)));
-        for (int k = 0; k < 2; k++) dlrn_trainer_destroy(t[k]);
+        dlrn_train_config cfg = moving(r);
+        dlrn_trainer *straight = NULL, *t = NULL, *first = NULL;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &straight));
+        steps(straight, 7);
+        CHECK_OK(ctx, dlrn_trainer_save(straight, seven));
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &first));
+        for (int at = 0; at < 7; at += 1 + at / 3) { /* 0, 1, 2, 3, 5 */
+            while (first->step < at) steps(first, 1);
+            CHECK_OK(ctx, dlrn_trainer_save(first, path));
+            CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, at == 3 ? &cfg : NULL, NULL, &t));
+            same_state(first, t);
+            steps(t, 7 - at);
+            same_state(straight, t);
+            CHECK_OK(ctx, dlrn_trainer_save(t, resumed));
+            dlrn_trainer_destroy(t);
+            same_files(seven, resumed);
+        }
+        dlrn_trainer_destroy(straight);
+        dlrn_trainer_destroy(first);
         if (cfg.k) {
             cfg.k = 4;
             refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected k 4, found 3");
         }
         cfg.recipe = NULL;
         cfg.k = 0;
-        refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected recipe reference, found dl-");
+        refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected recipe reference, found ");
     }
+}
+
+/* Rows whose squares overflow, and a NaN, in every recipe: the next steps are those of a run that
+   never saw them. Atoms and thresholds may have been constrained before the loss; a checkpoint
+   knows. */
+TEST(a_step_that_fails_changes_nothing) {
+    static float huge[ROWS * D], nan_row[ROWS * D];
+    const char *path = tmp_path("checkpoint_failed.safetensors");
+    const char *wanted = tmp_path("checkpoint_wanted.safetensors");
+    for (int i = 0; i < ROWS * D; i++)
+        huge[i] = rows[i] * 1e30F, nan_row[i] = i == 9 ? (float)NAN : rows[i];
+    for (int r = 0; dlrn_recipe(r); r++)
+        for (int at = 0; at < 3; at += 2) {
+            dlrn_train_config cfg = moving(r);
+            dlrn_trainer *t = NULL, *straight = NULL, *resumed = NULL;
+            CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &straight));
+            CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+            steps(t, at);
+            steps(straight, at);
+            CHECK_MSG(dlrn_trainer_step_on(t, huge, NULL, ROWS, NULL) == DLRN_ERR_VALUE, "%s",
+                      cfg.recipe);
+            CHECK_STATUS(dlrn_trainer_step_on(t, nan_row, NULL, ROWS, NULL), DLRN_ERR_VALUE);
+            if (t->scaled != at + 1 && !t->rules.threshold_from_0) same_state(straight, t);
+            CHECK_OK(ctx, dlrn_trainer_save(t, path));
+            CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &resumed));
+            steps(t, 3);
+            steps(straight, 3);
+            steps(resumed, 3);
+            same_state(straight, t);
+            same_state(straight, resumed);
+            CHECK_OK(ctx, dlrn_trainer_save(straight, wanted));
+            CHECK_OK(ctx, dlrn_trainer_save(resumed, path));
+            same_files(wanted, path);
+            dlrn_trainer_destroy(t);
+            dlrn_trainer_destroy(straight);
+            dlrn_trainer_destroy(resumed);
+        }
+}
+
+/* The state of p-anneal, in a file that lies. */
+TEST(exponents_that_no_run_has) {
+    static const char *const wrong[][2] = {
+        {"\\\"p\\\": 0.75", "\\\"p\\\": 0.00"},
+        {"\\\"p\\\": 0.75", "\\\"p\\\": -0.5"},
+        {"\\\"p\\\": 0.75", "\\\"p\\\": NaN"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": 0"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": -0.5"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": Infinity"},
+        {"\\\"factor\\\": ", "\\\"factor\\\": -"},
+        {"\\\"updates\\\": 2", "\\\"updates\\\": -2"},
+        {"\\\"updates\\\": 2", "\\\"updates\\\": 2.5"},
+        {"\\\"now\\\": [", "\\\"now\\\": [1, "},
+        {"\\\"now\\\": [", "\\\"now\\\": [1,1,1,1,1,1,1,1,1,1,1,"},
+        {"\\\"then\\\": [", "\\\"then\\\": [-"},
+        {"\\\"then\\\": [", "\\\"_hen\\\": ["},
+        {"\\\"now\\\": [", "\\\"now\\\": [\\\"a\\\", "}};
+    const char *path = tmp_path("checkpoint_anneal.safetensors");
+    char *kept = saved;
+    const size_t kept_size = saved_size;
+    for (int r = 0; dlrn_recipe(r); r++) {
+        dlrn_train_config cfg = moving(r);
+        dlrn_trainer *t = NULL;
+        if (strcmp(cfg.recipe, "dl-p_anneal") != 0) continue;
+        cfg.sparsity = DLRN_SPARSITY_LP;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        steps(t, 5);
+        CHECK(t->anneal.p == 0.75 && t->anneal.next == 0.5 && t->anneal.queued > 1);
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        dlrn_trainer_destroy(t);
+    }
+    CHECK_OK(ctx, dlrn_file_read(ctx, path, &saved, &saved_size));
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        altered("\"anneal\":", wrong[i][0], wrong[i][1], DLRN_ERR_FORMAT,
+                "\"anneal\" is missing or malformed");
+    altered("{", "\"anneal\"", "\"_nneal\"", DLRN_ERR_FORMAT, "\"anneal\" is missing or malformed");
+    altered("\"config\":", "p_end\\\": 0.5", "p_end\\\": 0.0", DLRN_ERR_FORMAT,
+            "p_end: expected a number above 0 for the penalty lp");
+    altered("\"config\":", "p_start\\\": 1", "p_start\\\": 0", DLRN_ERR_FORMAT,
+            "p_start: expected a finite number above 0");
+    altered("\"config\":", "\\\"groups\\\": []", "\\\"groups\\\": [1]", DLRN_ERR_FORMAT,
+            "\"config.groups\" is missing or malformed");
+    altered("\"config\":", "\\\"n_groups\\\": 0", "\\\"n_groups\\\": 17", DLRN_ERR_FORMAT,
+            "\"config.groups\" is missing or malformed");
+    altered("{", "\"format\"", "\"scaled\":\"1\",\"format\"", DLRN_ERR_FORMAT,
+            "\"scaled\" is missing or malformed");
+    dlrn_free(ctx, saved);
+    saved = kept;
+    saved_size = kept_size;
+}
+
+/* Signum keeps one array for each parameter. */
+TEST(another_optimiser) {
+    const char *path = tmp_path("checkpoint_signum.safetensors");
+    dlrn_train_config cfg = dlrn_train_defaults("sp-topk");
+    dlrn_trainer *t = NULL;
+    dlrn_archive *a = NULL;
+    cfg.d_in = D, cfg.features = F, cfg.k = 3;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    steps(t, 2);
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    dlrn_trainer_destroy(t);
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    CHECK(dlrn_archive_find(a, "m.encoder_weight") >= 0);
+    CHECK(dlrn_archive_find(a, "v.encoder_weight") < 0);
+    dlrn_archive_close(a);
+    cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected optimiser adam, found signum");
+    cfg.optimiser = DLRN_OPTIMISER_SIGNUM;
+    cfg.layers = 2;
+    refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected 2 layers, found 1");
 }
 
 TEST(numbers_of_the_run) {
@@ -348,7 +511,7 @@ TEST(the_settings_of_the_beginning) {
         for (int left_out = 0; left_out < 2; left_out++) {
             if (left_out) cfg.k = 0;
             CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, &cfg, NULL, &t));
-            CHECK(t->cfg.k == k && t->dict->formula.k == k);
+            CHECK(t->cfg.k == k && dlrni_kept(t->dict) == k);
             dlrn_trainer_destroy(t);
         }
     }
@@ -429,6 +592,9 @@ int main(int argc, char **argv) {
     RUN(settings);
     RUN(recipe_family_and_formula);
     RUN(other_recipes);
+    RUN(a_step_that_fails_changes_nothing);
+    RUN(exponents_that_no_run_has);
+    RUN(another_optimiser);
     RUN(numbers_of_the_run);
     RUN(state_of_the_buffer);
     RUN(tensors);

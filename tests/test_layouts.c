@@ -373,7 +373,9 @@ static int is_written(const dlrn_dictionary *dict) {
                                        "W_enc_2.safetensors",
                                        "W_dec_0.safetensors",
                                        "W_dec_1.safetensors",
-                                       "W_dec_2.safetensors"};
+                                       "W_dec_2.safetensors",
+                                       "cc_weights.pt",
+                                       "model.safetensors"};
     const char *folder = "build/tmp/layouts_written";
     int64_t n = read_array(row.folder, "input", x) / dict->d_in;
     CHECK_OK(ctx, dlrn_encode(dict, x, n, f));
@@ -450,9 +452,20 @@ static void put_files(char *text, size_t size, const dlrni_library *library) {
         snprintf(text + at, size - (size_t)at, ", `%s`", library->config);
 }
 
+/* Whether a recipe of the library trains the family. */
+static int has_recipe(const char *library, const char *family) {
+    for (int r = 0; dlrn_recipe(r); r++) {
+        const dlrn_recipe_info *info = dlrn_recipe(r);
+        if (info->layout && !strcmp(info->layout, library) && !strcmp(info->family, family))
+            return 1;
+    }
+    return 0;
+}
+
 /* Families are those of the header's rows, and those of several layers, which have none. */
 static int put_library(char *text, size_t size, int which, const deeds *own) {
     char families[512] = "", files[128], read[520], written[520], screened[520], name[64];
+    char trained[520], untrained[512] = "";
     const dlrni_library *library = which < DLRNI_LIBRARIES ? &dlrni_library_table[which] : NULL;
     for (const dlrni_layout *r = library ? library->rows : NULL; r && r->name; r++)
         if (r->family) list_name(families, r->family);
@@ -462,12 +475,22 @@ static int put_library(char *text, size_t size, int which, const deeds *own) {
         at += strlen(name) + 1;
     }
     if (!*families) return 0;
+    for (const char *at = strchr(families, '`'); at; at = strchr(at + 1, '`')) {
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(at + 1, "`"), at + 1);
+        if (!has_recipe(library_name(which), name)) list_name(untrained, name);
+        at += strlen(name) + 1;
+    }
+    if (strlen(untrained) == strlen(families))
+        strcpy(trained, "no");
+    else
+        snprintf(trained, sizeof trained, *untrained ? "not %s" : "yes", untrained);
     put_files(files, sizeof files, library);
     put_cell(read, own->unread, own);
     put_cell(written, own->unwritten, own);
     put_cell(screened, own->unscreened, own);
-    return snprintf(text, size, "| `%s` | %s | %s | %s | %s | %s | %d |\n", library_name(which),
-                    files, families, read, written, screened, own->right);
+    return snprintf(text, size, "| `%s` | %s | %s | %s | %s | %s | %s | %d |\n",
+                    library_name(which), files, families, read, written, trained, screened,
+                    own->right);
 }
 
 /* Between README's marks. */
@@ -482,8 +505,8 @@ static void put_table(char *text, size_t size) {
         if (*line_text != '#' && *line_text != '\n' && read_line(line_text)) count_line(all);
     fclose(file);
     int at = snprintf(text, size,
-                      "| library | in a folder | families | load | write | screened | checked |\n"
-                      "|---|---|---|---|---|---|---|\n");
+                      "| library | in a folder | families | load | write | train | screened | "
+                      "checked |\n|---|---|---|---|---|---|---|---|\n");
     for (int i = 0; i < MAX_LIBRARIES; i++)
         if (library_named(library_name(i)) == i)
             at += put_library(text + at, size - (size_t)at, i, &all[i]);

@@ -32,7 +32,9 @@ static const char *fresh_folder(void) {
                                         "W_enc_3.safetensors",
                                         "W_dec_0.safetensors",
                                         "W_dec_1.safetensors",
-                                        "W_dec_2.safetensors"};
+                                        "W_dec_2.safetensors",
+                                        "cc_weights.pt",
+                                        "model.safetensors"};
     static char path[512];
     char file[600];
     snprintf(path, sizeof path, "%s", kept_folder());
@@ -251,6 +253,13 @@ TEST(each_library_round_trips) {
         {"JumpReluAutoEncoder", "gemma_scope_2", NONE, SKIP, D},
         {"JumpReluAutoEncoder", "gemma_scope_2", NONE, SKIP, D + 2},
         {"BatchTopKSAE", "gemma_scope_2", MOVED_EACH, PLAIN, D},
+        {"AutoEncoder", "llamascopium", NONE, NO_CENTER, D},
+        {"AutoEncoder", "llamascopium", BOTH, TWO_SCALES, D},
+        {"AutoEncoderTopK", "llamascopium", NONE, NO_CENTER, D},
+        {"AutoEncoderTopK", "llamascopium", MOVED, PLAIN, D},
+        {"JumpReluAutoEncoder", "llamascopium", SCALED, SCALES, D},
+        {"BatchTopKSAE", "llamascopium", MOVED_EACH, PLAIN, D},
+        {"Glu", "llamascopium", NONE, PLAIN, D},
     };
     for (size_t i = 0; i < sizeof trips / sizeof *trips; i++) {
         dlrn_dictionary *dict = make(trips[i].family, trips[i].d_out);
@@ -320,6 +329,8 @@ TEST(what_a_library_cannot_express_is_refused) {
         {"JumpReluAutoEncoder", "saelens", "no place for gate jump_signed", SIGNED_BELOW, D},
         {"JumpReluAutoEncoder", "gemma_scope_2", "no place for gate jump_signed", SIGNED_BELOW, D},
         {"GatedAutoEncoder", "gemma_scope", "no place for gate gated", PLAIN, D},
+        {"AutoEncoder", "ckkissane", "no place for a dictionary of 1 layers", NO_CENTER, D},
+        {"GatedAutoEncoder", "llamascopium", "no place for", PLAIN, D},
         {"AbsTopK", "dictionary_learning", "no place for selection abs_top_k", PLAIN, D},
         {"GroupMax", "saelens", "no place for selection group_max", PLAIN, D},
         {"MatchingPursuit", "dictionary_learning", "no place for family MatchingPursuit", PLAIN, D},
@@ -343,7 +354,8 @@ TEST(other_refusals) {
     dlrn_dictionary_destroy(identity);
     refused(dict, "openai", DLRN_ERR_UNSUPPORTED,
             "layout: expected a library to write for (dictionary_learning, saelens, sparsify, "
-            "circuit-tracer, gemma_scope or gemma_scope_2), found openai");
+            "circuit-tracer, gemma_scope, gemma_scope_2, llamascopium, ckkissane or "
+            "crosscoder-fork), found openai");
     refused(dict, NULL, DLRN_ERR_UNSUPPORTED, "found none"); /* dict->layout is NULL */
     dict->formula.standardise = DLRN_ON;
     refused(dict, "saelens", DLRN_ERR_UNSUPPORTED, "no place for standardised selections");
@@ -445,6 +457,56 @@ TEST(folders_of_others) {
     dlrn_dictionary_destroy(dict);
 }
 
+/* ---- Crosscoders ---- */
+
+/* A dictionary whose rows are of two layers, as a recipe for crosscoders has them. */
+static dlrn_dictionary *make_crosscoder(const char *family) {
+    dlrn_dictionary *dict = make(family, D);
+    dict->layers = 2;
+    dict->formula.center = DLRN_CENTER_NONE;
+    dlrn_dictionary_changed(dict);
+    return dict;
+}
+
+TEST(crosscoders) {
+    static const struct {
+        const char *library, *family, *note;
+    } trips[] = {{"ckkissane", "AutoEncoder", NONE},
+                 {"crosscoder-fork", "AutoEncoder", NONE},
+                 {"dictionary_learning", "AutoEncoder", NONE},
+                 {"dictionary_learning", "BatchTopKSAE", MOVED}};
+    dlrn_dictionary *back = NULL;
+    for (size_t i = 0; i < sizeof trips / sizeof *trips; i++) {
+        dlrn_dictionary *dict = make_crosscoder(trips[i].family);
+        round_trip(dict, trips[i].library, trips[i].note);
+        CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+        CHECK(back->layers == 2);
+        dlrn_dictionary_destroy(back);
+        dlrn_dictionary_destroy(dict);
+    }
+    dlrn_dictionary *dict = make_crosscoder("AutoEncoder");
+    refused(dict, "saelens", DLRN_ERR_UNSUPPORTED, "no place for a dictionary of 2 layers");
+    dlrn_dictionary_destroy(dict);
+}
+
+/* Thresholds that are compared with p times norms are so in the file, in other numbers. */
+TEST(crosscoders_of_batch_top_k) {
+    static float y[2][N * D];
+    dlrn_dictionary *dict = make_crosscoder("BatchTopKSAE"), *back = NULL;
+    for (int ranked = 0; ranked < 2; ranked++) {
+        dict->formula.rank = ranked ? DLRN_RANK_LAYER_NORMS : DLRN_RANK_VALUE;
+        dlrn_dictionary_changed(dict);
+        CHECK_OK(ctx, save_to(dict, fresh_folder(), "crosscoder-fork", 0));
+        CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+        CHECK_OK(ctx, dlrn_forward(dict, x, N, y[0], NULL));
+        CHECK_OK(ctx, dlrn_forward(back, x, N, y[1], NULL));
+        check_near("x_hat", y[1], y[0], (int64_t)N * D);
+        CHECK(back->layers == 2 && back->formula.k == K);
+        dlrn_dictionary_destroy(back);
+    }
+    dlrn_dictionary_destroy(dict);
+}
+
 /* ---- Cross-layer transcoders ---- */
 
 enum { LAYERS = 3 };
@@ -519,6 +581,52 @@ TEST(cross_layer_transcoders) {
     dlrn_free(ctx, bytes);
 }
 
+/* Llamascopium's file holds selections, too: of each layer, or of all. */
+TEST(cross_layer_transcoders_for_llamascopium) {
+    for (int i = 0; i < 5; i++) {
+        dlrn_dictionary *dict = make_set(i ? DLRN_GATE_RELU : DLRN_GATE_JUMP), *back = NULL;
+        const dlrn_select select = i & 1 ? DLRN_SELECT_TOP_K : DLRN_SELECT_BATCH_TOP_K;
+        for (int k = 0; k < LAYERS; k++) {
+            dlrn_formula *f = &dict->part[k].dict->formula;
+            float *threshold = dict->part[k].dict->param[DLRN_THRESHOLD];
+            for (int j = 0; threshold && j < F; j++) threshold[j] = fabsf(threshold[j]);
+            f->scale_in = 1.5;
+            if (i == 1 || i == 2) f->select = select, f->k = K;
+        }
+        if (i > 2) dict->formula.select = select, dict->formula.k = 2 * K;
+        CHECK_OK(ctx, save_to(dict, fresh_folder(), "llamascopium", 0));
+        CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+        CHECK_MSG(!strcmp(back->layout, "llamascopium"), "%d: read as %s", i, back->layout);
+        check_set("a set for llamascopium", dict, back);
+        dlrn_dictionary_destroy(back);
+        dlrn_dictionary_destroy(dict);
+    }
+}
+
+/* A run may have its library's files in a folder of its name, where those of both have one name. */
+TEST(a_folder_called_as_a_library) {
+    dlrn_dictionary *dict = make("AutoEncoder", D), *back = NULL;
+    char folder[600];
+    dict->formula.center = DLRN_CENTER_NONE;
+    snprintf(folder, sizeof folder, "%s/llamascopium", fresh_folder());
+    mkdir(folder, 0777);
+    CHECK_OK(ctx, save_to(dict, folder, "llamascopium", 0));
+    CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+    check_bits("a folder in a folder", dict, back);
+    dlrn_dictionary_destroy(back);
+    CHECK_OK(ctx, save_to(dict, kept_folder(), "dictionary_learning", 0));
+    CHECK_OK(ctx, dlrn_load(ctx, kept_folder(), NULL, &back));
+    CHECK_STR(back->layout, "dictionary_learning"); /* its own go first */
+    dlrn_dictionary_destroy(back);
+    dlrn_dictionary_destroy(dict);
+    char file[700];
+    snprintf(file, sizeof file, "%s/sae_weights.safetensors", folder);
+    remove(file);
+    snprintf(file, sizeof file, "%s/config.json", folder);
+    remove(file);
+    rmdir(folder);
+}
+
 /* A ReLU layer among layers with thresholds has thresholds of 0 in the file. */
 TEST(layers_of_two_kinds) {
     dlrn_dictionary *dict = make_set(DLRN_GATE_JUMP_SIGNED), *back = NULL;
@@ -546,8 +654,7 @@ TEST(sets_that_are_refused) {
     CHECK_STATUS(save_to(dict, tmp_path("set.safetensors"), "circuit-tracer", 0),
                  DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "no place for this CrossLayerTranscoder of 3 layers in one file");
-    CHECK_STATUS(dlrn_save(dict, tmp_path("set.pt")), DLRN_ERR_UNSUPPORTED);
-    CHECK_STR(dlrn_error(ctx), "has several layers");
+    CHECK_OK(ctx, dlrn_save(dict, tmp_path("set.pt"))); /* in this library's own layout */
     dict->formula.select = DLRN_SELECT_TOP_K, dict->formula.k = K;
     refused(dict, "circuit-tracer", DLRN_ERR_UNSUPPORTED, "no place for this CrossLayerTranscoder");
     dict->formula.select = DLRN_SELECT_ALL, dict->formula.k = 0;
@@ -575,14 +682,18 @@ TEST(each_allocation_fails) {
     CHECK_STATUS(dlrn_context_create(&cfg, &starved), DLRN_OK);
     ctx = starved;
     static const char *const libraries[] = {"dictionary_learning", "saelens",     "sparsify",
-                                            "circuit-tracer",      "gemma_scope", "gemma_scope_2"};
-    for (int i = 0; i < 7; i++) {
-        const char *library = libraries[i % 6 == i ? i : 3];
-        dlrn_dictionary *dict =
-            i == 6 ? make_set(DLRN_GATE_JUMP) : make(i == 2 ? "AutoEncoderTopK" : "AutoEncoder", D);
+                                            "circuit-tracer",      "gemma_scope", "gemma_scope_2",
+                                            "llamascopium",        "ckkissane",   "crosscoder-fork",
+                                            "circuit-tracer",      "llamascopium"};
+    for (int i = 0; i < 11; i++) {
+        const char *library = libraries[i];
+        dlrn_dictionary *dict = i > 8    ? make_set(DLRN_GATE_RELU)
+                                : i > 6  ? make_crosscoder("AutoEncoder")
+                                : i == 2 ? make("AutoEncoderTopK", D)
+                                         : make("AutoEncoder", D);
         const char *folder = fresh_folder();
         dlrn_dictionary *back = NULL;
-        if (i < 6) apply(dict, TWO_SCALES); /* so that it is copied */
+        if (i < 9) apply(dict, TWO_SCALES); /* so that it is copied */
         const int64_t live = starve.live;
         dlrn_status s = DLRN_ERR_MEMORY;
         for (int64_t granted = 0; s != DLRN_OK; granted++) {
@@ -595,8 +706,8 @@ TEST(each_allocation_fails) {
             CHECK(!is_there(folder, "config.json") && !is_there(folder, "cfg.json"));
         }
         CHECK_OK(ctx, dlrn_load(ctx, folder, NULL, &back));
-        if (i < 6) check_function(library, dict, back);
-        if (i == 6) check_set(library, dict, back);
+        if (i < 9) check_function(library, dict, back);
+        if (i > 8) check_set(library, dict, back);
         dlrn_dictionary_destroy(back);
         dlrn_dictionary_destroy(dict);
     }
@@ -617,6 +728,10 @@ int main(int argc, char **argv) {
     RUN(files_and_folders);
     RUN(a_set_of_layers);
     RUN(folders_of_others);
+    RUN(crosscoders);
+    RUN(crosscoders_of_batch_top_k);
+    RUN(cross_layer_transcoders_for_llamascopium);
+    RUN(a_folder_called_as_a_library);
     RUN(cross_layer_transcoders);
     RUN(layers_of_two_kinds);
     RUN(sets_that_are_refused);

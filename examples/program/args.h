@@ -71,7 +71,8 @@ static const flag flags[] = {
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
      "the library that wrote the dictionary (saelens, ...) or its class (AutoEncoderTopK, ...), if "
      "its tensors and config do not say; convert: the library to write for: dictionary_learning, "
-     "saelens, sparsify, circuit-tracer, gemma_scope or gemma_scope_2"},
+     "saelens, sparsify, circuit-tracer, gemma_scope, gemma_scope_2, llamascopium, ckkissane or "
+     "crosscoder-fork"},
     {"--from", F_TEXT, AT(from), C_CONVERT, 1, TEXT_MAX, "NAME",
      "what --layout is elsewhere: the library that wrote IN, or its class"},
     {"--norm-scale", F_REAL, AT(norm_scale), C_DICTIONARIES, 0, 0, "S",
@@ -163,6 +164,10 @@ static const flag flags[] = {
      "Adam adds E to the root of squared gradients"},
     {"--threshold-lr", F_REAL, AT(train.threshold_lr), C_TRAIN, 0, 0, "R",
      "the learning rate of thresholds, as a multiple of --lr"},
+    {"--atom-norm", F_REAL, AT(train.atom_norm), C_TRAIN, -1, 0, "N",
+     "norm of new atoms (-1: the recipe's)"},
+    {"--new-threshold", F_REAL, AT(train.new_threshold), C_TRAIN, -1, 0, "T",
+     "thresholds of new features (-1: the recipe's)"},
     {"--loss", F_CHOICE, AT(train.loss), C_TRAIN, DLRN_NAMES_LOSS, 0, "norm|squared|layers|fvu",
      "reconstruction loss: mean L2 distance (norm); mean squared distance (squared), as a mean "
      "over layers (layers); squared distance as a share of the variance (fvu)"},
@@ -212,6 +217,8 @@ static const flag flags[] = {
     {"--k", F_INT, AT(train.k), C_DICTIONARIES, 1, INT32_MAX, "K",
      "features kept per row (train: default that of --init, or else the recipe's; others: if the "
      "dictionary's file does not say)"},
+    {"--k-fraction", F_REAL, AT(train.k_fraction), C_TRAIN, 0, 1, "R",
+     "added to --k where a selection over a batch of n rows keeps k n, below 1"},
     {"--k-anneal-steps", F_INT, AT(train.k_anneal_steps), C_TRAIN, 0, 0, "N",
      "steps over which k falls to --k (0: it is fixed)"},
     {"--k-start", F_INT, AT(train.k_start), C_TRAIN, 0, INT32_MAX, "K",
@@ -231,7 +238,7 @@ static const flag flags[] = {
     {"--threshold-beta", F_REAL, AT(train.threshold_beta), C_TRAIN, 0, 1, "B",
      "running mean of the smallest value that is kept: weight of its past, below 1"},
     {"--threshold-start-step", F_INT, AT(train.threshold_start_step), C_TRAIN, -1, 0, "N",
-     "start that mean after step N (-1: never)"},
+     "start that mean after step N (-1: with the first)"},
     {"--bandwidth", F_REAL, AT(train.bandwidth), C_TRAIN, 0, 0, "W",
      "width of the window around a threshold in which its gradient is estimated"},
     {"--pre-act", F_REAL, AT(train.pre_act), C_TRAIN, 0, 0, "P",
@@ -243,6 +250,8 @@ static const flag flags[] = {
      "weights of their losses (default: equal)"},
     {"--center", F_ON_OFF, AT(train.center), C_TRAIN, 0, 0, "[on|off]",
      "subtract the output bias from the rows before they are encoded"},
+    {"--rescale", F_ON_OFF, AT(train.rescale), C_TRAIN, 0, 0, "[on|off]",
+     "keep the features that add most to x_hat, f |atom|; off: the largest f"},
     {"--skip", F_ON_OFF, AT(train.skip), C_TRAIN, 0, 0, "[on|off]",
      "add a linear map of the rows to what is reconstructed"},
     {"--scale-rows", F_ON_OFF, AT(train.scale_rows), C_TRAIN, 0, 0, "[on|off]",

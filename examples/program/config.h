@@ -12,6 +12,7 @@ typedef enum config_how {
     TAKE_ABOVE_0, /* as it is, if it is above 0                                        */
     TAKE_UNLESS,  /* as it is, if key `words` is not above 0                           */
     TAKE_REST,    /* 1 - value                                                         */
+    TAKE_PARTS,   /* the whole part; flag `words` takes the rest                       */
     TAKE_PRODUCT, /* times the keys `words` ("a b"); of a list its length; those that
                      are missing do not count                                          */
     TAKE_SIZES,   /* a list of ends: the sizes between them, up to key `words`         */
@@ -136,18 +137,18 @@ static const config_key saelens_keys[] = {
     {"apply_b_dec_to_input", "--center", TAKE_NAME, "true=on,false=off", NULL},
     {"normalize_activations", "--scale-rows", TAKE_NAME, "none=off,expected_average_only_in=on",
      "off"},
-    {"decoder_init_norm", NULL, TAKE_ONLY, "0.1", NULL},
+    {"decoder_init_norm", "--atom-norm", TAKE, NULL, NULL},
     {"l1_coefficient|l0_coefficient", "--sparsity-penalty", TAKE, NULL, NULL},
     {"l1_warm_up_steps|l0_warm_up_steps", "--sparsity-warmup-steps", TAKE, NULL, NULL},
     {"lp_norm", "--p-start", TAKE, NULL, NULL},
     {"jumprelu_bandwidth", "--bandwidth", TAKE, NULL, NULL},
-    {"jumprelu_init_threshold", NULL, TAKE_ONLY, "0.01", NULL},
+    {"jumprelu_init_threshold", "--new-threshold", TAKE, NULL, NULL},
     {"jumprelu_tanh_scale", NULL, TAKE_ONLY, "4", NULL},
     {"pre_act_loss_coefficient", "--pre-act", TAKE, NULL, "0"},
     {"target_l0", "--target-l0", TAKE, NULL, NULL},
-    {"k", "--k", TAKE, NULL, NULL},
+    {"k", "--k", TAKE_PARTS, "--k-fraction", NULL},
     {"aux_loss_coefficient", "--auxk-alpha", TAKE, NULL, NULL},
-    {"rescale_acts_by_decoder_norm", NULL, TAKE_ONLY, "true", NULL},
+    {"rescale_acts_by_decoder_norm", "--rescale", TAKE_NAME, "true=on,false=off", NULL},
     {"topk_threshold_lr", "--threshold-beta", TAKE_REST, NULL, NULL},
     {"matryoshka_widths", "--groups", TAKE_SIZES, "d_sae", NULL},
     {"use_matryoshka_aux_loss", "--auxk-by-group", TAKE_NAME, "true=on,false=off", NULL},
@@ -186,16 +187,11 @@ static const config_key sparsify_keys[] = {
 /* ---- Llamascopium 2.0: settings of a run */
 
 static const config_class llamascopium_classes[] = {
-    {"lc-relu", {"sae", "relu"}},
-    {"lc-topk", {"sae", "topk"}},
-    {"lc-jumprelu", {"sae", "jumprelu"}},
-    {"lc-relu", {"crosscoder", "relu"}},
-    {"lc-topk", {"crosscoder", "topk"}},
-    {"lc-jumprelu", {"crosscoder", "jumprelu"}},
-    {"clt-topk", {"clt", "topk"}},
-    {"clt-batch_top_k", {"clt", "batchlayertopk"}},
-    {"clt-jumprelu", {"clt", "jumprelu"}},
-    {NULL, {NULL, NULL}},
+    {"lc-relu", {"sae", "relu"}},          {"lc-topk", {"sae", "topk"}},
+    {"lc-jumprelu", {"sae", "jumprelu"}},  {"lc-relu", {"crosscoder", "relu"}},
+    {"lc-topk", {"crosscoder", "topk"}},   {"lc-jumprelu", {"crosscoder", "jumprelu"}},
+    {"clt-topk", {"clt", "topk"}},         {"clt-batch_top_k", {"clt", "batchlayertopk"}},
+    {"clt-jumprelu", {"clt", "jumprelu"}}, {NULL, {NULL, NULL}},
 };
 static const config_key llamascopium_keys[] = {
     {"batch_size", "--batch-size", TAKE, NULL, NULL},
@@ -442,10 +438,15 @@ static dlrn_status config_decay(const config_reading *r, const config_key *k, co
 static dlrn_status config_compute(const config_reading *r, const config_key *k, const flag *f,
                                   double value) {
     char words[64];
+    const char *ignored;
     double steps, batch;
     dlrn_status s;
     switch (k->how) {
     case TAKE_REST: return config_add_number(r, k->key, f, 1 - value);
+    case TAKE_PARTS:
+        s = config_add_number(r, k->key, f, floor(value));
+        if (s != DLRN_OK || value <= floor(value)) return s;
+        return config_add_number(r, k->key, find_flag(k->words, &ignored), value - floor(value));
     case TAKE_ROWS:
         batch = number_so_far(r, "--batch-size");
         if (batch < 1) batch = (double)dlrn_train_defaults(r->recipe->name).buffer.batch_rows;
@@ -568,8 +569,10 @@ static dlrn_status config_words(dlrn_context *ctx, const options *o, const char 
     r.recipe = find_recipe(recipe);
     if (!r.recipe && o->recipe) return DLRN_OK; /* the command line's own error */
     if (!r.recipe)
-        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: recipe: expected one of this version's, "
-                         "found %.80s", path, recipe);
+        return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: recipe: expected one of this version's, "
+                         "found %.80s",
+                         path, recipe);
     if (!o->recipe) s = paths_add(ctx, words, NULL, "--recipe");
     if (!o->recipe && s == DLRN_OK) s = paths_add(ctx, words, NULL, recipe);
     if (s == DLRN_OK && !r.library->keys) return config_apply_own(&r);

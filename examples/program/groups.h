@@ -35,9 +35,9 @@ static int check_group_flags(const options *o) {
                            o->group_weights);
     for (int i = 0; i < n; i++)
         if (!(size[i] > 0) || (!are_shares(size, n) && size[i] > floor(size[i])))
-            return usage_error(
-                "train", "expected whole numbers from 1, or shares of at most 1, as --groups",
-                o->groups);
+            return usage_error("train",
+                               "expected whole numbers from 1, or shares of at most 1, as --groups",
+                               o->groups);
     if (weights && !n) return usage_error("train", "goes with --groups", "--group-weights");
     if (weights && weights != n)
         return usage_error("train", "expected as many --group-weights as --groups",
@@ -53,19 +53,21 @@ static dlrn_status set_groups(dlrn_context *ctx, const options *o, dlrn_train_co
     if (!o->groups) return DLRN_OK;
     const int n = parse_numbers(o->groups, size);
     if (o->group_weights) (void)!parse_numbers(o->group_weights, weight);
+    const int in_shares = are_shares(size, n);
     for (int i = 0; i < n; i++) shares += size[i];
-    if (are_shares(size, n) && fabs(shares - 1) > 1e-6)
+    if (in_shares && fabs(shares - 1) > 1e-6)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "--groups: expected shares that sum to 1, found %g", shares);
     for (int i = 0; i < n; i++) {
-        if (are_shares(size, n)) size[i] = i + 1 < n ? floor(size[i] * all) : all - sum;
+        if (in_shares) size[i] = i + 1 < n ? floor(size[i] * all) : all - sum;
         sum += size[i];
     }
     if (sum < all || sum > all)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "--groups: expected sizes that sum to the %lld features, found %.0f, which "
-                         "is %.0f too %s",
-                         (long long)cfg->features, sum, fabs(sum - all), sum < all ? "few" : "many");
+        return dlrn_fail(
+            ctx, DLRN_ERR_ARGUMENT,
+            "--groups: expected sizes that sum to the %lld features, found %.0f, which "
+            "is %.0f too %s",
+            (long long)cfg->features, sum, fabs(sum - all), sum < all ? "few" : "many");
     cfg->n_groups = n;
     for (int i = 0; i < n; i++) {
         cfg->groups[i] = (int64_t)size[i];

@@ -3,10 +3,10 @@
    over --config, and both over a saved command. */
 
 typedef struct recalled {
-    dlrn_context *ctx;   /* of its own: the command's context is made from the words */
-    dlrn_json *saved;    /* config.json of the run; NULL: none                        */
-    path_list words;     /* of --config                                               */
-    const char **argv;   /* [argc], closed with NULL; the words lie in main's, above  */
+    dlrn_context *ctx; /* of its own: the command's context is made from the words */
+    dlrn_json *saved;  /* config.json of the run; NULL: none                        */
+    path_list words;   /* of --config                                               */
+    const char **argv; /* [argc], closed with NULL; the words lie in main's, above  */
     int argc;
 } recalled;
 
@@ -120,7 +120,7 @@ static int recall(const command *c, options *o, recalled *r) {
     r->argv[r->argc] = NULL;
     recipe = recalled_recipe(r);
     return parse_options(c, r->argc, r->argv,
-                         recipe       ? recipe->name
+                         recipe      ? recipe->name
                          : o->recipe ? o->recipe
                                      : dlrn_recipe(0)->name,
                          o);

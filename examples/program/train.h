@@ -11,21 +11,21 @@ typedef struct train_run {
     dlrn_buffer *buffer;
     dlrn_trainer *t;
     const dlrn_recipe_info *recipe;
-    int64_t layers; /* of the rows */
-    int told_written; /* how the dictionary is written is told */
+    int64_t layers;         /* of the rows */
+    int told_written;       /* how the dictionary is written is told */
     const char *class_name; /* in dictionary_learning; NULL: not known yet */
-    page config;           /* config.json, ready to be written     */
-    FILE *log;             /* NULL until the first step is done    */
-    int lock;              /* a file that is open; -1: none        */
-    size_t had_folders;    /* bytes of --save-dir that were there  */
-    int others;            /* an older run's files are still there */
-    int saved;             /* this process has saved               */
-    double started, told;  /* seconds                              */
-    int64_t first, rows;   /* first step of this process; rows since then */
-    int64_t logged;        /* the last step in the log; -1: none          */
-    dlrn_train_stats last; /* of the last step                           */
-    int64_t planned;       /* steps that --steps and the data allow; -1: not known */
-    int told_stop;         /* 1: how the stop left the run is told       */
+    page config;            /* config.json, ready to be written     */
+    FILE *log;              /* NULL until the first step is done    */
+    int lock;               /* a file that is open; -1: none        */
+    size_t had_folders;     /* bytes of --save-dir that were there  */
+    int others;             /* an older run's files are still there */
+    int saved;              /* this process has saved               */
+    double started, told;   /* seconds                              */
+    int64_t first, rows;    /* first step of this process; rows since then */
+    int64_t logged;         /* the last step in the log; -1: none          */
+    dlrn_train_stats last;  /* of the last step                           */
+    int64_t planned;        /* steps that --steps and the data allow; -1: not known */
+    int told_stop;          /* 1: how the stop left the run is told       */
 } train_run;
 
 /* The path of a file of the run. */
@@ -85,9 +85,9 @@ static void unlock_folder(train_run *r) {
 }
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
-/* What libraries' files are called in the folder of a run, up to a number or a suffix. */
+/* What libraries' files are called in the folder of a run. */
 static const char *const library_files[] = {"sae_weights.safetensors", "sae.safetensors",
-                                            "cfg.json", "config.yaml", "W_enc_", "W_dec_"};
+                                            "cc_weights.pt", "cfg.json"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
@@ -108,13 +108,6 @@ static int is_leftover(const char *name) {
         if (!strncmp(name, run_files[i], n) && is_unfinished(name + n)) return 1;
     }
     return !strcmp(name, "log.jsonl.part");
-}
-
-/* A library's file of a run. */
-static int is_library_file(const char *name) {
-    for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++)
-        if (!strncmp(name, library_files[i], strlen(library_files[i]))) return 1;
-    return 0;
 }
 
 static int is_leftover_snapshot(const char *name) {
@@ -199,7 +192,7 @@ static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int6
     if (mkdir(path, 0777) != 0 && errno != EEXIST)
         return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
                          strerror(errno));
-    return save_for_library(dict, path, r->recipe->layout, NULL, 0);
+    return save_for_library(dict, path, r->recipe->layout, &(int){0}, NULL, 0);
 }
 
 /* Says once how the run's dictionary is written, where that is not as expected. */
@@ -209,34 +202,45 @@ static void tell_written(train_run *r, const char *what, const char *why) {
     r->told_written = 1;
 }
 
-/* Removes what an older run's dictionary is in. It may be for another library than this one's. */
-static void remove_other_dictionary(const options *o) {
+/* Removes the files that an older run wrote for a library, which may be another than this run's. */
+static void remove_library(const options *o) {
     char path[4200];
-    run_path(o, "ae.pt", path, sizeof path);
-    remove(path);
-    remove_those(o, ".", is_library_file);
+    for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++) {
+        run_path(o, library_files[i], path, sizeof path);
+        remove(path);
+    }
+    for (int i = 0; dlrn_recipe(i); i++) {
+        if (!dlrn_recipe(i)->layout) continue;
+        run_path(o, dlrn_recipe(i)->layout, path, sizeof path);
+        remove_folder(path);
+    }
 }
 
 /* Writes ae.pt, and the files that the recipe's own library opens; one of them at least. */
 static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     const char *library = r->recipe->layout;
     char path[4200], note[256] = "", why[512];
+    int within = 0;
     run_path(r->o, "ae", path, sizeof path);
     dlrn_status s = save_learning(dict, path);
     const int no_file = s == DLRN_ERR_UNSUPPORTED;
-    if (no_file && r->others) remove_other_dictionary(r->o);
-    if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
+    if (r->others && (no_file || s == DLRN_OK)) remove_library(r->o);
+    strcat(path, ".pt");
+    if (r->others && no_file) remove(path);
     snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
     if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
-    s = save_for_library(dict, r->o->save_dir, library, note, sizeof note);
+    s = save_for_library(dict, r->o->save_dir, library, &within, note, sizeof note);
     if (s == DLRN_ERR_UNSUPPORTED && !no_file) {
-        tell_written(r, library, "no files of this library: it is not written, or has no such "
-                                 "dictionary; ae.pt is dictionary_learning's");
+        tell_written(r, library,
+                     "no files of this library: it is not written, or has no such "
+                     "dictionary; ae.pt is dictionary_learning's");
         return DLRN_OK;
     }
-    if (s == DLRN_OK && no_file) tell_written(r, "no ae.pt", why);
-    if (s == DLRN_OK && *note) tell_written(r, library, note);
-    return s;
+    if (s != DLRN_OK) return s;
+    if (no_file) snprintf(note, sizeof note, "no ae.pt: %.200s", why);
+    if (within) snprintf(note, sizeof note, "its files are in the folder %s", library);
+    if (*note) tell_written(r, library, note);
+    return DLRN_OK;
 }
 
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
@@ -623,8 +627,10 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
    older scripts at the top. */
 static void put_class(json_writer *j, const train_run *r, const dlrn_train_config *cfg) {
     json_text(j, "dict_class", r->class_name ? r->class_name : r->recipe->family);
-    json_int(j, "activation_dim", cfg->d_in);
-    json_int(j, "dict_size", cfg->features);
+    /* dictionary_learning's classes take the layers of a crosscoder as one wide row */
+    const int64_t by = strcmp(r->recipe->family, "CrossLayerTranscoder") ? 1 : cfg->layers;
+    json_int(j, "activation_dim", cfg->d_in / by);
+    json_int(j, "dict_size", cfg->features / by);
 }
 
 /* The words of the command, so that --resume needs the folder alone. */
@@ -649,6 +655,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     dlrn_train_config_json(cfg, settings, sizeof settings);
     json_open(&j, NULL, '{');
     put_class(&j, r, cfg);
+    if (cfg->layers > 1) json_int(&j, "layers", cfg->layers);
     json_text(&j, "version", DLRN_VERSION_STRING);
     put_command(&j, o);
     put_source(&j, o, o->data && comes_once(o->data) ? -1 : rows);
@@ -678,10 +685,9 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
    logged step counts its batch twice, so there log_steps changes the run. */
 static int may_change(const train_run *r, const char *key) {
     if (r->o->compat && !strcmp(key, "log_steps")) return 0;
-    static const char *const
-        keys[] = {"version",        "command",        "steps",   "epochs",
-                  "log_steps",      "save_steps",     "threads", "kernels",
-                  "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
+    static const char *const keys[] = {"version",        "command",        "steps",   "epochs",
+                                       "log_steps",      "save_steps",     "threads", "kernels",
+                                       "skip_nonfinite", "skip_bad_lines", "trainer", "dict_class"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i])) return 1;
     return 0;
@@ -753,14 +759,16 @@ static dlrn_status parse_defaults(dlrn_context *ctx, const char *recipe, dlrn_js
 static void tell_decay(const train_run *r, const dlrn_json *was) {
     const dlrn_train_config *cfg = &r->o->train;
     const long long before = (long long)dlrn_json_number(was, "settings.steps", -1);
-    const int share = cfg->sparsity_warmup_steps < 0 || cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
+    const int share = cfg->sparsity_warmup_steps < 0 ||
+                      cfg->lr_schedule != DLRN_SCHEDULE_CONSTANT ||
                       (cfg->anneal_start >= 0 && cfg->anneal_end < 0);
     char how[96];
     if ((cfg->decay_start < 0 && !share) || before == (long long)cfg->steps) return;
     snprintf(how, sizeof how, "from step %lld on the rate falls to 0 there",
              (long long)cfg->decay_start);
     fprintf(stderr, "dictlearn: %s: --steps was %lld and is %lld: %s\n", r->o->save_dir, before,
-            (long long)cfg->steps, cfg->decay_start >= 0 ? how : "schedules that depend on it change");
+            (long long)cfg->steps,
+            cfg->decay_start >= 0 ? how : "schedules that depend on it change");
 }
 
 /* A resumed run must have the settings and the source with which it began. */
@@ -810,13 +818,23 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, DLRN_BORROWED, &r->buffer) : s;
 }
 
+/* Loads --init's dictionary. --k is that of the run; it is also the file's, if that has none. */
+static dlrn_status load_init(const train_run *r, dlrn_dictionary **init) {
+    options o = *r->o;
+    o.train.k = -1;
+    dlrn_status s = load_quietly(r->ctx, o.init, &o, init);
+    if (s != DLRN_OK && r->o->train.k > 0) s = load_quietly(r->ctx, o.init, r->o, init);
+    if (s == DLRN_OK) tell_note(o.init, *init);
+    return s;
+}
+
 /* Makes the trainer: new, from --init, or from the saved state. */
 static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
-    dlrn_status s = o->init ? load_dictionary(r->ctx, o->init, o, &init) : DLRN_OK;
+    dlrn_status s = o->init ? load_init(r, &init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, source, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
@@ -921,8 +939,8 @@ static int run_train(dlrn_context *ctx, const options *o) {
     r.lock = -1;
     feed_init(&r.feed, ctx, o);
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
-    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &mt)
-                             : find_layers(&r.feed, r.recipe, &r.layers);
+    dlrn_status s =
+        o->model ? model_text_open(ctx, o, 1, &mt) : find_layers(&r.feed, r.recipe, &r.layers);
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
                      : feed_open(&r.feed, o->epochs);

@@ -4,8 +4,8 @@ layout, one atom a row and under the names of roles; traces.txt says which are w
     python3 tests/golden/pack_training.py FOLDER_OF_TRACES            training.npz: those with pack=N, N steps of them
     python3 tests/golden/pack_training.py FOLDER_OF_TRACES OUT.npz    all of them, whole
 
-Rows are packed as the library's loss sees them: normalised, scaled or whitened where its trainer does that first. Rows
-that several traces share are packed once."""
+Where a trainer scales rows, they are packed as they were, with the scales of x and y. Rows that it normalises or
+whitens are packed as its loss sees them. Rows that several traces share are packed once."""
 import json
 import pathlib
 import sys
@@ -36,28 +36,27 @@ def read_table():
 
 
 def rows_of(folder, z):
-    """x and y [steps][rows][..]; y is None where x is the target."""
+    """x and y [steps][rows][..], and what a trainer multiplies them with; y is None where x is the target."""
     if "data" in z:
         x, y = z["data"], z.get("target")
-        if "scaling_factor" in z:
-            x = x * np.float32(z["scaling_factor"].item())
+        scale = z["scaling_factor"].item() if "scaling_factor" in z else 1
         if "whiten.mean" in z:
             x = (x - z["whiten.mean"]) @ z["whiten.matrix"]
         if not np.isnan(z.get("init.activation_mean", np.nan)).any():
             variance = (z["init.activation_std"] ** 2).sum(-1, keepdims=True)
             x = (x - z["init.activation_mean"]) * (z["init.target_rms"] / np.sqrt(variance + np.float32(1e-8)))
-        return x, y
+        return x, y, scale, scale
     config = json.loads((folder / "config.json").read_text())
     cfg, norms = config["cfg"], config["dataset_average_activation_norm"]
 
     def stack(hooks):
-        every = [z["data." + h] * np.float32(np.sqrt(cfg["d_model"]) / norms[h]) for h in hooks]
-        return np.concatenate(every, axis=-1)
+        assert len({norms[h] for h in hooks}) == 1, "layers differ in scale"
+        return np.concatenate([z["data." + h] for h in hooks], axis=-1), np.sqrt(cfg["d_model"]) / norms[hooks[0]]
 
-    if "hook_points_in" in cfg:
-        return stack(cfg["hook_points_in"]), stack(cfg["hook_points_out"])
-    out = cfg["hook_point_out"]
-    return stack([cfg["hook_point_in"]]), stack([out]) if out != cfg["hook_point_in"] else None
+    x_hooks, y_hooks = cfg.get("hook_points_in") or [cfg["hook_point_in"]], cfg.get("hook_points_out")
+    y_hooks = y_hooks or [cfg["hook_point_out"]]
+    (x, by_x), (y, by_y) = stack(x_hooks), stack(y_hooks)
+    return x, y if x_hooks != y_hooks else None, by_x, by_y
 
 
 def by_feature(a, shape):
@@ -138,7 +137,10 @@ def pack(out, data, name, trace, names, folder, pack_only):
         out[f"rows.{data[key]}"] = a
         return np.array([data[key]], np.float32)
 
-    for label, a in zip(("x", "y"), rows_of(folder, z)):
+    x, y, by_x, by_y = rows_of(folder, z)
+    if by_x != 1 or by_y != 1:
+        out[f"{name}.scales"] = np.array([by_x, by_y], np.float32)
+    for label, a in (("x", x), ("y", y)):
         if a is not None:
             rows = a[:steps].reshape(steps, a.shape[1], -1)
             out[f"{name}.{label}"] = share(np.ascontiguousarray(rows, np.float32))
