@@ -239,7 +239,7 @@ def step_over_d(rows):
     top = math.ceil(max(y for _, _, points in through for _, y in points))
     up = plot.Axis("", list(range(0, top + 1, math.ceil(top / 6))), ends=(0, top))
     panels = [plot.Panel("a step, in floors (dashed: the first)", across, plot.Axis("", ticks, log=True), floors),
-              plot.Panel("candidates that the screen lets through, per active feature", across, up, through)]
+              plot.Panel("candidates per active feature", across, up, through)]
     return plot.svg("Training steps over the width of a row", panels, PLOTTED + (("x dictionary_learning", "ink"),))
 
 
