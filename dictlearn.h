@@ -13,9 +13,9 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
-                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
-                    the code, how to add a family, layout, recipe or kernel set
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
+                    words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -187,23 +187,24 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
-   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
-   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
-   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
-   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+   The names of recipes begin with the library that they are modelled on: dl- for
+   dictionary_learning 0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for
+   Llamascopium 2.0, cc- for the crosscoders of ckkissane and of the fork of dictionary_learning;
+   the reference is trainSAE of March 2024. RECIPES lists all. From the same weights and rows each
+   makes the steps of its library's own trainer, up to rounding. Where the library has a known
+   defect, compat ON keeps it, and OFF mends it:
 
-   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
-   dl- with k         k_anneal_steps: step 0 runs with the last k
-   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
-                      too low
-   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
-                      with a value of 0 have one
-   clt-jumprelu       the penalty has no gradient by the norms of atoms
+   dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k           k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
+   sl-matryoshka        too low
+   sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
+                        picked with a value of 0 have one
+   clt-jumprelu         the penalty has no gradient by the norms of atoms
 
    Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
-   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
-   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   needs no other tuning, and its step is fast from the first one on. If the target is not x, take
+   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
    What to set for recipes with k, the most important first:
    - k: active features per row; 16 to 128.
    - features: 8 to 64 times d.
@@ -253,8 +254,8 @@
        0.1.0; Rajamanoharan et al., 2024)
        lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
    dl-top_k (AutoEncoderTopK, dictionary_learning)
-       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
-       0.1.0)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of
+       dictionary_learning 0.1.0)
        lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
        threshold_beta 0.999, threshold_start_step 1000
    dl-batch_top_k (BatchTopKSAE, dictionary_learning)
@@ -281,8 +282,8 @@
    dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
        that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
        dictionary_learning 0.1.0)
-       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
-       p_start 1, anneal_start 15000, anneal_updates 10
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity
+       power, p_start 1, anneal_start 15000, anneal_updates 10
    sl-standard (AutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
        (SAELens 6.54, standard)
@@ -299,8 +300,8 @@
    sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
        ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
-       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
-       center on, lr_schedule constant
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps
+       1000, center on, lr_schedule constant
    sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
        (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
@@ -325,8 +326,8 @@
        lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
        lr_schedule constant
    sp-topk (AutoEncoderTopK, sparsify)
-       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
-       1.3)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure
+       (sparsify 1.3)
        lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
    sp-groupmax (GroupMax, sparsify)
        that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
@@ -344,7 +345,8 @@
        lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
    cc-norm (AutoEncoder, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
-       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
+       finetuning/dictionary_learning)
        lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
@@ -357,8 +359,8 @@
        lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
        scale_rows on
    lc-topk (AutoEncoderTopK, llamascopium)
-       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
-       (Llamascopium 2.0, topk)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j
+       |atom_j| (Llamascopium 2.0, topk)
        lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
    lc-jumprelu (JumpReluAutoEncoder, llamascopium)
        mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
@@ -368,11 +370,11 @@
    clt-topk (CrossLayerTranscoder, llamascopium)
        mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
        (Llamascopium 2.0, cross-layer transcoder)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-batch_top_k (CrossLayerTranscoder, llamascopium)
        that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
        2.0)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
        mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
        f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
@@ -893,19 +895,19 @@
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
-     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
-     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
-     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
-     starts with: dlrni_revive (room resampling).
+     each feature, the slopes of its gate (room backward); if it is a matrix of F rows,
+     dlrni_visit_stretch, which sums those of encoder and decoder; otherwise dlrni_bias_gradients
+     and the loop over roles in dlrni_backward, which know output bias, center and skip. What a
+     revived feature starts with: dlrni_revive (room resampling).
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
    - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
-     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
-     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
-     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     dlrni_selects (room candidates): it is then applied to finished codes. For training,
+     dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
      (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
@@ -945,11 +947,21 @@
    Parameters that are spread over several files or parts: a block in room sets, and a line of one
    of its two tables.
 
-   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
-   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
-   its default if that is not 0, and a flag of the program.
+   A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
+   of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
+   differs from the reference: settings, and rules (room training: the switches in which libraries
+   differ). The row has its words: family, library, loss, and the settings that it uses, which the
+   program reads. What a recipe needs beyond the rules that exist:
+   - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+     its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
+     if its slope needs a sum over the row (all in room loss).
+   - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
+     example).
+   - An auxiliary loss: a block like AuxK's (room auxiliary).
+   - An optimiser: dlrni_move (room optimiser), and its state in room checkpoint.
+   Room naive states the same step in plain loops: the tests compare the two, so a new rule goes
+   there first.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
@@ -1799,8 +1811,7 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. dl-jump_relu also needs target_l0 and bandwidth above 0; its first step
-   checks that. */
+   recipe cannot train. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -19929,52 +19940,48 @@ typedef struct dlrni_naive {
     dlrn_context *ctx;
     dlrn_train_config cfg;
     dlrni_rules rules;
-    int64_t n, d_in, d_out,
-        F;         /* rows x [n][d_in], targets y [n][d_out]; F features                */
-    int64_t parts; /* layers with features of their own (cross-layer transcoders); 1    */
-    int center;    /* role of the bias that is subtracted from x; -1: none              */
-    /* Parameters, their gradients, Adam's moments, by role; NULL: there is none. signum's z in m. */
-    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT], *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT];
-    int64_t *silent;  /* [F] steps or rows since the feature was last active                     */
-    int64_t step;     /* steps done                                                              */
-    double threshold; /* running mean of the smallest kept value; below 0: none yet              */
-    double rates;     /* signum: sum of squared rates                                            */
-    double scale_in,
-        scale_out; /* of x, and of x_hat: y is divided by it                           */
-    struct {
-        double p, next,
-            factor; /* exponents now and after the next update (-1: none); of the weight */
-        double now[DLRNI_NAIVE_QUEUE],
-            then[DLRNI_NAIVE_QUEUE]; /* penalties by p and by next       */
+    int64_t n, d_in, d_out; /* rows x [n][d_in], targets y [n][d_out]                            */
+    int64_t F, parts;       /* features; layers with features of their own, otherwise 1          */
+    int center;             /* role of the bias that is subtracted from x; -1: none              */
+    double *p[DLRN_ROLE_COUNT], *g[DLRN_ROLE_COUNT]; /* parameters, gradients by role, or NULL   */
+    double *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments; m: z of signum           */
+    int64_t step, *silent; /* steps done; [F] steps or rows since the feature was last active    */
+    double threshold;      /* running mean of the smallest kept value; below 0: none yet         */
+    double rates;          /* signum: sum of squared rates                                       */
+    double *scale_in;      /* [d_in] of the columns of x                                         */
+    double scale_out;      /* of x_hat: y is divided by it                                       */
+    struct {               /* p-anneal                                                           */
+        double p, next;    /* exponents now and after the next update; -1: none yet              */
+        double factor;     /* of the penalty's weight                                            */
         int64_t queued, updates;
+        double now[DLRNI_NAIVE_QUEUE], then[DLRNI_NAIVE_QUEUE]; /* penalties by p, by next       */
     } anneal;
-    /* A step's numbers. */
-    double *x, *y;        /* scaled; x less the center                                         */
-    double *norm, *weigh; /* [F] of ranks and of the penalty                                  */
-    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare           */
-    double *kept, *f;     /* [n][F] 1: selected; values                                        */
-    double *kept_more;    /* [n][F] 1: among the 4 k best (multi_top_k)                        */
-    double *df, *slope,
-        *lift;          /* [n][F] derivatives by f, by pre, by pre without its bias (gated)  */
-    double *by_l0;      /* [n] derivative of the penalty by a row's L0                       */
-    double *e, *toward; /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat */
-    double *mask, *extra,
-        *by_extra; /* [n][F] of a second reconstruction: picks, values, derivatives */
-    double *values_more,
-        *values_auxk;     /* [n][F] values of the 4 k best; of AuxK                    */
-    double *e2, *toward2; /* [n][d_out] its error, its derivatives                             */
-    double *residual;     /* [levels][n][d_out] what AuxK and ghosts aim at                    */
-    double *frozen_decoder,
-        *frozen_bias; /* constants of the gradient (dlrni_naive_loss)           */
-    double *scale, ratio,
-        variance[DLRN_GROUPS_MAX];     /* constants of ghosts and of AuxK             */
-    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                       */
+    /* The numbers of a step. */
+    double *x, *y;        /* scaled; x less the center                                           */
+    double *norm, *weigh; /* [F] of ranks, of the penalty                                        */
+    double *pre, *q;      /* [n][F] pre-activations; what gate and selection compare             */
+    double *kept, *f;     /* [n][F] 1: selected; values                                          */
+    double *df, *slope;   /* [n][F] derivatives by f, by pre                                     */
+    double *lift;         /* [n][F] gated: derivatives by pre without its bias                   */
+    double *by_l0;        /* [n] derivative of the penalty by a row's L0                         */
+    double *e, *toward;   /* [levels][n][d_out] x_hat - y of each prefix; derivatives by x_hat   */
+    /* Of further reconstructions. */
+    double *mask, *extra;              /* [n][F] scratch: picks, values                          */
+    double *by_extra;                  /* [n][F] derivatives by the values                       */
+    double *kept_more, *values_more;   /* [n][F] of the 4 k best (multi_top_k)                   */
+    double *values_auxk;               /* [n][F] of AuxK                                         */
+    double *e2, *toward2;              /* [n][d_out] error, derivatives                          */
+    double *residual;                  /* [levels][n][d_out] what AuxK and ghosts aim at         */
+    double *frozen_decoder;            /* constants of the gradient (dlrni_naive_loss)           */
+    double *frozen_bias, *scale;       /* [d_out]; [n] ghosts                                    */
+    double ratio;                      /* ghosts                                                 */
+    double variance[DLRN_GROUPS_MAX];  /* AuxK, of each level                                    */
+    double *array[DLRNI_NAIVE_ARRAYS]; /* all that is allocated                                  */
     int arrays;
-    /* The terms of the loss, without their weights. */
+    /* The terms of the loss, without their weights; `second`: gate or multi_top_k. */
     double loss, reconstruction, second, sparsity, auxiliary, pre_act, l0;
-    int64_t k, dead; /* kept per row; features with an auxiliary loss                          */
-    double rate,
-        penalty; /* of this step                                                           */
+    int64_t k, dead;      /* kept per row; features with an auxiliary loss                       */
+    double rate, penalty; /* of this step                                                        */
 } dlrni_naive;
 
 /* ---- Sizes and memory ---- */
@@ -20027,7 +20034,7 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->d_out = cfg->d_out ? cfg->d_out : cfg->d_in;
     s->center = -1;
     s->threshold = rules->first_threshold;
-    s->scale_in = s->scale_out = 1;
+    s->scale_out = 1;
     s->anneal.p = cfg->p_start, s->anneal.next = -1, s->anneal.factor = 1;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         double **const of[4] = {&s->p[role], &s->g[role], &s->m[role], &s->v[role]};
@@ -20048,6 +20055,8 @@ DLRNI_INTERNAL dlrni_naive *dlrni_naive_open(dlrn_context *ctx, const dlrn_train
     s->by_l0 = dlrni_naive_array(s, n), s->scale = dlrni_naive_array(s, n);
     s->frozen_decoder = dlrni_naive_array(s, F * s->d_out);
     s->frozen_bias = dlrni_naive_array(s, s->d_out);
+    s->scale_in = dlrni_naive_array(s, s->d_in);
+    for (int64_t c = 0; c < s->d_in && s->scale_in; c++) s->scale_in[c] = 1;
     s->silent = DLRNI_NEW_ZERO(ctx, int64_t, F);
     if (s->arrays > 0 && s->silent) return s;
     dlrni_naive_close(s);
@@ -20091,8 +20100,8 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
     if (n > 0 && (rule == DLRNI_K_FROM_10_D || (rule == DLRNI_K_FROM_D && cfg->compat))) n--;
     from = fmin(from, (double)s->F);
     const double r = fmin((double)n / K, 1), k = from * (1 - r) + (double)cfg->k * r;
-    double whole = rule == DLRNI_K_FROM_D ? floor(k) : rule == DLRNI_K_CEIL ? ceil(k) : rint(k);
-    return (int64_t)fmax(whole, 1);
+    if (rule == DLRNI_K_CEIL) return (int64_t)ceil(from + ((double)cfg->k - from) * r);
+    return (int64_t)fmax(rule == DLRNI_K_FROM_D ? floor(k) : rint(k), 1);
 }
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
@@ -20127,6 +20136,28 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 }
 
 /* ---- The first batch ---- */
+
+/* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
+DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                        int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t l = 0; l < layers; l++)
+            sum += dlrni_naive_length(a + i * ld + l * width, width) / (double)(n * layers);
+    return sqrt((double)width) / sum;
+}
+
+/* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
+   y. */
+DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+    const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
+    for (int64_t at = 0; at < s->d_in; at += d) {
+        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
+    }
+    const int64_t width = s->d_out / s->cfg.layers;
+    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+}
 
 /* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
    their mean weighted by 1 / distance from `to` (`first`: the plain mean). Returns how far it
@@ -20725,7 +20756,7 @@ DLRNI_INTERNAL void dlrni_naive_sparsity(dlrni_naive *s, int again) {
         s->sparsity = dlrni_naive_value_penalty(s, weight, by);
         for (int64_t i = 0; i < s->n * s->F && gated; i++)
             if (s->pre[i] > 0) s->slope[i] += s->by_extra[i];
-        if (s->rules.anneals_p && s->anneal.next > 0 && !again) {
+        if (s->rules.anneals_p && s->anneal.next >= 0 && !again) {
             const double p = s->anneal.p;
             s->anneal.p = s->anneal.next;
             double then = dlrni_naive_value_penalty(s, 0, NULL);
@@ -20831,7 +20862,7 @@ DLRNI_INTERNAL void dlrni_naive_mask_gradients(dlrni_naive *s) {
 DLRNI_INTERNAL void dlrni_naive_rows(dlrni_naive *s, const double *x, const double *y) {
     const double *b = s->center < 0 ? NULL : s->p[s->center];
     for (int64_t i = 0; i < s->n * s->d_in; i++)
-        s->x[i] = s->scale_in * x[i] - (b ? b[i % s->d_in] : 0);
+        s->x[i] = s->scale_in[i % s->d_in] * x[i] - (b ? b[i % s->d_in] : 0);
     for (int64_t i = 0; i < s->n * s->d_out; i++) s->y[i] = y[i] / s->scale_out;
 }
 
@@ -20976,28 +21007,40 @@ DLRNI_INTERNAL void dlrni_naive_average(dlrni_naive *s) {
     s->threshold = s->threshold < 0 ? now : beta * s->threshold + (1 - beta) * now;
 }
 
-/* p-anneal (PAnnealTrainer): U updates, at steps evenly from anneal_start to anneal_end. Update u
-   sets p to value u of as many evenly from p_start to p_end; the weight changes so that the penalty
-   of the last ten steps keeps its mean. */
+/* Number j of count evenly from .. to: torch.linspace, which counts the second half from its end.
+   Steps are rounded down, so the last bit matters. */
+DLRNI_INTERNAL double dlrni_naive_part(double from, double to, int64_t j, int64_t count) {
+    const double by = count > 1 ? (to - from) / (double)(count - 1) : 0;
+    return j < count / 2 || count < 2 ? from + by * (double)j : to - by * (double)(count - 1 - j);
+}
+
+/* p-anneal (PAnnealTrainer): after each of anneal_updates steps, evenly from anneal_start to
+   anneal_end, p becomes the next of as many numbers from p_start to p_end; the weight changes so
+   that the penalty of the last ten steps keeps its mean. */
 DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
     const dlrn_train_config *cfg = &s->cfg;
-    const double U = (double)cfg->anneal_updates, parts = fmax(U - 1, 1);
-    const double u = (double)s->anneal.updates, end = (double)cfg->anneal_end;
-    const double first = (double)cfg->anneal_start, by = (cfg->p_end - cfg->p_start) / parts;
+    const int64_t count = cfg->anneal_updates, u = s->anneal.updates;
+    const double end = (double)(cfg->anneal_end < 0 ? cfg->steps : cfg->anneal_end);
     double now = 0, then = 0;
-    if (!s->rules.anneals_p || cfg->anneal_start < 0 || !(u < U)) return;
-    if (s->step != (int64_t)(first + (end - first) * u / parts)) return;
-    for (int64_t i = 0; i < s->anneal.queued; i++)
-        now += s->anneal.now[i], then += s->anneal.then[i];
-    if (s->anneal.next > 0) s->anneal.factor *= now / then;
-    s->anneal.p = cfg->p_start + u * by;
-    s->anneal.next = u + 1 < U ? cfg->p_start + (u + 1) * by : cfg->p_end;
+    int due = 0;
+    for (int64_t j = 0; j < count; j++)
+        due |= s->step == (int64_t)dlrni_naive_part((double)cfg->anneal_start, end, j, count);
+    if (!s->rules.anneals_p || cfg->anneal_start < 0 || u >= count || !due) return;
+    for (int64_t i = 0; i < s->anneal.queued; i++) {
+        now += s->anneal.now[i];
+        then += s->anneal.then[i];
+    }
+    if (s->anneal.next >= 0) s->anneal.factor *= now / then;
+    s->anneal.p = dlrni_naive_part(cfg->p_start, cfg->p_end, u, count);
+    s->anneal.next =
+        u + 1 < count ? dlrni_naive_part(cfg->p_start, cfg->p_end, u + 1, count) : cfg->p_end;
     s->anneal.updates++;
 }
 
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
@@ -21233,8 +21276,12 @@ DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t 
     }
 }
 
-/* The dictionary that a run leaves: y becomes x. */
-DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+/* The dictionary that a run leaves: y becomes x. A threshold that has never been averaged says
+   so. */
+DLRNI_INTERNAL void dlrni_leave(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->rules.average == DLRNI_AVERAGE_BATCH && dict->formula.threshold < 0)
+        dlrni_print(dict->note, sizeof dict->note,
+                    "threshold: no batch has been averaged, so every positive feature is active");
     if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *w = dict->param[role];
@@ -24001,10 +24048,16 @@ static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
-    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
-    "dead_rows", "scale_rows",     "layers",  NULL,
+    "k", "k_anneal_steps", "k_start", "auxk_alpha", "auxk", "dead_rows", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", NULL,
+};
+static const char *const dlrni_clt_k_settings[] = {
+    "k", "k_anneal_steps", "k_start", "scale_rows", "layers", NULL,
+};
+static const char *const dlrni_clt_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
     "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
@@ -24159,18 +24212,18 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
     {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
     {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_jump_settings},
      dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
@@ -24344,7 +24397,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #undef DLRNI_CHECK_CHOICE
 #undef DLRNI_CHECK_SWITCH
     for (int64_t g = 0; g < cfg->n_groups; g++)
-        if (cfg->groups[g] < 1 ||
+        if (cfg->groups[g] < 1 || cfg->groups[g] > INT32_MAX ||
             !(cfg->group_weights[g] >= 0 && DLRNI_REAL(cfg->group_weights[g])))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_train_config: groups: expected sizes from 1 and finite weights "
@@ -25890,7 +25943,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
-    dlrni_leave_mean(t, *out);
+    dlrni_leave(t, *out);
     return DLRN_OK;
 }
 
@@ -25939,7 +25992,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
-        dlrni_leave_mean(t, t->dict);
+        dlrni_leave(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }

@@ -46,7 +46,10 @@ TEST_UNUSED dlrni_naive *naive_of(const dlrn_trainer *t, int64_t n) {
     s->center = center == DLRN_CENTER_OUTPUT_BIAS  ? (int)DLRN_OUTPUT_BIAS
                 : center == DLRN_CENTER_INPUT_BIAS ? (int)DLRN_INPUT_BIAS
                                                    : -1;
-    s->scale_in = (t->dict->n_parts ? t->dict->part->dict : t->dict)->formula.scale_in;
+    for (int64_t c = 0; c < s->d_in; c++) s->scale_in[c] = t->dict->formula.scale_in;
+    for (int64_t l = 0; l < t->dict->n_parts; l++)
+        for (int64_t c = 0; c < t->dict->part[l].dict->d_in; c++)
+            s->scale_in[t->dict->part[l].in_at + c] = t->dict->part[l].dict->formula.scale_in;
     s->scale_out = t->dict->formula.scale_out;
     s->step = t->step;
     memcpy(s->silent, t->since_fired, (size_t)s->F * sizeof *s->silent);

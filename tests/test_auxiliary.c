@@ -284,6 +284,38 @@ TEST(the_kth_largest) {
     }
 }
 
+/* Where all of the dead are kept, auxk changes nothing but the share of SAELens and sparsify,
+   min(dead / auxk, 1). */
+TEST(a_few_dead_weigh_little) {
+    static const struct {
+        const char *recipe;
+        int shares;
+    } tried[] = {{"sl-topk", 1}, {"sp-topk", 1}, {"dl-top_k", 0}, {"lc-topk", 0}};
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int r = 0; r < 4; r++) {
+        const scene c = {tried[r].recipe, DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
+        dlrn_train_config cfg = config_of(&c);
+        double loss[3];
+        int64_t dead = 0;
+        for (int s = 0; s < 3; s++) {
+            dlrn_train_stats stats;
+            cfg.auxk = s == 2 ? 4 * dead : s ? dead : F;
+            dlrn_trainer *t = trainer_of(ctx, &cfg);
+            CHECK_OK(ctx, dlrni_forward_loss(t, rows_x, NULL, N, &stats));
+            dead = t->w.aux.count;
+            loss[s] = stats.auxiliary_loss;
+            dlrn_trainer_destroy(t);
+        }
+        CHECK(dead > 3 && dead < F);
+        const double one = tried[r].shares ? (double)dead / F : 1, four = tried[r].shares ? 4 : 1;
+        CHECK_MSG(test_close(loss[0], one * loss[1], 1e-9), "%s: %g %g", c.recipe, loss[0],
+                  loss[1]);
+        CHECK_MSG(test_close(loss[1], four * loss[2], 1e-9), "%s: %g %g", c.recipe, loss[1],
+                  loss[2]);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 /* A setting that a recipe cannot have is refused. */
 TEST(more_picks_need_the_best_of_a_row) {
     dlrn_context *ctx = open_context("auto", 1);
@@ -416,6 +448,7 @@ int main(int argc, char **argv) {
     RUN(no_dead_feature_is_no_loss);
     RUN(equal_ranks_fill_the_places);
     RUN(the_kth_largest);
+    RUN(a_few_dead_weigh_little);
     RUN(more_picks_need_the_best_of_a_row);
     RUN(waves_threads_and_kernels_do_not_change_a_bit);
     RUN(nested_losses_in_waves);

@@ -19,7 +19,7 @@ static dlrn_context *open_context(const char *kernels, int threads) {
 static dlrn_dictionary *dictionary(dlrn_context *ctx, int64_t k, dlrn_select select,
                                    uint64_t seed) {
     dlrn_dictionary *dict = NULL;
-    dlrn_dictionary_desc desc = {"AutoEncoderTopK", D, 0, F, k, seed};
+    dlrn_dictionary_desc desc = {"AutoEncoderTopK", D, 0, F, k, seed, 0};
     if (dlrn_dictionary_create(ctx, &desc, &dict) != DLRN_OK) return NULL;
     dict->formula.select = select;
     for (int64_t j = 0; j < F; j++) dict->param[DLRN_ENCODER_BIAS][j] = -0.1f * (float)(j % 5);

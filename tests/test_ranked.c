@@ -42,7 +42,7 @@ static dlrn_context *open_context(const char *kernels, int threads) {
 /* Atoms of many norms, some of none; thresholds around the ranked pre-activations. */
 static dlrn_dictionary *ranked(dlrn_context *ctx, int which, dlrn_rank rank) {
     dlrn_dictionary *dict = NULL;
-    dlrn_dictionary_desc desc = {cases[which].family, D, 0, F, K, 3};
+    dlrn_dictionary_desc desc = {cases[which].family, D, 0, F, K, 3, 0};
     dlrn_rng rng = {7, 7, 0};
     if (dlrn_dictionary_create(ctx, &desc, &dict) != DLRN_OK) return NULL;
     dict->formula.gate = cases[which].gate;
@@ -263,7 +263,7 @@ TEST(parts_are_compared_by_rank) {
     dlrn_dictionary_changed(joined);
     CHECK_OK(ctx, dlrni_parts_alloc(whole, 2));
     for (int i = 0; i < 2; i++) {
-        dlrn_dictionary_desc desc = {"AutoEncoder", D, 0, half, 0, 3};
+        dlrn_dictionary_desc desc = {"AutoEncoder", D, 0, half, 0, 3, 0};
         dlrn_dictionary *part = NULL;
         CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &part));
         memcpy(part->param[DLRN_ENCODER], whole->param[DLRN_ENCODER] + i * half * D,
