@@ -64,7 +64,7 @@
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
    >>naive          a training step as plain loops: for readers, and as the tests' reference
-   >>optimiser      Adam with unit-norm atoms, rates
+   >>optimiser      rates, k, p-anneal; Adam with unit-norm atoms, sign descent
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
    >>auxiliary      auxiliary losses that revive dead features: ghosts, AuxK
@@ -1758,7 +1758,8 @@ typedef struct dlrn_train_config {
     int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
     double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
     double p_start, p_end; /* exponent p of the penalties "lp" and "power"              1, 1 */
-    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps -1, -1 */
+    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps; end -1:
+                                         the last; without `steps`, too, p stays           -1, -1 */
     int64_t anneal_updates;    /* in so many equal parts                                       0 */
     dlrn_optimiser optimiser;  /*                                                           ADAM */
     dlrn_schedule lr_schedule; /*                                                      CONSTANT */
@@ -1823,7 +1824,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlr
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
 /* One step on the buffer's next batch. stats may be NULL. DLRN_END: no batch is left, or cfg.steps
    are done. An error before the update, such as DLRN_ERR_VALUE for a loss that is not finite,
-   leaves the trainer as it was; the next call takes the next batch.
+   leaves the trainer as it was; the next call takes the next batch. (Where a recipe scales atoms,
+   or raises thresholds to 0, before each loss, that stays done: the result is the same.)
    After DLRN_ERR_MEMORY or DLRN_STOPPED, call it again before any other call on the buffer: the
    result is as if it had not been interrupted. If a resampling fails for another reason, it is
    given up: the error is returned once, the step counts, and the next call takes the next batch.
@@ -23573,9 +23575,9 @@ DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double 
         for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
 }
 
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
-   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
-   left out, since its weight would be infinite. */
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld
+   apart, weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at
+   distance 0 is left out, since its weight would be infinite. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
                                          const double *from, double *to) {
     double all = 0, moved = 0;
@@ -26057,7 +26059,9 @@ DLRNI_COLD_BEGIN
 /* A trainer in one archive. Tensors, bit for bit: parameters (shaped as in memory), moments,
    counters, the buffer's unread rows. Metadata: configuration, formula, step, the buffer's numbers.
    A resumed run makes the same steps, bit for bit, as one that was never interrupted. The random
-   numbers of a resampling are a function of seed and step, so no other generator is saved.
+   numbers of a resampling are a function of seed and step, so no other generator is saved; so are
+   rates, k and ramps of the step. With signum the first moments are z, and there are no second. The
+   state of a steered penalty and of p-anneal is metadata.
 
    Files of version 0.1 lack "formula" and the settings that came later. For them the family's
    formula and the recipe's defaults hold. */
