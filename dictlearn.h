@@ -13,9 +13,9 @@
    The file is divided into sections called rooms. To jump to one, search for its tag, for example
    >>threads.
 
-   >>manual         this: quick start, words, training, recipes, formula, files of other libraries, options,
-                    memory, threads, speed, errors, trust, limits, compat, names in Python, words of
-                    the code, how to add a family, layout, recipe or kernel set
+   >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
+                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
+                    words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -187,23 +187,24 @@
    A recipe says how a dictionary is trained. dlrn_train_defaults(recipe) returns the recipe's
    defaults; NULL means "reference".
 
-   The names of recipes begin with the library that they are modelled on: dl- for dictionary_learning
-   0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for Llamascopium 2.0, cc- for the
-   crosscoders of ckkissane and of the fork of dictionary_learning; the reference is trainSAE of March
-   2024. RECIPES lists all. From the same weights and rows each makes the steps of its library's own
-   trainer, up to rounding. Where the library has a known defect, compat ON keeps it, and OFF mends it:
+   The names of recipes begin with the library that they are modelled on: dl- for
+   dictionary_learning 0.1.0, sl- for SAELens 6.54, sp- for sparsify 1.3, lc- and clt- for
+   Llamascopium 2.0, cc- for the crosscoders of ckkissane and of the fork of dictionary_learning;
+   the reference is trainSAE of March 2024. RECIPES lists all. From the same weights and rows each
+   makes the steps of its library's own trainer, up to rounding. Where the library has a known
+   defect, compat ON keeps it, and OFF mends it:
 
-   dl-april           AutoEncoderNew (no center): the penalty has the square of the norm
-   dl- with k         k_anneal_steps: step 0 runs with the last k
-   sl-batchtopk, -matryoshka  the mean threshold starts at 0, so that short runs save one that is far
-                      too low
-   sp-                AuxK and multi_top_k have no gradient to the encoder; features that are picked
-                      with a value of 0 have one
-   clt-jumprelu       the penalty has no gradient by the norms of atoms
+   dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
+   dl- with k           k_anneal_steps: step 0 runs with the last k
+   sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
+   sl-matryoshka        too low
+   sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
+                        picked with a value of 0 have one
+   clt-jumprelu         the penalty has no gradient by the norms of atoms
 
    Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
-   needs no other tuning, and its step is fast from the first one on. sp-skip_transcoder or
-   sp-transcoder, if the target is not x. dl-matryoshka, if general features shall come first.
+   needs no other tuning, and its step is fast from the first one on. If the target is not x, take
+   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
    What to set for recipes with k, the most important first:
    - k: active features per row; 16 to 128.
    - features: 8 to 64 times d.
@@ -253,8 +254,8 @@
        0.1.0; Rajamanoharan et al., 2024)
        lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000
    dl-top_k (AutoEncoderTopK, dictionary_learning)
-       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of dictionary_learning
-       0.1.0)
+       mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of
+       dictionary_learning 0.1.0)
        lr 0.0002, warmup_steps 1000, clip 1, beta1 0.9, k 64, auxk_alpha 0.03125, dead_rows 1e+07,
        threshold_beta 0.999, threshold_start_step 1000
    dl-batch_top_k (BatchTopKSAE, dictionary_learning)
@@ -281,8 +282,8 @@
    dl-gated_anneal (GatedAutoEncoder, dictionary_learning)
        that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of
        dictionary_learning 0.1.0)
-       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity power,
-       p_start 1, anneal_start 15000, anneal_updates 10
+       lr 5e-05, warmup_steps 1000, sparsity_penalty 0.1, sparsity_warmup_steps 2000, sparsity
+       power, p_start 1, anneal_start 15000, anneal_updates 10
    sl-standard (AutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = p_start
        (SAELens 6.54, standard)
@@ -299,8 +300,8 @@
    sl-jumprelu-tanh (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
        ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, tanh)
-       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps 1000,
-       center on, lr_schedule constant
+       lr 0.0003, clip 1, beta1 0.9, sparsity_penalty 1, bandwidth 2, pre_act 3e-06, dead_steps
+       1000, center on, lr_schedule constant
    sl-jumprelu-quadratic (JumpReluAutoEncoder, saelens)
        mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of each row
        (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)
@@ -325,8 +326,8 @@
        lr 0.0003, clip 1, beta1 0.9, k 100, auxk_alpha 1, dead_steps 1000, rescale on, center on,
        lr_schedule constant
    sp-topk (AutoEncoderTopK, sparsify)
-       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure (sparsify
-       1.3)
+       sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure
+       (sparsify 1.3)
        lr 0.005, warmup_steps 1000, beta1 0.9, k 32, dead_rows 1e+07, optimiser signum
    sp-groupmax (GroupMax, sparsify)
        that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)
@@ -344,7 +345,8 @@
        lr 5e-05, clip 1, beta1 0.9, sparsity_penalty 2, layers 2
    cc-norm (AutoEncoder, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
-       over layers l of |atom_jl|) (CrossCoderTrainer of science-of- finetuning/dictionary_learning)
+       over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
+       finetuning/dictionary_learning)
        lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
@@ -357,8 +359,8 @@
        lr 0.0004, warmup_steps 5000, beta1 0.9, sparsity_penalty 8e-05, sparsity l1, p_start 1,
        scale_rows on
    lc-topk (AutoEncoderTopK, llamascopium)
-       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j |atom_j|
-       (Llamascopium 2.0, topk)
+       mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j
+       |atom_j| (Llamascopium 2.0, topk)
        lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
    lc-jumprelu (JumpReluAutoEncoder, llamascopium)
        mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * mean sum
@@ -368,11 +370,11 @@
    clt-topk (CrossLayerTranscoder, llamascopium)
        mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of a row
        (Llamascopium 2.0, cross-layer transcoder)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-batch_top_k (CrossLayerTranscoder, llamascopium)
        that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows (Llamascopium
        2.0)
-       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, auxk 512, dead_rows 1e+07, scale_rows on
+       lr 0.0004, warmup_steps 5000, beta1 0.9, k 50, scale_rows on
    clt-jumprelu (CrossLayerTranscoder, circuit-tracer)
        mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum tanh(4
        f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., 2025)
@@ -447,9 +449,11 @@
    and reconstructions as [rows, layers, d].
        f_l     = select_l(gate(p_l)), then formula.select over the features of all parts
        x_hat_t = OUTPUT_BIAS_t + sum of f_l DECODER_l (its columns for t) + SKIP_t x_t
-   Parts encode like other dictionaries, screened as their formula allows. They are loaded, not
-   created or trained, and no layout of one file holds them. Parts with DECODER_OFFSET (decode-clt's
-   feature_offset) add it once for each active feature. Decoders that a file ties are expanded.
+   Parts encode like other dictionaries, screened as their formula allows. Cross-layer transcoders
+   are created and trained, too; Crosscoders are loaded alone. dlrn_save writes either to one file,
+   in a layout of this library's own ("dictlearn"), which dlrn_load opens. Parts with DECODER_OFFSET
+   (decode-clt's feature_offset) add it once for each active feature. Decoders that a file ties are
+   expanded.
 
    ---- FILES OF OTHER LIBRARIES -------------------------------------------------------------------
 
@@ -893,19 +897,19 @@
    - A new parameter: a line of DLRN_ROLE_LIST (room api-dictionary). Allocation, copies, moments,
      checkpoints and the checks of files follow. First values: dlrni_start_feature, or
      dlrn_dictionary_create if it has no row for each feature. Its gradient: if it is one number for
-     each feature, a recipe's `slopes`; if it is a matrix of F rows, dlrni_visit_stretch (room
-     backward), which sums those of encoder and decoder; otherwise dlrni_bias_gradients and the loop
-     over roles in dlrni_backward, which know the output bias and the center. What a revived feature
-     starts with: dlrni_revive (room resampling).
+     each feature, the slopes of its gate (room backward); if it is a matrix of F rows,
+     dlrni_visit_stretch, which sums those of encoder and decoder; otherwise dlrni_bias_gradients
+     and the loop over roles in dlrni_backward, which know output bias, center and skip. What a
+     revived feature starts with: dlrni_revive (room resampling).
    - A new center: dlrn_center, dlrni_center_of (room candidates), its gradient in
      dlrni_bias_gradients (room backward) and, where it needs equal widths, dlrni_formula_of (room
      dictionary).
    - A new gate: dlrn_gate, and two functions in room screen: dlrni_gating_begin, the floor that a
      pre-activation must exceed, and dlrni_value_of, the value of one that does. Kernels, screens
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
-     dlrni_selects (room candidates): it is then applied to finished codes. For training, the
-     recipe's `value` and `slopes`; if floors are trained, dlrni_update_view (room trainer), which
-     lowers them to estimate their gradient. A gate without an encoder is like the identity's
+     dlrni_selects (room candidates): it is then applied to finished codes. For training,
+     dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
      (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
@@ -945,11 +949,21 @@
    Parameters that are spread over several files or parts: a block in room sets, and a line of one
    of its two tables.
 
-   A recipe: a block in room recipes and a row of dlrni_recipe_table. It fills in what differs from
-   the reference: defaults, penalty and its slope, an auxiliary loss (room auxiliary), what happens
-   after a step; and its words: the loss, and the settings that it uses, which the program reads. A
-   new setting is a field of dlrn_train_config, a line of the list in room settings with its range,
-   its default if that is not 0, and a flag of the program.
+   A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
+   of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
+   differs from the reference: settings, and rules (room training: the switches in which libraries
+   differ). The row has its words: family, library, loss, and the settings that it uses, which the
+   program reads. What a recipe needs beyond the rules that exist:
+   - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
+     its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
+     if its slope needs a sum over the row (all in room loss).
+   - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
+     example).
+   - An auxiliary loss: a block like AuxK's (room auxiliary).
+   - An optimiser: dlrni_move (room optimiser), and its state in room checkpoint.
+   Room naive states the same step in plain loops: the tests compare the two, so a new rule goes
+   there first.
 
    A kernel set: a block in room kernel-bodies, whose head lists what a block must have, and a row
    of dlrni_sets (room kernels). Another kind of processor also needs a macro like DLRNI_X86 (room
@@ -1735,8 +1749,11 @@ typedef struct dlrn_train_config {
     dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
     dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
-    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
-                                 mean norm of sqrt(d); the dictionary holds the scales      OFF */
+    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a mean
+                               norm of sqrt(d); the dictionary holds the scales. Of several layers
+                               those of x and of y each have one scale, but each part of a
+                               cross-layer transcoder has its own for x. Scales of a dictionary to
+                               start from are kept                                          OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
     int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
     double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
@@ -1799,8 +1816,7 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. dl-jump_relu also needs target_l0 and bandwidth above 0; its first step
-   checks that. */
+   recipe cannot train. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -1822,7 +1838,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, cons
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Parts of a trainer's state, borrowed from it. Moments have the shape of their parameter, and are
-   NULL where the dictionary has no such parameter. */
+   NULL where the dictionary has no such parameter. Those of a dictionary's parts are not shown
+   (checkpoints have them). */
 typedef struct dlrn_trainer_info {
     const dlrn_train_config *config; /* as given, with lr, d_out and k filled in               */
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
@@ -3074,6 +3091,10 @@ struct dlrni_kernel_table {
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
     void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                  int64_t count, float *out);
+    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i] lie
+       anywhere in the second cache */
+    void (*pairs)(const float *const *a, const float *const *b, int64_t n, int64_t count,
+                  float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
     void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                     int64_t ldb, float *c, int64_t ldc);
@@ -3134,11 +3155,13 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.06   0.09   -                 -              -      the same
+     its set amx        0.10   0.20   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64
+   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel does
+   not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the table
+   has where lists are made (2048 x 512 x 8192), with a recomputation of 4 to 8 a candidate. To measure elsewhere: time `tile` on 64
    rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
    step) with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
@@ -5013,11 +5036,11 @@ DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #endif
 }
 
-/* Whether n more entries fit. If not, the list only counts from now on: the count says how much
-   room the next attempt needs. */
-DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
-    list->whole =
-        list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
+/* Whether n more entries fit, after those that wait. If not, the list only counts from now on: the
+   count says how much room the next attempt needs. */
+DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n, int64_t waiting) {
+    const int64_t need = list->count + waiting + n;
+    list->whole = list->whole && need <= list->key_cap && need <= list->val_cap;
     if (!list->whole) list->count += n;
     return list->whole;
 }
@@ -5054,33 +5077,64 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n], spaced
-   DLRNI_SCREEN_ROWS apart. One call of the kernel takes the candidates of all groups, since a few
-   at a time would leave it idle. Each entry is written, and the count says whether it stays: a
-   branch here would be mispredicted. A NaN passes every floor, since it must show. */
+/* Candidates waiting to be computed, from several rows and groups: a few at a time would leave the
+   kernel idle. The largest number of a row's and as many again. */
+enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
+typedef struct dlrni_waiting {
+    const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    float sum[DLRNI_WAITING];
+    int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
+    int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
+} dlrni_waiting;
+
+/* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
+   is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
+   passes every floor, since it must show. */
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
-                                    int64_t n, int64_t row, const uint64_t *mask) {
-    const dlrn_dictionary *dict = c->dict;
-    const float *threshold = c->gate.threshold;
-    int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
-    float sum[DLRNI_SHARE * DLRNI_GROUP], row_floor = dlrni_row_floor(c, row);
-    int64_t d = dict->d_in, count = 0, p = 0, end[DLRNI_SHARE];
-    for (int64_t g = 0; g < n; end[g++] = count)
-        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & group[g].valid, group[g].f0,
-                                   feature + count);
-    dict->ctx->k->dots(c->xc + row * d, d, dict->param[DLRN_ENCODER], d, feature, count, sum);
-    for (int64_t g = 0; g < n; g++) {
-        dlrni_list *list = group[g].list;
-        list->candidates += end[g] - p;
-        /* full: this group's entries are counted, not written */
-        if (!dlrni_list_room(list, end[g] - p)) p = end[g];
-        for (; p < end[g]; p++) {
-            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
-            list->key[list->count] =
-                (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
-            list->val[list->count] = pre;
-            list->count += !(pre <= dlrni_floor_of(threshold, feature[p], row_floor));
+                                    dlrni_waiting *wait) {
+    const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const dlrni_packed_group *g = group + wait->group[p];
+        const int64_t feature = g->f0 + dlrni_key_feature(wait->key[p]);
+        const float floor = dlrni_row_floor(c, dlrni_key_row(wait->key[p]));
+        const float pre = dlrni_pre_of(&c->gate, bias, feature, wait->sum[p]);
+        dlrni_list *list = g->list;
+        /* it became full while the entry waited: counted, not written */
+        if (!list->whole) {
+            list->count++;
+            continue;
         }
+        list->key[list->count] = wait->key[p];
+        list->val[list->count] = pre;
+        list->count += !(pre <= dlrni_floor_of(threshold, feature, floor));
+    }
+    wait->count = 0;
+    memset(wait->of, 0, sizeof wait->of);
+}
+
+/* Adds the candidates of n groups on one row to those that wait: mask [n], spaced DLRNI_SCREEN_ROWS
+   apart. */
+DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
+                                int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
+    const dlrn_dictionary *dict = c->dict;
+    const int64_t d = dict->d_in;
+    if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
+    for (int64_t g = 0; g < n; g++) {
+        uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
+        const int64_t first = wait->count;
+        for (; left; left &= left - 1) {
+            const int feature = dlrni_lowest_bit(left);
+            wait->x[wait->count] = c->xc + row * d;
+            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
+            wait->group[wait->count++] = (int32_t)g;
+        }
+        const int64_t added = wait->count - first;
+        group[g].list->candidates += added;
+        /* full: this group's entries are counted, not written */
+        if (!dlrni_list_room(group[g].list, added, wait->of[g])) wait->count = first;
+        wait->of[g] += wait->count - first;
     }
 }
 
@@ -5119,7 +5173,10 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
     const dlrni_screen *s = c->screen;
     dlrni_packed_group in[DLRNI_SHARE];
     uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+    dlrni_waiting wait;
     int64_t count = dlrni_pack_groups(c, lists, n, group, scratch, in);
+    wait.count = 0;
+    memset(wait.of, 0, sizeof wait.of);
     for (int64_t i = r0; i < r1; i += s->rows) {
         for (int64_t g = 0; g < count; g++)
             s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
@@ -5127,8 +5184,9 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
             for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
                 in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
-            dlrni_recompute(c, in, count, i + r, &mask[0][r]);
+            dlrni_await(c, in, count, i + r, &mask[0][r], &wait);
         }
+        dlrni_recompute(c, in, &wait); /* before the next block's start is noted */
     }
 }
 
@@ -5184,7 +5242,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
         int32_t at = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
         int64_t before = list->count;
         float row_floor = by_size ? c->gate.min_floor : dlrni_row_floor(c, first + i);
-        if (dlrni_list_room(list, DLRNI_GROUP)) {
+        if (dlrni_list_room(list, DLRNI_GROUP, 0)) {
             list->count += k->collect(pre, bias, threshold, row_floor, width, at,
                                       list->key + list->count, list->val + list->count);
             if (by_size) dlrni_drop_small(list, before, dlrni_row_floor(c, first + i));
@@ -5199,7 +5257,7 @@ DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
         const float *x = c->xc + i * c->dict->d_in + f0;
-        if (!dlrni_list_room(list, width)) continue;
+        if (!dlrni_list_room(list, width, 0)) continue;
         for (int64_t j = 0; j < width; j++) {
             list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
             list->val[list->count] = x[j];
@@ -5700,6 +5758,8 @@ enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
 /* Of the smallest cut seen. The smallest of another 2048 normal rows is above it but once in 10^6
    batches; with 0.9 there are 1.4 times as many candidates (512 x 32768, k 64, int8). */
 #define DLRNI_GUESS_SHARE 0.95
+/* Of the cut of the last batch. */
+#define DLRNI_GUESS_BATCH 0.97
 
 /* A sample of rows whose cuts are found the plain way, before anything is known. */
 typedef struct dlrni_guess_job {
@@ -6012,7 +6072,8 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
 }
 
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
-   The cut of a batch varies less than those of rows, and needs no norms. */
+   The cut of a batch needs no norms, and varies less than those of rows: by 0.1 % between batches
+   of 4096 normal rows, k 64 of 16384. The rest of the share is for steps that move it. */
 
 enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
 
@@ -6054,7 +6115,7 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
     j->floor = -1;
     if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
     if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
-    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_BATCH * cut);
     return DLRN_OK;
 }
 
@@ -21265,8 +21326,12 @@ DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t 
     }
 }
 
-/* The dictionary that a run leaves: y becomes x. */
-DLRNI_INTERNAL void dlrni_leave_mean(const dlrn_trainer *t, dlrn_dictionary *dict) {
+/* The dictionary that a run leaves: y becomes x. A threshold that has never been averaged says
+   so. */
+DLRNI_INTERNAL void dlrni_leave(const dlrn_trainer *t, dlrn_dictionary *dict) {
+    if (t->rules.average == DLRNI_AVERAGE_BATCH && dict->formula.threshold < 0)
+        dlrni_print(dict->note, sizeof dict->note,
+                    "threshold: no batch has been averaged, so every positive feature is active");
     if (t->cfg.optimiser != DLRN_OPTIMISER_SIGNUM || !t->step) return;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         float *w = dict->param[role];
@@ -24033,10 +24098,16 @@ static const char *const dlrni_lc_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
-    "k",         "k_anneal_steps", "k_start", "auxk_alpha", "auxk",
-    "dead_rows", "scale_rows",     "layers",  NULL,
+    "k", "k_anneal_steps", "k_start", "auxk_alpha", "auxk", "dead_rows", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_jump_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
+    "threshold_lr",     "new_threshold",         "scale_rows", NULL,
+};
+static const char *const dlrni_clt_k_settings[] = {
+    "k", "k_anneal_steps", "k_start", "scale_rows", "layers", NULL,
+};
+static const char *const dlrni_clt_jump_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity",   "bandwidth", "pre_act",
     "threshold_lr",     "new_threshold",         "scale_rows", "layers",    NULL,
 };
@@ -24191,18 +24262,18 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
     {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_k_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
     {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",
-      &dlrni_family_table[14].formula, 0, dlrni_lc_jump_settings},
+      &dlrni_family_table[14].formula, 0, dlrni_clt_jump_settings},
      dlrni_set_clt_jumprelu},
 };
 enum { DLRNI_RECIPES = sizeof dlrni_recipe_table / sizeof *dlrni_recipe_table };
@@ -24376,7 +24447,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #undef DLRNI_CHECK_CHOICE
 #undef DLRNI_CHECK_SWITCH
     for (int64_t g = 0; g < cfg->n_groups; g++)
-        if (cfg->groups[g] < 1 ||
+        if (cfg->groups[g] < 1 || cfg->groups[g] > INT32_MAX ||
             !(cfg->group_weights[g] >= 0 && DLRNI_REAL(cfg->group_weights[g])))
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_train_config: groups: expected sizes from 1 and finite weights "
@@ -25922,7 +25993,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
-    dlrni_leave_mean(t, *out);
+    dlrni_leave(t, *out);
     return DLRN_OK;
 }
 
@@ -25971,7 +26042,7 @@ DLRN_API dlrn_status dlrn_train(dlrn_context *ctx, const dlrn_train_config *conf
     /* a run that was stopped has a usable dictionary */
     if (s == DLRN_OK || (s == DLRN_STOPPED && t)) {
         /* no copy, which would double the memory */
-        dlrni_leave_mean(t, t->dict);
+        dlrni_leave(t, t->dict);
         *out = t->dict; /* handed over */
         t->dict = NULL;
     }
@@ -27631,6 +27702,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_SAE_WEIGHTS
 #undef DLRNI_EACH_LAYOUT
 #undef DLRNI_FORK_CROSSCODER
+#undef DLRNI_GUESS_BATCH
 #undef DLRNI_GUESS_SHARE
 #undef DLRNI_LATENT_ENCODER
 #undef DLRNI_LATENT_ROW
@@ -28636,9 +28708,9 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 
 /* 32 rows; for their costs see struct dlrni_screen. */
 static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -28836,6 +28908,47 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
         for (int i = 0; i < ROWS && p < n; i++)
             s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
                                 DLRNI_K(load_part)(x + p, n - p), s[i]);
+        DLRNI_K(sum4)(s, sum);
+        memcpy(out + q, sum,
+               (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
+    }
+}
+
+/* As dots, for rows that lie in the second cache: reading goes `ahead` of the sums, into the first,
+   within a long row and into the next four where a row ends. */
+DLRNI_INTERNAL void DLRNI_K(pairs)(const float *const *a, const float *const *b, int64_t n,
+                                   int64_t count, float *out) {
+    enum { ROWS = 4 };
+    const int64_t ahead = dlrni_min(n, 512); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(v16) s[ROWS];
+        const float *x[ROWS], *row[ROWS], *next[ROWS];
+        float sum[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            x[i] = a[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            row[i] = b[dlrni_min(q + i, count - 1)];
+            next[i] = b[dlrni_min(q + ROWS + i, count - 1)] + ahead - n;
+            s[i] = DLRNI_K(set1)(0);
+        }
+        for (; p + ahead + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(row[i] + p + ahead);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (int i = 0; i < ROWS && p < n; i++)
+            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
+                                DLRNI_K(load_part)(x[i] + p, n - p), s[i]);
         DLRNI_K(sum4)(s, sum);
         memcpy(out + q, sum,
                (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
@@ -29191,10 +29304,10 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 
 /* In the order of struct dlrni_kernel_table. */
 static const dlrni_kernel_table DLRNI_K(kernels) = {
-    DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
-    DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
-    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
-    DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
+    DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
+    DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
 /* ---- Screens ----

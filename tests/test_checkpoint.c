@@ -229,7 +229,8 @@ static void same_state(const dlrn_trainer *s, const dlrn_trainer *t) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         const size_t size = (size_t)dlrni_role_size(a, role) * sizeof(float);
         CHECK(!a->param[role] == !b->param[role]);
-        CHECK(!a->param[role] || !memcmp(a->param[role], b->param[role], size));
+        CHECK_MSG(!a->param[role] || !memcmp(a->param[role], b->param[role], size),
+                  "%s, step %d: %s", s->cfg.recipe, (int)s->step, dlrn_name(DLRN_NAMES_ROLE, role));
         CHECK(!s->m[role] || !memcmp(s->m[role], t->m[role], size));
         CHECK(!s->v[role] == !t->v[role] && (!s->v[role] || !memcmp(s->v[role], t->v[role], size)));
     }
@@ -287,6 +288,116 @@ TEST(other_recipes) {
         cfg.k = 0;
         refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected recipe reference, found ");
     }
+}
+
+/* Rows whose squares overflow, and a NaN, in every recipe: the next steps are those of a run that
+   never saw them. Atoms and thresholds may have been constrained before the loss; a checkpoint
+   knows. */
+TEST(a_step_that_fails_changes_nothing) {
+    static float huge[ROWS * D], nan_row[ROWS * D];
+    const char *path = tmp_path("checkpoint_failed.safetensors");
+    const char *wanted = tmp_path("checkpoint_wanted.safetensors");
+    for (int i = 0; i < ROWS * D; i++)
+        huge[i] = rows[i] * 1e30F, nan_row[i] = i == 9 ? (float)NAN : rows[i];
+    for (int r = 0; dlrn_recipe(r); r++)
+        for (int at = 0; at < 3; at += 2) {
+            dlrn_train_config cfg = moving(r);
+            dlrn_trainer *t = NULL, *straight = NULL, *resumed = NULL;
+            CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &straight));
+            CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+            steps(t, at);
+            steps(straight, at);
+            CHECK_MSG(dlrn_trainer_step_on(t, huge, NULL, ROWS, NULL) == DLRN_ERR_VALUE, "%s",
+                      cfg.recipe);
+            CHECK_STATUS(dlrn_trainer_step_on(t, nan_row, NULL, ROWS, NULL), DLRN_ERR_VALUE);
+            if (t->scaled != at + 1 && !t->rules.threshold_from_0) same_state(straight, t);
+            CHECK_OK(ctx, dlrn_trainer_save(t, path));
+            CHECK_OK(ctx, dlrn_trainer_resume(ctx, path, NULL, NULL, &resumed));
+            steps(t, 3);
+            steps(straight, 3);
+            steps(resumed, 3);
+            same_state(straight, t);
+            same_state(straight, resumed);
+            CHECK_OK(ctx, dlrn_trainer_save(straight, wanted));
+            CHECK_OK(ctx, dlrn_trainer_save(resumed, path));
+            same_files(wanted, path);
+            dlrn_trainer_destroy(t);
+            dlrn_trainer_destroy(straight);
+            dlrn_trainer_destroy(resumed);
+        }
+}
+
+/* The state of p-anneal, in a file that lies. */
+TEST(exponents_that_no_run_has) {
+    static const char *const wrong[][2] = {
+        {"\\\"p\\\": 0.75", "\\\"p\\\": 0.00"},
+        {"\\\"p\\\": 0.75", "\\\"p\\\": -0.5"},
+        {"\\\"p\\\": 0.75", "\\\"p\\\": NaN"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": 0"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": -0.5"},
+        {"\\\"next\\\": 0.5", "\\\"next\\\": Infinity"},
+        {"\\\"factor\\\": ", "\\\"factor\\\": -"},
+        {"\\\"updates\\\": 2", "\\\"updates\\\": -2"},
+        {"\\\"updates\\\": 2", "\\\"updates\\\": 2.5"},
+        {"\\\"now\\\": [", "\\\"now\\\": [1, "},
+        {"\\\"now\\\": [", "\\\"now\\\": [1,1,1,1,1,1,1,1,1,1,1,"},
+        {"\\\"then\\\": [", "\\\"then\\\": [-"},
+        {"\\\"then\\\": [", "\\\"_hen\\\": ["},
+        {"\\\"now\\\": [", "\\\"now\\\": [\\\"a\\\", "}};
+    const char *path = tmp_path("checkpoint_anneal.safetensors");
+    char *kept = saved;
+    const size_t kept_size = saved_size;
+    for (int r = 0; dlrn_recipe(r); r++) {
+        dlrn_train_config cfg = moving(r);
+        dlrn_trainer *t = NULL;
+        if (strcmp(cfg.recipe, "dl-p_anneal") != 0) continue;
+        cfg.sparsity = DLRN_SPARSITY_LP;
+        CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+        steps(t, 5);
+        CHECK(t->anneal.p == 0.75 && t->anneal.next == 0.5 && t->anneal.queued > 1);
+        CHECK_OK(ctx, dlrn_trainer_save(t, path));
+        dlrn_trainer_destroy(t);
+    }
+    CHECK_OK(ctx, dlrn_file_read(ctx, path, &saved, &saved_size));
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        altered("\"anneal\":", wrong[i][0], wrong[i][1], DLRN_ERR_FORMAT,
+                "\"anneal\" is missing or malformed");
+    altered("{", "\"anneal\"", "\"_nneal\"", DLRN_ERR_FORMAT, "\"anneal\" is missing or malformed");
+    altered("\"config\":", "p_end\\\": 0.5", "p_end\\\": 0.0", DLRN_ERR_FORMAT,
+            "p_end: expected a number above 0 for the penalty lp");
+    altered("\"config\":", "p_start\\\": 1", "p_start\\\": 0", DLRN_ERR_FORMAT,
+            "p_start: expected a finite number above 0");
+    altered("\"config\":", "\\\"groups\\\": []", "\\\"groups\\\": [1]", DLRN_ERR_FORMAT,
+            "\"config.groups\" is missing or malformed");
+    altered("\"config\":", "\\\"n_groups\\\": 0", "\\\"n_groups\\\": 17", DLRN_ERR_FORMAT,
+            "\"config.groups\" is missing or malformed");
+    altered("{", "\"format\"", "\"scaled\":\"1\",\"format\"", DLRN_ERR_FORMAT,
+            "\"scaled\" is missing or malformed");
+    dlrn_free(ctx, saved);
+    saved = kept;
+    saved_size = kept_size;
+}
+
+/* Signum keeps one array for each parameter. */
+TEST(another_optimiser) {
+    const char *path = tmp_path("checkpoint_signum.safetensors");
+    dlrn_train_config cfg = dlrn_train_defaults("sp-topk");
+    dlrn_trainer *t = NULL;
+    dlrn_archive *a = NULL;
+    cfg.d_in = D, cfg.features = F, cfg.k = 3;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
+    steps(t, 2);
+    CHECK_OK(ctx, dlrn_trainer_save(t, path));
+    dlrn_trainer_destroy(t);
+    CHECK_OK(ctx, dlrn_archive_open(ctx, path, &a));
+    CHECK(dlrn_archive_find(a, "m.encoder_weight") >= 0);
+    CHECK(dlrn_archive_find(a, "v.encoder_weight") < 0);
+    dlrn_archive_close(a);
+    cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected optimiser adam, found signum");
+    cfg.optimiser = DLRN_OPTIMISER_SIGNUM;
+    cfg.layers = 2;
+    refuse(path, &cfg, NULL, DLRN_ERR_ARGUMENT, "expected 2 layers, found 1");
 }
 
 TEST(numbers_of_the_run) {
@@ -481,6 +592,9 @@ int main(int argc, char **argv) {
     RUN(settings);
     RUN(recipe_family_and_formula);
     RUN(other_recipes);
+    RUN(a_step_that_fails_changes_nothing);
+    RUN(exponents_that_no_run_has);
+    RUN(another_optimiser);
     RUN(numbers_of_the_run);
     RUN(state_of_the_buffer);
     RUN(tensors);

@@ -38,7 +38,7 @@ static char *find_list(char **end) {
 /* Appends a word, in lines of at most 100 columns that begin with `indent` blanks. */
 static size_t put_word(char *text, size_t at, size_t *column, int indent, const char *word) {
     const size_t n = strlen(word);
-    if (*column && *column + 1 + n > 100) {
+    if (*column && *column + 2 + n > 100) { /* a comma may follow */
         text[at++] = '\n';
         *column = 0;
     }

@@ -86,30 +86,21 @@ static const float *many_rows(void) {
 }
 
 /* One number for all weights, moments and counters of a trainer. */
+static uint64_t hashed(uint64_t hash, const void *data, size_t size) { /* FNV-1a */
+    for (size_t i = 0; data && i < size; i++)
+        hash = (hash ^ ((const unsigned char *)data)[i]) * 1099511628211u;
+    return hash;
+}
+
 static uint64_t fingerprint(dlrn_trainer *t) {
-    dlrn_trainer_info s = dlrn_trainer_describe(t);
-    dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
-    const size_t d = (size_t)ae->d_in, f = (size_t)ae->features;
-    const struct {
-        const void *data;
-        size_t size;
-    } part[] = {{ae->param[DLRN_ENCODER], f * d * 4},
-                {ae->param[DLRN_DECODER], f * d * 4},
-                {ae->param[DLRN_ENCODER_BIAS], f * 4},
-                {ae->param[DLRN_OUTPUT_BIAS], d * 4},
-                {s.m[DLRN_ENCODER], f * d * 4},
-                {s.v[DLRN_ENCODER], f * d * 4},
-                {s.m[DLRN_DECODER], f * d * 4},
-                {s.v[DLRN_DECODER], f * d * 4},
-                {s.m[DLRN_ENCODER_BIAS], f * 4},
-                {s.v[DLRN_ENCODER_BIAS], f * 4},
-                {s.m[DLRN_OUTPUT_BIAS], d * 4},
-                {s.v[DLRN_OUTPUT_BIAS], d * 4},
-                {s.since_fired, f * 8}};
-    uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    for (size_t p = 0; p < sizeof part / sizeof *part; p++)
-        for (size_t i = 0; i < part[p].size; i++)
-            hash = (hash ^ ((const unsigned char *)part[p].data)[i]) * 1099511628211u;
+    uint64_t hash = hashed(14695981039346656037u, t->since_fired, (size_t)t->dict->features * 8);
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        const size_t size = (size_t)dlrni_role_size(t->dict, role) * sizeof(float);
+        hash = hashed(hash, t->dict->param[role], t->dict->param[role] ? size : 0);
+        hash = hashed(hash, t->m[role], t->m[role] ? size : 0);
+        hash = hashed(hash, t->v[role], t->v[role] ? size : 0);
+    }
+    for (int64_t i = 0; i < t->n_parts; i++) hash += (uint64_t)(i + 1) * fingerprint(t->part[i]);
     return hash;
 }
 
@@ -319,21 +310,25 @@ static uint64_t recipe_bits(dlrn_context *ctx, const char *recipe, int64_t budge
     dlrn_train_config cfg = dlrn_train_defaults(recipe);
     dlrn_trainer *t = NULL;
     dlrn_train_stats stats;
-    cfg.d_in = D;
+    enum { ROWS = 100 };
+    cfg.d_in = D * cfg.layers;
     cfg.features = F;
     cfg.lr = 0.01;
     cfg.warmup_steps = 2;
     if (cfg.k) cfg.k = 5;
-    cfg.dead_rows = MANY;
+    cfg.dead_rows = ROWS;
     cfg.bandwidth = 0.2;
     cfg.threshold_start_step = 2;
+    if (cfg.target_l0 > 0 || cfg.sparsity == DLRN_SPARSITY_TARGET) cfg.target_l0 = 5;
+    if (cfg.anneal_updates) cfg.anneal_start = 1, cfg.anneal_end = 3, cfg.anneal_updates = 3;
+    if (cfg.anneal_updates) cfg.p_end = 0.5;
     CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
-    for (int j = 0; j < F; j += 9) t->dict->param[DLRN_ENCODER_BIAS][j] = -2;
+    for (int j = 0; j < F && !t->dict->n_parts; j += 9) t->dict->param[DLRN_ENCODER_BIAS][j] = -2;
     dlrn_dictionary_changed(t->dict);
     if (budget) t->w.budget = budget;
     for (int i = 0; i < 5; i++) {
-        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, MANY, &stats));
-        CHECK(!budget || t->w.wave < t->w.codes.groups);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, many_rows(), NULL, ROWS, &stats));
+        CHECK(!budget || t->dict->n_parts || t->w.wave < t->w.codes.groups);
     }
     CHECK(strcmp(recipe, "dl-top_k") || (stats.auxiliary_loss > 0 && stats.dead > 0));
     uint64_t hash = fingerprint(t);
@@ -352,8 +347,8 @@ TEST(recipes_in_words) {
         dlrn_trainer *t = NULL;
         dlrn_json *json = NULL;
         CHECK(info->formula == &dlrni_family_named(info->family)->formula);
-        cfg.d_in = D, cfg.features = F;
-        if (cfg.k) cfg.k = 4; /* groups of one size */
+        cfg.d_in = D * cfg.layers, cfg.features = F;
+        if (cfg.k) cfg.k = 5; /* divides F, as groups must */
         CHECK((cfg.lr < 0) == (info->lr > 0));
         CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t));
         dlrn_trainer_info state = dlrn_trainer_describe(t);
@@ -809,7 +804,7 @@ TEST(resampling_in_compat_forgets_moments_alone) {
 /* ---- Text and files ---- */
 
 TEST(the_configuration_as_json) {
-    char text[1024], cut[10];
+    char text[2048], cut[10];
     dlrn_train_config cfg = small_config();
     cfg.lr = 0.0003;
     cfg.eps = 1.0 / 3;
@@ -820,7 +815,8 @@ TEST(the_configuration_as_json) {
     CHECK_STR(text, "\"lr\": 0.0003, ");
     CHECK_STR(text, "\"eps\": 0.33333333333333331, ");
     CHECK_STR(text, "\"loss\": \"norm\", \"sparsity\": \"l1\", ");
-    CHECK_STR(text, "\"seed\": 18446744073709551615, \"compat\": false}");
+    CHECK_STR(text, "\"compat\": false, ");
+    CHECK_STR(text, "\"seed\": 18446744073709551615}");
     CHECK(dlrn_train_config_json(&cfg, cut, sizeof cut) == length && strlen(cut) == 9 &&
           !strncmp(cut, text, 9));
     CHECK(dlrn_train_config_json(&cfg, NULL, 0) == length);

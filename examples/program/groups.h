@@ -53,12 +53,13 @@ static dlrn_status set_groups(dlrn_context *ctx, const options *o, dlrn_train_co
     if (!o->groups) return DLRN_OK;
     const int n = parse_numbers(o->groups, size);
     if (o->group_weights) (void)!parse_numbers(o->group_weights, weight);
+    const int in_shares = are_shares(size, n);
     for (int i = 0; i < n; i++) shares += size[i];
-    if (are_shares(size, n) && fabs(shares - 1) > 1e-6)
+    if (in_shares && fabs(shares - 1) > 1e-6)
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                          "--groups: expected shares that sum to 1, found %g", shares);
     for (int i = 0; i < n; i++) {
-        if (are_shares(size, n)) size[i] = i + 1 < n ? floor(size[i] * all) : all - sum;
+        if (in_shares) size[i] = i + 1 < n ? floor(size[i] * all) : all - sum;
         sum += size[i];
     }
     if (sum < all || sum > all)

@@ -9,9 +9,13 @@ static dlrn_status load_quietly(dlrn_context *ctx, const char *path, const optio
 }
 
 /* What the file leaves open goes to standard error, also with --quiet: it changes the figures. */
+static void tell_note(const char *path, const dlrn_dictionary *dict) {
+    if (*dict->note) fprintf(stderr, "dictlearn: %s: %s\n", path, dict->note);
+}
+
 static dlrn_status load_dictionary(dlrn_context *ctx, const char *path, const options *o,
                                    dlrn_dictionary **out) {
     dlrn_status s = load_quietly(ctx, path, o, out);
-    if (s == DLRN_OK && *(*out)->note) fprintf(stderr, "dictlearn: %s: %s\n", path, (*out)->note);
+    if (s == DLRN_OK) tell_note(path, *out);
     return s;
 }

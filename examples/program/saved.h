@@ -23,7 +23,7 @@ static void trained_close(trained *t) {
 }
 
 /* Removes the files of a folder, and the folder. */
-static void remove_folder(const char *path) {
+static void delete_folder(const char *path) {
     char name[4600];
     DIR *dir = opendir(path);
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
@@ -66,39 +66,40 @@ static dlrn_status move_files(dlrn_context *ctx, const char *from, const char *t
 
 /* Writes a library's files into a folder, beside others. They are made in a folder of their own
    first, since a library's folder must hold nothing else. Those of a library that calls its config
-   as a run does go into a folder of the library's name; *within is 1 then. DLRN_ERR_UNSUPPORTED: the
-   library lacks this dictionary, or is not written for. */
+   as a run does, and those of several files, go into a folder of the library's name; *within is 1
+   then. DLRN_ERR_UNSUPPORTED: the library lacks this dictionary, or is not written for. */
 static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *folder,
                                     const char *library, int *within, char *note, size_t size) {
     const dlrn_save_options how = {library, 0};
     char part[4400], config[4600], to[4400];
     snprintf(part, sizeof part, "%s/" LIBRARY_PART, folder);
     snprintf(config, sizeof config, "%s/config.json", part);
-    remove_folder(part);
+    delete_folder(part);
     if (mkdir(part, 0777) != 0)
         return dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part,
                          strerror(errno));
     dlrn_status s = dlrn_save_as(dict, part, &how, note, size);
-    *within = s == DLRN_OK && dlrn_file_exists(dict->ctx, config) == 1;
+    *within = s == DLRN_OK && (dict->n_parts || dlrn_file_exists(dict->ctx, config) == 1);
     snprintf(to, sizeof to, *within ? "%s/%s" : "%s", folder, library);
     if (*within && mkdir(to, 0777) != 0 && errno != EEXIST)
         s = dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", to,
                       strerror(errno));
     if (s == DLRN_OK) s = move_files(dict->ctx, part, to);
-    remove_folder(part);
+    delete_folder(part);
     return s;
 }
 
 /* Writes PATH.pt for dictionary_learning; what that has in other numbers alone (a center, a rank by
    norms) is folded in. Its classes have one width, and a dictionary of two is written in their
-   layouts. DLRN_ERR_UNSUPPORTED: it has no such dictionary. */
+   layouts; one of several parts is for this program alone. DLRN_ERR_UNSUPPORTED: it has no such
+   dictionary. */
 static dlrn_status save_learning(const dlrn_dictionary *dict, const char *path) {
     const dlrn_save_options how = {"dictionary_learning", 0};
     char file[4400];
     snprintf(file, sizeof file, "%s.pt", path);
+    if (dict->n_parts) return dlrn_save(dict, file);
     dlrn_status s = dlrn_save_as(dict, file, &how, NULL, 0);
-    return s == DLRN_ERR_UNSUPPORTED && dict->d_in != dict->d_out && !dict->param[DLRN_SKIP] &&
-                   !dict->n_parts
+    return s == DLRN_ERR_UNSUPPORTED && dict->d_in != dict->d_out && !dict->param[DLRN_SKIP]
                ? dlrn_save(dict, file)
                : s;
 }

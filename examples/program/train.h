@@ -85,14 +85,9 @@ static void unlock_folder(train_run *r) {
 }
 
 static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
-/* What libraries' files are called in the folder of a run, up to a number or a suffix. */
-static const char *const library_files[] = {"sae_weights.safetensors",
-                                            "sae.safetensors",
-                                            "cc_weights.pt",
-                                            "cfg.json",
-                                            "config.yaml",
-                                            "W_enc_",
-                                            "W_dec_"};
+/* What libraries' files are called in the folder of a run. */
+static const char *const library_files[] = {"sae_weights.safetensors", "sae.safetensors",
+                                            "cc_weights.pt", "cfg.json"};
 
 /* Length of ae_STEP.pt at the beginning of a name; 0: the name begins with something else. */
 static size_t snapshot_name(const char *name) {
@@ -113,13 +108,6 @@ static int is_leftover(const char *name) {
         if (!strncmp(name, run_files[i], n) && is_unfinished(name + n)) return 1;
     }
     return !strcmp(name, "log.jsonl.part");
-}
-
-/* A library's file of a run. */
-static int is_library_file(const char *name) {
-    for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++)
-        if (!strncmp(name, library_files[i], strlen(library_files[i]))) return 1;
-    return 0;
 }
 
 static int is_leftover_snapshot(const char *name) {
@@ -150,7 +138,7 @@ static void remove_those(const options *o, const char *folder, int (*of_kind)(co
 static void remove_unfinished(const options *o) {
     char part[4200];
     run_path(o, LIBRARY_PART, part, sizeof part);
-    remove_folder(part);
+    delete_folder(part);
     remove_those(o, ".", is_leftover);
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
@@ -214,12 +202,18 @@ static void tell_written(train_run *r, const char *what, const char *why) {
     r->told_written = 1;
 }
 
-/* Removes what an older run's dictionary is in. It may be for another library than this one's. */
-static void remove_other_dictionary(const options *o) {
+/* Removes the files that an older run wrote for a library, which may be another than this run's. */
+static void remove_library(const options *o) {
     char path[4200];
-    run_path(o, "ae.pt", path, sizeof path);
-    remove(path);
-    remove_those(o, ".", is_library_file);
+    for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++) {
+        run_path(o, library_files[i], path, sizeof path);
+        remove(path);
+    }
+    for (int i = 0; dlrn_recipe(i); i++) {
+        if (!dlrn_recipe(i)->layout) continue;
+        run_path(o, dlrn_recipe(i)->layout, path, sizeof path);
+        delete_folder(path);
+    }
 }
 
 /* Writes ae.pt, and the files that the recipe's own library opens; one of them at least. */
@@ -230,8 +224,9 @@ static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     run_path(r->o, "ae", path, sizeof path);
     dlrn_status s = save_learning(dict, path);
     const int no_file = s == DLRN_ERR_UNSUPPORTED;
-    if (no_file && r->others) remove_other_dictionary(r->o);
-    if (s == DLRN_OK && r->others) remove_those(r->o, ".", is_library_file);
+    if (r->others && (no_file || s == DLRN_OK)) remove_library(r->o);
+    strcat(path, ".pt");
+    if (r->others && no_file) remove(path);
     snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
     if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
     s = save_for_library(dict, r->o->save_dir, library, &within, note, sizeof note);
@@ -419,7 +414,7 @@ static const char *plural(int64_t n) {
 /* A run that ends within its warm-up never trained at its full rate. */
 static void tell_warmup(const train_run *r, int64_t done) {
     const dlrn_train_config *cfg = dlrn_trainer_describe(r->t).config;
-    if (done >= cfg->warmup_steps) return;
+    if (done >= cfg->warmup_steps || r->last.lr >= cfg->lr) return; /* signum has none */
     fprintf(stderr,
             "dictlearn: %s: ended within its warm-up: %lld of %lld steps, the last at a rate of %g "
             "where --lr is %g; see --warmup-steps\n",
@@ -632,8 +627,10 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
    older scripts at the top. */
 static void put_class(json_writer *j, const train_run *r, const dlrn_train_config *cfg) {
     json_text(j, "dict_class", r->class_name ? r->class_name : r->recipe->family);
-    json_int(j, "activation_dim", cfg->d_in);
-    json_int(j, "dict_size", cfg->features);
+    /* dictionary_learning's classes take the layers of a crosscoder as one wide row */
+    const int64_t by = strcmp(r->recipe->family, "CrossLayerTranscoder") ? 1 : cfg->layers;
+    json_int(j, "activation_dim", cfg->d_in / by);
+    json_int(j, "dict_size", cfg->features / by);
 }
 
 /* The words of the command, so that --resume needs the folder alone. */
@@ -821,13 +818,23 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, DLRN_BORROWED, &r->buffer) : s;
 }
 
+/* Loads --init's dictionary. --k is that of the run; it is also the file's, if that has none. */
+static dlrn_status load_init(const train_run *r, dlrn_dictionary **init) {
+    options o = *r->o;
+    o.train.k = -1;
+    dlrn_status s = load_quietly(r->ctx, o.init, &o, init);
+    if (s != DLRN_OK && r->o->train.k > 0) s = load_quietly(r->ctx, o.init, r->o, init);
+    if (s == DLRN_OK) tell_note(o.init, *init);
+    return s;
+}
+
 /* Makes the trainer: new, from --init, or from the saved state. */
 static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
     const options *o = r->o;
     dlrn_dictionary *init = NULL;
     dlrn_train_config cfg;
     char path[4200];
-    dlrn_status s = o->init ? load_dictionary(r->ctx, o->init, o, &init) : DLRN_OK;
+    dlrn_status s = o->init ? load_init(r, &init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, source, init, &cfg);
     if (s == DLRN_OK) s = make_config(r, &cfg);
     if (s == DLRN_OK && o->resume) s = check_resumed(r);
