@@ -20158,7 +20158,7 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
    (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
-DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+DLRNI_INTERNAL double dlrni_naive_learning_rate(const dlrni_naive *s, int64_t n) {
     const dlrn_train_config *cfg = &s->cfg;
     const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
     const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
@@ -20190,8 +20190,8 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 /* ---- The first batch ---- */
 
 /* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
-DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
-                                        int64_t width) {
+DLRNI_INTERNAL double dlrni_naive_row_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                            int64_t width) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
         for (int64_t l = 0; l < layers; l++)
@@ -20201,14 +20201,14 @@ DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, 
 
 /* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
    y. */
-DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+DLRNI_INTERNAL void dlrni_naive_take_scales(dlrni_naive *s, const double *x, const double *y) {
     const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
     for (int64_t at = 0; at < s->d_in; at += d) {
-        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        const double scale = dlrni_naive_row_scale(x + at, s->n, s->d_in, layers, d / layers);
         for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
     }
     const int64_t width = s->d_out / s->cfg.layers;
-    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+    s->scale_out = 1 / dlrni_naive_row_scale(y, s->n, s->d_out, s->cfg.layers, width);
 }
 
 /* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
@@ -21017,7 +21017,7 @@ DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
 }
 
 DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
-    s->rate = dlrni_naive_rate(s, s->step);
+    s->rate = dlrni_naive_learning_rate(s, s->step);
     s->rates += s->rate * s->rate;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
@@ -21092,7 +21092,7 @@ DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
-    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_take_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
