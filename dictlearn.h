@@ -1815,8 +1815,10 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. */
+   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
+   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
+   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
+ */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);

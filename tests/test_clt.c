@@ -143,9 +143,8 @@ static void select_plainly(const dlrn_dictionary *dict, const dlrn_train_config 
             const double row = jumps || all > 0 ? all : kth(q_of[i][l], FL, (int)cfg->k);
             for (int j = 0; j < FL; j++) {
                 const double q = q_of[i][l][j];
-                on_of[i][l][j] =
-                    jumps ? q > (double)dict->part[l].dict->param[DLRN_THRESHOLD][j]
-                          : q > 0 && q >= row;
+                on_of[i][l][j] = jumps ? q > (double)dict->part[l].dict->param[DLRN_THRESHOLD][j]
+                                       : q > 0 && q >= row;
             }
         }
 }
@@ -158,8 +157,7 @@ static double plain_loss(const dlrn_dictionary *dict, const dlrn_train_config *c
     for (int i = 0; i < ROWS; i++)
         for (int l = 0; l < L; l++)
             for (int j = 0; j < FL; j++)
-                q_of[i][l][j] =
-                    norms[l][j] * pre_of(dict->part[l].dict, j, x + (i * L + l) * D);
+                q_of[i][l][j] = norms[l][j] * pre_of(dict->part[l].dict, j, x + (i * L + l) * D);
     select_plainly(dict, cfg);
     loss_errors = 0;
     for (int i = 0; i < ROWS; i++) {
@@ -172,8 +170,8 @@ static double plain_loss(const dlrn_dictionary *dict, const dlrn_train_config *c
                 f_of[i][l][j] = on_of[i][l][j] ? q_of[i][l][j] / norms[l][j] : 0;
                 if (!on_of[i][l][j]) continue;
                 for (int64_t c = 0; c < part->d_out; c++)
-                    e[l * D + c] += f_of[i][l][j] *
-                                    (double)part->param[DLRN_DECODER][j * part->d_out + c];
+                    e[l * D + c] +=
+                        f_of[i][l][j] * (double)part->param[DLRN_DECODER][j * part->d_out + c];
                 penalty += tanh(4 * f_of[i][l][j] * norms[l][j]);
             }
         for (int c = 0; c < L * D; c++) {
@@ -234,8 +232,7 @@ static void check_gradients(const char *recipe) {
         for (int r = 0; r < 3; r++)
             compare_differences(dict, &cfg, dict->part[l].dict->param[roles[r]],
                                 dlrni_role_size(dict->part[l].dict, roles[r]),
-                                t->part[l]->m[roles[r]],
-                                dlrn_name(DLRN_NAMES_ROLE, roles[r]));
+                                t->part[l]->m[roles[r]], dlrn_name(DLRN_NAMES_ROLE, roles[r]));
     }
     dlrn_trainer_destroy(t);
 }
@@ -265,8 +262,8 @@ TEST(thresholds_get_the_estimate) {
                 double by = 0;
                 if (fabs(q - level) >= cfg.bandwidth / 2 || q <= 0) continue;
                 for (int64_t c = 0; c < part->d_out; c++)
-                    by += g_of[i][l * D + c] *
-                          (double)part->param[DLRN_DECODER][j * part->d_out + c];
+                    by +=
+                        g_of[i][l * D + c] * (double)part->param[DLRN_DECODER][j * part->d_out + c];
                 by += cfg.sparsity_penalty / (ROWS * L) * 4 * (1 - th * th) * norms[l][j];
                 sum -= level / cfg.bandwidth * by / norms[l][j];
             }
@@ -299,7 +296,8 @@ TEST(compat_freezes_the_norms) {
         double square = 0, product = 0, rest = 0;
         for (int64_t c = 0; c < part->d_out; c++) {
             square += (double)atom[c] * (double)atom[c];
-            product += (double)atom[c] * ((double)a[j * part->d_out + c] - (double)b[j * part->d_out + c]);
+            product +=
+                (double)atom[c] * ((double)a[j * part->d_out + c] - (double)b[j * part->d_out + c]);
         }
         for (int64_t c = 0; c < part->d_out; c++) {
             const double left = (double)a[j * part->d_out + c] - (double)b[j * part->d_out + c] -
@@ -371,7 +369,8 @@ TEST(training_lowers_the_loss) {
         CHECK_MSG(last.loss < 0.8 * first.loss, "%s: %g, then %g", recipes[r], first.loss,
                   last.loss);
         CHECK(last.l0 > 0 && last.k == cfg.k);
-        CHECK(dlrn_trainer_describe(t).m[DLRN_OUTPUT_BIAS] && !dlrn_trainer_describe(t).m[DLRN_ENCODER]);
+        CHECK(dlrn_trainer_describe(t).m[DLRN_OUTPUT_BIAS] &&
+              !dlrn_trainer_describe(t).m[DLRN_ENCODER]);
         dlrn_trainer_destroy(t);
     }
 }
@@ -392,7 +391,8 @@ TEST(the_step_is_the_encoding) {
         CHECK_OK(ctx, dlrn_encoder_create(t->dict, &e));
         CHECK_OK(ctx, dlrn_encoder_run(e, rows_x[0], ROWS, NULL, NULL, x_hat));
         for (int i = 0; i < ROWS * L * D; i++) {
-            const double off = ((double)x_hat[i] - (double)rows_y[0][i]) / t->dict->formula.scale_out;
+            const double off =
+                ((double)x_hat[i] - (double)rows_y[0][i]) / t->dict->formula.scale_out;
             sum += off * off / (ROWS * L);
         }
         CHECK_MSG(test_close(sum, stats.reconstruction_loss, 1e-4), "%s: %g, in the step %g",
@@ -584,10 +584,12 @@ TEST(a_failed_first_step_changes_nothing) {
     const uint64_t before = hash_of(t->dict);
     memcpy(bad, rows_x[0], sizeof bad);
     bad[7] = (float)NAN;
-    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, bad, rows_y[0], ROWS, NULL), DLRN_ERR_VALUE, "x [0][7]");
+    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, bad, rows_y[0], ROWS, NULL), DLRN_ERR_VALUE,
+                "x [0][7]");
     CHECK(hash_of(t->dict) == before);
     for (int i = 0; i < ROWS * L * D; i++) bad[i] = 3e19f * rows_y[0][i]; /* its square overflows */
-    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, rows_x[0], bad, ROWS, NULL), DLRN_ERR_VALUE, "scale_rows");
+    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, rows_x[0], bad, ROWS, NULL), DLRN_ERR_VALUE,
+                "scale_rows");
     CHECK(hash_of(t->dict) == before && t->step == 0);
     dlrn_trainer_destroy(t);
 }
@@ -610,8 +612,8 @@ TEST(scales_of_the_first_batch) {
             const dlrn_dictionary *dict = scaled->dict;
             for (int c = 0; c < ROWS * L * D; c++) {
                 const int l = c / D % L;
-                const double in = dict->n_parts ? dict->part[l].dict->formula.scale_in
-                                                : dict->formula.scale_in;
+                const double in =
+                    dict->n_parts ? dict->part[l].dict->formula.scale_in : dict->formula.scale_in;
                 x[c] = rows_x[i][c] * (float)in;
                 y[c] = rows_y[i][c] * (float)(1 / dict->formula.scale_out);
             }
@@ -731,7 +733,8 @@ TEST(first_weights_of_sparsify) {
             const float e = dict->param[DLRN_ENCODER][j * L * D + c];
             const double norm = length(dict->param[DLRN_ENCODER] + j * L * D, L * D);
             largest = fmaxf(largest, fabsf(e));
-            CHECK(test_close((double)e / norm, (double)dict->param[DLRN_DECODER][j * L * D + c], 1e-5));
+            CHECK(test_close((double)e / norm, (double)dict->param[DLRN_DECODER][j * L * D + c],
+                             1e-5));
         }
     CHECK(largest <= bound && largest > 0.95f * bound);
     CHECK_STR(dict->layout, "sparsify");
