@@ -25065,6 +25065,8 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
         if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
         if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
     }
+    /* a mean over training of what is compared now */
+    if (old != rules->rank && rules->average != DLRNI_AVERAGE_NONE) dict->formula.threshold = -1;
     dict->formula.rank = rules->rank;
 }
 

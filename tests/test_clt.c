@@ -312,6 +312,51 @@ TEST(compat_freezes_the_norms) {
     dlrn_trainer_destroy(compat);
 }
 
+/* Adds the gradients in the moments of a run of rate 0 without momentum to a norm: their squares,
+   and how many are not 0. */
+static void measure(const float *m, int64_t n, double *square, double *count) {
+    for (int64_t i = 0; i < n; i++) {
+        *square += (double)m[i] * (double)m[i];
+        *count += m[i] < 0 || m[i] > 0;
+    }
+}
+
+/* The root of the mean square of all gradients that are not 0, over all parts, is brought down to
+   the limit; thresholds do not count and are not scaled. */
+TEST(clipping_is_over_all_parts) {
+    dlrn_train_config cfg = config_of("clt-jumprelu");
+    double square = 0, count = 0;
+    cfg.lr = 0;
+    cfg.beta1 = 0;
+    dlrn_trainer *whole = new_trainer(ctx, &cfg);
+    cfg.clip = 1e-3;
+    dlrn_trainer *clipped = new_trainer(ctx, &cfg);
+    spread(whole->dict);
+    spread(clipped->dict);
+    step(ctx, whole, 0, NULL);
+    step(ctx, clipped, 0, NULL);
+    measure(whole->m[DLRN_OUTPUT_BIAS], L * D, &square, &count);
+    for (int l = 0; l < L; l++)
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            if (whole->part[l]->m[role] && role != DLRN_THRESHOLD)
+                measure(whole->part[l]->m[role], dlrni_role_size(whole->part[l]->dict, role),
+                        &square, &count);
+    const double factor = cfg.clip / (sqrt(square / count) + 1e-6);
+    CHECK(factor < 0.9);
+    for (int l = 0; l < L; l++)
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+            const float *a = whole->part[l]->m[role], *b = clipped->part[l]->m[role];
+            for (int64_t i = 0; a && i < dlrni_role_size(whole->part[l]->dict, role); i++) {
+                const double wanted = (role == DLRN_THRESHOLD ? 1 : factor) * (double)a[i];
+                CHECK_MSG(fabs(wanted - (double)b[i]) <= 1e-5 * fabs(wanted) + 1e-12,
+                          "part %d, %s: %g, expected %g", l, dlrn_name(DLRN_NAMES_ROLE, role),
+                          (double)b[i], wanted);
+            }
+        }
+    dlrn_trainer_destroy(whole);
+    dlrn_trainer_destroy(clipped);
+}
+
 /* ---- The same bits ---- */
 
 static uint64_t run_bits(dlrn_context *c, const dlrn_train_config *cfg, int steps) {
@@ -962,6 +1007,7 @@ int main(int argc, char **argv) {
     RUN(gradients_are_differences_of_the_loss);
     RUN(thresholds_get_the_estimate);
     RUN(compat_freezes_the_norms);
+    RUN(clipping_is_over_all_parts);
     RUN(threads_and_kernels_change_nothing);
     RUN(waves_change_nothing);
     RUN(training_lowers_the_loss);
