@@ -282,6 +282,7 @@ bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers 
 
 bench-training: $(BUILD)/bench ## the training steps of the recipes alone, beside their libraries' (`make venv`)
 	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
+	python3 bench/run.py --readme
 
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
 	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)

@@ -3093,6 +3093,10 @@ struct dlrni_kernel_table {
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
     void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                  int64_t count, float *out);
+    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i] lie
+       anywhere in the second cache */
+    void (*pairs)(const float *const *a, const float *const *b, int64_t n, int64_t count,
+                  float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
     void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                     int64_t ldb, float *c, int64_t ldc);
@@ -3153,11 +3157,13 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.06   0.09   -                 -              -      the same
+     its set amx        0.10   0.20   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64
+   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel does
+   not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the table
+   has where lists are made (2048 x 512 x 8192), with a recomputation of 4 to 8 a candidate. To measure elsewhere: time `tile` on 64
    rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
    step) with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
@@ -5032,11 +5038,11 @@ DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #endif
 }
 
-/* Whether n more entries fit. If not, the list only counts from now on: the count says how much
-   room the next attempt needs. */
-DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
-    list->whole =
-        list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
+/* Whether n more entries fit, after those that wait. If not, the list only counts from now on: the
+   count says how much room the next attempt needs. */
+DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n, int64_t waiting) {
+    const int64_t need = list->count + waiting + n;
+    list->whole = list->whole && need <= list->key_cap && need <= list->val_cap;
     if (!list->whole) list->count += n;
     return list->whole;
 }
@@ -5073,33 +5079,64 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n], spaced
-   DLRNI_SCREEN_ROWS apart. One call of the kernel takes the candidates of all groups, since a few
-   at a time would leave it idle. Each entry is written, and the count says whether it stays: a
-   branch here would be mispredicted. A NaN passes every floor, since it must show. */
+/* Candidates waiting to be computed, from several rows and groups: a few at a time would leave the
+   kernel idle. The largest number of a row's and as many again. */
+enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
+typedef struct dlrni_waiting {
+    const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    float sum[DLRNI_WAITING];
+    int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
+    int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
+} dlrni_waiting;
+
+/* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
+   is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
+   passes every floor, since it must show. */
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
-                                    int64_t n, int64_t row, const uint64_t *mask) {
-    const dlrn_dictionary *dict = c->dict;
-    const float *threshold = c->gate.threshold;
-    int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
-    float sum[DLRNI_SHARE * DLRNI_GROUP], row_floor = dlrni_row_floor(c, row);
-    int64_t d = dict->d_in, count = 0, p = 0, end[DLRNI_SHARE];
-    for (int64_t g = 0; g < n; end[g++] = count)
-        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & group[g].valid, group[g].f0,
-                                   feature + count);
-    dict->ctx->k->dots(c->xc + row * d, d, dict->param[DLRN_ENCODER], d, feature, count, sum);
-    for (int64_t g = 0; g < n; g++) {
-        dlrni_list *list = group[g].list;
-        list->candidates += end[g] - p;
-        /* full: this group's entries are counted, not written */
-        if (!dlrni_list_room(list, end[g] - p)) p = end[g];
-        for (; p < end[g]; p++) {
-            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
-            list->key[list->count] =
-                (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
-            list->val[list->count] = pre;
-            list->count += !(pre <= dlrni_floor_of(threshold, feature[p], row_floor));
+                                    dlrni_waiting *wait) {
+    const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const dlrni_packed_group *g = group + wait->group[p];
+        const int64_t feature = g->f0 + dlrni_key_feature(wait->key[p]);
+        const float floor = dlrni_row_floor(c, dlrni_key_row(wait->key[p]));
+        const float pre = dlrni_pre_of(&c->gate, bias, feature, wait->sum[p]);
+        dlrni_list *list = g->list;
+        /* it became full while the entry waited: counted, not written */
+        if (!list->whole) {
+            list->count++;
+            continue;
         }
+        list->key[list->count] = wait->key[p];
+        list->val[list->count] = pre;
+        list->count += !(pre <= dlrni_floor_of(threshold, feature, floor));
+    }
+    wait->count = 0;
+    memset(wait->of, 0, sizeof wait->of);
+}
+
+/* Adds the candidates of n groups on one row to those that wait: mask [n], spaced DLRNI_SCREEN_ROWS
+   apart. */
+DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
+                                int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
+    const dlrn_dictionary *dict = c->dict;
+    const int64_t d = dict->d_in;
+    if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
+    for (int64_t g = 0; g < n; g++) {
+        uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
+        const int64_t first = wait->count;
+        for (; left; left &= left - 1) {
+            const int feature = dlrni_lowest_bit(left);
+            wait->x[wait->count] = c->xc + row * d;
+            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
+            wait->group[wait->count++] = (int32_t)g;
+        }
+        const int64_t added = wait->count - first;
+        group[g].list->candidates += added;
+        /* full: this group's entries are counted, not written */
+        if (!dlrni_list_room(group[g].list, added, wait->of[g])) wait->count = first;
+        wait->of[g] += wait->count - first;
     }
 }
 
@@ -5138,7 +5175,10 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
     const dlrni_screen *s = c->screen;
     dlrni_packed_group in[DLRNI_SHARE];
     uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+    dlrni_waiting wait;
     int64_t count = dlrni_pack_groups(c, lists, n, group, scratch, in);
+    wait.count = 0;
+    memset(wait.of, 0, sizeof wait.of);
     for (int64_t i = r0; i < r1; i += s->rows) {
         for (int64_t g = 0; g < count; g++)
             s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
@@ -5146,8 +5186,9 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
             for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
                 in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
-            dlrni_recompute(c, in, count, i + r, &mask[0][r]);
+            dlrni_await(c, in, count, i + r, &mask[0][r], &wait);
         }
+        dlrni_recompute(c, in, &wait); /* before the next block's start is noted */
     }
 }
 
@@ -5203,7 +5244,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
         int32_t at = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
         int64_t before = list->count;
         float row_floor = by_size ? c->gate.min_floor : dlrni_row_floor(c, first + i);
-        if (dlrni_list_room(list, DLRNI_GROUP)) {
+        if (dlrni_list_room(list, DLRNI_GROUP, 0)) {
             list->count += k->collect(pre, bias, threshold, row_floor, width, at,
                                       list->key + list->count, list->val + list->count);
             if (by_size) dlrni_drop_small(list, before, dlrni_row_floor(c, first + i));
@@ -5218,7 +5259,7 @@ DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
         const float *x = c->xc + i * c->dict->d_in + f0;
-        if (!dlrni_list_room(list, width)) continue;
+        if (!dlrni_list_room(list, width, 0)) continue;
         for (int64_t j = 0; j < width; j++) {
             list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
             list->val[list->count] = x[j];
@@ -5719,6 +5760,8 @@ enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
 /* Of the smallest cut seen. The smallest of another 2048 normal rows is above it but once in 10^6
    batches; with 0.9 there are 1.4 times as many candidates (512 x 32768, k 64, int8). */
 #define DLRNI_GUESS_SHARE 0.95
+/* Of the cut of the last batch. */
+#define DLRNI_GUESS_BATCH 0.97
 
 /* A sample of rows whose cuts are found the plain way, before anything is known. */
 typedef struct dlrni_guess_job {
@@ -6031,7 +6074,8 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
 }
 
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
-   The cut of a batch varies less than those of rows, and needs no norms. */
+   The cut of a batch needs no norms, and varies less than those of rows: by 0.1 % between batches
+   of 4096 normal rows, k 64 of 16384. The rest of the share is for steps that move it. */
 
 enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
 
@@ -6073,7 +6117,7 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
     j->floor = -1;
     if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
     if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
-    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_BATCH * cut);
     return DLRN_OK;
 }
 
@@ -27662,6 +27706,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_SAE_WEIGHTS
 #undef DLRNI_EACH_LAYOUT
 #undef DLRNI_FORK_CROSSCODER
+#undef DLRNI_GUESS_BATCH
 #undef DLRNI_GUESS_SHARE
 #undef DLRNI_LATENT_ENCODER
 #undef DLRNI_LATENT_ROW
@@ -28667,9 +28712,9 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 
 /* 32 rows; for their costs see struct dlrni_screen. */
 static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -28867,6 +28912,47 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
         for (int i = 0; i < ROWS && p < n; i++)
             s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
                                 DLRNI_K(load_part)(x + p, n - p), s[i]);
+        DLRNI_K(sum4)(s, sum);
+        memcpy(out + q, sum,
+               (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
+    }
+}
+
+/* As dots, for rows that lie in the second cache: reading goes `ahead` of the sums, into the first,
+   within a long row and into the next four where a row ends. */
+DLRNI_INTERNAL void DLRNI_K(pairs)(const float *const *a, const float *const *b, int64_t n,
+                                   int64_t count, float *out) {
+    enum { ROWS = 4 };
+    const int64_t ahead = dlrni_min(n, 512); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(v16) s[ROWS];
+        const float *x[ROWS], *row[ROWS], *next[ROWS];
+        float sum[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            x[i] = a[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            row[i] = b[dlrni_min(q + i, count - 1)];
+            next[i] = b[dlrni_min(q + ROWS + i, count - 1)] + ahead - n;
+            s[i] = DLRNI_K(set1)(0);
+        }
+        for (; p + ahead + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(row[i] + p + ahead);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (int i = 0; i < ROWS && p < n; i++)
+            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
+                                DLRNI_K(load_part)(x[i] + p, n - p), s[i]);
         DLRNI_K(sum4)(s, sum);
         memcpy(out + q, sum,
                (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
@@ -29222,10 +29308,10 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 
 /* In the order of struct dlrni_kernel_table. */
 static const dlrni_kernel_table DLRNI_K(kernels) = {
-    DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
-    DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
-    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
-    DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
+    DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
+    DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
 /* ---- Screens ----
