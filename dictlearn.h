@@ -1816,8 +1816,10 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. */
+   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
+   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
+   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
+ */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -25109,6 +25111,8 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
         if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
         if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
     }
+    /* a mean over training of what is compared now */
+    if (old != rules->rank && rules->average != DLRNI_AVERAGE_NONE) dict->formula.threshold = -1;
     dict->formula.rank = rules->rank;
 }
 
