@@ -5186,12 +5186,14 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
             s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
                     c->row + i, mask[g]);
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
-            for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
+            const int begins = (i + r - r0) % DLRNI_BLOCK == 0; /* in the middle of a tile, too */
+            if (begins) dlrni_recompute(c, in, &wait);
+            for (int64_t g = 0; g < count && begins; g++)
                 in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
             dlrni_await(c, in, count, i + r, &mask[0][r], &wait);
         }
-        dlrni_recompute(c, in, &wait); /* before the next block's start is noted */
     }
+    dlrni_recompute(c, in, &wait);
 }
 
 /* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
