@@ -262,11 +262,11 @@ static double by_value(const dlrni_naive *s, int64_t i, int64_t j) {
     return (s->cfg.loss == DLRN_LOSS_SQUARED ? 2 : 2.0 / (double)s->cfg.layers) * sum / N;
 }
 
-/* With a bandwidth b, what the window adds to the gradients of thresholds t and of encoder biases is
-   as stated by each library:
+/* With a bandwidth b, what the window adds to the gradients of thresholds t and of encoder biases
+   is as stated by each library:
    - dl-jump_relu: - t/b by f where |p - t| < b/2; - 1/b by L0 where |f - t| < b/2;
    - sl-jumprelu, -quadratic: both where |p - t| < b/2;
-   - sl-jumprelu-tanh: the same by f, whose penalty passes, and the bias gets it with the other sign;
+   - sl-jumprelu-tanh: the same by f, whose penalty passes; the bias gets it with the other sign;
    - lc-jumprelu: by q = p |atom|, where q > 0, and times t, since log t is trained. */
 TEST(windows_are_as_stated) {
     static const char *const names[] = {"dl-jump_relu", "sl-jumprelu", "sl-jumprelu-quadratic",
@@ -575,7 +575,8 @@ static dlrn_train_config scene_config(const scene *c) {
     return cfg;
 }
 
-/* Random weights; some features are dead: of them some never fire, some do on a few rows, one often. */
+/* Random weights; some features are dead: of them some never fire, some do on a few rows, one
+   often. */
 static void scene_weights(const dlrn_trainer *t, dlrn_dictionary *dict, int64_t *silent,
                           dlrn_rng *rng) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
