@@ -1466,9 +1466,9 @@ typedef struct dlrn_save_options {
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
    that it reads. `path` is an existing folder, or for those that need no config a file of their
    own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers (scales
-   folded into the weights, the center into the encoder bias, a threshold for each feature, ReLU
-   as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
+   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers
+   (scales folded into the weights, the center into the encoder bias, a threshold for each feature,
+   ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
    to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
    config last, each atomic; a config.yaml that is there stays, and a dictionary of the same
    library is replaced. options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT:
@@ -15936,8 +15936,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
     return DLRN_OK;
 }
 
-/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has. Logarithms
-   of thresholds are an older form where the row has thresholds, too. */
+/* Whether a tensor of a row is written: a number, or a parameter that the dictionary has.
+   Logarithms of thresholds are an older form where the row has thresholds, too. */
 DLRNI_INTERNAL int dlrni_is_stored(const dlrn_dictionary *dict, const dlrni_layout *row,
                                    const dlrni_stored *t) {
     if (t->is < DLRN_ROLE_COUNT) return dict->param[t->is] != NULL;
@@ -16631,8 +16631,8 @@ DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
            f->standardise != DLRN_ON && f->scale_out >= 1 && f->scale_out <= 1;
 }
 
-/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them; select:
-   whether they have selections, the same of all parts, or one of the whole. */
+/* Whether a dictionary of several layers is a cross-layer transcoder as libraries have them.
+   select: whether they have selections, the same of all parts, or one of the whole. */
 DLRNI_INTERNAL int dlrni_is_set(const dlrn_dictionary *dict, int select) {
     const dlrn_formula *f = &dict->formula, *of_part = dict->n_parts ? f : NULL;
     int is = dict->n_parts && dict->n_parts == dict->layers &&
@@ -27722,6 +27722,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_SPARSIFY_TENSORS
 #undef DLRNI_TRACER_TENSORS
 #undef DLRNI_CFG_FILE
+#undef DLRNI_LAYERS_KEY
 #undef DLRNI_CONFIG_FILE
 #undef DLRNI_TRAINER_FILE
 #undef DLRNI_WIDTH_KEY
