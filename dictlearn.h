@@ -64,7 +64,7 @@
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
    >>naive          a training step as plain loops: for readers, and as the tests' reference
-   >>optimiser      Adam with unit-norm atoms, rates
+   >>optimiser      rates, k, p-anneal; Adam with unit-norm atoms, sign descent
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
    >>auxiliary      auxiliary losses that revive dead features: ghosts, AuxK
@@ -1758,7 +1758,8 @@ typedef struct dlrn_train_config {
     int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
     double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
     double p_start, p_end; /* exponent p of the penalties "lp" and "power"              1, 1 */
-    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps -1, -1 */
+    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps; end -1:
+                                         the last; without `steps`, too, p stays           -1, -1 */
     int64_t anneal_updates;    /* in so many equal parts                                       0 */
     dlrn_optimiser optimiser;  /*                                                           ADAM */
     dlrn_schedule lr_schedule; /*                                                      CONSTANT */
@@ -1815,15 +1816,18 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. */
+   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
+   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
+   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
+ */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
 /* One step on the buffer's next batch. stats may be NULL. DLRN_END: no batch is left, or cfg.steps
    are done. An error before the update, such as DLRN_ERR_VALUE for a loss that is not finite,
-   leaves the trainer as it was; the next call takes the next batch.
+   leaves the trainer as it was; the next call takes the next batch. (Where a recipe scales atoms,
+   or raises thresholds to 0, before each loss, that stays done: the result is the same.)
    After DLRN_ERR_MEMORY or DLRN_STOPPED, call it again before any other call on the buffer: the
    result is as if it had not been interrupted. If a resampling fails for another reason, it is
    given up: the error is returned once, the step counts, and the next call takes the next batch.
@@ -5182,12 +5186,14 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
             s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
                     c->row + i, mask[g]);
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
-            for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
+            const int begins = (i + r - r0) % DLRNI_BLOCK == 0; /* in the middle of a tile, too */
+            if (begins) dlrni_recompute(c, in, &wait);
+            for (int64_t g = 0; g < count && begins; g++)
                 in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
             dlrni_await(c, in, count, i + r, &mask[0][r], &wait);
         }
-        dlrni_recompute(c, in, &wait); /* before the next block's start is noted */
     }
+    dlrni_recompute(c, in, &wait);
 }
 
 /* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
@@ -20156,7 +20162,7 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
    (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
-DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+DLRNI_INTERNAL double dlrni_naive_learning_rate(const dlrni_naive *s, int64_t n) {
     const dlrn_train_config *cfg = &s->cfg;
     const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
     const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
@@ -20188,8 +20194,8 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 /* ---- The first batch ---- */
 
 /* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
-DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
-                                        int64_t width) {
+DLRNI_INTERNAL double dlrni_naive_row_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                            int64_t width) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
         for (int64_t l = 0; l < layers; l++)
@@ -20199,14 +20205,14 @@ DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, 
 
 /* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
    y. */
-DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+DLRNI_INTERNAL void dlrni_naive_take_scales(dlrni_naive *s, const double *x, const double *y) {
     const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
     for (int64_t at = 0; at < s->d_in; at += d) {
-        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        const double scale = dlrni_naive_row_scale(x + at, s->n, s->d_in, layers, d / layers);
         for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
     }
     const int64_t width = s->d_out / s->cfg.layers;
-    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+    s->scale_out = 1 / dlrni_naive_row_scale(y, s->n, s->d_out, s->cfg.layers, width);
 }
 
 /* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
@@ -21015,7 +21021,7 @@ DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
 }
 
 DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
-    s->rate = dlrni_naive_rate(s, s->step);
+    s->rate = dlrni_naive_learning_rate(s, s->step);
     s->rates += s->rate * s->rate;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
@@ -21090,7 +21096,7 @@ DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
-    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_take_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
@@ -23573,9 +23579,9 @@ DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double 
         for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
 }
 
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
-   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
-   left out, since its weight would be infinite. */
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld
+   apart, weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at
+   distance 0 is left out, since its weight would be infinite. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
                                          const double *from, double *to) {
     double all = 0, moved = 0;
@@ -25107,6 +25113,8 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
         if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
         if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
     }
+    /* a mean over training of what is compared now */
+    if (old != rules->rank && rules->average != DLRNI_AVERAGE_NONE) dict->formula.threshold = -1;
     dict->formula.rank = rules->rank;
 }
 
@@ -26057,7 +26065,9 @@ DLRNI_COLD_BEGIN
 /* A trainer in one archive. Tensors, bit for bit: parameters (shaped as in memory), moments,
    counters, the buffer's unread rows. Metadata: configuration, formula, step, the buffer's numbers.
    A resumed run makes the same steps, bit for bit, as one that was never interrupted. The random
-   numbers of a resampling are a function of seed and step, so no other generator is saved.
+   numbers of a resampling are a function of seed and step, so no other generator is saved; so are
+   rates, k and ramps of the step. With signum the first moments are z, and there are no second. The
+   state of a steered penalty and of p-anneal is metadata.
 
    Files of version 0.1 lack "formula" and the settings that came later. For them the family's
    formula and the recipe's defaults hold. */
