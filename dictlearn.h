@@ -20144,9 +20144,10 @@ DLRNI_INTERNAL int dlrni_naive_writes(const dlrni_naive *s, int64_t j, int64_t c
 
 /* ---- Schedules ---- */
 
-/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, r = min(n / K, 1).
-   dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number: so
-   step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's k_0. */
+/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, with r =
+   min(n / K, 1). dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number:
+   so step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's
+   k_0. */
 DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
     const dlrn_train_config *cfg = &s->cfg;
     const dlrni_k_rule rule = s->rules.k_rule;
@@ -20239,8 +20240,8 @@ DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, 
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
-   (dictionary_learning and its fork). */
+   - W_e mean x. The median is that of each layer, in at most 100 rounds, until all move by less
+   than 1e-5 (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
     double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
     const int64_t d = s->d_out / s->cfg.layers;
@@ -20526,8 +20527,9 @@ DLRNI_INTERNAL void dlrni_naive_again(dlrni_naive *s) {
     dlrni_naive_zero(s->by_extra, s->n * s->F);
 }
 
-/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the paper
-   (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does not. */
+/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the
+   paper (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does
+   not. */
 DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     const int frozen = s->rules.gate_frozen;
     const double *atoms = frozen ? s->frozen_decoder : s->p[DLRN_DECODER];
@@ -20634,8 +20636,8 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
-   (Llamascopium); with decoder_only (sparsify) the values are, too. */
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient,
+   unless it is `attached` (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
     const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
@@ -20869,9 +20871,9 @@ DLRNI_INTERNAL void dlrni_naive_gate_back(dlrni_naive *s) {
 
 /* Straight-through estimates of the derivatives by a threshold t, with a bandwidth b (Rajamanoharan
    et al., "Jumping ahead", 2024). A value that jumps from 0 to q at t: - t / b where |q - t| < b /
-   2; a count: - 1 / b. For p = q / norm the value's derivative by q is df / norm. dictionary_learning
-   looks for f, not p, in the window of a count; Llamascopium only at q > 0; SAELens' tanh (INPUT)
-   gives the pre-activation the same with the other sign. */
+   2; a count: - 1 / b. With p = q / norm the value's derivative by q is df / norm.
+   dictionary_learning looks for f, not p, in the window of a count; Llamascopium only at q > 0;
+   SAELens' tanh (INPUT) gives the pre-activation the same with the other sign. */
 DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
     const double b = s->cfg.bandwidth;
     const int64_t F = s->F;
@@ -20887,7 +20889,7 @@ DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
     }
 }
 
-/* From pre-activations to encoder rows, biases and center. What is subtracted gets - W_e^T slope. */
+/* From pre-activations to encoder rows, biases and center, which gets - W_e^T slope. */
 DLRNI_INTERNAL void dlrni_naive_encoder_gradients(dlrni_naive *s) {
     const int64_t d = s->d_in;
     for (int64_t i = 0; i < s->n; i++)
@@ -20979,8 +20981,9 @@ DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
     }
 }
 
-/* clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium): the norm
-   is divided by the root of the number of gradients that are not 0; thresholds are left out. */
+/* torch's clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium):
+   the norm is divided by the root of the number of gradients that are not 0; thresholds are left
+   out. */
 DLRNI_INTERNAL void dlrni_naive_clip(dlrni_naive *s) {
     double square = 0, count = 0;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
@@ -21008,8 +21011,8 @@ DLRNI_INTERNAL double dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
 }
 
 /* Sign descent, schedule-free (Defazio et al., 2024; sparsify): z -= rate sign(g); x = (1 - c) x +
-   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y, m
-   is z, and x = z + (y - z) / 0.95. */
+   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y,
+   m is z, and x = z + (y - z) / 0.95. */
 DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
     const double g = s->g[role][i], c = s->rate * s->rate / s->rates;
     double *y = &s->p[role][i], *z = &s->m[role][i];
