@@ -3095,8 +3095,8 @@ struct dlrni_kernel_table {
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
     void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                  int64_t count, float *out);
-    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i] lie
-       anywhere in the second cache */
+    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i]
+       lie anywhere in the second cache */
     void (*pairs)(const float *const *a, const float *const *b, int64_t n, int64_t count,
                   float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
@@ -3163,11 +3163,11 @@ typedef struct dlrni_rounding {
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel does
-   not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the table
-   has where lists are made (2048 x 512 x 8192), with a recomputation of 4 to 8 a candidate. To measure elsewhere: time `tile` on 64
-   rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
-   step) with each DICTLEARN_KERNELS shows whether the choice is right. */
+   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
+   table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
+   of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
+   with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
@@ -5926,8 +5926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
 }
 
 /* ---- The best of a batch ----
-   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
-   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and
+   where a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
    equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
    the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
    numbers, so threads cannot change the result. */
@@ -6044,8 +6044,8 @@ DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
     return value;
 }
 
-/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
-   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor
+   is too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
    which then have fewer lists to make again. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
     j->m = wanted;
@@ -6994,8 +6994,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
-   selection over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what
+   a selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
