@@ -64,7 +64,7 @@
    >>buffer         the activation buffer
    >>training       states of a trainer, work space, what a recipe is
    >>naive          a training step as plain loops: for readers, and as the tests' reference
-   >>optimiser      Adam with unit-norm atoms, rates
+   >>optimiser      rates, k, p-anneal; Adam with unit-norm atoms, sign descent
    >>sums           sums of gathered rows
    >>loss           lists, reconstruction, errors
    >>auxiliary      auxiliary losses that revive dead features: ghosts, AuxK
@@ -449,9 +449,11 @@
    and reconstructions as [rows, layers, d].
        f_l     = select_l(gate(p_l)), then formula.select over the features of all parts
        x_hat_t = OUTPUT_BIAS_t + sum of f_l DECODER_l (its columns for t) + SKIP_t x_t
-   Parts encode like other dictionaries, screened as their formula allows. They are loaded, not
-   created or trained, and no layout of one file holds them. Parts with DECODER_OFFSET (decode-clt's
-   feature_offset) add it once for each active feature. Decoders that a file ties are expanded.
+   Parts encode like other dictionaries, screened as their formula allows. Cross-layer transcoders
+   are created and trained, too; Crosscoders are loaded alone. dlrn_save writes either to one file,
+   in a layout of this library's own ("dictlearn"), which dlrn_load opens. Parts with DECODER_OFFSET
+   (decode-clt's feature_offset) add it once for each active feature. Decoders that a file ties are
+   expanded.
 
    ---- FILES OF OTHER LIBRARIES -------------------------------------------------------------------
 
@@ -1747,13 +1749,17 @@ typedef struct dlrn_train_config {
     dlrn_switch center;  /* ON: the output bias is subtracted from x first; recipes for
                                  transcoders: OFF                                            ON */
     dlrn_switch skip;    /* ON: a linear map of x is added to x_hat (transcoders)      OFF */
-    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a
-                                 mean norm of sqrt(d); the dictionary holds the scales      OFF */
+    dlrn_switch scale_rows; /* ON: x and y are scaled so that a row of the first batch has a mean
+                               norm of sqrt(d); the dictionary holds the scales. Of several layers
+                               those of x and of y each have one scale, but each part of a
+                               cross-layer transcoder has its own for x. Scales of a dictionary to
+                               start from are kept                                          OFF */
     int64_t n_groups;       /* nested groups; 0: F/32, F/16, F/8, F/4 and the rest          0 */
     int64_t groups[DLRN_GROUPS_MAX]; /* their features, sum F; each prefix reconstructs       0 */
     double group_weights[DLRN_GROUPS_MAX]; /* of their losses; all 0: equal                   0 */
     double p_start, p_end; /* exponent p of the penalties "lp" and "power"              1, 1 */
-    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps -1, -1 */
+    int64_t anneal_start, anneal_end; /* p falls from p_start to p_end between these steps; end -1:
+                                         the last; without `steps`, too, p stays           -1, -1 */
     int64_t anneal_updates;    /* in so many equal parts                                       0 */
     dlrn_optimiser optimiser;  /*                                                           ADAM */
     dlrn_schedule lr_schedule; /*                                                      CONSTANT */
@@ -1810,15 +1816,18 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
    context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has a skip or a scale, that the
-   recipe cannot train. */
+   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
+   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
+   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
+ */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
 DLRN_API void dlrn_trainer_destroy(dlrn_trainer *trainer);
 /* One step on the buffer's next batch. stats may be NULL. DLRN_END: no batch is left, or cfg.steps
    are done. An error before the update, such as DLRN_ERR_VALUE for a loss that is not finite,
-   leaves the trainer as it was; the next call takes the next batch.
+   leaves the trainer as it was; the next call takes the next batch. (Where a recipe scales atoms,
+   or raises thresholds to 0, before each loss, that stays done: the result is the same.)
    After DLRN_ERR_MEMORY or DLRN_STOPPED, call it again before any other call on the buffer: the
    result is as if it had not been interrupted. If a resampling fails for another reason, it is
    given up: the error is returned once, the step counts, and the next call takes the next batch.
@@ -1833,7 +1842,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_step_on(dlrn_trainer *trainer, cons
                                                      const float *y, int64_t n,
                                                      dlrn_train_stats *stats);
 /* Parts of a trainer's state, borrowed from it. Moments have the shape of their parameter, and are
-   NULL where the dictionary has no such parameter. */
+   NULL where the dictionary has no such parameter. Those of a dictionary's parts are not shown
+   (checkpoints have them). */
 typedef struct dlrn_trainer_info {
     const dlrn_train_config *config; /* as given, with lr, d_out and k filled in               */
     dlrn_dictionary *dictionary;     /* being trained. Between steps you may read it, encode with
@@ -3085,6 +3095,10 @@ struct dlrni_kernel_table {
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
     void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                  int64_t count, float *out);
+    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i] lie
+       anywhere in the second cache */
+    void (*pairs)(const float *const *a, const float *const *b, int64_t n, int64_t count,
+                  float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
     void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                     int64_t ldb, float *c, int64_t ldc);
@@ -3145,11 +3159,13 @@ typedef struct dlrni_rounding {
                         int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
      in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
      another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.06   0.09   -                 -              -      the same
+     its set amx        0.10   0.20   -                 -              -      the same
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. To measure elsewhere: time `tile` on 64
+   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel does
+   not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the table
+   has where lists are made (2048 x 512 x 8192), with a recomputation of 4 to 8 a candidate. To measure elsewhere: time `tile` on 64
    rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
    step) with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
@@ -5024,11 +5040,11 @@ DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #endif
 }
 
-/* Whether n more entries fit. If not, the list only counts from now on: the count says how much
-   room the next attempt needs. */
-DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n) {
-    list->whole =
-        list->whole && list->count + n <= list->key_cap && list->count + n <= list->val_cap;
+/* Whether n more entries fit, after those that wait. If not, the list only counts from now on: the
+   count says how much room the next attempt needs. */
+DLRNI_INTERNAL int dlrni_list_room(dlrni_list *list, int64_t n, int64_t waiting) {
+    const int64_t need = list->count + waiting + n;
+    list->whole = list->whole && need <= list->key_cap && need <= list->val_cap;
     if (!list->whole) list->count += n;
     return list->whole;
 }
@@ -5065,33 +5081,64 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
     return n;
 }
 
-/* Computes the candidates of n groups on one row, in f32 and the canonical order: mask [n], spaced
-   DLRNI_SCREEN_ROWS apart. One call of the kernel takes the candidates of all groups, since a few
-   at a time would leave it idle. Each entry is written, and the count says whether it stays: a
-   branch here would be mispredicted. A NaN passes every floor, since it must show. */
+/* Candidates waiting to be computed, from several rows and groups: a few at a time would leave the
+   kernel idle. The largest number of a row's and as many again. */
+enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
+typedef struct dlrni_waiting {
+    const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    float sum[DLRNI_WAITING];
+    int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
+    int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
+} dlrni_waiting;
+
+/* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
+   is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
+   passes every floor, since it must show. */
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
-                                    int64_t n, int64_t row, const uint64_t *mask) {
-    const dlrn_dictionary *dict = c->dict;
-    const float *threshold = c->gate.threshold;
-    int32_t feature[DLRNI_SHARE * DLRNI_GROUP];
-    float sum[DLRNI_SHARE * DLRNI_GROUP], row_floor = dlrni_row_floor(c, row);
-    int64_t d = dict->d_in, count = 0, p = 0, end[DLRNI_SHARE];
-    for (int64_t g = 0; g < n; end[g++] = count)
-        count += dlrni_features_of(mask[g * DLRNI_SCREEN_ROWS] & group[g].valid, group[g].f0,
-                                   feature + count);
-    dict->ctx->k->dots(c->xc + row * d, d, dict->param[DLRN_ENCODER], d, feature, count, sum);
-    for (int64_t g = 0; g < n; g++) {
-        dlrni_list *list = group[g].list;
-        list->candidates += end[g] - p;
-        /* full: this group's entries are counted, not written */
-        if (!dlrni_list_room(list, end[g] - p)) p = end[g];
-        for (; p < end[g]; p++) {
-            float pre = dlrni_pre_of(&c->gate, dict->param[DLRN_ENCODER_BIAS], feature[p], sum[p]);
-            list->key[list->count] =
-                (int32_t)(row << DLRNI_GROUP_SHIFT | (feature[p] - group[g].f0));
-            list->val[list->count] = pre;
-            list->count += !(pre <= dlrni_floor_of(threshold, feature[p], row_floor));
+                                    dlrni_waiting *wait) {
+    const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const dlrni_packed_group *g = group + wait->group[p];
+        const int64_t feature = g->f0 + dlrni_key_feature(wait->key[p]);
+        const float floor = dlrni_row_floor(c, dlrni_key_row(wait->key[p]));
+        const float pre = dlrni_pre_of(&c->gate, bias, feature, wait->sum[p]);
+        dlrni_list *list = g->list;
+        /* it became full while the entry waited: counted, not written */
+        if (!list->whole) {
+            list->count++;
+            continue;
         }
+        list->key[list->count] = wait->key[p];
+        list->val[list->count] = pre;
+        list->count += !(pre <= dlrni_floor_of(threshold, feature, floor));
+    }
+    wait->count = 0;
+    memset(wait->of, 0, sizeof wait->of);
+}
+
+/* Adds the candidates of n groups on one row to those that wait: mask [n], spaced DLRNI_SCREEN_ROWS
+   apart. */
+DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
+                                int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
+    const dlrn_dictionary *dict = c->dict;
+    const int64_t d = dict->d_in;
+    if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
+    for (int64_t g = 0; g < n; g++) {
+        uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
+        const int64_t first = wait->count;
+        for (; left; left &= left - 1) {
+            const int feature = dlrni_lowest_bit(left);
+            wait->x[wait->count] = c->xc + row * d;
+            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
+            wait->group[wait->count++] = (int32_t)g;
+        }
+        const int64_t added = wait->count - first;
+        group[g].list->candidates += added;
+        /* full: this group's entries are counted, not written */
+        if (!dlrni_list_room(group[g].list, added, wait->of[g])) wait->count = first;
+        wait->of[g] += wait->count - first;
     }
 }
 
@@ -5130,17 +5177,23 @@ DLRNI_INTERNAL void dlrni_list_screened(const dlrni_encoding *c, dlrni_list *lis
     const dlrni_screen *s = c->screen;
     dlrni_packed_group in[DLRNI_SHARE];
     uint64_t mask[DLRNI_SHARE][DLRNI_SCREEN_ROWS];
+    dlrni_waiting wait;
     int64_t count = dlrni_pack_groups(c, lists, n, group, scratch, in);
+    wait.count = 0;
+    memset(wait.of, 0, sizeof wait.of);
     for (int64_t i = r0; i < r1; i += s->rows) {
         for (int64_t g = 0; g < count; g++)
             s->tile(in[g].packed, c->rounded + i * c->width, c->width, c->width / 4, in[g].coef,
                     c->row + i, mask[g]);
         for (int64_t r = 0; r < dlrni_min(s->rows, r1 - i); r++) {
-            for (int64_t g = 0; g < count && (i + r - r0) % DLRNI_BLOCK == 0; g++)
+            const int begins = (i + r - r0) % DLRNI_BLOCK == 0; /* in the middle of a tile, too */
+            if (begins) dlrni_recompute(c, in, &wait);
+            for (int64_t g = 0; g < count && begins; g++)
                 in[g].list->start[(i + r - r0) / DLRNI_BLOCK] = (int32_t)in[g].list->count;
-            dlrni_recompute(c, in, count, i + r, &mask[0][r]);
+            dlrni_await(c, in, count, i + r, &mask[0][r], &wait);
         }
     }
+    dlrni_recompute(c, in, &wait);
 }
 
 /* pre [n][f1 - f0], rows ld apart = W_e xc without the bias, for features f0 .. f1, at most a
@@ -5195,7 +5248,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
         int32_t at = (int32_t)((first + i) << DLRNI_GROUP_SHIFT);
         int64_t before = list->count;
         float row_floor = by_size ? c->gate.min_floor : dlrni_row_floor(c, first + i);
-        if (dlrni_list_room(list, DLRNI_GROUP)) {
+        if (dlrni_list_room(list, DLRNI_GROUP, 0)) {
             list->count += k->collect(pre, bias, threshold, row_floor, width, at,
                                       list->key + list->count, list->val + list->count);
             if (by_size) dlrni_drop_small(list, before, dlrni_row_floor(c, first + i));
@@ -5210,7 +5263,7 @@ DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
         const float *x = c->xc + i * c->dict->d_in + f0;
-        if (!dlrni_list_room(list, width)) continue;
+        if (!dlrni_list_room(list, width, 0)) continue;
         for (int64_t j = 0; j < width; j++) {
             list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
             list->val[list->count] = x[j];
@@ -5711,6 +5764,8 @@ enum { DLRNI_GUESS_ROWS = 32 /* rows of a sample: a 64th of a stretch */ };
 /* Of the smallest cut seen. The smallest of another 2048 normal rows is above it but once in 10^6
    batches; with 0.9 there are 1.4 times as many candidates (512 x 32768, k 64, int8). */
 #define DLRNI_GUESS_SHARE 0.95
+/* Of the cut of the last batch. */
+#define DLRNI_GUESS_BATCH 0.97
 
 /* A sample of rows whose cuts are found the plain way, before anything is known. */
 typedef struct dlrni_guess_job {
@@ -6023,7 +6078,8 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
 }
 
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
-   The cut of a batch varies less than those of rows, and needs no norms. */
+   The cut of a batch needs no norms, and varies less than those of rows: by 0.1 % between batches
+   of 4096 normal rows, k 64 of 16384. The rest of the share is for steps that move it. */
 
 enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
 
@@ -6065,7 +6121,7 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
     j->floor = -1;
     if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
     if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
-    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_SHARE * cut);
+    if (cut > 0 && cut <= (double)FLT_MAX) j->floor = (float)(DLRNI_GUESS_BATCH * cut);
     return DLRN_OK;
 }
 
@@ -20106,7 +20162,7 @@ DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
 
 /* The rate in step n: lr times a ramp up, (n or n + 1) / w; then 1, or a cosine down to lr_end
    (cycles times); then a line from there to 0, or to decay_floor, at the last step. */
-DLRNI_INTERNAL double dlrni_naive_rate(const dlrni_naive *s, int64_t n) {
+DLRNI_INTERNAL double dlrni_naive_learning_rate(const dlrni_naive *s, int64_t n) {
     const dlrn_train_config *cfg = &s->cfg;
     const double w = (double)cfg->warmup_steps, T = (double)cfg->steps, at = (double)n;
     const double decay = cfg->decay_start >= 0 ? (double)cfg->decay_start : T;
@@ -20138,8 +20194,8 @@ DLRNI_INTERNAL double dlrni_naive_penalty_weight(const dlrni_naive *s) {
 /* ---- The first batch ---- */
 
 /* sqrt(width) over the mean norm of the rows a [n][layers][width], ld apart. */
-DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
-                                        int64_t width) {
+DLRNI_INTERNAL double dlrni_naive_row_scale(const double *a, int64_t n, int64_t ld, int64_t layers,
+                                            int64_t width) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++)
         for (int64_t l = 0; l < layers; l++)
@@ -20149,14 +20205,14 @@ DLRNI_INTERNAL double dlrni_naive_scale(const double *a, int64_t n, int64_t ld, 
 
 /* cfg.scale_rows: one scale of x for all layers, or for each that has features of its own; one of
    y. */
-DLRNI_INTERNAL void dlrni_naive_scales(dlrni_naive *s, const double *x, const double *y) {
+DLRNI_INTERNAL void dlrni_naive_take_scales(dlrni_naive *s, const double *x, const double *y) {
     const int64_t d = s->d_in / s->parts, layers = s->cfg.layers / s->parts;
     for (int64_t at = 0; at < s->d_in; at += d) {
-        const double scale = dlrni_naive_scale(x + at, s->n, s->d_in, layers, d / layers);
+        const double scale = dlrni_naive_row_scale(x + at, s->n, s->d_in, layers, d / layers);
         for (int64_t c = at; c < at + d; c++) s->scale_in[c] = scale;
     }
     const int64_t width = s->d_out / s->cfg.layers;
-    s->scale_out = 1 / dlrni_naive_scale(y, s->n, s->d_out, s->cfg.layers, width);
+    s->scale_out = 1 / dlrni_naive_row_scale(y, s->n, s->d_out, s->cfg.layers, width);
 }
 
 /* One round of Weiszfeld's algorithm (1937) for the geometric median of rows a [n][d], ld apart:
@@ -20965,7 +21021,7 @@ DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
 }
 
 DLRNI_INTERNAL void dlrni_naive_update(dlrni_naive *s) {
-    s->rate = dlrni_naive_rate(s, s->step);
+    s->rate = dlrni_naive_learning_rate(s, s->step);
     s->rates += s->rate * s->rate;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         for (int64_t i = 0; s->g[role] && i < dlrni_naive_size(s, role); i++) {
@@ -21040,7 +21096,7 @@ DLRNI_INTERNAL void dlrni_naive_anneal(dlrni_naive *s) {
 /* One step; returns the loss before it. */
 DLRNI_INTERNAL double dlrni_naive_step(dlrni_naive *s, const double *x, const double *y) {
     const int unit = s->rules.atoms == DLRNI_ATOMS_UNIT;
-    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_scales(s, x, y);
+    if (!s->step && s->cfg.scale_rows == DLRN_ON) dlrni_naive_take_scales(s, x, y);
     dlrni_naive_rows(s, x, y);
     if (!s->step && s->rules.first != DLRNI_FIRST_NOTHING) dlrni_naive_first_batch(s);
     if (s->rules.atoms == DLRNI_ATOMS_UNIT_FIRST) dlrni_naive_unit_atoms(s);
@@ -23523,9 +23579,9 @@ DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double 
         for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
 }
 
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld apart,
-   weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at distance 0 is
-   left out, since its weight would be infinite. */
+/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld
+   apart, weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at
+   distance 0 is left out, since its weight would be infinite. */
 DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
                                          const double *from, double *to) {
     double all = 0, moved = 0;
@@ -25057,6 +25113,8 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
         if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
         if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
     }
+    /* a mean over training of what is compared now */
+    if (old != rules->rank && rules->average != DLRNI_AVERAGE_NONE) dict->formula.threshold = -1;
     dict->formula.rank = rules->rank;
 }
 
@@ -26007,7 +26065,9 @@ DLRNI_COLD_BEGIN
 /* A trainer in one archive. Tensors, bit for bit: parameters (shaped as in memory), moments,
    counters, the buffer's unread rows. Metadata: configuration, formula, step, the buffer's numbers.
    A resumed run makes the same steps, bit for bit, as one that was never interrupted. The random
-   numbers of a resampling are a function of seed and step, so no other generator is saved.
+   numbers of a resampling are a function of seed and step, so no other generator is saved; so are
+   rates, k and ramps of the step. With signum the first moments are z, and there are no second. The
+   state of a steered penalty and of p-anneal is metadata.
 
    Files of version 0.1 lack "formula" and the settings that came later. For them the family's
    formula and the recipe's defaults hold. */
@@ -27652,6 +27712,7 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_SAE_WEIGHTS
 #undef DLRNI_EACH_LAYOUT
 #undef DLRNI_FORK_CROSSCODER
+#undef DLRNI_GUESS_BATCH
 #undef DLRNI_GUESS_SHARE
 #undef DLRNI_LATENT_ENCODER
 #undef DLRNI_LATENT_ROW
@@ -28657,9 +28718,9 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 
 /* 32 rows; for their costs see struct dlrni_screen. */
 static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.06f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.09f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -28857,6 +28918,47 @@ DLRNI_INTERNAL void DLRNI_K(dots)(const float *x, int64_t n, const float *base, 
         for (int i = 0; i < ROWS && p < n; i++)
             s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
                                 DLRNI_K(load_part)(x + p, n - p), s[i]);
+        DLRNI_K(sum4)(s, sum);
+        memcpy(out + q, sum,
+               (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
+    }
+}
+
+/* As dots, for rows that lie in the second cache: reading goes `ahead` of the sums, into the first,
+   within a long row and into the next four where a row ends. */
+DLRNI_INTERNAL void DLRNI_K(pairs)(const float *const *a, const float *const *b, int64_t n,
+                                   int64_t count, float *out) {
+    enum { ROWS = 4 };
+    const int64_t ahead = dlrni_min(n, 512); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(v16) s[ROWS];
+        const float *x[ROWS], *row[ROWS], *next[ROWS];
+        float sum[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            x[i] = a[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            row[i] = b[dlrni_min(q + i, count - 1)];
+            next[i] = b[dlrni_min(q + ROWS + i, count - 1)] + ahead - n;
+            s[i] = DLRNI_K(set1)(0);
+        }
+        for (; p + ahead + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(row[i] + p + ahead);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(fma)(DLRNI_K(load)(row[i] + p), DLRNI_K(load)(x[i] + p), s[i]);
+            }
+        }
+        for (int i = 0; i < ROWS && p < n; i++)
+            s[i] = DLRNI_K(fma)(DLRNI_K(load_part)(row[i] + p, n - p),
+                                DLRNI_K(load_part)(x[i] + p, n - p), s[i]);
         DLRNI_K(sum4)(s, sum);
         memcpy(out + q, sum,
                (size_t)dlrni_min(ROWS, count - q) * sizeof *out); /* without repeats */
@@ -29212,10 +29314,10 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 
 /* In the order of struct dlrni_kernel_table. */
 static const dlrni_kernel_table DLRNI_K(kernels) = {
-    DLRNI_K(dot),       DLRNI_K(dots),        DLRNI_K(dots_nt),     DLRNI_K(outer),
-    DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near), DLRNI_K(collect),
-    DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),         DLRNI_K(exp_shift),
-    DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
+    DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
+    DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
 };
 
 /* ---- Screens ----

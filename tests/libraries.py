@@ -63,7 +63,7 @@ def run(*args):
 
 def ours(path, *flags):
     """Features and reconstruction by the program; None after an error, which counts as a failure."""
-    rows = "layers.npy" if " clt" in str(path).replace("_", " ") else "x.npy"
+    rows = "layers.npy" if any(kind in str(path).replace("_", " ") for kind in (" clt", " cc-")) else "x.npy"
     for command, out in (("encode", "f.npy"), ("reconstruct", "y.npy")):
         status, error = run(command, "--dict", path, "--data", HERE / rows, "--out", HERE / out, *flags)
         check(status == 0, f"{command} of {path}: {error}")
@@ -379,6 +379,60 @@ def convert(name, folder, flags, wanted, target):
     return f"{opened}: {theirs:.1e}" + ("  " + said.split("numbers: ")[-1] if said else "")
 
 
+# ---- What `train` writes for each recipe's own library
+
+
+def train(recipe):
+    """A run of a few steps; its folder."""
+    name, uses = recipe["name"], recipe["uses"]
+    to = HERE / "runs" / f"run_{name}"
+    rows = HERE / ("layers.npy" if name.startswith(("cc-", "clt-")) else "x.npy")
+    k = ["--k", K] if "k" in uses else []
+    starts = ["--threshold-start-step", 2] if "threshold_start_step" in uses else []
+    size = F * LAYERS if name.startswith("clt-") else F
+    status, error = run("train", "--quiet", "--data", rows, "--recipe", name, "--dict-size", size, "--batch-size", 8,
+                        "--epochs", 9, "--steps", 9, "--warmup-steps", 2, "--save-dir", to, "--lr", "1e-2", *k, *starts)
+    check(status == 0, f"train {name}: {error}")
+    return to if status == 0 else None
+
+
+def opens(name, target, folder, path):
+    """Whether a library opens its files of a run; path: what the program reads of them."""
+    wanted = ours(path)
+    if wanted is None:
+        return "NOT READ"
+    try:
+        opened, found, _ = OPEN[target](folder)
+    except Exception as error:
+        check(False, f"{name}: {target} does not open {folder}: {type(error).__name__}: {error}")
+        return "NOT OPENED"
+    off = distance(found, wanted)
+    check(off <= LIMIT, f"{name} for {target}: its numbers are off by {off:.3g}")
+    return f"{opened}: {off:.1e}"
+
+
+def recipes():
+    listed = subprocess.run([BUILD / "dictlearn", "train", "--recipe", "list", "--json"], capture_output=True)
+    for recipe in json.loads(listed.stdout):
+        name, library, to = recipe["name"], recipe["library"], train(recipe)
+        if to is None:
+            continue
+        print(f"run of {name}:")
+        weights = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
+        if library in weights:
+            print(f"    {library:20} {opens(name, library, to, to / weights[library])}")
+        if library == "circuit-tracer":
+            print(f"    {library:20} {opens(name, library, to / library, to / library)}")
+        if (to / "ae.pt").exists() and not name.startswith(("cc-", "clt-")):
+            print(f"    {'dictionary_learning':20} {opens(name, 'dictionary_learning', to, to)}")
+        if library not in OPEN:  # not installed here: its files are read back
+            path = to / library if (to / library).exists() else to / "cc_weights.pt"
+            wanted, found = ours(to), ours(path)
+            off = distance(found and found[1:] * 2, wanted[1:] * 2) if wanted else np.inf
+            check(off <= LIMIT, f"{name} for {library}: read back, the reconstruction is off by {off:.3g}")
+            print(f"    {library:20} read back: {off:.1e}")
+
+
 def main():
     shutil.rmtree(HERE, ignore_errors=True)
     (HERE / "to").mkdir(parents=True)
@@ -395,6 +449,7 @@ def main():
         print(f"{name}: read, {off:.1e}" if found else f"{name}:")
         for target in TARGETS:
             print(f"    {target:20} {convert(name, folder, flags, wanted, target)}")
+    recipes()
     print(f"{passed} passed, {failed} failed")
     return failed > 0
 

@@ -51,6 +51,7 @@ TEST_UNUSED dlrni_naive *naive_of(const dlrn_trainer *t, int64_t n) {
         for (int64_t c = 0; c < t->dict->part[l].dict->d_in; c++)
             s->scale_in[t->dict->part[l].in_at + c] = t->dict->part[l].dict->formula.scale_in;
     s->scale_out = t->dict->formula.scale_out;
+    if (t->has_scales) s->cfg.scale_rows = DLRN_OFF; /* it has them */
     s->step = t->step;
     memcpy(s->silent, t->since_fired, (size_t)s->F * sizeof *s->silent);
     naive_exchange(s, t->dict, 0);

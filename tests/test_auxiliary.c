@@ -209,6 +209,75 @@ TEST(sparsify_moves_no_encoder_of_the_dead) {
     dlrn_context_destroy(ctx);
 }
 
+/* The second reconstruction of sparsify reaches decoder and output bias alone. */
+TEST(more_picks_in_compat_move_atoms_alone) {
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int compat = 0; compat < 2; compat++) {
+        static float encoder[2][F * WIDTH], atoms[2][F * WIDTH], skip[2][WIDTH * WIDTH];
+        double moved = 0, turned = 0, skips = 0;
+        for (int s = 0; s < 2; s++) {
+            const dlrn_switch more = s ? DLRN_ON : DLRN_OFF;
+            const scene c = {
+                "sp-skip_transcoder", compat ? DLRN_ON : DLRN_OFF, DLRN_OFF, more, 0, 0};
+            const dlrn_train_config cfg = config_of(&c);
+            dlrn_trainer *t = trainer_of(ctx, &cfg);
+            float *out[DLRN_ROLE_COUNT] = {0};
+            out[DLRN_ENCODER] = encoder[s], out[DLRN_DECODER] = atoms[s], out[DLRN_SKIP] = skip[s];
+            memset(t->since_fired, 0, F * sizeof *t->since_fired);
+            CHECK_OK(ctx, dlrni_trainer_gradients(t, rows_x, rows_y, N, out));
+            dlrn_trainer_destroy(t);
+        }
+        for (int i = 0; i < F * WIDTH; i++) {
+            moved = fmax(moved, fabs((double)(encoder[0][i] - encoder[1][i])));
+            turned = fmax(turned, fabs((double)(atoms[0][i] - atoms[1][i])));
+        }
+        for (int i = 0; i < WIDTH * WIDTH; i++)
+            skips = fmax(skips, fabs((double)(skip[0][i] - skip[1][i])));
+        CHECK_MSG((moved > 1e-6) == !compat && (skips > 1e-6) == !compat && turned > 1e-4,
+                  "compat %d: %g %g %g", compat, moved, skips, turned);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* A feature that sparsify picks has fired, even with a value of 0. */
+TEST(picks_of_zero_count_in_compat) {
+    dlrn_context *ctx = open_context("auto", 1);
+    for (int compat = 0; compat < 2; compat++) {
+        const scene c = {"sp-topk", compat ? DLRN_ON : DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
+        const dlrn_train_config cfg = config_of(&c);
+        dlrn_trainer *t = trainer_of(ctx, &cfg);
+        dlrn_train_stats stats;
+        for (int j = 0; j < F; j++) {
+            t->dict->param[DLRN_ENCODER_BIAS][j] = j == 70 || j == 71 ? 100 : -100;
+            t->since_fired[j] = 10;
+        }
+        dlrn_dictionary_changed(t->dict);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+        CHECK(test_close(stats.l0, 2, 1e-9));
+        /* k is 5; of equals the lowest */
+        for (int j = 0; j < F; j++)
+            CHECK((t->since_fired[j] == 0) == (j == 70 || j == 71 || (compat && j < 3)));
+        dlrn_trainer_destroy(t);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+/* By default a row keeps half of a layer's width; sparsify takes the target's. */
+TEST(half_of_a_layer_is_kept) {
+    dlrn_context *ctx = open_context("auto", 1);
+    const char *const recipes[] = {"cc-batch_top_k", "sl-topk", "sp-transcoder"};
+    for (int r = 0; r < 3; r++) {
+        const scene c = {recipes[r], DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
+        dlrn_train_config cfg = config_of(&c);
+        cfg.auxk = 0;
+        if (r == 2) cfg.d_out = 6;
+        dlrn_trainer *t = trainer_of(ctx, &cfg);
+        CHECK(dlrni_auxk_of(t) == (r == 2 ? 3 : WIDTH / 2));
+        dlrn_trainer_destroy(t);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 /* Without a dead feature the residual is not part of a loss, and has no gradient. */
 TEST(no_dead_feature_is_no_loss) {
     dlrn_context *ctx = open_context("auto", 1);
@@ -445,6 +514,9 @@ int main(int argc, char **argv) {
     fill_rows();
     RUN(gradients_are_differences);
     RUN(sparsify_moves_no_encoder_of_the_dead);
+    RUN(more_picks_in_compat_move_atoms_alone);
+    RUN(picks_of_zero_count_in_compat);
+    RUN(half_of_a_layer_is_kept);
     RUN(no_dead_feature_is_no_loss);
     RUN(equal_ranks_fill_the_places);
     RUN(the_kth_largest);

@@ -390,7 +390,8 @@ sed 's/"transcode": false/"transcode": true/; s/"skip_connection": false/"skip_c
     s/"num_latents": 0/"num_latents": 48/; s/"adam"/"signum"/; s/"multi_topk": true/"multi_topk": false/' \
     "$d/sparsify.json" > "$d/skip.json"
 expect skip sp-skip_transcoder "dict_size 48" 'optimiser "signum"' "skip true"
-sed 's/"topk"/"groupmax"/; s/"multi_topk": true/"multi_topk": false/' "$d/sparsify.json" > "$d/groupmax.json"
+sed 's/"topk"/"groupmax"/; s/"multi_topk": true/"multi_topk": false/; s/"k_decay_steps": 20/"k_decay_steps": 0/' \
+    "$d/sparsify.json" > "$d/groupmax.json"
 expect groupmax sp-groupmax "k 4"
 config llama << 'END'
 {"sae": {"sae_type": "sae", "d_model": 32, "expansion_factor": 2.0, "use_decoder_bias": true, "act_fn": "topk",

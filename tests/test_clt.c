@@ -143,9 +143,8 @@ static void select_plainly(const dlrn_dictionary *dict, const dlrn_train_config 
             const double row = jumps || all > 0 ? all : kth(q_of[i][l], FL, (int)cfg->k);
             for (int j = 0; j < FL; j++) {
                 const double q = q_of[i][l][j];
-                on_of[i][l][j] =
-                    jumps ? q > (double)dict->part[l].dict->param[DLRN_THRESHOLD][j]
-                          : q > 0 && q >= row;
+                on_of[i][l][j] = jumps ? q > (double)dict->part[l].dict->param[DLRN_THRESHOLD][j]
+                                       : q > 0 && q >= row;
             }
         }
 }
@@ -158,8 +157,7 @@ static double plain_loss(const dlrn_dictionary *dict, const dlrn_train_config *c
     for (int i = 0; i < ROWS; i++)
         for (int l = 0; l < L; l++)
             for (int j = 0; j < FL; j++)
-                q_of[i][l][j] =
-                    norms[l][j] * pre_of(dict->part[l].dict, j, x + (i * L + l) * D);
+                q_of[i][l][j] = norms[l][j] * pre_of(dict->part[l].dict, j, x + (i * L + l) * D);
     select_plainly(dict, cfg);
     loss_errors = 0;
     for (int i = 0; i < ROWS; i++) {
@@ -172,8 +170,8 @@ static double plain_loss(const dlrn_dictionary *dict, const dlrn_train_config *c
                 f_of[i][l][j] = on_of[i][l][j] ? q_of[i][l][j] / norms[l][j] : 0;
                 if (!on_of[i][l][j]) continue;
                 for (int64_t c = 0; c < part->d_out; c++)
-                    e[l * D + c] += f_of[i][l][j] *
-                                    (double)part->param[DLRN_DECODER][j * part->d_out + c];
+                    e[l * D + c] +=
+                        f_of[i][l][j] * (double)part->param[DLRN_DECODER][j * part->d_out + c];
                 penalty += tanh(4 * f_of[i][l][j] * norms[l][j]);
             }
         for (int c = 0; c < L * D; c++) {
@@ -234,8 +232,7 @@ static void check_gradients(const char *recipe) {
         for (int r = 0; r < 3; r++)
             compare_differences(dict, &cfg, dict->part[l].dict->param[roles[r]],
                                 dlrni_role_size(dict->part[l].dict, roles[r]),
-                                t->part[l]->m[roles[r]],
-                                dlrn_name(DLRN_NAMES_ROLE, roles[r]));
+                                t->part[l]->m[roles[r]], dlrn_name(DLRN_NAMES_ROLE, roles[r]));
     }
     dlrn_trainer_destroy(t);
 }
@@ -265,8 +262,8 @@ TEST(thresholds_get_the_estimate) {
                 double by = 0;
                 if (fabs(q - level) >= cfg.bandwidth / 2 || q <= 0) continue;
                 for (int64_t c = 0; c < part->d_out; c++)
-                    by += g_of[i][l * D + c] *
-                          (double)part->param[DLRN_DECODER][j * part->d_out + c];
+                    by +=
+                        g_of[i][l * D + c] * (double)part->param[DLRN_DECODER][j * part->d_out + c];
                 by += cfg.sparsity_penalty / (ROWS * L) * 4 * (1 - th * th) * norms[l][j];
                 sum -= level / cfg.bandwidth * by / norms[l][j];
             }
@@ -299,7 +296,8 @@ TEST(compat_freezes_the_norms) {
         double square = 0, product = 0, rest = 0;
         for (int64_t c = 0; c < part->d_out; c++) {
             square += (double)atom[c] * (double)atom[c];
-            product += (double)atom[c] * ((double)a[j * part->d_out + c] - (double)b[j * part->d_out + c]);
+            product +=
+                (double)atom[c] * ((double)a[j * part->d_out + c] - (double)b[j * part->d_out + c]);
         }
         for (int64_t c = 0; c < part->d_out; c++) {
             const double left = (double)a[j * part->d_out + c] - (double)b[j * part->d_out + c] -
@@ -312,6 +310,51 @@ TEST(compat_freezes_the_norms) {
     CHECK_MSG(along > FL / 4, "%d of %d norms have a gradient", along, FL);
     dlrn_trainer_destroy(mended);
     dlrn_trainer_destroy(compat);
+}
+
+/* Adds the gradients in the moments of a run of rate 0 without momentum to a norm: their squares,
+   and how many are not 0. */
+static void measure(const float *m, int64_t n, double *square, double *count) {
+    for (int64_t i = 0; i < n; i++) {
+        *square += (double)m[i] * (double)m[i];
+        *count += m[i] < 0 || m[i] > 0;
+    }
+}
+
+/* The root of the mean square of all gradients that are not 0, over all parts, is brought down to
+   the limit; thresholds do not count and are not scaled. */
+TEST(clipping_is_over_all_parts) {
+    dlrn_train_config cfg = config_of("clt-jumprelu");
+    double square = 0, count = 0;
+    cfg.lr = 0;
+    cfg.beta1 = 0;
+    dlrn_trainer *whole = new_trainer(ctx, &cfg);
+    cfg.clip = 1e-3;
+    dlrn_trainer *clipped = new_trainer(ctx, &cfg);
+    spread(whole->dict);
+    spread(clipped->dict);
+    step(ctx, whole, 0, NULL);
+    step(ctx, clipped, 0, NULL);
+    measure(whole->m[DLRN_OUTPUT_BIAS], L * D, &square, &count);
+    for (int l = 0; l < L; l++)
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            if (whole->part[l]->m[role] && role != DLRN_THRESHOLD)
+                measure(whole->part[l]->m[role], dlrni_role_size(whole->part[l]->dict, role),
+                        &square, &count);
+    const double factor = cfg.clip / (sqrt(square / count) + 1e-6);
+    CHECK(factor < 0.9);
+    for (int l = 0; l < L; l++)
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+            const float *a = whole->part[l]->m[role], *b = clipped->part[l]->m[role];
+            for (int64_t i = 0; a && i < dlrni_role_size(whole->part[l]->dict, role); i++) {
+                const double wanted = (role == DLRN_THRESHOLD ? 1 : factor) * (double)a[i];
+                CHECK_MSG(fabs(wanted - (double)b[i]) <= 1e-5 * fabs(wanted) + 1e-12,
+                          "part %d, %s: %g, expected %g", l, dlrn_name(DLRN_NAMES_ROLE, role),
+                          (double)b[i], wanted);
+            }
+        }
+    dlrn_trainer_destroy(whole);
+    dlrn_trainer_destroy(clipped);
 }
 
 /* ---- The same bits ---- */
@@ -371,7 +414,8 @@ TEST(training_lowers_the_loss) {
         CHECK_MSG(last.loss < 0.8 * first.loss, "%s: %g, then %g", recipes[r], first.loss,
                   last.loss);
         CHECK(last.l0 > 0 && last.k == cfg.k);
-        CHECK(dlrn_trainer_describe(t).m[DLRN_OUTPUT_BIAS] && !dlrn_trainer_describe(t).m[DLRN_ENCODER]);
+        CHECK(dlrn_trainer_describe(t).m[DLRN_OUTPUT_BIAS] &&
+              !dlrn_trainer_describe(t).m[DLRN_ENCODER]);
         dlrn_trainer_destroy(t);
     }
 }
@@ -392,7 +436,8 @@ TEST(the_step_is_the_encoding) {
         CHECK_OK(ctx, dlrn_encoder_create(t->dict, &e));
         CHECK_OK(ctx, dlrn_encoder_run(e, rows_x[0], ROWS, NULL, NULL, x_hat));
         for (int i = 0; i < ROWS * L * D; i++) {
-            const double off = ((double)x_hat[i] - (double)rows_y[0][i]) / t->dict->formula.scale_out;
+            const double off =
+                ((double)x_hat[i] - (double)rows_y[0][i]) / t->dict->formula.scale_out;
             sum += off * off / (ROWS * L);
         }
         CHECK_MSG(test_close(sum, stats.reconstruction_loss, 1e-4), "%s: %g, in the step %g",
@@ -584,10 +629,12 @@ TEST(a_failed_first_step_changes_nothing) {
     const uint64_t before = hash_of(t->dict);
     memcpy(bad, rows_x[0], sizeof bad);
     bad[7] = (float)NAN;
-    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, bad, rows_y[0], ROWS, NULL), DLRN_ERR_VALUE, "x [0][7]");
+    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, bad, rows_y[0], ROWS, NULL), DLRN_ERR_VALUE,
+                "x [0][7]");
     CHECK(hash_of(t->dict) == before);
     for (int i = 0; i < ROWS * L * D; i++) bad[i] = 3e19f * rows_y[0][i]; /* its square overflows */
-    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, rows_x[0], bad, ROWS, NULL), DLRN_ERR_VALUE, "scale_rows");
+    CHECK_FAILS(ctx, dlrn_trainer_step_on(t, rows_x[0], bad, ROWS, NULL), DLRN_ERR_VALUE,
+                "scale_rows");
     CHECK(hash_of(t->dict) == before && t->step == 0);
     dlrn_trainer_destroy(t);
 }
@@ -610,8 +657,8 @@ TEST(scales_of_the_first_batch) {
             const dlrn_dictionary *dict = scaled->dict;
             for (int c = 0; c < ROWS * L * D; c++) {
                 const int l = c / D % L;
-                const double in = dict->n_parts ? dict->part[l].dict->formula.scale_in
-                                                : dict->formula.scale_in;
+                const double in =
+                    dict->n_parts ? dict->part[l].dict->formula.scale_in : dict->formula.scale_in;
                 x[c] = rows_x[i][c] * (float)in;
                 y[c] = rows_y[i][c] * (float)(1 / dict->formula.scale_out);
             }
@@ -731,7 +778,8 @@ TEST(first_weights_of_sparsify) {
             const float e = dict->param[DLRN_ENCODER][j * L * D + c];
             const double norm = length(dict->param[DLRN_ENCODER] + j * L * D, L * D);
             largest = fmaxf(largest, fabsf(e));
-            CHECK(test_close((double)e / norm, (double)dict->param[DLRN_DECODER][j * L * D + c], 1e-5));
+            CHECK(test_close((double)e / norm, (double)dict->param[DLRN_DECODER][j * L * D + c],
+                             1e-5));
         }
     CHECK(largest <= bound && largest > 0.95f * bound);
     CHECK_STR(dict->layout, "sparsify");
@@ -959,6 +1007,7 @@ int main(int argc, char **argv) {
     RUN(gradients_are_differences_of_the_loss);
     RUN(thresholds_get_the_estimate);
     RUN(compat_freezes_the_norms);
+    RUN(clipping_is_over_all_parts);
     RUN(threads_and_kernels_change_nothing);
     RUN(waves_change_nothing);
     RUN(training_lowers_the_loss);

@@ -300,6 +300,36 @@ TEST(squares_are_transposed_and_zeros_left_out) {
     }
 }
 
+/* Rows shorter and longer than what is read ahead, any number of pairs. */
+TEST(pairs_have_the_bits_of_single_sums) {
+    enum { ROWS = 13, MOST = 1200 };
+    static const int64_t widths[] = {1, 15, 16, 17, 100, 511, 512, 513, 528, 1030, MOST};
+    static float a[ROWS * MOST], b[ROWS * MOST], out[ROWS + 1];
+    const float *x[ROWS], *w[ROWS];
+    fill(a, ROWS * MOST, 35);
+    fill(b, ROWS * MOST, 36);
+    for (int i = 0; test_kernels(i); i++) {
+        dlrn_context *ctx = open_kernels(test_kernels(i), 1);
+        for (size_t v = 0; v < sizeof widths / sizeof *widths; v++)
+            for (int64_t count = 0; count <= ROWS; count++) {
+                const int64_t d = widths[v];
+                for (int64_t p = 0; p < count; p++) {
+                    x[p] = a + p / 3 * d;
+                    w[p] = b + p * 5 % ROWS * d;
+                }
+                out[count] = 99;
+                ctx->k->pairs(x, w, d, count, out);
+                for (int64_t p = 0; p < count; p++) {
+                    const float want = ctx->k->dot(x[p], w[p], d);
+                    CHECK_MSG(same_bits(&out[p], &want, 1), "%s: width %d, pair %d of %d",
+                              dlrn_context_describe(ctx).kernels, (int)d, (int)p, (int)count);
+                }
+                CHECK(out[count] == 99);
+            }
+        dlrn_context_destroy(ctx);
+    }
+}
+
 /* Lists so long that they share their rows, and short ones; rows of one stretch of columns, and of
    some. */
 TEST(sums_of_rows_go_in_order_in_every_set) {
@@ -516,6 +546,7 @@ int main(int argc, char **argv) {
     RUN(matrices_are_transposed);
     RUN(the_first_number_that_is_not_finite);
     RUN(squares_are_transposed_and_zeros_left_out);
+    RUN(pairs_have_the_bits_of_single_sums);
     RUN(sums_of_rows_go_in_order_in_every_set);
     RUN(a_group_is_collected_above_its_floors);
     RUN(topk_orders_ties_and_nans);

@@ -547,6 +547,7 @@ static dlrn_train_config scene_config(const scene *c) {
     cfg.features = strstr(c->recipe, "group") ? 132 : FEATURES;
     if (cfg.layers > 2) cfg.features = 3 * 50, cfg.clip = 1e3;
     if (cfg.k) cfg.k = strstr(c->recipe, "group") ? 12 : 8;
+    if (c->n > 300) cfg.d_in = cfg.d_out = 8 * cfg.layers;
     cfg.eps = 1e-3; /* a gradient of 1e-9 must not move a weight as one of 1 does */
     if (cfg.bandwidth > 0) cfg.bandwidth = 0.3;
     if (c->variant == 2) set_schedules(&cfg, c->recipe);
@@ -610,7 +611,7 @@ static void scene_row(const dlrni_naive *s, int64_t i, dlrn_rng *rng) {
 /* What a step decides about each feature of each row: [n][F] bits. */
 static void decide(dlrni_naive *s, unsigned char *to) {
     int64_t k = s->cfg.auxk ? s->cfg.auxk : s->d_in / s->cfg.layers / 2;
-    if (!s->step && s->cfg.scale_rows) dlrni_naive_scales(s, rows_x, rows_y);
+    if (!s->step && s->cfg.scale_rows) dlrni_naive_take_scales(s, rows_x, rows_y);
     dlrni_naive_rows(s, rows_x, rows_y);
     if (!s->step) dlrni_naive_first_batch(s);
     dlrni_naive_rows(s, rows_x, rows_y);
@@ -819,7 +820,7 @@ static void check_current(void) {
         dlrn_context *own = open_context(test_kernels(set), last ? 2 : 1);
         scene waves = current;
         check_gradients(s, own, &current);
-        waves.budget = t->rules.select == DLRN_SELECT_ALL ? current.n * 48 : current.n;
+        waves.budget = t->rules.select == DLRN_SELECT_ALL ? current.n * 16 : current.n;
         if (last) check_gradients(s, own, &waves);
         if (last && current.n <= 300) check_steps(own, &current);
         dlrn_context_destroy(own);
@@ -829,10 +830,10 @@ static void check_current(void) {
     dlrn_context_destroy(ctx);
 }
 
-/* Every recipe: as it is, with compat, and with more settings. */
+/* Every recipe: as it is, with compat, with more settings, with schedules. Long batches: more. */
 static void run_scenes(int64_t n) {
     for (int r = 0; dlrn_recipe(r); r++)
-        for (int variant = 0; variant < 4; variant++) {
+        for (int variant = n > 300 ? 2 : 0; variant < (n > 300 ? 3 : 4); variant++) {
             char name[96];
             current.recipe = dlrn_recipe(r)->name;
             current.n = n;

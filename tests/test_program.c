@@ -484,6 +484,7 @@ TEST(calls_of_commands) {
 /* ---- A run, its folder, and how it goes on ---- */
 
 #define FAILED DIR_OF_RUNS "/failed"
+static const char *train = TRAIN; /* the run's command, up to its folder */
 static uint64_t whole,
     kept[2]; /* the dictionary of a run that nothing befell, and those on the way */
 
@@ -495,7 +496,7 @@ static int there(const char *folder, const char *name) {
 static int goes_on(const char *folder, const char *what) {
     char line[1024];
     int any = there(folder, "state.safetensors");
-    snprintf(line, sizeof line, TRAIN "%s --resume", folder);
+    snprintf(line, sizeof line, "%s%s --resume", train, folder);
     int status = call(line);
     CHECK_MSG(status == !any, "%s: resumed with status %d: %s", what, status, said);
     if (any)
@@ -507,6 +508,8 @@ static int goes_on(const char *folder, const char *what) {
 
 static int64_t try_run(int memory) {
     int64_t n = 0, resumed = 0;
+    char line[1024];
+    snprintf(line, sizeof line, "%s%s", train, FAILED);
     for (int refused = 1; refused; n++) {
         const int64_t before = starve.live;
         remove_folder(FAILED);
@@ -515,7 +518,7 @@ static int64_t try_run(int memory) {
         fault.left = memory ? -1 : n;
         starve.once = 1;
         starve.left = memory ? n : -1;
-        int status = call(TRAIN FAILED);
+        int status = call(line);
         refused = memory ? starve.refused > 0 : fault.refused;
         CHECK_MSG(starve.live == before, "%d blocks leak after %s %d", (int)(starve.live - before),
                   fault.call, (int)n);
@@ -541,6 +544,33 @@ TEST(calls_of_a_run) {
     set_up();
     whole = file_hash(RUN_DIR "/ae.pt");
     printf("     %4d calls\n", (int)try_run(0));
+}
+
+/* Runs whose recipe's library has files of its own, beside ae.pt and in a folder; the settings of one
+   are in a config. */
+TEST(runs_for_libraries) {
+#define LIBRARY_RUN                                                                                \
+    "train --quiet --threads 1 --dict-size 64 --batch-size 64 --n-ctxs 1 --steps 2 "               \
+    "--save-steps 1 --data " X
+    static const char *const lines[] = {LIBRARY_RUN " --config " DIR_OF_RUNS "/c.json --save-dir ",
+                                        LIBRARY_RUN
+                                        " --recipe clt-jumprelu --layers 2 --save-dir "};
+    char line[1024];
+    set_up();
+    FILE *f = fopen(DIR_OF_RUNS "/c.json", "wb");
+    CHECK(f &&
+          fputs("{\"architecture\": \"topk\", \"d_sae\": 64, \"k\": 5, \"seed\": 3}", f) >= 0 &&
+          fclose(f) == 0);
+    for (int i = 0; i < 2; i++) {
+        train = lines[i];
+        snprintf(line, sizeof line, "%s%s", train, DIR_OF_RUNS "/library");
+        must(line);
+        whole = file_hash(DIR_OF_RUNS "/library/ae.pt");
+        for (int memory = 0; memory < 2; memory++)
+            printf("     %4d %s\n", (int)try_run(memory), memory ? "allocations" : "calls");
+        remove_folder(DIR_OF_RUNS "/library");
+    }
+    train = TRAIN;
 }
 
 /* The dictionaries kept on the way: of a run that nothing befell, each whole or, unless all must
@@ -625,6 +655,7 @@ int main(int argc, char **argv) {
     RUN_LONG(calls_of_commands);
     RUN_LONG(memory_of_a_run);
     RUN_LONG(calls_of_a_run);
+    RUN_LONG(runs_for_libraries);
     RUN(power_cuts);
     RUN(clocks);
     return TEST_END();

@@ -352,13 +352,29 @@ static void check_stats(const trace *t, const dlrn_train_stats *stats, int step,
     if (k && (double)stats->k != (double)k[step] && o->k_off < 0) o->k_off = step;
 }
 
-static void run_steps(const trace *t, dlrn_context *ctx, dlrn_trainer *trainer, outcome *o) {
+/* The trainer goes on from a checkpoint. */
+static void save_and_resume(dlrn_context *ctx, dlrn_trainer **trainer, outcome *o) {
+    char *path = tmp_path("trace.safetensors");
+    dlrn_trainer *again = NULL;
+    if (dlrn_trainer_save(*trainer, path) != DLRN_OK ||
+        dlrn_trainer_resume(ctx, path, NULL, NULL, &again) != DLRN_OK)
+        fail(o, "checkpoint: %s", dlrn_error(ctx));
+    if (!again) return;
+    dlrn_trainer_destroy(*trainer);
+    *trainer = again;
+}
+
+/* All steps of a trace; with `pause` the run is saved and resumed halfway. */
+static void run_steps(const trace *t, dlrn_context *ctx, dlrn_trainer **at_trainer, int pause,
+                      outcome *o) {
     int64_t steps = 0, n = 0;
     float *x = read_rows(t->name, "x"), *y = read_rows(t->name, "y");
     float *loss = read_array(t->name, "loss", &steps), *rate = read_array(t->name, "lr", &n);
     float *k = read_array(t->name, "k", &n);
-    const dlrn_train_config *cfg = dlrn_trainer_describe(trainer).config;
-    for (int step = 0; step < (int)steps; step++) {
+    for (int step = 0; step < (int)steps && !*o->error; step++) {
+        if (pause && step == (int)steps / 2) save_and_resume(ctx, at_trainer, o);
+        dlrn_trainer *trainer = *at_trainer;
+        const dlrn_train_config *cfg = dlrn_trainer_describe(trainer).config;
         const int64_t at = (int64_t)step * 64 * cfg->d_in;
         dlrn_train_stats stats;
         char label[16];
@@ -424,7 +440,7 @@ static dlrn_status make_trainer(const trace *t, dlrn_context *ctx, dlrn_trainer 
     return s;
 }
 
-static outcome run(const trace *t, const char *kernels, int threads) {
+static outcome run(const trace *t, const char *kernels, int threads, int pause) {
     dlrn_context_config config;
     dlrn_context *ctx = NULL;
     dlrn_trainer *trainer = NULL;
@@ -440,7 +456,7 @@ static outcome run(const trace *t, const char *kernels, int threads) {
     }
     CHECK(dlrn_context_create(&config, &ctx) == DLRN_OK);
     if (make_trainer(t, ctx, &trainer, &o) != DLRN_OK) fail(&o, "%s", dlrn_error(ctx));
-    if (trainer && !*o.error) run_steps(t, ctx, trainer, &o);
+    if (trainer && !*o.error) run_steps(t, ctx, &trainer, pause, &o);
     if (trainer && !*o.error) finish(t, ctx, trainer, &o);
     dlrn_trainer_destroy(trainer);
     dlrn_context_destroy(ctx);
@@ -530,7 +546,7 @@ static void check_trace(void) {
     char text[1024];
     const char *best = "scalar";
     for (int i = 0; test_kernels(i); i++) best = test_kernels(i);
-    const outcome o = run(current, "scalar", 1);
+    const outcome o = run(current, "scalar", 1, 0);
     const int off = is_off(current, &o, text, sizeof text);
     if (off && is_excused(current, &o)) SKIP(current->why);
     CHECK_MSG(!off, "%s", text);
@@ -538,9 +554,9 @@ static void check_trace(void) {
     for (int other = test_brief() ? 2 : 0; other < 3; other++) {
         const char *kernels = other == 0 ? "scalar" : best;
         const int threads = other == 1 ? 1 : 2;
-        const outcome again = run(current, kernels, threads);
-        CHECK_MSG(!*again.error && again.hash == o.hash, "other bits with %s, %d threads: %s",
-                  kernels, threads, again.error);
+        const outcome again = run(current, kernels, threads, other == 2);
+        CHECK_MSG(!*again.error && again.hash == o.hash, "other bits with %s, %d threads%s: %s",
+                  kernels, threads, other == 2 ? ", resumed halfway" : "", again.error);
     }
 }
 
@@ -579,7 +595,7 @@ static void print_row(const trace *t) {
         test_state.skipped++;
         return;
     }
-    const outcome o = run(t, NULL, 0);
+    const outcome o = run(t, NULL, 0, 0);
     const int off = is_off(t, &o, text, sizeof text);
     if (off && is_excused(t, &o))
         verdict = "off", test_state.skipped++;

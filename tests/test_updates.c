@@ -460,7 +460,7 @@ TEST(settings_that_do_not_fit) {
     cfg.n_groups = 2, cfg.groups[0] = 8, cfg.groups[1] = F;
     refuse(&cfg, "groups: expected sizes with the sum 24, the number of features, found 32");
     cfg.groups[1] = INT64_MAX;
-    refuse(&cfg, "groups: expected sizes");
+    refuse(&cfg, "groups: expected sizes from 1 and finite weights");
     cfg = small("dl-p_anneal");
     cfg.sparsity = DLRN_SPARSITY_L1;
     refuse(&cfg, "sparsity: expected lp or power for a recipe in which p falls");

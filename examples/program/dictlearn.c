@@ -83,8 +83,10 @@ static const command commands[] = {
      "Trains a sparse autoencoder. SOURCE is --model DIR --text FILE --site S --layer N, or --data "
      "X [--target Y]. On Ctrl-C, SIGTERM or SIGHUP it saves the run and prints how to resume it. "
      "--recipe sets the family of the dictionary, the loss and the defaults: reference is trainSAE "
-     "of March 2024; dl-top_k and dl-jump_relu are those of dictionary_learning 0.1.0. A flag "
-     "whose help starts with names of recipes applies only to them.",
+     "of March 2024; those of dl- are dictionary_learning 0.1.0's, of sl- SAELens', of sp- "
+     "sparsify's, of lc- Llamascopium's; cc- are crosscoders and clt- cross-layer transcoders, on "
+     "arrays [rows, layers, d]. What is written opens in the recipe's own library. A flag whose "
+     "help starts with names of recipes applies only to them.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn train " TINY_SITE " \\\n"
      "    --save-dir build/run --expansion 8 --batch-size 512 --lr 3e-3 --sparsity-penalty 0.12 "

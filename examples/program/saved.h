@@ -23,7 +23,7 @@ static void trained_close(trained *t) {
 }
 
 /* Removes the files of a folder, and the folder. */
-static void remove_folder(const char *path) {
+static void delete_folder(const char *path) {
     char name[4600];
     DIR *dir = opendir(path);
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
@@ -74,7 +74,7 @@ static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *fol
     char part[4400], config[4600], to[4400];
     snprintf(part, sizeof part, "%s/" LIBRARY_PART, folder);
     snprintf(config, sizeof config, "%s/config.json", part);
-    remove_folder(part);
+    delete_folder(part);
     if (mkdir(part, 0777) != 0)
         return dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part,
                          strerror(errno));
@@ -85,7 +85,7 @@ static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *fol
         s = dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", to,
                       strerror(errno));
     if (s == DLRN_OK) s = move_files(dict->ctx, part, to);
-    remove_folder(part);
+    delete_folder(part);
     return s;
 }
 

@@ -138,7 +138,7 @@ static void remove_those(const options *o, const char *folder, int (*of_kind)(co
 static void remove_unfinished(const options *o) {
     char part[4200];
     run_path(o, LIBRARY_PART, part, sizeof part);
-    remove_folder(part);
+    delete_folder(part);
     remove_those(o, ".", is_leftover);
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
@@ -212,7 +212,7 @@ static void remove_library(const options *o) {
     for (int i = 0; dlrn_recipe(i); i++) {
         if (!dlrn_recipe(i)->layout) continue;
         run_path(o, dlrn_recipe(i)->layout, path, sizeof path);
-        remove_folder(path);
+        delete_folder(path);
     }
 }
 
@@ -414,7 +414,7 @@ static const char *plural(int64_t n) {
 /* A run that ends within its warm-up never trained at its full rate. */
 static void tell_warmup(const train_run *r, int64_t done) {
     const dlrn_train_config *cfg = dlrn_trainer_describe(r->t).config;
-    if (done >= cfg->warmup_steps) return;
+    if (done >= cfg->warmup_steps || r->last.lr >= cfg->lr) return; /* signum has none */
     fprintf(stderr,
             "dictlearn: %s: ended within its warm-up: %lld of %lld steps, the last at a rate of %g "
             "where --lr is %g; see --warmup-steps\n",
