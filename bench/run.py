@@ -299,7 +299,8 @@ def misses(row):
         yield f"{row['ratio']:.3g} {row['unit']}, goal {sign} {row['goal']:g}", 1 / worse_by(row, row["goal"])
     for name, peer in row.get("peers", {}).items():
         if peer["times_ours"] < row.get("peers_goal", 0):
-            said = f"{name} takes {peer['times_ours']:.3g} times as long, goal >= {row['peers_goal']:g}"
+            what = "much memory" if "bytes" in peer else "long"
+            said = f"{name} takes {peer['times_ours']:.3g} times as {what}, goal >= {row['peers_goal']:g}"
             yield said, peer["times_ours"] / row["peers_goal"]
 
 
