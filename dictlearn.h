@@ -909,8 +909,8 @@
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
      dlrni_selects (room candidates): it is then applied to finished codes. For training,
      dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
-     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
-     (dlrni_collect_identity, dlrni_encode_few).
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the
+     identity's (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
      lists: dlrni_selects, dlrni_select_block and dlrni_stays (room select). Few rows go through
