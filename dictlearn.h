@@ -909,8 +909,8 @@
      and lists need no change. If top-k compares its values and not pre-activations, leave it out of
      dlrni_selects (room candidates): it is then applied to finished codes. For training,
      dlrni_trained_value and slopes (see below); if floors are trained, dlrni_update_view (room
-     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the identity's
-     (dlrni_collect_identity, dlrni_encode_few).
+     trainer), which lowers them to estimate their gradient. A gate without an encoder is like the
+     identity's (dlrni_collect_identity, dlrni_encode_few).
    - A new selection: dlrn_select, dlrni_check_select (room dictionary) and dlrni_select_codes (room
      select), which works on the codes of a call. Where it needs no other row, it may also work on
      lists: dlrni_selects, dlrni_select_block and dlrni_stays (room select). Few rows go through
@@ -1464,16 +1464,16 @@ typedef struct dlrn_save_options {
 } dlrn_save_options;
 
 /* Writes a dictionary so that a library opens it, under the library's names and with the config
-   that it reads. `path` is an existing folder, or for those that need no config a file of their
-   own format, which then holds the weights alone. A cross-layer transcoder goes into a folder of
-   its own (circuit-tracer, llamascopium). Where the library has the same function in other numbers
+   that it reads. `path` is an existing folder, or for those that need no config a file of their own
+   format, which then holds the weights alone. A cross-layer transcoder goes into a folder of its
+   own (circuit-tracer, llamascopium). Where the library has the same function in other numbers
    (scales folded into the weights, the center into the encoder bias, a threshold for each feature,
-   ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is cut
-   to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
-   config last, each atomic; a config.yaml that is there stays, and a dictionary of the same
-   library is replaced. options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT:
-   no folder, or one with a dictionary of another library; _UNSUPPORTED: another library, or a
-   dictionary that it cannot express; _VALUE: a weight that is not finite; _IO. */
+   ReLU as a jump at 0), those are written; `note` [size] then says so, otherwise it is "". It is
+   cut to size - 1 bytes; 256 are enough; NULL with size 0: not wanted. Weights come first, the
+   config last, each atomic; a config.yaml that is there stays, and a dictionary of the same library
+   is replaced. options NULL: for the library that it was loaded from. DLRN_ERR_ARGUMENT: no folder,
+   or one with a dictionary of another library; _UNSUPPORTED: another library, or a dictionary that
+   it cannot express; _VALUE: a weight that is not finite; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
                                              const dlrn_save_options *options, char *note,
                                              size_t size);
@@ -3095,8 +3095,8 @@ struct dlrni_kernel_table {
     /* out [count]: the same for x [n] and rows idx[0], idx[1], ... of base */
     void (*dots)(const float *x, int64_t n, const float *base, int64_t ld, const int32_t *idx,
                  int64_t count, float *out);
-    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i] lie
-       anywhere in the second cache */
+    /* out [count]: dot of a[i] [n] and b[i] [n] for each pair. Neighbours often share a[i]; b[i]
+       lie anywhere in the second cache */
     void (*pairs)(const float *const *a, const float *const *b, int64_t n, int64_t count,
                   float *out);
     /* c [m][n] = a [m][k] b [n][k]^T: every element is a canonical dot */
@@ -3163,11 +3163,11 @@ typedef struct dlrni_rounding {
 
    int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
    which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel does
-   not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the table
-   has where lists are made (2048 x 512 x 8192), with a recomputation of 4 to 8 a candidate. To measure elsewhere: time `tile` on 64
-   rows of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows
-   step) with each DICTLEARN_KERNELS shows whether the choice is right. */
+   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
+   table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
+   of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
+   with each DICTLEARN_KERNELS shows whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
@@ -5926,8 +5926,8 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
 }
 
 /* ---- The best of a batch ----
-   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and where
-   a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
+   In training, DLRN_SELECT_BATCH_TOP_K keeps the k n largest positive entries of all rows, and
+   where a dictionary has parts, of all parts: one cut for several encodings of the same rows. Among
    equals, the earlier row stays, then the lower feature. The cut is found by counting: the bits of
    the entries' keys, from the highest to the lowest, then the equals row by row. Counts are whole
    numbers, so threads cannot change the result. */
@@ -6044,9 +6044,9 @@ DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
     return value;
 }
 
-/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor is
-   too high: j->entries says so. Once the highest bits are known they are a floor for later passes,
-   which then have fewer lists to make again. */
+/* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor
+   is too high: j->entries says so. Once the highest bits are known they are a floor for later
+   passes, which then have fewer lists to make again. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
     j->m = wanted;
     j->key = j->known = 0;
@@ -6994,8 +6994,8 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what a
-   selection over several parts compares. dlrni_scale_codes comes after it. */
+/* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what
+   a selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
@@ -16848,8 +16848,8 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     return s;
 }
 
-/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only where
-   something is. */
+/* dlrn_save_as of a dictionary that is not ranked; folds: what was folded. A copy is made only
+   where something is. */
 DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, const char *path,
                                                const dlrn_save_options *options, unsigned *folds) {
     const char *library = options && options->layout ? options->layout : dict->layout;
@@ -17942,9 +17942,9 @@ DLRNI_INTERNAL int dlrni_is_pair_set(dlrni_loading *l) {
     return dlrni_prefix_before(l, "encoder_module.encoders.0.weight");
 }
 
-/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file: parameters
-   under the names of their roles and the number of their part, as in checkpoints, and two tables
-   with a row for the whole and one for each part. Columns are only ever added. */
+/* ---- Our own ---- for dictionaries with parts, of which no library has all in one file:
+   parameters under the names of their roles and the number of their part, as in checkpoints, and
+   two tables with a row for the whole and one for each part. Columns are only ever added. */
 
 #define DLRNI_PART_TABLE "part_table"   /* [(1 + parts) DLRNI_PART_COLUMNS] integers        */
 #define DLRNI_PART_SCALES "part_scales" /* [1 + parts][3] threshold, scale_in, scale_out */
@@ -19705,8 +19705,8 @@ typedef struct dlrni_aux {
     int64_t e_cap, row_cap;
 } dlrni_aux;
 
-/* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that they
-   predict. */
+/* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that
+   they predict. */
 typedef struct dlrni_aux_loss {
     const int32_t *dead; /* [count] ascending                */
     int64_t count;
@@ -20144,9 +20144,10 @@ DLRNI_INTERNAL int dlrni_naive_writes(const dlrni_naive *s, int64_t j, int64_t c
 
 /* ---- Schedules ---- */
 
-/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, r = min(n / K, 1).
-   dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's number: so
-   step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat), sparsify's k_0. */
+/* k in step n. Over K = k_anneal_steps it falls from k_0 to k: k_0 (1 - r) + k r, with r = min(n /
+   K, 1). dictionary_learning's HEAD and sparsify set it at the end of a step, by that step's
+   number: so step n + 1 uses r of step n; before, HEAD's step 0 uses the last k (compat),
+   sparsify's k_0. */
 DLRNI_INTERNAL int64_t dlrni_naive_k(const dlrni_naive *s, int64_t n) {
     const dlrn_train_config *cfg = &s->cfg;
     const dlrni_k_rule rule = s->rules.k_rule;
@@ -20239,8 +20240,8 @@ DLRNI_INTERNAL double dlrni_naive_median(const double *a, int64_t n, int64_t d, 
 }
 
 /* What the first batch sets: the output bias, and sparsify's encoder bias of transcoders,
-   - W_e mean x. The median is of each layer, in at most 100 rounds, until all move by less than 1e-5
-   (dictionary_learning and its fork). */
+   - W_e mean x. The median is that of each layer, in at most 100 rounds, until all move by less
+   than 1e-5 (dictionary_learning and its fork). */
 DLRNI_INTERNAL void dlrni_naive_first_batch(dlrni_naive *s) {
     double *bias = s->p[DLRN_OUTPUT_BIAS], *next = s->e2; /* e2: not in use yet */
     const int64_t d = s->d_out / s->cfg.layers;
@@ -20526,8 +20527,9 @@ DLRNI_INTERNAL void dlrni_naive_again(dlrni_naive *s) {
     dlrni_naive_zero(s->by_extra, s->n * s->F);
 }
 
-/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the paper
-   (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does not. */
+/* Gated: g = ReLU(p) reconstructs, too: loss |bias + g W_d - y|^2. dictionary_learning and the
+   paper (Rajamanoharan et al., 2024) take decoder and bias for constants there; SAELens does
+   not. */
 DLRNI_INTERNAL void dlrni_naive_gate_loss(dlrni_naive *s) {
     const int frozen = s->rules.gate_frozen;
     const double *atoms = frozen ? s->frozen_decoder : s->p[DLRN_DECODER];
@@ -20634,8 +20636,8 @@ DLRNI_INTERNAL double dlrni_naive_auxk_scale(const dlrni_naive *s, double share,
 
 /* AuxK (Gao et al., 2024): the k best of the dead features from .. to predict the residual of level
    g, y - x_hat_g: sum_i |z_i W_d - r_i|^2 times auxk_alpha and a scale. k: auxk, or half of the
-   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient, unless `attached`
-   (Llamascopium); with decoder_only (sparsify) the values are, too. */
+   width of x (sparsify: of y); share: min(dead / k, 1). The residual is a constant of the gradient,
+   unless it is `attached` (Llamascopium); with decoder_only (sparsify) the values are, too. */
 DLRNI_INTERNAL void dlrni_naive_auxk(dlrni_naive *s, int64_t g, int64_t from, int64_t to,
                                      int again) {
     const int64_t size = s->n * s->d_out, of_y = s->rules.auxk_scale == DLRNI_AUXK_FVU;
@@ -20869,9 +20871,9 @@ DLRNI_INTERNAL void dlrni_naive_gate_back(dlrni_naive *s) {
 
 /* Straight-through estimates of the derivatives by a threshold t, with a bandwidth b (Rajamanoharan
    et al., "Jumping ahead", 2024). A value that jumps from 0 to q at t: - t / b where |q - t| < b /
-   2; a count: - 1 / b. For p = q / norm the value's derivative by q is df / norm. dictionary_learning
-   looks for f, not p, in the window of a count; Llamascopium only at q > 0; SAELens' tanh (INPUT)
-   gives the pre-activation the same with the other sign. */
+   2; a count: - 1 / b. With p = q / norm the value's derivative by q is df / norm.
+   dictionary_learning looks for f, not p, in the window of a count; Llamascopium only at q > 0;
+   SAELens' tanh (INPUT) gives the pre-activation the same with the other sign. */
 DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
     const double b = s->cfg.bandwidth;
     const int64_t F = s->F;
@@ -20887,7 +20889,7 @@ DLRNI_INTERNAL void dlrni_naive_threshold_back(dlrni_naive *s) {
     }
 }
 
-/* From pre-activations to encoder rows, biases and center. What is subtracted gets - W_e^T slope. */
+/* From pre-activations to encoder rows, biases and center, which gets - W_e^T slope. */
 DLRNI_INTERNAL void dlrni_naive_encoder_gradients(dlrni_naive *s) {
     const int64_t d = s->d_in;
     for (int64_t i = 0; i < s->n; i++)
@@ -20979,8 +20981,9 @@ DLRNI_INTERNAL void dlrni_naive_project(dlrni_naive *s) {
     }
 }
 
-/* clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium): the norm
-   is divided by the root of the number of gradients that are not 0; thresholds are left out. */
+/* torch's clip_grad_norm_: gradients times min(1, clip / (norm of all + 1e-6)). rms (Llamascopium):
+   the norm is divided by the root of the number of gradients that are not 0; thresholds are left
+   out. */
 DLRNI_INTERNAL void dlrni_naive_clip(dlrni_naive *s) {
     double square = 0, count = 0;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
@@ -21008,8 +21011,8 @@ DLRNI_INTERNAL double dlrni_naive_adam(dlrni_naive *s, int role, int64_t i) {
 }
 
 /* Sign descent, schedule-free (Defazio et al., 2024; sparsify): z -= rate sign(g); x = (1 - c) x +
-   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y, m
-   is z, and x = z + (y - z) / 0.95. */
+   c z; y = 0.05 z + 0.95 x, with c = rate^2 over the sum of all squared rates. The parameter is y,
+   m is z, and x = z + (y - z) / 0.95. */
 DLRNI_INTERNAL void dlrni_naive_signum(dlrni_naive *s, int role, int64_t i) {
     const double g = s->g[role][i], c = s->rate * s->rate / s->rates;
     double *y = &s->p[role][i], *z = &s->m[role][i];
@@ -21514,17 +21517,17 @@ DLRNI_INTERNAL dlrn_status dlrni_load_wave(dlrn_trainer *t, int64_t first) {
     return DLRN_OK;
 }
 
-/* multi_top_k: whether an entry of row i is among the k best, which give x_hat; the others belong to
-   the second reconstruction only. */
+/* multi_top_k: whether an entry of row i is among the k best, which give x_hat; the others belong
+   to the second reconstruction only. */
 DLRNI_INLINE int dlrni_is_inner(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
     const dlrni_cut *inner = t->w.batch.inner;
     const dlrni_cut entry = {pre > 0 ? pre : 0, (int32_t)f};
     return !inner || !dlrni_is_worse(&entry, &inner[i]);
 }
 
-/* The value on row i of a feature whose entry in a list is `pre`, in training: a pre-activation, or what
-   ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated feature
-   they hold the gate's pre-activation. */
+/* The value on row i of a feature whose entry in a list is `pre`, in training: a pre-activation, or
+   what ranks compare (rules.rank). Lists reach below thresholds, for their gradients; of a gated
+   feature they hold the gate's pre-activation. */
 DLRNI_INTERNAL float dlrni_trained_value(const dlrn_trainer *t, int64_t i, int64_t f, float pre) {
     float *const *param = t->dict->param;
     const float unrank = t->w.unrank ? t->w.unrank[f] : 1;
@@ -21591,8 +21594,8 @@ DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body b
     return DLRN_OK;
 }
 
-/* The derivative of one row's loss by e is c e; returns the loss. A distance has no derivative at 0;
-   0 moves nothing. */
+/* The derivative of one row's loss by e is c e; returns the loss. A distance has no derivative at
+   0; 0 moves nothing. */
 DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64_t d, double *c) {
     const double n = (double)t->w.batch.n, layers = (double)t->dict->layers;
     double square = (double)t->ctx->k->dot(e, e, d), norm = sqrt(square);
@@ -21652,8 +21655,8 @@ DLRNI_INTERNAL void dlrni_level_row(dlrn_trainer *t, int64_t l, int64_t i) {
 }
 
 /* Task: nested groups, after the errors. A feature of group l is in the prefixes l, l + 1, ..., so
-   the derivative by what it adds is the sum of theirs: level l becomes the sum of c e from l on. The
-   last keeps e, with its c. */
+   the derivative by what it adds is the sum of theirs: level l becomes the sum of c e from l on.
+   The last keeps e, with its c. */
 DLRNI_INTERNAL void dlrni_level_slopes(void *arg, int64_t i, int worker) {
     dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_batch *b = &t->w.batch;
@@ -21706,11 +21709,10 @@ DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank 
     return sum;
 }
 
-/* ---- Penalties ----
-   A penalty is a mean over rows of a sum over the row's features, phi(a), a = f norm: the norm of the
-   atom (rules.weigh) or 1. Of a gated feature f is the gate's value ReLU(pre). What a
-   row's slope needs beside the feature's own is in batch.row_slope. Penalties on L0 act on
-   thresholds alone (dlrni_jump_slopes). */
+/* ---- Penalties ---- A penalty is a mean over rows of a sum over the row's features, phi(a), a = f
+   norm: the norm of the atom (rules.weigh) or 1. Of a gated feature f is the gate's value
+   ReLU(pre). What a row's slope needs beside the feature's own is in batch.row_slope. Penalties on
+   L0 act on thresholds alone (dlrni_jump_slopes). */
 
 static const double dlrni_tanh_scale = 4; /* SAELens' and Llamascopium's */
 /* the constant of the reference: it keeps log(0) and 0 / 0 away */
@@ -21929,7 +21931,8 @@ DLRNI_INTERNAL double dlrni_second_loss(const dlrn_trainer *t, const float *e, f
     return over > 0 ? square / over : 0;
 }
 
-/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks it. */
+/* Whether there is a second reconstruction that has the skip, if there is one: sparsify's lacks
+   it. */
 DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
     return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
 }
@@ -21985,8 +21988,8 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
 }
 
 /* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify counts
-   every pick as one, with multi_top_k the 4 k of a row. */
+   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify
+   counts every pick as one, with multi_top_k the 4 k of a row. */
 DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
@@ -22630,12 +22633,12 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
-/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
-   A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
-   keeps the auxk best of the dead features; their output X predicts the residual r. Libraries
-   differ (dlrni_rules): a value is ReLU(pre), or with auxk_raw pre itself; the best are those of the
-   highest rank, with auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what
-   dlrni_auxk_over says; r is a constant, but not with auxk_attached. */
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ---- A feature is dead
+   if it was silent on the last dead_rows rows (or dead_steps steps). Each row keeps the auxk best
+   of the dead features; their output X predicts the residual r. Libraries differ (dlrni_rules): a
+   value is ReLU(pre), or with auxk_raw pre itself; the best are those of the highest rank, with
+   auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what dlrni_auxk_over says; r is
+   a constant, but not with auxk_attached. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 &&
            dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
@@ -22690,8 +22693,8 @@ DLRNI_INTERNAL void dlrni_auxk_begin_row(const dlrn_trainer *t, const dlrni_aux_
     for (int64_t p = 0; p < a->count; p++) rank[p] = dlrni_auxk_rank(t, a->dead[p], pre[p]);
     row->bound = dlrni_kth_largest(rank, a->count, k, !raw);
     row->feature = -1;
-    /* those above the bound are certain; what is left of k goes to the equal ones, in order. ReLU: a
-       0 needs no place. */
+    /* those above the bound are certain; what is left of k goes to the equal ones, in order. ReLU:
+       a 0 needs no place. */
     for (int64_t p = 0; p < a->count; p++) k -= rank[p] > row->bound;
     for (int64_t p = 0; p < a->count && k > 0 && (raw || row->bound > 0); p++) {
         /* without ==, which -Wfloat-equal reports */
@@ -22722,8 +22725,8 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_lo
     a->row[i].error = (double)t->ctx->k->dot(v, v, d);
 }
 
-/* What mean |r - X|^2 is divided by; 0: there is no loss. By the variance of the residuals auxk_alpha
-   means the same for all data. By the share of the dead a few of them weigh little. */
+/* What mean |r - X|^2 is divided by; 0: there is no loss. By the variance of the residuals
+   auxk_alpha means the same for all data. By the share of the dead a few of them weigh little. */
 DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     const dlrni_batch *b = &t->w.batch;
     double share = (double)a->count / (double)dlrni_auxk_of(t);
@@ -22897,10 +22900,10 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     }
 }
 
-/* ---- Slopes: from products with atoms to derivatives ----
-   An entry has a pre-activation p (or what ranks compare, q = p norm), a value f, and the derivative
-   D of the reconstruction loss by f. With the penalty's derivative by f, df = D + penalty(f); then
-   coef (the derivative by the atom is coef g), slope (that by p), and the feature's own numbers. */
+/* ---- Slopes: from products with atoms to derivatives ---- An entry has a pre-activation p (or
+   what ranks compare, q = p norm), a value f, and the derivative D of the reconstruction loss by f.
+   With the penalty's derivative by f, df = D + penalty(f); then coef (the derivative by the atom is
+   coef g), slope (that by p), and the feature's own numbers. */
 
 /* df of an entry: D, and the penalty's share; adds to the derivative by the atom's norm. */
 DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
@@ -22959,8 +22962,8 @@ DLRNI_INTERNAL double dlrni_not_below(dlrni_visit *v, int64_t j, double p, doubl
 }
 
 /* The entries of feature j of a jump: f = p where p > threshold, otherwise 0. The derivative of a
-   step is useless. That by a threshold is estimated from the entries within half a bandwidth e of it
-   (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e and dL0/dt = - 1 / e. In
+   step is useless. That by a threshold is estimated from the entries within half a bandwidth e of
+   it (Rajamanoharan et al., "Jumping ahead", 2024): df/dt = - t / e and dL0/dt = - 1 / e. In
    dictionary_learning L0 looks at f, not p, so that all rows on which the feature is off, in a list
    or not, count while |t| < e / 2. In training, but not afterwards, a threshold below 0 passes
    negative values. */
@@ -23184,8 +23187,8 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
     }
 }
 
-/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is along
-   the atom, or along each layer's. */
+/* Adds a gradient by the norm of atom j of a visit, or by the sum of its norms by layer: it is
+   along the atom, or along each layer's. */
 DLRNI_INTERNAL void dlrni_norm_gradient(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
                                         dlrn_rank kind, double by) {
     const dlrni_kernel_table *k = t->ctx->k;
@@ -23694,7 +23697,7 @@ DLRNI_INTERNAL void dlrni_set_reference(dlrn_train_config *cfg, dlrni_rules *r) 
 }
 
 /* What dictionary_learning 0.1.0's trainers share. */
-DLRNI_INTERNAL void dlrni_set_dl(dlrn_train_config *cfg, dlrni_rules *r) {
+DLRNI_INTERNAL void dlrni_set_learning(dlrn_train_config *cfg, dlrni_rules *r) {
     (void)r;
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->lr = 1e-3;
@@ -23702,16 +23705,16 @@ DLRNI_INTERNAL void dlrni_set_dl(dlrn_train_config *cfg, dlrni_rules *r) {
     cfg->sparsity_warmup_steps = 2000; /* keeps features alive until they mean something */
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_april(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_april(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning(cfg, r);
     cfg->clip = 1;
     r->atoms = DLRNI_ATOMS_FREE; /* the penalty holds the norms down */
     r->weigh = DLRN_RANK_NORM;
     r->weigh_twice = cfg->compat == DLRN_ON; /* AutoEncoderNew: the norm enters squared */
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_gated(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_gated(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning(cfg, r);
     cfg->lr = 5e-5;
     cfg->beta1 = 0;
     r->gate = DLRN_GATE_GATED;
@@ -23727,18 +23730,18 @@ DLRNI_INTERNAL void dlrni_set_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
     r->anneals_p = 1;
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_p_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_p_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning(cfg, r);
     dlrni_set_anneal(cfg, r);
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_gated_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl_gated(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_gated_anneal(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning_gated(cfg, r);
     dlrni_set_anneal(cfg, r);
 }
 
 /* Settings of every recipe with k and AuxK in dictionary_learning and its forks. */
-DLRNI_INTERNAL void dlrni_set_dl_k(dlrn_train_config *cfg, dlrni_rules *r) {
+DLRNI_INTERNAL void dlrni_set_learning_k(dlrn_train_config *cfg, dlrni_rules *r) {
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->sparsity = DLRN_SPARSITY_NONE; /* k limits L0 */
     cfg->sparsity_penalty = 0;
@@ -23757,13 +23760,13 @@ DLRNI_INTERNAL void dlrni_set_dl_k(dlrn_train_config *cfg, dlrni_rules *r) {
     r->auxiliary = &dlrni_auxk;
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl_k(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning_k(cfg, r);
     r->select = DLRN_SELECT_TOP_K;
     r->average = DLRNI_AVERAGE_ROWS;
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_jump_relu(dlrn_train_config *cfg, dlrni_rules *r) {
+DLRNI_INTERNAL void dlrni_set_learning_jump_relu(dlrn_train_config *cfg, dlrni_rules *r) {
     cfg->lr = 7e-5;
     cfg->beta1 = 0; /* the paper trains without momentum */
     cfg->loss = DLRN_LOSS_SQUARED;
@@ -23778,7 +23781,7 @@ DLRNI_INTERNAL void dlrni_set_dl_jump_relu(dlrn_train_config *cfg, dlrni_rules *
 }
 
 /* What SAELens' trainers share. */
-DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
+DLRNI_INTERNAL void dlrni_set_saelens(dlrn_train_config *cfg, dlrni_rules *r) {
     cfg->loss = DLRN_LOSS_SQUARED;
     cfg->sparsity_penalty = 1;
     cfg->clip = 1;
@@ -23793,20 +23796,20 @@ DLRNI_INTERNAL void dlrni_set_sl(dlrn_train_config *cfg, dlrni_rules *r) {
     r->dead_before = r->dead_after_more = 1;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_standard(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_standard(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens(cfg, r);
     cfg->sparsity = DLRN_SPARSITY_LP; /* p_start 1: L1 */
     r->weigh = DLRN_RANK_NORM;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_gated(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_gated(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens(cfg, r);
     r->gate = DLRN_GATE_GATED;
     r->weigh = DLRN_RANK_NORM;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_jumprelu(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens(cfg, r);
     cfg->sparsity = DLRN_SPARSITY_STEP;
     cfg->bandwidth = 0.05;
     r->gate = DLRN_GATE_JUMP_SIGNED;
@@ -23817,22 +23820,22 @@ DLRNI_INTERNAL void dlrni_set_sl_jumprelu(dlrn_train_config *cfg, dlrni_rules *r
     r->new_threshold = 0.01;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl_jumprelu(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_jumprelu_tanh(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens_jumprelu(cfg, r);
     cfg->sparsity = DLRN_SPARSITY_TANH;
     cfg->pre_act = 3e-6;
     cfg->bandwidth = 2;
     r->window = DLRNI_WINDOW_INPUT;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl_jumprelu(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_jumprelu_quadratic(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens_jumprelu(cfg, r);
     cfg->sparsity = DLRN_SPARSITY_QUADRATIC;
     cfg->target_l0 = 20;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_topk(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_topk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens(cfg, r);
     cfg->sparsity = DLRN_SPARSITY_NONE;
     cfg->sparsity_penalty = 0;
     cfg->k = 100;
@@ -23844,15 +23847,15 @@ DLRNI_INTERNAL void dlrni_set_sl_topk(dlrn_train_config *cfg, dlrni_rules *r) {
     r->auxk_scale = DLRNI_AUXK_SHARE;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_abstopk(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl_topk(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_abstopk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens_topk(cfg, r);
     r->select = DLRN_SELECT_ABS_TOP_K;
     r->gate = DLRN_GATE_LINEAR;
     r->auxk_by_size = 1;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_batchtopk(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl_topk(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_batchtopk(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens_topk(cfg, r);
     cfg->threshold_beta = 0.99;
     r->select = DLRN_SELECT_BATCH_TOP_K;
     r->average = DLRNI_AVERAGE_BATCH;
@@ -23860,19 +23863,19 @@ DLRNI_INTERNAL void dlrni_set_sl_batchtopk(dlrn_train_config *cfg, dlrni_rules *
     r->first_threshold = cfg->compat == DLRN_ON ? 0 : -1;
 }
 
-DLRNI_INTERNAL void dlrni_set_sl_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sl_batchtopk(cfg, r);
+DLRNI_INTERNAL void dlrni_set_saelens_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_saelens_batchtopk(cfg, r);
     r->sum_of_groups = 1;
     r->nested = 1;
 }
 
-DLRNI_INTERNAL void dlrni_set_dl_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl_k(cfg, r);
+DLRNI_INTERNAL void dlrni_set_learning_matryoshka(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_learning_k(cfg, r);
     r->nested = 1;
 }
 
 /* What sparsify's trainers share. */
-DLRNI_INTERNAL void dlrni_set_sp(dlrn_train_config *cfg, dlrni_rules *r) {
+DLRNI_INTERNAL void dlrni_set_sparsify(dlrn_train_config *cfg, dlrni_rules *r) {
     cfg->loss = DLRN_LOSS_FVU;
     cfg->sparsity = DLRN_SPARSITY_NONE;
     cfg->sparsity_penalty = 0;
@@ -23893,19 +23896,19 @@ DLRNI_INTERNAL void dlrni_set_sp(dlrn_train_config *cfg, dlrni_rules *r) {
     r->auxk_decoder_only = r->zero_picks = cfg->compat == DLRN_ON;
 }
 
-DLRNI_INTERNAL void dlrni_set_sp_groupmax(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sp(cfg, r);
+DLRNI_INTERNAL void dlrni_set_sparsify_groupmax(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sparsify(cfg, r);
     r->select = DLRN_SELECT_GROUP_MAX;
 }
 
-DLRNI_INTERNAL void dlrni_set_sp_transcoder(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sp(cfg, r);
+DLRNI_INTERNAL void dlrni_set_sparsify_transcoder(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sparsify(cfg, r);
     cfg->center = DLRN_OFF;
     r->atoms = DLRNI_ATOMS_FREE;
 }
 
-DLRNI_INTERNAL void dlrni_set_sp_skip(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_sp_transcoder(cfg, r);
+DLRNI_INTERNAL void dlrni_set_sparsify_skip(dlrn_train_config *cfg, dlrni_rules *r) {
+    dlrni_set_sparsify_transcoder(cfg, r);
     cfg->skip = DLRN_ON;
 }
 
@@ -23942,7 +23945,7 @@ DLRNI_INTERNAL void dlrni_set_cc_norm(dlrn_train_config *cfg, dlrni_rules *r) {
 }
 
 DLRNI_INTERNAL void dlrni_set_cc_batch_top_k(dlrn_train_config *cfg, dlrni_rules *r) {
-    dlrni_set_dl_k(cfg, r);
+    dlrni_set_learning_k(cfg, r);
     cfg->loss = DLRN_LOSS_NORM;
     cfg->layers = 2;
     cfg->center = DLRN_OFF;
@@ -24025,7 +24028,7 @@ static const char *const dlrni_reference_settings[] = {
     "sparsity",         "loss",
     "resample_steps",   NULL,
 };
-static const char *const dlrni_l1_settings[] = {
+static const char *const dlrni_penalty_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", NULL,
 };
 static const char *const dlrni_anneal_settings[] = {
@@ -24100,7 +24103,7 @@ static const char *const dlrni_sp_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
     "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
-static const char *const dlrni_lc_settings[] = {
+static const char *const dlrni_lc_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "scale_rows", NULL,
 };
 static const char *const dlrni_lc_k_settings[] = {
@@ -24126,123 +24129,123 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"dl-standard", "AutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of "
       "dictionary_learning 0.1.0)",
-      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
-     dlrni_set_dl},
+      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
+     dlrni_set_learning},
     {{"dl-april", "AutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| "
       "(StandardTrainerAprilUpdate of dictionary_learning 0.1.0; Conerly et al., April "
       "2024)",
-      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
-     dlrni_set_dl_april},
+      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
+     dlrni_set_learning_april},
     {{"dl-gated", "GatedAutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + "
       "b)||^2 by frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of "
       "dictionary_learning 0.1.0; Rajamanoharan et al., 2024)",
-      &dlrni_family_table[5].formula, 0, dlrni_l1_settings},
-     dlrni_set_dl_gated},
+      &dlrni_family_table[5].formula, 0, dlrni_penalty_settings},
+     dlrni_set_learning_gated},
     {{"dl-top_k", "AutoEncoderTopK", "dictionary_learning",
       "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[1].formula, 0.0002, dlrni_top_k_settings},
-     dlrni_set_dl_top_k},
+     dlrni_set_learning_top_k},
     {{"dl-batch_top_k", "BatchTopKSAE", "dictionary_learning",
       "mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of "
       "dead features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)",
       &dlrni_family_table[3].formula, 0.0002, dlrni_top_k_settings},
-     dlrni_set_dl_k},
+     dlrni_set_learning_k},
     {{"dl-matryoshka", "MatryoshkaBatchTopKSAE", "dictionary_learning",
       "the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the "
       "features up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of "
       "dictionary_learning 0.1.0; Bussmann et al., 2025)",
       &dlrni_family_table[4].formula, 0.0002, dlrni_matryoshka_settings},
-     dlrni_set_dl_matryoshka},
+     dlrni_set_learning_matryoshka},
     {{"dl-jump_relu", "JumpReluAutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[2].formula, 0, dlrni_jump_relu_settings},
-     dlrni_set_dl_jump_relu},
+     dlrni_set_learning_jump_relu},
     {{"dl-p_anneal", "AutoEncoder", "dictionary_learning",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to "
       "p_end (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)",
       &dlrni_family_table[0].formula, 0, dlrni_anneal_settings},
-     dlrni_set_dl_p_anneal},
+     dlrni_set_learning_p_anneal},
     {{"dl-gated_anneal", "GatedAutoEncoder", "dictionary_learning",
       "that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[5].formula, 0, dlrni_anneal_settings},
-     dlrni_set_dl_gated_anneal},
+     dlrni_set_learning_gated_anneal},
     {{"sl-standard", "AutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = "
       "p_start (SAELens 6.54, standard)",
       &dlrni_family_table[0].formula, 0, dlrni_sl_settings},
-     dlrni_set_sl_standard},
+     dlrni_set_saelens_standard},
     {{"sl-gated", "GatedAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g "
       "W_dec + b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)",
       &dlrni_family_table[5].formula, 0, dlrni_sl_settings},
-     dlrni_set_sl_gated},
+     dlrni_set_saelens_gated},
     {{"sl-jumprelu", "JumpReluAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step; "
       "Rajamanoharan et al., 2024)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
-     dlrni_set_sl_jumprelu},
+     dlrni_set_saelens_jumprelu},
     {{"sl-jumprelu-tanh", "JumpReluAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * "
       "mean sum ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, "
       "tanh)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
-     dlrni_set_sl_jumprelu_tanh},
+     dlrni_set_saelens_jumprelu_tanh},
     {{"sl-jumprelu-quadratic", "JumpReluAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of "
       "each row (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
-     dlrni_set_sl_jumprelu_quadratic},
+     dlrni_set_saelens_jumprelu_quadratic},
     {{"sl-topk", "AutoEncoderTopK", "saelens",
       "mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - "
       "x_hat)||^2; the k largest f_j |atom_j| (SAELens 6.54, topk)",
       &dlrni_family_table[1].formula, 0, dlrni_sl_k_settings},
-     dlrni_set_sl_topk},
+     dlrni_set_saelens_topk},
     {{"sl-batchtopk", "BatchTopKSAE", "saelens",
       "that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)",
       &dlrni_family_table[3].formula, 0, dlrni_sl_k_settings},
-     dlrni_set_sl_batchtopk},
+     dlrni_set_saelens_batchtopk},
     {{"sl-matryoshka", "MatryoshkaBatchTopKSAE", "saelens",
       "that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last "
       "(SAELens 6.54, matryoshka_batchtopk)",
       &dlrni_family_table[4].formula, 0, dlrni_sl_nested_settings},
-     dlrni_set_sl_matryoshka},
+     dlrni_set_saelens_matryoshka},
     {{"sl-abstopk", "AbsTopK", "saelens",
       "that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)",
       &dlrni_family_table[6].formula, 0, dlrni_sl_k_settings},
-     dlrni_set_sl_abstopk},
+     dlrni_set_saelens_abstopk},
     {{"sp-topk", "AutoEncoderTopK", "sparsify",
       "sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure "
       "(sparsify 1.3)",
       &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
-     dlrni_set_sp},
+     dlrni_set_sparsify},
     {{"sp-groupmax", "GroupMax", "sparsify",
       "that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)",
       &dlrni_family_table[7].formula, 0.005, dlrni_sp_settings},
-     dlrni_set_sp_groupmax},
+     dlrni_set_sparsify_groupmax},
     {{"sp-transcoder", "AutoEncoderTopK", "sparsify",
       "that of sp-topk for a target y (sparsify 1.3, transcode)", &dlrni_family_table[1].formula,
       0.005, dlrni_sp_settings},
-     dlrni_set_sp_transcoder},
+     dlrni_set_sparsify_transcoder},
     {{"sp-skip_transcoder", "AutoEncoderTopK", "sparsify",
       "that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode, "
       "skip_connection; Paulo et al., 2025)",
       &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
-     dlrni_set_sp_skip},
+     dlrni_set_sparsify_skip},
     {{"cc-l1", "AutoEncoder", "ckkissane",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of "
       "|atom_jl|) (ckkissane's crosscoder-model-diff-replication)",
-      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
      dlrni_set_cc_l1},
     {{"cc-norm", "AutoEncoder", "crosscoder-fork",
       "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
       "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
       "finetuning/dictionary_learning)",
-      &dlrni_family_table[0].formula, 0, dlrni_l1_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
      dlrni_set_cc_norm},
     {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
       "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
@@ -24253,7 +24256,7 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"lc-relu", "AutoEncoder", "llamascopium",
       "mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, "
       "relu)",
-      &dlrni_family_table[0].formula, 0, dlrni_lc_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_lc_relu_settings},
      dlrni_set_lc},
     {{"lc-topk", "AutoEncoderTopK", "llamascopium",
       "mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j "
@@ -25131,8 +25134,8 @@ DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_c
     for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
 }
 
-/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The configuration
-   gets what the dictionary decides. */
+/* Makes a dictionary one that the recipe trains: ranks, and the formulas of parts. The
+   configuration gets what the dictionary decides. */
 DLRNI_INTERNAL void dlrni_adopt(dlrn_dictionary *dict, dlrn_train_config *cfg,
                                 const dlrni_rules *rules) {
     if (rules->nested) dlrni_adopt_groups(dict, cfg);
@@ -25344,7 +25347,8 @@ DLRNI_INTERNAL int dlrni_has_scales(const dlrn_dictionary *dict) {
 }
 
 /* What brings the mean norm of windows [width] to sqrt(width): of `layers` windows, one after
-   another, in each of the rows x [n], which are ld apart. A float, so that a checkpoint keeps it. */
+   another, in each of the rows x [n], which are ld apart. A float, so that a checkpoint keeps
+   it. */
 DLRNI_INTERNAL double dlrni_scale_of(const dlrn_trainer *t, const float *x, int64_t n, int64_t ld,
                                      int64_t layers, int64_t width) {
     double sum = 0;
@@ -25533,8 +25537,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
                      init->family, found);
 }
 
-/* Whether part i of `init` is one that dlrni_alloc_layers makes, with thresholds where the recipe has
-   them. */
+/* Whether part i of `init` is one that dlrni_alloc_layers makes, with thresholds where the recipe
+   has them. */
 DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
     const dlrn_part *part = &init->part[i];
     const dlrn_dictionary *own = part->dict;
@@ -26077,10 +26081,11 @@ DLRNI_COLD_BEGIN
 /* beside the list below: the scales of parts, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_MORE = 4 };
 
-/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and of
-   its parts. Saving and resuming share this list, so that they cannot disagree. */
+/* The f32 tensors of a trainer: parameter, first and second moments of each role, of the whole and
+   of its parts. Saving and resuming share this list, so that they cannot disagree. */
 typedef struct dlrni_checkpoint_floats {
-    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE others */
+    /* what a file must hold: name, type, shape; owned, with room for DLRNI_CHECKPOINT_MORE
+       others */
     dlrn_tensor_out *tensor;
     float **data;            /* [count] the same memory, not const: resuming fills it; owned */
     dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
@@ -26637,8 +26642,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_find(dlrn_context *ctx, dlrn_archive
                      dlrni_type_name(info->dtype), found);
 }
 
-/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated: a
-   small file cannot claim a dictionary of terabytes. */
+/* Checks the two large tensors of a plain dictionary, or of each part, before memory is allocated:
+   a small file cannot claim a dictionary of terabytes. */
 DLRNI_INTERNAL dlrn_status dlrni_checkpoint_size(dlrn_context *ctx, dlrn_archive *a,
                                                  const dlrn_train_config *cfg) {
     /* every family has both */
@@ -28648,7 +28653,7 @@ DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni,avx
    configured and released in each call: whoever else uses them in this thread finds them free, and
    a switch of threads need not save them. A panel that lies in the second cache is read once for 32
    rows. */
-#define DLRNI_AMX_SUMS(dp)                                                                         \
+#define DLRNI_AMX_PRODUCT(dp)                                                                      \
     do {                                                                                           \
         const size_t row = 4 * DLRNI_GROUP;                                                        \
         _tile_loadconfig(&dlrni_amx_full);                                                         \
@@ -28688,7 +28693,7 @@ DLRNI_INTERNAL void dlrni_amx_tile_int8(const void *panel, const void *x, int64_
                                         uint64_t *mask) {
     const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
     int32_t out[32 * DLRNI_GROUP];
-    DLRNI_AMX_SUMS(_tile_dpbsud);
+    DLRNI_AMX_PRODUCT(_tile_dpbsud);
     for (int i = 0; i < 32; i++) {
         const __m512i shift = _mm512_set1_epi32(row_of[i].shift);
         __m512 sum[3];
@@ -28707,7 +28712,7 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
                                         uint64_t *mask) {
     const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
     float out[32 * DLRNI_GROUP];
-    DLRNI_AMX_SUMS(_tile_dpbf16ps);
+    DLRNI_AMX_PRODUCT(_tile_dpbf16ps);
     for (int i = 0; i < 32; i++) {
         __m512 sum[3];
         DLRNI_UNROLL
@@ -28715,7 +28720,7 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
         mask[i] = dlrni_avx512_screen_mask(sum, coef, row_of + i);
     }
 }
-#undef DLRNI_AMX_SUMS
+#undef DLRNI_AMX_PRODUCT
 
 /* 32 rows; for their costs see struct dlrni_screen. */
 static const dlrni_screen dlrni_amx_screen_int8 = {

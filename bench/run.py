@@ -236,7 +236,7 @@ def step_over_d(rows):
     widths = [128, 256, 512, 1024, 2048, 4096]
     across = plot.Axis("width d (4096 rows, F 16384, 64 active)", widths, log=True)
     every = [y for _, _, points in floors for _, y in points]
-    ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if min(every) / 2 < t < 2 * max(every)]
+    ticks = [t for t in (0.125, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if min(every) / 2 <= t <= 2 * max(every)]
     top = math.ceil(max(y for _, _, points in through for _, y in points))
     up = plot.Axis("", list(range(0, top + 1, math.ceil(top / 6))), ends=(0, top))
     panels = [plot.Panel("a step, in floors (dashed: the first)", across, plot.Axis("", ticks, log=True), floors),
@@ -299,7 +299,8 @@ def misses(row):
         yield f"{row['ratio']:.3g} {row['unit']}, goal {sign} {row['goal']:g}", 1 / worse_by(row, row["goal"])
     for name, peer in row.get("peers", {}).items():
         if peer["times_ours"] < row.get("peers_goal", 0):
-            said = f"{name} takes {peer['times_ours']:.3g} times as long, goal >= {row['peers_goal']:g}"
+            what = "much memory" if "bytes" in peer else "long"
+            said = f"{name} takes {peer['times_ours']:.3g} times as {what}, goal >= {row['peers_goal']:g}"
             yield said, peer["times_ours"] / row["peers_goal"]
 
 

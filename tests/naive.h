@@ -1,5 +1,5 @@
-/* naive.h - a naive step (room naive of dictlearn.h) with the weights and the state of a trainer, and
-   back into a dictionary. */
+/* naive.h - a naive step (room naive of dictlearn.h) with the weights and the state of a trainer,
+   and back into a dictionary. */
 #ifndef DICTLEARN_TESTS_NAIVE_H
 #define DICTLEARN_TESTS_NAIVE_H
 

@@ -262,11 +262,11 @@ static double by_value(const dlrni_naive *s, int64_t i, int64_t j) {
     return (s->cfg.loss == DLRN_LOSS_SQUARED ? 2 : 2.0 / (double)s->cfg.layers) * sum / N;
 }
 
-/* With a bandwidth b, what the window adds to the gradients of thresholds t and of encoder biases is
-   as stated by each library:
+/* With a bandwidth b, what the window adds to the gradients of thresholds t and of encoder biases
+   is as stated by each library:
    - dl-jump_relu: - t/b by f where |p - t| < b/2; - 1/b by L0 where |f - t| < b/2;
    - sl-jumprelu, -quadratic: both where |p - t| < b/2;
-   - sl-jumprelu-tanh: the same by f, whose penalty passes, and the bias gets it with the other sign;
+   - sl-jumprelu-tanh: the same by f, whose penalty passes; the bias gets it with the other sign;
    - lc-jumprelu: by q = p |atom|, where q > 0, and times t, since log t is trained. */
 TEST(windows_are_as_stated) {
     static const char *const names[] = {"dl-jump_relu", "sl-jumprelu", "sl-jumprelu-quadratic",
@@ -542,6 +542,7 @@ static void set_schedules(dlrn_train_config *cfg, const char *recipe) {
 
 static dlrn_train_config scene_config(const scene *c) {
     dlrn_train_config cfg = small_config(c->recipe, c->compat);
+    if (c->variant == 1 && uses(c->recipe, "layers") && cfg.layers == 1) cfg.layers = 2;
     cfg.d_in = WIDE * cfg.layers;
     cfg.d_out = cfg.center == DLRN_OFF && cfg.layers == 1 ? WIDE - 5 : cfg.d_in;
     cfg.features = strstr(c->recipe, "group") ? 132 : FEATURES;
@@ -551,12 +552,22 @@ static dlrn_train_config scene_config(const scene *c) {
     cfg.eps = 1e-3; /* a gradient of 1e-9 must not move a weight as one of 1 does */
     if (cfg.bandwidth > 0) cfg.bandwidth = 0.3;
     if (c->variant == 2) set_schedules(&cfg, c->recipe);
+    /* AutoEncoderNew: the penalty's norms are squared */
+    if (strstr(c->recipe, "april") && c->compat) cfg.center = DLRN_OFF;
     if (c->variant != 1) return cfg;
     if (strstr(c->recipe, "reference")) cfg.ghost_threshold = 500, cfg.loss = DLRN_LOSS_SQUARED;
     if (strstr(c->recipe, "reference")) cfg.sparsity = DLRN_SPARSITY_ENTROPY;
     if (strstr(c->recipe, "sp-")) cfg.optimiser = DLRN_OPTIMISER_ADAM;
     if (uses(c->recipe, "multi_top_k") && !strstr(c->recipe, "group")) cfg.multi_top_k = DLRN_ON;
-    if (strstr(c->recipe, "sl-matryoshka")) cfg.auxk_by_group = DLRN_ON;
+    if (uses(c->recipe, "auxk_by_group")) cfg.auxk_by_group = DLRN_ON;
+    if (uses(c->recipe, "groups")) {
+        cfg.n_groups = 3; /* the ends lie within the trainer's groups of 48 */
+        cfg.groups[0] = 5, cfg.groups[1] = 60, cfg.groups[2] = cfg.features - 65;
+    }
+    for (int g = 0; uses(c->recipe, "group_weights") && g < 3; g++)
+        cfg.group_weights[g] = 0.3 * (g + 1);
+    if (uses(c->recipe, "center")) cfg.center = DLRN_OFF, cfg.d_out = cfg.d_in;
+    if (uses(c->recipe, "rescale")) cfg.rescale = DLRN_OFF;
     if (strstr(c->recipe, "sl-standard")) cfg.p_start = 2;
     if (strstr(c->recipe, "lc-relu")) cfg.sparsity = DLRN_SPARSITY_POWER, cfg.p_start = 1.5;
     if (strstr(c->recipe, "lc-jumprelu")) cfg.clip = 0.01, cfg.threshold_lr = 2;
@@ -564,7 +575,8 @@ static dlrn_train_config scene_config(const scene *c) {
     return cfg;
 }
 
-/* Random weights; some features are dead: of them some never fire, some do on a few rows, one often. */
+/* Random weights; some features are dead: of them some never fire, some do on a few rows, one
+   often. */
 static void scene_weights(const dlrn_trainer *t, dlrn_dictionary *dict, int64_t *silent,
                           dlrn_rng *rng) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
