@@ -20758,18 +20758,17 @@ DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
     return target ? (mean / t - 1) * (mean / t - 1) : mean;
 }
 
-/* p-anneal: remembers the penalties by the present exponent and by the next. */
+/* p-anneal: remembers the penalties by the present exponent and by the next, the oldest first. */
 DLRNI_INTERNAL void dlrni_naive_anneal_note(dlrni_naive *s, double now, double then) {
-    const int64_t last = DLRNI_NAIVE_QUEUE - 1;
-    if (s->anneal.queued == DLRNI_NAIVE_QUEUE)
-        for (int64_t i = 0; i < last; i++) {
-            s->anneal.now[i] = s->anneal.now[i + 1];
-            s->anneal.then[i] = s->anneal.then[i + 1];
-        }
-    else
-        s->anneal.queued++;
-    s->anneal.now[s->anneal.queued - 1] = now;
-    s->anneal.then[s->anneal.queued - 1] = then;
+    int64_t *queued = &s->anneal.queued;
+    if (*queued == DLRNI_NAIVE_QUEUE) {
+        const size_t size = (DLRNI_NAIVE_QUEUE - 1) * sizeof(double);
+        memmove(s->anneal.now, s->anneal.now + 1, size);
+        memmove(s->anneal.then, s->anneal.then + 1, size);
+        --*queued;
+    }
+    s->anneal.now[*queued] = now;
+    s->anneal.then[(*queued)++] = then;
 }
 
 /* Penalties of values: a = f w (gated: ReLU(p) w) with the atom's norm, its square, or 1 as w; the
