@@ -74,8 +74,8 @@ typedef struct fma_loop {
     int lanes;
 } fma_loop;
 
-/* The loop of a set's vectors: "avx512vnni" is held against 512 bits, "avx2" against 256. "amx", whose
-   tiles have no f32, multiplies f32 by 512 bits, too. */
+/* The loop of a set's vectors: "avx512vnni" is held against 512 bits, "avx2" against 256. "amx",
+   whose tiles have no f32, multiplies f32 by 512 bits, too. */
 static fma_loop fma_loop_of(const char *kernels) {
     fma_loop loop = {fma_plain, 1};
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__x86_64__)

@@ -546,8 +546,8 @@ TEST(calls_of_a_run) {
     printf("     %4d calls\n", (int)try_run(0));
 }
 
-/* Runs whose recipe's library has files of its own, beside ae.pt and in a folder; the settings of one
-   are in a config. */
+/* Runs whose recipe's library has files of its own, beside ae.pt and in a folder; the settings of
+   one are in a config. */
 TEST(runs_for_libraries) {
 #define LIBRARY_RUN                                                                                \
     "train --quiet --threads 1 --dict-size 64 --batch-size 64 --n-ctxs 1 --steps 2 "               \

@@ -318,12 +318,12 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
     json_real(&j, "mse_loss", 9, s->reconstruction_loss);
     json_real(&j, "sparsity_loss", 9, s->sparsity_loss);
     json_real(&j, "ghost_loss", 9, s->auxiliary_loss);
-    json_real(&j, "pre_act_loss", 9, s->pre_act_loss);
     json_real(&j, "l0", 6, s->l0);
-    json_int(&j, "k", s->k);
     json_int(&j, "dead", s->dead);
     json_real(&j, "lr", 9, s->lr);
     json_real(&j, "sparsity_penalty", 9, s->penalty);
+    json_real(&j, "pre_act_loss", 9, s->pre_act_loss);
+    json_int(&j, "k", s->k);
     json_real(&j, "rows_per_second", 6, rate);
     json_close(&j, '}');
     fputc('\n', r->log);
