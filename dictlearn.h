@@ -503,8 +503,8 @@
    goodfire             NAME.pt                     SAE
    e2e_sae              NAME.pt                     SAE
    overcomplete         NAME.pt: a state dict       SAE, TopKSAE, BatchTopKSAE, JumpSAE
-   dictlearn            any file that dlrn_save     dictionaries of several layers, in this library's
-                        wrote                       own layout
+   dictlearn            any file that dlrn_save     dictionaries of several layers, in this
+                        wrote                       library's own layout
 
    DeepSeek-R1's files (qresearch) are AutoEncoderNew's. A loaded dictionary says where it comes
    from: dict->layout (the library), dict->class_name (the class as the library calls it) and
@@ -24448,7 +24448,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #define DLRNI_CHECK_CHOICE(field, names, type, old)                                                \
     if (*dlrn_name(names, (int)cfg->field) == '?')                                                 \
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,                                                   \
-                         "dlrn_train_config: " #field ": expected one of its names, found %d",     \
+                         "dlrn_train_config: " #field ": expected a value of " #type ", found %d", \
                          (int)cfg->field);
 #define DLRNI_CHECK_SWITCH(field, old)                                                             \
     if (cfg->field != DLRN_OFF && cfg->field != DLRN_ON)                                           \
