@@ -24031,6 +24031,9 @@ static const char *const dlrni_reference_settings[] = {
 static const char *const dlrni_penalty_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", NULL,
 };
+static const char *const dlrni_cc_norm_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", "loss", NULL,
+};
 static const char *const dlrni_anneal_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "p_end", "anneal_start",
     "anneal_end",       "anneal_updates",        NULL,
@@ -24245,7 +24248,7 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
       "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
       "finetuning/dictionary_learning)",
-      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_cc_norm_settings},
      dlrni_set_cc_norm},
     {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
       "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
