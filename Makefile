@@ -71,7 +71,8 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme frontier readme help \
+        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
+        frontier readme help \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -300,7 +301,7 @@ bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record,
 bench-readme: ## writes the table of bench/README.md from bench/results
 	python3 bench/run.py --readme
 
-readme: $(BUILD)/test_layouts $(BUILD)/test_recipes ## writes the tables of README and of the manual from those of the header
+readme: $(BUILD)/test_layouts $(BUILD)/test_recipes ## writes the tables of README and of the manual
 	$(BUILD)/test_layouts --readme
 	$(BUILD)/test_recipes --manual
 

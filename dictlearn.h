@@ -72,6 +72,8 @@
    >>recipes        how families are trained: one code block and one table entry per recipe
    >>settings       configuration: defaults, checks, JSON
    >>resampling     reviving dead features
+   >>composite      trainers of the parts of a dictionary of several layers
+   >>starts         first weights of each recipe, given dictionaries, scales of rows
    >>trainer        the whole step; the whole run
    >>checkpoint     saves and resumes trainers
    >>metrics        streaming evaluation
@@ -501,6 +503,8 @@
    goodfire             NAME.pt                     SAE
    e2e_sae              NAME.pt                     SAE
    overcomplete         NAME.pt: a state dict       SAE, TopKSAE, BatchTopKSAE, JumpSAE
+   dictlearn            any file that dlrn_save     dictionaries of several layers, in this library's
+                        wrote                       own layout
 
    DeepSeek-R1's files (qresearch) are AutoEncoderNew's. A loaded dictionary says where it comes
    from: dict->layout (the library), dict->class_name (the class as the library calls it) and
@@ -5625,7 +5629,7 @@ DLRNI_INTERNAL float dlrni_compared(const dlrni_encoding *c, float pre) {
 }
 
 /* The floor of a row whose k-th best so far is `worst`. Where zeros are picked, one among them says
-   nothing of what lies below. */
+   nothing about lower values. */
 DLRNI_INTERNAL float dlrni_floor_at(const dlrni_encoding *c, float worst) {
     if (worst != worst) return INFINITY; /* k NaNs: nothing is better */
     return worst <= 0 && dlrni_picks_zeros(c) ? c->gate.min_floor : worst;
@@ -5934,9 +5938,9 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
 
 /* What a visit to the entries of a block of rows does. */
 typedef enum dlrni_batch_visit {
-    DLRNI_VISIT_COUNT, /* counts the next bits of keys that agree with what is known of the cut */
-    DLRNI_VISIT_ROWS,  /* counts the entries equal to the cut, by row                           */
-    DLRNI_VISIT_ROW    /* finds the last of a row's equals that stays                           */
+    DLRNI_VISIT_COUNT,  /* counts the next bits of keys that agree with what is known of the cut */
+    DLRNI_VISIT_EQUALS, /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_LAST    /* finds the last of a row's equals that stays                           */
 } dlrni_batch_visit;
 
 /* Encodings of the same rows while their common cut is sought. */
@@ -5969,7 +5973,7 @@ DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
             if ((key & j->known) != j->key) continue;
             if (j->visit == DLRNI_VISIT_COUNT)
                 count[(key & ~j->known) >> j->shift]++;
-            else if (j->visit == DLRNI_VISIT_ROWS)
+            else if (j->visit == DLRNI_VISIT_EQUALS)
                 equals[row]++;
             else if (row == j->row && j->left > 0 && --j->left == 0) {
                 j->last = j->at;
@@ -6006,7 +6010,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visi
                 DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
             const int64_t entries = dlrni_wave_entries(c);
             used += entries;
-            if (visit == DLRNI_VISIT_ROW)
+            if (visit == DLRNI_VISIT_LAST)
                 dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
             else
                 dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
@@ -6069,12 +6073,12 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_key(dlrni_batch_job *j, int64_t wanted, i
 DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget) {
     int32_t *equals = j->c[0]->kept;
     memset(equals, 0, (size_t)j->n * sizeof *equals);
-    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_ROWS, budget));
+    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_EQUALS, budget));
     for (j->row = 0; j->row < j->n - 1 && equals[j->row] < j->left; j->row++)
         j->left -= equals[j->row];
     j->last = j->count;
     if (equals[j->row] <= j->left) return DLRN_OK; /* all of the row's */
-    return dlrni_batch_pass(j, DLRNI_VISIT_ROW, budget);
+    return dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
 }
 
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
@@ -6215,7 +6219,7 @@ DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, i
 
 /* The smallest value that the selection of a batch has kept, as it is compared (ranked); below 0:
    nothing was positive. */
-DLRNI_INTERNAL double dlrni_batch_cut(const dlrni_encoding *c) {
+DLRNI_INTERNAL double dlrni_smallest_of_batch(const dlrni_encoding *c) {
     return c->cut_known && c->last_kept.value <= FLT_MAX ? (double)c->last_kept.value : -1;
 }
 
@@ -18005,8 +18009,8 @@ typedef struct dlrni_part_tensors {
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
-DLRNI_INTERNAL void dlrni_add_part(const dlrn_dictionary *dict, int64_t part,
-                                   dlrni_part_tensors *to) {
+DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t part,
+                                        dlrni_part_tensors *to) {
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         const dlrni_role *shape = &dlrni_role_table[role];
         if (!dict->param[role]) continue;
@@ -18041,12 +18045,12 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->tensor[to->count++] = table;
     to->tensor[to->count++] = scales;
     dlrni_put_part(dict, 0, 0, to->table, to->scales);
-    dlrni_add_part(dict, -1, to);
+    dlrni_describe_part(dict, -1, to);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         const dlrn_part *part = &dict->part[i];
         dlrni_put_part(part->dict, part->in_at, part->out_at,
                        to->table + (i + 1) * DLRNI_PART_COLUMNS, to->scales + (i + 1) * 3);
-        dlrni_add_part(part->dict, i, to);
+        dlrni_describe_part(part->dict, i, to);
     }
     return DLRN_OK;
 }
@@ -18129,8 +18133,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
 
 /* Part i, by its row of the table. What its parameters need is in the file before it is
    allocated. */
-DLRNI_INTERNAL dlrn_status dlrni_load_part(const dlrni_loading *l, int64_t i, const int64_t *row,
-                                           const float *scales, dlrn_dictionary *whole) {
+DLRNI_INTERNAL dlrn_status dlrni_load_own_part(const dlrni_loading *l, int64_t i,
+                                               const int64_t *row, const float *scales,
+                                               dlrn_dictionary *whole) {
     dlrn_part *part = &whole->part[i];
     part->in_at = row[DLRNI_PART_IN_AT];
     part->out_at = row[DLRNI_PART_OUT_AT];
@@ -18167,8 +18172,8 @@ DLRNI_INTERNAL dlrn_status dlrni_load_parts(const dlrni_loading *l, int64_t part
     DLRNI_TRY(dlrni_get_part(l, table, scales, s->to));
     DLRNI_TRY(dlrni_parts_alloc(s->to, parts));
     for (int64_t i = 0; i < parts; i++)
-        DLRNI_TRY(dlrni_load_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS, scales + (i + 1) * 3,
-                                  s->to));
+        DLRNI_TRY(dlrni_load_own_part(l, i, table + (i + 1) * DLRNI_PART_COLUMNS,
+                                      scales + (i + 1) * 3, s->to));
     return dlrni_read_part(l, -1, s->to);
 }
 
@@ -20753,18 +20758,17 @@ DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
     return target ? (mean / t - 1) * (mean / t - 1) : mean;
 }
 
-/* p-anneal: remembers the penalties by the present exponent and by the next. */
+/* p-anneal: remembers the penalties by the present exponent and by the next, the oldest first. */
 DLRNI_INTERNAL void dlrni_naive_anneal_note(dlrni_naive *s, double now, double then) {
-    const int64_t last = DLRNI_NAIVE_QUEUE - 1;
-    if (s->anneal.queued == DLRNI_NAIVE_QUEUE)
-        for (int64_t i = 0; i < last; i++) {
-            s->anneal.now[i] = s->anneal.now[i + 1];
-            s->anneal.then[i] = s->anneal.then[i + 1];
-        }
-    else
-        s->anneal.queued++;
-    s->anneal.now[s->anneal.queued - 1] = now;
-    s->anneal.then[s->anneal.queued - 1] = then;
+    int64_t *queued = &s->anneal.queued;
+    if (*queued == DLRNI_NAIVE_QUEUE) {
+        const size_t size = (DLRNI_NAIVE_QUEUE - 1) * sizeof(double);
+        memmove(s->anneal.now, s->anneal.now + 1, size);
+        memmove(s->anneal.then, s->anneal.then + 1, size);
+        --*queued;
+    }
+    s->anneal.now[*queued] = now;
+    s->anneal.then[(*queued)++] = then;
 }
 
 /* Penalties of values: a = f w (gated: ReLU(p) w) with the atom's norm, its square, or 1 as w; the
@@ -23661,7 +23665,7 @@ DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
-    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_batch_cut(c);
+    if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_smallest_of_batch(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
         if (!c->kept[i]) continue;
@@ -24050,7 +24054,7 @@ static const char *const dlrni_matryoshka_settings[] = {
 static const char *const dlrni_jump_relu_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "target_l0", "bandwidth", NULL,
 };
-static const char *const dlrni_sl_settings[] = {
+static const char *const dlrni_saelens_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps",
     "p_start",          "center",
     "scale_rows",       "lr_schedule",
@@ -24102,7 +24106,7 @@ static const char *const dlrni_sl_nested_settings[] = {
     "atom_norm",
     NULL,
 };
-static const char *const dlrni_sp_settings[] = {
+static const char *const dlrni_sparsify_settings[] = {
     "k",           "k_anneal_steps", "k_start",   "auxk_alpha", "auxk",
     "multi_top_k", "dead_rows",      "optimiser", "skip",       NULL,
 };
@@ -24180,12 +24184,12 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"sl-standard", "AutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = "
       "p_start (SAELens 6.54, standard)",
-      &dlrni_family_table[0].formula, 0, dlrni_sl_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_saelens_settings},
      dlrni_set_saelens_standard},
     {{"sl-gated", "GatedAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g "
       "W_dec + b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)",
-      &dlrni_family_table[5].formula, 0, dlrni_sl_settings},
+      &dlrni_family_table[5].formula, 0, dlrni_saelens_settings},
      dlrni_set_saelens_gated},
     {{"sl-jumprelu", "JumpReluAutoEncoder", "saelens",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step; "
@@ -24224,20 +24228,20 @@ static const dlrni_recipe dlrni_recipe_table[] = {
     {{"sp-topk", "AutoEncoderTopK", "sparsify",
       "sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure "
       "(sparsify 1.3)",
-      &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
+      &dlrni_family_table[1].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify},
     {{"sp-groupmax", "GroupMax", "sparsify",
       "that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)",
-      &dlrni_family_table[7].formula, 0.005, dlrni_sp_settings},
+      &dlrni_family_table[7].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_groupmax},
     {{"sp-transcoder", "AutoEncoderTopK", "sparsify",
       "that of sp-topk for a target y (sparsify 1.3, transcode)", &dlrni_family_table[1].formula,
-      0.005, dlrni_sp_settings},
+      0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_transcoder},
     {{"sp-skip_transcoder", "AutoEncoderTopK", "sparsify",
       "that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode, "
       "skip_connection; Paulo et al., 2025)",
-      &dlrni_family_table[1].formula, 0.005, dlrni_sp_settings},
+      &dlrni_family_table[1].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_skip},
     {{"cc-l1", "AutoEncoder", "ckkissane",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of "
@@ -25041,7 +25045,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pre_act_of_parts(dlrn_trainer *t, dlrn_train_st
 }
 
 /* The trainer of part i. Its settings are the whole's, by its sizes. */
-DLRNI_INTERNAL dlrn_status dlrni_part_trainer(dlrn_trainer *t, int64_t i) {
+DLRNI_INTERNAL dlrn_status dlrni_make_part_trainer(dlrn_trainer *t, int64_t i) {
     const dlrn_part *part = &t->dict->part[i];
     dlrn_trainer *p = t->part[i] = DLRNI_NEW_ZERO(t->ctx, dlrn_trainer, 1);
     if (!p) return DLRN_ERR_MEMORY;
@@ -25071,7 +25075,7 @@ DLRNI_INTERNAL dlrn_status dlrni_part_trainers(dlrn_trainer *t) {
     if (!t->part || !t->part_codes) return DLRN_ERR_MEMORY;
     t->n_parts = t->dict->n_parts;
     for (int64_t i = 0; i < t->n_parts; i++) {
-        DLRNI_TRY(dlrni_part_trainer(t, i));
+        DLRNI_TRY(dlrni_make_part_trainer(t, i));
         t->part_codes[i] = &t->part[i]->w.codes;
     }
     return DLRN_OK;
@@ -25119,7 +25123,7 @@ DLRNI_INTERNAL void dlrni_adopt_thresholds(dlrn_dictionary *dict, const dlrni_ru
         if (norm < 1 || norm > 1) threshold[f] = (float)((double)threshold[f] * norm);
         if (rules->log_threshold && !(threshold[f] >= min)) threshold[f] = min;
     }
-    /* a mean over training of what is compared now */
+    /* a mean over training: of other numbers than those compared now */
     if (old != rules->rank && rules->average != DLRNI_AVERAGE_NONE) dict->formula.threshold = -1;
     dict->formula.rank = rules->rank;
 }
@@ -27747,6 +27751,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #undef DLRNI_FORMULA_REALS
 #undef DLRNI_FORMULA_INTEGERS
 #undef DLRNI_CONFIG_MORE_REALS
+#undef DLRNI_PART_TABLE
+#undef DLRNI_PART_SCALES
 #undef DLRNI_CONFIG_CHOICES
 #undef DLRNI_CONFIG_SWITCHES
 #undef DLRNI_CONFIG_MORE_INTEGERS

@@ -125,7 +125,7 @@ static void compare(dlrn_context *ctx, dlrn_dictionary **dict, int parts, float 
         CHECK_MSG(seen == count, "%s, batch %d: expected %d entries, found %d", what, batch,
                   (int)count, (int)seen);
         for (int i = 0; i < parts; i++) {
-            CHECK(dlrni_batch_cut(&c[i]) == (count ? (double)kept_smallest : -1));
+            CHECK(dlrni_smallest_of_batch(&c[i]) == (count ? (double)kept_smallest : -1));
             dlrni_encoding_learn(&c[i], seen, dlrni_wave_candidates(&c[i]));
         }
     }

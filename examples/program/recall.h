@@ -1,6 +1,6 @@
-/* Words of the command line that stand in files: train --resume takes those of the run's own command
-   from its config.json, --config those that a config of settings amounts to. The command line wins
-   over --config, and both over a saved command. */
+/* Words of the command line that stand in files: train --resume takes those of the run's own
+   command from its config.json, --config those that a config of settings amounts to. The command
+   line wins over --config, and both over a saved command. */
 
 typedef struct recalled {
     dlrn_context *ctx; /* of its own: the command's context is made from the words */
@@ -77,8 +77,8 @@ static void add_saved(const command *c, recalled *r, const dlrn_json *words) {
     }
 }
 
-/* Reads the run's config.json. *words: its command, or NULL: its version did not keep it. A run that
-   cannot be read is the command's own error. */
+/* Reads the run's config.json. *words: its command, or NULL: its version did not keep it. A run
+   that cannot be read is the command's own error. */
 static void read_saved(recalled *r, const options *o, const dlrn_json **words) {
     char path[4200];
     snprintf(path, sizeof path, "%s/config.json", o->save_dir);

@@ -34,8 +34,8 @@ static void delete_folder(const char *path) {
     rmdir(path);
 }
 
-/* Whether a name is that of a library's config, which goes after the weights: a reader that finds it
-   finds the rest. */
+/* Whether a name is that of a library's config, which goes after the weights: a reader that finds
+   it finds the rest. */
 static int is_library_config(const char *name) {
     return ends_with(name, ".json") || ends_with(name, ".yaml");
 }
