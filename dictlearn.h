@@ -1432,7 +1432,8 @@ typedef struct dlrn_load_options {
    shapes of the tensors and by the config beside the file. Nothing is guessed: if several layouts
    fit, or a number is missing, the error says which, and which option states it. options: NULL for
    none. Names of tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only
-   one dictionary. In the folder of a run, the one trainer_N is read; several are an error.
+   one dictionary. In the folder of a run, the one trainer_N is read; several are an error; and
+   where there is nothing else, a folder in it that is called as a library ("llamascopium").
    DLRN_ERR_IO; _FORMAT: malformed; _UNSUPPORTED: another library's layout, or several that fit;
    _SHAPE: tensors that do not fit each other or the config; _VALUE: a weight that is not finite. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
