@@ -24399,7 +24399,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(dead_rows, "dead_rows", v >= -1, "a number from 0, or -1 for never")                         \
     X(dead_steps, "dead_steps", v >= -1, "a number from 0, or -1 for never")                       \
     X(threshold_start_step, "threshold_start_step", v >= -1, "a number from -1")                   \
-    X(n_groups, "n_groups", v >= 0 && v <= DLRN_GROUPS_MAX, "a number from 0 to 16")               \
+    X(n_groups, "n_groups", v >= 0 && v <= (double)DLRN_GROUPS_MAX, "a number from 0 to 16")       \
     X(anneal_start, "anneal_start", v >= -1, "a number, or -1 for never")                          \
     X(anneal_end, "anneal_end", v >= -1, "a number, or -1 for never")                              \
     X(anneal_updates, "anneal_updates", v >= 0, "a number from 0")                                 \
