@@ -349,7 +349,7 @@
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
        over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
        finetuning/dictionary_learning)
-       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2, loss norm
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
        |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
@@ -1432,7 +1432,8 @@ typedef struct dlrn_load_options {
    shapes of the tensors and by the config beside the file. Nothing is guessed: if several layouts
    fit, or a number is missing, the error says which, and which option states it. options: NULL for
    none. Names of tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only
-   one dictionary. In the folder of a run, the one trainer_N is read; several are an error.
+   one dictionary. In the folder of a run, the one trainer_N is read; several are an error; and
+   where there is nothing else, a folder in it that is called as a library ("llamascopium").
    DLRN_ERR_IO; _FORMAT: malformed; _UNSUPPORTED: another library's layout, or several that fit;
    _SHAPE: tensors that do not fit each other or the config; _VALUE: a weight that is not finite. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
@@ -24035,6 +24036,9 @@ static const char *const dlrni_reference_settings[] = {
 static const char *const dlrni_penalty_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", NULL,
 };
+static const char *const dlrni_cc_norm_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", "loss", NULL,
+};
 static const char *const dlrni_anneal_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "p_end", "anneal_start",
     "anneal_end",       "anneal_updates",        NULL,
@@ -24249,7 +24253,7 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
       "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
       "finetuning/dictionary_learning)",
-      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_cc_norm_settings},
      dlrni_set_cc_norm},
     {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
       "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
