@@ -198,6 +198,7 @@
 
    dl-april             AutoEncoderNew (no center): the penalty has the square of the norm
    dl- with k           k_anneal_steps: step 0 runs with the last k
+   dl-jump_relu         the penalty counts a feature of value 0 whose threshold is below 0
    sl-batchtopk,        the mean threshold starts at 0, so that short runs save one that is far
    sl-matryoshka        too low
    sp-                  AuxK and multi_top_k have no gradient to the encoder; features that are
@@ -19731,23 +19732,25 @@ typedef struct dlrni_work {
     int64_t wave;         /* groups per wave                                              */
     int64_t budget;       /* most entries per wave                                        */
     int64_t nnz;          /* active features of the last batch; -1: not known             */
-    int64_t candidates;   /* of the last batch                                            */
-    int64_t slab;         /* blocks of rows per task                                      */
-    int64_t slab_max;     /* most entries per slab                                        */
-    float *center_part;   /* [groups][d_in] a group's part of the gradient of the bias
+    int64_t zeros;       /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
+                      penalty counts them with compat)                                    */
+    int64_t candidates;  /* of the last batch                                            */
+    int64_t slab;        /* blocks of rows per task                                      */
+    int64_t slab_max;    /* most entries per slab                                        */
+    float *center_part;  /* [groups][d_in] a group's part of the gradient of the bias
                              that is subtracted                                           */
-    float *center_grad;   /* [d_in]                                                       */
-    float *output_grad;   /* [d_out] gradient of the output bias; [d_out] of one run      */
-    float *skip_grad;     /* [skip_rows][d_in] gradient of the skip; that of one run      */
-    double weight;        /* of the penalty in this step, divided by the number of rows   */
-    double target_slope;  /* the penalty "target": its derivative by the L0 of one row     */
-    double next_penalty;  /* p-anneal: the penalty of this batch by the next exponent      */
-    float *norm;          /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
-    float *unrank;        /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
-    float *lowered;       /* [F] thresholds less half a bandwidth, or NULL                */
-    double *input_sum;    /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;        /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
-    double *below_slope;  /* [F] the derivative of the loss by it; 0: not of this feature    */
+    float *center_grad;  /* [d_in]                                                       */
+    float *output_grad;  /* [d_out] gradient of the output bias; [d_out] of one run      */
+    float *skip_grad;    /* [skip_rows][d_in] gradient of the skip; that of one run      */
+    double weight;       /* of the penalty in this step, divided by the number of rows   */
+    double target_slope; /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty; /* p-anneal: the penalty of this batch by the next exponent      */
+    float *norm;         /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
+    float *unrank;       /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
+    float *lowered;      /* [F] thresholds less half a bandwidth, or NULL                */
+    double *input_sum;   /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
+    double *below;       /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope; /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -20732,21 +20735,22 @@ DLRNI_INTERNAL double dlrni_naive_row_penalty(const dlrni_naive *s, const double
     return kind == DLRN_SPARSITY_POWER ? powers : value;
 }
 
-/* Whether a feature counts in the penalties of L0: dictionary_learning asks the value (0 is above a
-   threshold below 0), the others what the gate compares. */
+/* What the penalties of L0 compare with a threshold: dictionary_learning the value, the others what
+   the gate compares. */
 DLRNI_INTERNAL double dlrni_naive_counted(const dlrni_naive *s, int64_t at) {
     return s->rules.window == DLRNI_WINDOW_VALUE ? s->f[at] : s->q[at];
 }
 
 /* Penalties of L0, the number of active features of a row, and their derivatives by L0; t is
-   target_l0. step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
+   target_l0. With compat a value of 0 above a threshold below 0 counts (dictionary_learning). step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
 DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
     const double t = s->cfg.target_l0, n = (double)s->n;
     double mean = 0, value = 0;
     for (int64_t i = 0; i < s->n; i++) {
         double l0 = 0;
         for (int64_t j = 0; j < s->F; j++)
-            l0 += dlrni_naive_counted(s, i * s->F + j) > s->p[DLRN_THRESHOLD][j];
+            l0 += dlrni_naive_counted(s, i * s->F + j) > s->p[DLRN_THRESHOLD][j] &&
+                  (s->cfg.compat || s->f[i * s->F + j] < 0 || s->f[i * s->F + j] > 0);
         mean += l0 / n;
         if (s->cfg.sparsity == DLRN_SPARSITY_QUADRATIC) {
             value += 2 / t * (l0 - t) * (l0 - t) / n;
@@ -21834,7 +21838,9 @@ DLRNI_INTERNAL double dlrni_next_penalty(const dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
     dlrni_batch *b = &w->batch;
-    const double off = stats->l0 / t->cfg.target_l0 - 1;
+    /* dictionary_learning counts what is above its threshold */
+    const double zeros = t->cfg.compat ? (double)w->zeros / (double)b->n : 0;
+    const double off = (stats->l0 + zeros) / t->cfg.target_l0 - 1;
     const int entropy = t->cfg.sparsity == DLRN_SPARSITY_ENTROPY;
     if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return DLRN_OK;
     stats->penalty = dlrni_penalty_weight(t);
@@ -22001,10 +22007,15 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
     int64_t f0 = c->first * DLRNI_GROUP, off = 0;
     int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
     const int has_values = dlrni_has_values(t), picks = t->rules.zero_picks;
+    const float *below =
+        t->cfg.sparsity == DLRN_SPARSITY_TARGET ? t->dict->param[DLRN_THRESHOLD] : NULL;
     /* what a silent batch adds */
     int64_t more = t->rules.counts_rows ? w->batch.n : 1;
     /* first count all as silent on this batch; the lists then correct that */
-    for (int64_t f = f0; f < f1; f++) w->silent[f] = t->since_fired[f] + more;
+    for (int64_t f = f0; f < f1; f++) {
+        w->silent[f] = t->since_fired[f] + more;
+        if (below && below[f] < 0) w->zeros += w->batch.n;
+    }
     for (int64_t s = 0; s < c->stretches; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -22014,6 +22025,7 @@ DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
                 const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
                 if (on || picks) w->silent[f] = 0;
                 off += !on;
+                w->zeros -= below && below[f] < 0 && on;
             }
         }
     w->nnz += dlrni_wave_entries(c) - off;
@@ -22075,7 +22087,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
 /* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    w->nnz = w->candidates = 0;
+    w->nnz = w->zeros = w->candidates = 0;
     for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
         DLRNI_TRY(dlrni_load_wave(t, first));
         if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));

@@ -294,8 +294,9 @@ TEST(windows_are_as_stated) {
                 double p = s->pre[i * F + j], f = s->f[i * F + j], q = p * norm, l0 = 0, mean = 0;
                 for (int64_t k = 0; k < N * F; k++) {
                     const double u = c ? s->q[k] : s->f[k];
-                    l0 += k / F == i && u > t[k % F];
-                    mean += (u > t[k % F]) / (double)N;
+                    const int on = u > t[k % F] && (c || u < 0 || u > 0);
+                    l0 += k / F == i && on;
+                    mean += on / (double)N;
                 }
                 double w = dlrni_naive_norm(s, DLRN_RANK_NORM, j), th = tanh(4 * f * w);
                 double by_f = by_value(s, i, j) + (c > 2 ? 0.3 * 4 * w * (1 - th * th) / N : 0);
@@ -586,6 +587,9 @@ static void scene_weights(const dlrn_trainer *t, dlrn_dictionary *dict, int64_t 
         const int dead = j % 11 == 3;
         if (dict->param[DLRN_THRESHOLD])
             dict->param[DLRN_THRESHOLD][j] = 0.1f + fabsf(dict->param[DLRN_THRESHOLD][j]);
+        /* dictionary_learning's may fall below 0, and then let negative values through */
+        if (t->cfg.sparsity == DLRN_SPARSITY_TARGET && j % 13 == 5)
+            dict->param[DLRN_THRESHOLD][j] = j % 2 ? -0.1f : -0.4f;
         if (dead) dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -9.0f : -2.5f;
         if (dead || j == 100) silent[j] = 100000;
         if (t->rules.atoms != DLRNI_ATOMS_FREE)
