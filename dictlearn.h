@@ -350,7 +350,7 @@
        mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j (the sum
        over layers l of |atom_jl|) (CrossCoderTrainer of science-of-
        finetuning/dictionary_learning)
-       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2
+       lr 0.001, warmup_steps 1000, beta1 0.9, sparsity_penalty 0.1, layers 2, loss norm
    cc-batch_top_k (BatchTopKSAE, crosscoder-fork)
        mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over layers l of
        |atom_jl|) of a batch of n rows + auxk_alpha * AuxK (BatchTopKCrossCoderTrainer of
@@ -504,8 +504,8 @@
    goodfire             NAME.pt                     SAE
    e2e_sae              NAME.pt                     SAE
    overcomplete         NAME.pt: a state dict       SAE, TopKSAE, BatchTopKSAE, JumpSAE
-   dictlearn            any file that dlrn_save     dictionaries of several layers, in this library's
-                        wrote                       own layout
+   dictlearn            any file that dlrn_save     dictionaries of several layers, in this
+                        wrote                       library's own layout
 
    DeepSeek-R1's files (qresearch) are AutoEncoderNew's. A loaded dictionary says where it comes
    from: dict->layout (the library), dict->class_name (the class as the library calls it) and
@@ -1433,7 +1433,8 @@ typedef struct dlrn_load_options {
    shapes of the tensors and by the config beside the file. Nothing is guessed: if several layouts
    fit, or a number is missing, the error says which, and which option states it. options: NULL for
    none. Names of tensors may have a prefix ("module.", "state_dict.", ...) if the file holds only
-   one dictionary. In the folder of a run, the one trainer_N is read; several are an error.
+   one dictionary. In the folder of a run, the one trainer_N is read; several are an error; and
+   where there is nothing else, a folder in it that is called as a library ("llamascopium").
    DLRN_ERR_IO; _FORMAT: malformed; _UNSUPPORTED: another library's layout, or several that fit;
    _SHAPE: tensors that do not fit each other or the config; _VALUE: a weight that is not finite. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
@@ -24047,6 +24048,9 @@ static const char *const dlrni_reference_settings[] = {
 static const char *const dlrni_penalty_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", NULL,
 };
+static const char *const dlrni_cc_norm_settings[] = {
+    "sparsity_penalty", "sparsity_warmup_steps", "resample_steps", "layers", "loss", NULL,
+};
 static const char *const dlrni_anneal_settings[] = {
     "sparsity_penalty", "sparsity_warmup_steps", "sparsity", "p_start", "p_end", "anneal_start",
     "anneal_end",       "anneal_updates",        NULL,
@@ -24261,7 +24265,7 @@ static const dlrni_recipe dlrni_recipe_table[] = {
       "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
       "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
       "finetuning/dictionary_learning)",
-      &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
+      &dlrni_family_table[0].formula, 0, dlrni_cc_norm_settings},
      dlrni_set_cc_norm},
     {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
       "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
@@ -24407,7 +24411,7 @@ DLRN_API dlrn_train_config dlrn_train_defaults(const char *recipe) {
     X(dead_rows, "dead_rows", v >= -1, "a number from 0, or -1 for never")                         \
     X(dead_steps, "dead_steps", v >= -1, "a number from 0, or -1 for never")                       \
     X(threshold_start_step, "threshold_start_step", v >= -1, "a number from -1")                   \
-    X(n_groups, "n_groups", v >= 0 && v <= DLRN_GROUPS_MAX, "a number from 0 to 16")               \
+    X(n_groups, "n_groups", v >= 0 && v <= (double)DLRN_GROUPS_MAX, "a number from 0 to 16")       \
     X(anneal_start, "anneal_start", v >= -1, "a number, or -1 for never")                          \
     X(anneal_end, "anneal_end", v >= -1, "a number, or -1 for never")                              \
     X(anneal_updates, "anneal_updates", v >= 0, "a number from 0")                                 \
@@ -24460,7 +24464,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_numbers(dlrn_context *ctx, const dlrn_tra
 #define DLRNI_CHECK_CHOICE(field, names, type, old)                                                \
     if (*dlrn_name(names, (int)cfg->field) == '?')                                                 \
         return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,                                                   \
-                         "dlrn_train_config: " #field ": expected one of its names, found %d",     \
+                         "dlrn_train_config: " #field ": expected a value of " #type ", found %d", \
                          (int)cfg->field);
 #define DLRNI_CHECK_SWITCH(field, old)                                                             \
     if (cfg->field != DLRN_OFF && cfg->field != DLRN_ON)                                           \

@@ -4,8 +4,8 @@
        ./train_batch_top_k
 
    Of each batch of n rows the k n largest features stay, so that a hard row may have more than k
-   and an easy one fewer. Afterwards a threshold takes the place of that selection: its running mean is
-   part of the dictionary. It is saved as batch_top_k.pt, which PyTorch opens, too. */
+   and an easy one fewer. Afterwards a threshold takes the place of that selection: its running
+   mean is part of the dictionary. It is saved as batch_top_k.pt, which PyTorch opens, too. */
 #include <stdio.h>
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"

@@ -324,6 +324,12 @@ config fork << 'END'
  "code_normalization": "CROSSCODER", "target_rms": 1.0}}
 END
 expect fork cc-batch_top_k "k 4" "k_start 12" "k_anneal_steps 20"
+config fork_relu << 'END'
+{"trainer": {"trainer_class": "CrossCoderTrainer", "dict_class": "CrossCoder", "activation_dim": 32, "dict_size": 64,
+ "lr": 0.005, "l1_penalty": 0.05, "warmup_steps": 4, "resample_steps": null, "use_mse_loss": true,
+ "code_normalization": "CROSSCODER"}}
+END
+expect fork_relu cc-norm 'loss "layers"' "sparsity_penalty 0.05"
 config ckkissane << 'END'
 {"seed": 49, "batch_size": 64, "lr": 5e-05, "num_tokens": 6400, "l1_coeff": 2, "beta1": 0.9, "beta2": 0.999,
  "d_in": 32, "dict_size": 64, "dec_init_norm": 0.08, "enc_dtype": "fp32", "device": "cuda:0"}
@@ -443,7 +449,9 @@ no_config() { # no_config NAME PATTERN: refused, in one line
 sed 's/expected_average_only_in/covariance_whitening/' "$d/runner.json" > "$d/whitening.json"
 no_config whitening "normalize_activations: expected .*, found covariance_whitening"
 sed 's/"adam"/"muon"/' "$d/sparsify.json" > "$d/muon.json"
-no_config muon "optimizer: expected .*, found muon"
+no_config muon "optimizer: expected signum or adam for recipe sp-topk, found muon"
+sed 's/"CROSSCODER"/"SAE"/' "$d/fork_relu.json" > "$d/code_norm.json"
+no_config code_norm "code_normalization: expected CROSSCODER for recipe cc-norm, found SAE"
 sed 's/"fvu"/"kl"/' "$d/sparsify.json" > "$d/kl.json"
 no_config kl "loss_fn: expected fvu for recipe sp-topk, found kl"
 sed 's/TopKTrainer/Gao2025Trainer/' "$d/top_k.json" > "$d/trainer.json"

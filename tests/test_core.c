@@ -529,7 +529,7 @@ TEST(a_context_refuses_what_is_not_there) {
     CHECK_STR(dlrn_name(DLRN_NAMES_SELECT, DLRN_SELECT_TOP_K), "top_k");
     CHECK_STR(dlrn_name(DLRN_NAMES_LOSS, DLRN_LOSS_SQUARED), "squared");
     CHECK_STR(dlrn_name(DLRN_NAMES_SPARSITY, DLRN_SPARSITY_L1), "l1");
-    CHECK_STR(dlrn_name(DLRN_NAMES_LOSS, 2), "?");
+    CHECK_STR(dlrn_name(DLRN_NAMES_LOSS, 4), "?");
     CHECK_STR(dlrn_name((dlrn_names)99, 0), "?");
     dlrn_context_destroy(ctx);
 }

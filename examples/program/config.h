@@ -97,7 +97,7 @@ static const config_key learning_keys[] = {
     {"group_sizes|group_fractions", "--groups", TAKE, NULL, NULL},
     {"group_weights", "--group-weights", TAKE, NULL, NULL},
     {"use_mse_loss", "--loss", TAKE_NAME, "false=norm,true=layers", NULL},
-    {"code_normalization", "--loss", TAKE_ONLY, "CROSSCODER", NULL},
+    {"code_normalization", NULL, TAKE_ONLY, "CROSSCODER", NULL},
     {"num_layers", "--layers", TAKE, NULL, NULL},
     {NULL, NULL, TAKE, NULL, NULL},
 };
@@ -379,6 +379,16 @@ static const char *config_name(const char *words, const char *theirs, char text[
     return NULL;
 }
 
+/* Theirs of "theirs=ours,...", as an error lists them. */
+static const char *config_names(const char *words, char *text, size_t size) {
+    size_t at = 0;
+    *text = 0;
+    for (const char *w = words; *w && at < size; w += strcspn(w, ","), w += *w == ',')
+        at += (size_t)snprintf(text + at, size - at, "%s%.*s", at ? " or " : "",
+                               (int)strcspn(w, "="), w);
+    return text;
+}
+
 /* Whether two values are one: numbers may be written in two ways. */
 static int same_value(const char *a, const char *b) {
     char *end_a, *end_b;
@@ -464,7 +474,7 @@ static dlrn_status config_compute(const config_reading *r, const config_key *k, 
 
 /* Applies one key of a library. */
 static dlrn_status config_apply(const config_reading *r, const config_key *k) {
-    char list[TEXT_MAX + 1], name[64];
+    char list[TEXT_MAX + 1], name[64], names[256];
     const char *value;
     const dlrn_json *v = config_get(r->root, r->library, k->key);
     const flag *f = k->flag ? find_flag(k->flag, &value) : NULL;
@@ -477,7 +487,8 @@ static dlrn_status config_apply(const config_reading *r, const config_key *k) {
     if (is_given(r->o, f)) return DLRN_OK;
     if (k->how == TAKE_NAME && v->type != DLRN_JSON_NULL) {
         const char *ours = config_name(k->words, value, name);
-        return ours ? config_add(r, k->key, f, ours) : config_refuse(r, k->key, k->words, value);
+        if (ours) return config_add(r, k->key, f, ours);
+        return config_refuse(r, k->key, config_names(k->words, names, sizeof names), value);
     }
     if (k->how == TAKE_SIZES) return config_sizes(r, k, f, v);
     if (k->how == TAKE_ABOVE_0 && !(v->number > 0)) return DLRN_OK;
