@@ -20742,7 +20742,8 @@ DLRNI_INTERNAL double dlrni_naive_counted(const dlrni_naive *s, int64_t at) {
 }
 
 /* Penalties of L0, the number of active features of a row, and their derivatives by L0; t is
-   target_l0. With compat a value of 0 above a threshold below 0 counts (dictionary_learning). step: mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
+   target_l0. With compat a value of 0 above a threshold below 0 counts (dictionary_learning). step:
+   mean L0; quadratic: mean 2 / t (L0 - t)^2; target: (mean L0 / t - 1)^2. */
 DLRNI_INTERNAL double dlrni_naive_l0_penalty(dlrni_naive *s) {
     const double t = s->cfg.target_l0, n = (double)s->n;
     double mean = 0, value = 0;

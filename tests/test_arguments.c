@@ -102,7 +102,8 @@ TEST(settings_of_a_trainer) {
     SETTING(cfg.eps = INFINITY, "eps");
     SETTING(cfg.eps = 1e-60, "eps"); /* 0 as an f32 */
     SETTING(cfg.loss = (dlrn_loss)9, "loss: expected a value of dlrn_loss, found 9");
-    SETTING(cfg.sparsity = (dlrn_sparsity)9, "sparsity: expected a value of dlrn_sparsity, found 9");
+    SETTING(cfg.sparsity = (dlrn_sparsity)9,
+            "sparsity: expected a value of dlrn_sparsity, found 9");
     SETTING(cfg.steps = -2, "steps");
     SETTING(cfg.resample_steps = -2, "resample_steps");
     SETTING(cfg.resample_steps = INT64_MAX, "resample_steps");
