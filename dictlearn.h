@@ -21616,9 +21616,10 @@ DLRNI_INTERNAL double dlrni_loss_of(const dlrn_trainer *t, const float *e, int64
         /* targets without variance cannot be explained */
         *c = t->w.batch.total_variance > 0 ? 2 / t->w.batch.total_variance : 0;
         return *c * square * n / 2;
-    case DLRN_LOSS_SQUARED:
-    default: *c = 2 / n; return square;
+    case DLRN_LOSS_SQUARED: break;
     }
+    *c = 2 / n;
+    return square;
 }
 
 /* Whether the derivatives of a row are not c e: distances of several layers have a c each. */
@@ -22753,9 +22754,9 @@ DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_los
     case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
     case DLRNI_AUXK_SHARE: return 1 / share;
     case DLRNI_AUXK_FVU: return b->total_variance / ((double)b->n * share);
-    case DLRNI_AUXK_PLAIN:
-    default: return 1;
+    case DLRNI_AUXK_PLAIN: break;
     }
+    return 1;
 }
 
 /* Every row has the same factor. */
