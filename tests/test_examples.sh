@@ -59,10 +59,14 @@ for source in examples/[0-9][0-9]_*.c; do
         promise "$name" 'JumpReluAutoEncoder of dictionary_learning: [1-9][0-9] active features'
         promise "$name" '^feature [0-9]+: [0-9.]+$'
         ;;
+    07_*) at_least "$name" 75 "variance explained" && promise "$name" 'L0 [23]\.' ;;
+    08_*) at_least "$name" 80 "layer's output" ;;
     esac
 done
-check "02 and 06 leave their dictionaries, the others nothing" test "$(ls "$clone" | tr '\n' ' ')" = \
-    "dictlearn.h example examples implementation.c implementation.o second.o small_params.npz trained.pt "
+check "02, 06, 07 and 08 leave their dictionaries, the others nothing" \
+    test "$(LC_ALL=C ls "$clone" | tr '\n' ' ')" = \
+    "batch_top_k.pt cfg.json dictlearn.h example examples implementation.c implementation.o \
+sae.safetensors second.o small_params.npz trained.pt "
 
 # 06 opens what others have made
 given=tests/golden/families/JumpReluAutoEncoder
