@@ -207,7 +207,7 @@
 
    Which to take: dl-batch_top_k, if nothing speaks for another. It takes the L0 that you want (k),
    needs no other tuning, and its step is fast from the first one on. If the target is not x, take
-   sp-skip_transcoder or sp-transcoder. If general features shall come first, dl-matryoshka.
+   sp-skip_transcoder or sp-transcoder. If general features are to come first, take dl-matryoshka.
    What to set for recipes with k, the most important first:
    - k: active features per row; 16 to 128.
    - features: 8 to 64 times d.
@@ -4162,6 +4162,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_parts(const dlrn_dictionary *dict) {
 
 /* ---- New weights ---- */
 
+/* Scales a row [n] to a length; a row of 0 has no direction. */
+DLRNI_INTERNAL void dlrni_set_length(const dlrni_kernel_table *k, float *row, int64_t n,
+                                     double length) {
+    const float norm = sqrtf(k->dot(row, row, n));
+    if (norm > 0) k->scale(row, (float)length / norm, n);
+}
+
 /* Drawing all features of a new dictionary, or of a part, one task each: feature j from the stream
    first + j of seed. */
 typedef struct dlrni_start_job {
@@ -4192,9 +4199,7 @@ DLRNI_INTERNAL void dlrni_start_feature(void *arg, int64_t j, int worker) {
     for (int64_t i = 0; second && i < d; i++)
         second[j * d + i] = bound * (2.0f * dlrn_rng_uniform(&rng) - 1.0f);
     /* atoms start at unit norm, and training keeps them there */
-    float norm = sqrtf(k->dot(atom, atom, d_out));
-    /* d_out draws of exactly 0 do not happen, but a division by 0 must not */
-    if (norm > 0) k->scale(atom, 1.0f / norm, d_out);
+    dlrni_set_length(k, atom, d_out, 1);
     /* a transcoder's atoms have another width than its encoder's rows: those stay as drawn */
     if (encoder && tied && d == d_out) memcpy(encoder, atom, (size_t)d * sizeof *encoder);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
@@ -21150,7 +21155,7 @@ DLRNI_INTERNAL dlrni_adam dlrni_adam_at(const dlrn_train_config *cfg, double lr,
 }
 
 /* The share of lr that a schedule leaves at step n, without warm-up and decay. Cosine: from 1 to
-   lr_end / lr between the end of the warm-up and the begin of the decay, lr_cycles times. */
+   lr_end / lr between the end of the warm-up and the beginning of the decay, lr_cycles times. */
 DLRNI_INTERNAL double dlrni_schedule_share(const dlrn_train_config *cfg, double end, int64_t n) {
     const int64_t last = cfg->decay_start >= 0 ? cfg->decay_start : cfg->steps;
     const int64_t all = last - cfg->warmup_steps, at = n - cfg->warmup_steps;
@@ -21301,12 +21306,6 @@ DLRNI_INTERNAL void dlrni_project(const dlrni_kernel_table *k, const float *atom
     if (square > 0) k->axpy(-(k->dot(grad, atom, d) / square), atom, grad, d);
 }
 
-/* atom [d] becomes atom / |atom|. */
-DLRNI_INTERNAL void dlrni_normalise(const dlrni_kernel_table *k, float *atom, int64_t d) {
-    float norm = sqrtf(k->dot(atom, atom, d));
-    if (norm > 0) k->scale(atom, 1.0f / norm, d);
-}
-
 /* Roles with one row or one number per feature: the task that sums a feature's gradients also
    updates it, while they are in the cache. */
 DLRNI_INTERNAL int dlrni_is_by_feature(int role) {
@@ -21330,8 +21329,9 @@ DLRNI_INLINE float dlrni_signum_mean(float y, float z) {
     return y + (1 - 1 / dlrni_signum_beta) * (z - y);
 }
 
-/* Plain C: without multiply-adds in kernels, every kernel set has the same bits. `first`: z starts
-   where the dictionary is, whatever set that: an init, or the first batch. */
+/* Plain C: without multiply-adds in kernels, every kernel set has the same bits. In
+   the first update z starts where the dictionary is: at an init, or where the first batch has put
+   it. */
 DLRNI_INTERNAL void dlrni_signum(float *y, float *z, const float *grad, int64_t n, float lr,
                                  int64_t updates) {
     const float newest = 1 / (float)updates;
@@ -21391,7 +21391,7 @@ DLRNI_INTERNAL void dlrni_update_role(dlrn_trainer *t, const dlrni_adam *adam, i
     if (is_atom && !projected && t->rules.atoms != DLRNI_ATOMS_FREE)
         dlrni_project(t->ctx->k, w, grad, d);
     dlrni_move(t, adam, role, f * d, grad, d);
-    if (is_atom && t->rules.atoms == DLRNI_ATOMS_UNIT) dlrni_normalise(t->ctx->k, w, d);
+    if (is_atom && t->rules.atoms == DLRNI_ATOMS_UNIT) dlrni_set_length(t->ctx->k, w, d, 1);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -21720,10 +21720,11 @@ DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank 
     return sum;
 }
 
-/* ---- Penalties ---- A penalty is a mean over rows of a sum over the row's features, phi(a), a = f
-   norm: the norm of the atom (rules.weigh) or 1. Of a gated feature f is the gate's value
-   ReLU(pre). What a row's slope needs beside the feature's own is in batch.row_slope. Penalties on
-   L0 act on thresholds alone (dlrni_jump_slopes). */
+/* ---- Penalties ----
+   A penalty is a mean over rows of a sum of phi(a) over the row's features. a is f, or f times the
+   norm of its atom (rules.weigh); of a gated feature, f is the gate's value ReLU(pre). What a
+   row's slope needs beside the feature's own is in batch.row_slope. Penalties on L0 act on
+   thresholds alone (dlrni_jump_slopes). */
 
 static const double dlrni_tanh_scale = 4; /* SAELens' and Llamascopium's */
 /* the constant of the reference: it keeps log(0) and 0 / 0 away */
@@ -22652,12 +22653,12 @@ static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_be
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
                                              dlrni_ghost_finish};
 
-/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ---- A feature is dead
-   if it was silent on the last dead_rows rows (or dead_steps steps). Each row keeps the auxk best
-   of the dead features; their output X predicts the residual r. Libraries differ (dlrni_rules): a
-   value is ReLU(pre), or with auxk_raw pre itself; the best are those of the highest rank, with
-   auxk_by_size of the largest. Loss: auxk_alpha mean |r - X|^2 over what dlrni_auxk_over says; r is
-   a constant, but not with auxk_attached. */
+/* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
+   A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
+   keeps the auxk best of the dead features; their output X predicts the residual r. The loss is
+   auxk_alpha mean |r - X|^2, divided as dlrni_auxk_over says. Libraries differ (dlrni_rules): a
+   value is ReLU(pre), or with auxk_raw pre itself; the best are those of the highest rank, or with
+   auxk_by_size of the largest |pre|; r is a constant, except with auxk_attached. */
 DLRNI_INTERNAL int dlrni_auxk_is_dead(const dlrn_trainer *t, int64_t f) {
     return t->cfg.auxk_alpha > 0 &&
            dlrni_is_dead(t, t->rules.dead_before ? t->since_fired[f] : t->w.silent[f]);
@@ -22919,10 +22920,11 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     }
 }
 
-/* ---- Slopes: from products with atoms to derivatives ---- An entry has a pre-activation p (or
-   what ranks compare, q = p norm), a value f, and the derivative D of the reconstruction loss by f.
-   With the penalty's derivative by f, df = D + penalty(f); then coef (the derivative by the atom is
-   coef g), slope (that by p), and the feature's own numbers. */
+/* ---- Slopes: from products with atoms to derivatives ----
+   An entry has a pre-activation p (or what ranks compare, q = p norm), a value f, and D, the
+   derivative of the reconstruction loss by f. df is D plus the penalty's derivative by f. From them
+   follow coef (the derivative by the atom is coef g), slope (that by p), and what the feature's own
+   numbers get. */
 
 /* df of an entry: D, and the penalty's share; adds to the derivative by the atom's norm. */
 DLRNI_INLINE double dlrni_value_slope(const dlrn_trainer *t, const dlrni_visit *v, int64_t j,
@@ -24856,7 +24858,7 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     float *atom = t->dict->param[DLRN_DECODER] + j * d_out;
     float *encoder = t->dict->param[DLRN_ENCODER] + j * d;
     memcpy(atom, y, (size_t)d_out * sizeof *atom); /* y is no part of the weights: no overlap */
-    dlrni_normalise(k, atom, d_out);
+    dlrni_set_length(k, atom, d_out, 1);
     dlrni_input_row(t->dict, x, encoder);
     k->scale(encoder, (float)(norm / sqrt((double)k->dot(encoder, encoder, d))), d);
     t->dict->param[DLRN_ENCODER_BIAS][j] = 0;
@@ -25244,13 +25246,6 @@ typedef struct dlrni_first_job {
     int tied; /* 1: encoder rows are copies of atoms */
     float in_bound, out_bound;
 } dlrni_first_job;
-
-/* Scales a row [n] to a length; a row of 0 has no direction. */
-DLRNI_INTERNAL void dlrni_set_length(const dlrni_kernel_table *k, float *row, int64_t n,
-                                     double length) {
-    const float norm = sqrtf(k->dot(row, row, n));
-    if (norm > 0) k->scale(row, (float)length / norm, n);
-}
 
 /* Atom j [d_out], after its encoder row. */
 DLRNI_INTERNAL void dlrni_first_atom(const dlrni_first_job *job, dlrn_rng *rng,
@@ -25827,7 +25822,7 @@ DLRNI_INTERNAL void dlrni_scale_group(void *arg, int64_t group, int worker) {
     const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, dict->features), d = dict->d_out;
     (void)worker;
     for (int64_t f = group * DLRNI_GROUP; f < end; f++)
-        dlrni_normalise(dict->ctx->k, dict->param[DLRN_DECODER] + f * d, d);
+        dlrni_set_length(dict->ctx->k, dict->param[DLRN_DECODER] + f * d, d, 1);
 }
 
 /* What some libraries do to weights before the loss. A step may fail after it, and the next one

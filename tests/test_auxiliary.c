@@ -106,8 +106,8 @@ static dlrn_trainer *trainer_of(dlrn_context *ctx, const dlrn_train_config *cfg)
     }
     if (t->rules.atoms != DLRNI_ATOMS_FREE)
         for (int64_t j = 0; j < cfg->features; j++)
-            dlrni_normalise(ctx->k, t->dict->param[DLRN_DECODER] + j * t->dict->d_out,
-                            t->dict->d_out);
+            dlrni_set_length(ctx->k, t->dict->param[DLRN_DECODER] + j * t->dict->d_out,
+                             t->dict->d_out, 1);
     dlrn_dictionary_changed(t->dict);
     t->step = 1; /* what the first batch sets is not part of the loss */
     return t;

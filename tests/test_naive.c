@@ -593,7 +593,8 @@ static void scene_weights(const dlrn_trainer *t, dlrn_dictionary *dict, int64_t 
         if (dead) dict->param[DLRN_ENCODER_BIAS][j] = j % 2 ? -9.0f : -2.5f;
         if (dead || j == 100) silent[j] = 100000;
         if (t->rules.atoms != DLRNI_ATOMS_FREE)
-            dlrni_normalise(t->ctx->k, dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out);
+            dlrni_set_length(t->ctx->k, dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
+                             1);
     }
 }
 
