@@ -21265,8 +21265,8 @@ DLRNI_INTERNAL int dlrni_anneals_now(const dlrn_trainer *t) {
     if (t->step < start || t->step > end) return 0;
     /* about where it should be; rounding can put it one off */
     const double parts = n > 1 && end > start ? (double)(n - 1) / (double)(end - start) : 0;
-    const int64_t near = (int64_t)((double)(t->step - start) * parts);
-    for (int64_t j = dlrni_max(near - 1, 0); j < dlrni_min(near + 3, n); j++)
+    const int64_t nearest = (int64_t)((double)(t->step - start) * parts);
+    for (int64_t j = dlrni_max(nearest - 1, 0); j < dlrni_min(nearest + 3, n); j++)
         if ((int64_t)dlrni_part_of((double)start, (double)end, j, n) == t->step) return 1;
     return 0;
 }
@@ -22999,13 +22999,13 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         const int64_t i = v->row[p];
         const double u = (double)v->val[p], count = t->w.weight * dlrni_count_slope(t, i);
         const int on = u > level;
-        const int near = dlrni_is_near(t, u, level) && (window != DLRNI_WINDOW_POSITIVE || u > 0);
+        const int within = dlrni_is_near(t, u, level) && (window != DLRNI_WINDOW_POSITIVE || u > 0);
         double f = on ? u * unrank : 0, slope = 0;
         double df = dlrni_value_slope(t, v, j, i, (double)(c[i] * v->slope[p]), f);
-        if (near) by_threshold -= level / e * df * unrank;
-        if (window == DLRNI_WINDOW_VALUE ? near && on : near) by_threshold -= count / e;
+        if (within) by_threshold -= level / e * df * unrank;
+        if (window == DLRNI_WINDOW_VALUE ? within && on : within) by_threshold -= count / e;
         if (on) slope = df;
-        if (near && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
+        if (within && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
         if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
         v->coef[p] = (float)f * c[i];
