@@ -76,7 +76,7 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+.PHONY: all quick install rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
         frontier readme help \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
@@ -95,6 +95,11 @@ $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
 
 $(BUILD)/09_cpp: $(BUILD)/%: examples/%.cpp $(BUILD)/dictlearn.o
 	$(CXX) -std=c++11 $(CFLAGS) $(OPENMP) $(INCLUDES) $< $(LINKED) -o $@ -lm
+
+rust: $(BUILD)/rust_example ## the example in Rust, by rustc alone
+
+$(BUILD)/rust_example: examples/rust/main.rs examples/rust/dictlearn.rs $(BUILD)/dictlearn.o
+	rustc --edition 2021 -O -C linker=$(CC) -C link-args='$(BUILD)/dictlearn.o $(OPENMP) -lm -lgcc' $< -o $@
 
 $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 	@mkdir -p $(@D)/all

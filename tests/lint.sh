@@ -51,6 +51,7 @@ statuses() { # a status that nobody looks at is a warning: every declaration say
          END { exit bad }' dictlearn.h
 }
 check "columns <= 100" columns 100 $sources $cxx
+check "columns of Rust <= 100" columns 100 examples/rust/*.rs
 check "columns of scripts <= 120" columns 120 $scripts
 check "no trailing blanks, no tabs" blanks
 check "functions fit on a screen" function_length
