@@ -196,9 +196,9 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 # are clang's where only clang has them, or has them with OpenMP: archer tells ThreadSanitizer what
 # OpenMP's barriers order.
 ZEROING   = -fexpensive-optimizations
-# Windows.h defines these: no name of ours may be one.
-WINDOWS   = -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
-quick_C   = $(CC) -std=c99 $(WINDOWS) -O1 $(ZEROING) $(OPENMP)
+quick_C   = $(CC) -std=c99 -O1 $(ZEROING) $(OPENMP)
+# Windows.h defines these: no name of the header may be one.
+$(BUILD)/quick/private.o: quick_C += -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
 quick_EFFORT = $(EFFORT)
 coverage_EFFORT = $(EFFORT)
 # What has no files is compiled once in `make quick`, for lint and for test_io.
