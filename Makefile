@@ -2,6 +2,9 @@
 # needed; the targets that speak to PyTorch make their own environment in build/venv. `make help` lists the targets.
 
 CC      ?= cc
+ifeq ($(origin CXX),default)
+CXX     := $(patsubst cc,c++,$(subst clang,clang++,$(subst gcc,g++,$(CC))))
+endif
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wpedantic
 BUILD   ?= build
@@ -43,14 +46,17 @@ REPLACING := test_files test_memory test_program
 # And this one leaves some out.
 OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
 
-PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c))
+# The example in C++, where that compiler is.
+HAVE_CXX := $(shell command -v $(CXX))
+PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c)) \
+            $(if $(HAVE_CXX),$(BUILD)/09_cpp)
 ALL_C    := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 LINKED_C := $(filter-out $(OWN_C),$(ALL_C))
 C_TESTS  := $(ALL_C:%=$(BUILD)/%)
 TESTS    := $(C_TESTS) $(BUILD)/fuzz_replay
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
-SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
+SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay $(if $(HAVE_CXX),$(BUILD)/san/test_cpp)
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py \
@@ -68,9 +74,9 @@ THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
-TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
+TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+.PHONY: all quick install rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
         frontier readme help \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
@@ -86,6 +92,14 @@ $(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o
 
 $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
 	$(COMPILE) $< $(LINKED) -o $@ -lm
+
+$(BUILD)/09_cpp: $(BUILD)/%: examples/%.cpp $(BUILD)/dictlearn.o
+	$(CXX) -std=c++11 $(CFLAGS) $(OPENMP) $(INCLUDES) $< $(LINKED) -o $@ -lm
+
+rust: $(BUILD)/rust_example ## the example in Rust, by rustc alone
+
+$(BUILD)/rust_example: examples/rust/main.rs examples/rust/dictlearn.rs $(BUILD)/dictlearn.o
+	rustc --edition 2021 -O -C linker=$(CC) -C link-args='$(BUILD)/dictlearn.o $(OPENMP) -lm -lgcc' $< -o $@
 
 $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 	@mkdir -p $(@D)/all
@@ -182,9 +196,9 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 # are clang's where only clang has them, or has them with OpenMP: archer tells ThreadSanitizer what
 # OpenMP's barriers order.
 ZEROING   = -fexpensive-optimizations
-# Windows.h defines these: no name of ours may be one.
-WINDOWS   = -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
-quick_C   = $(CC) -std=c99 $(WINDOWS) -O1 $(ZEROING) $(OPENMP)
+quick_C   = $(CC) -std=c99 -O1 $(ZEROING) $(OPENMP)
+# Windows.h defines these: no name of the header may be one.
+$(BUILD)/quick/private.o: quick_C += -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
 quick_EFFORT = $(EFFORT)
 coverage_EFFORT = $(EFFORT)
 # What has no files is compiled once in `make quick`, for lint and for test_io.
@@ -221,6 +235,10 @@ $(filter-out $(SHARES),$(OWN_C:%=$(BUILD)/$(1)/%)): $(BUILD)/$(1)/%: tests/%.c
 	$$($(1)_C) $$(INCLUDES) $$($(1)_EFFORT) $$< -o $$@ -lm
 endef
 $(foreach checker,quick san tsan msan valgrind coverage,$(eval $(call under,$(checker))))
+
+$(BUILD)/san/test_cpp: tests/test_cpp.cpp $(BUILD)/san/private.o
+	$(CXX) -std=c++11 $(filter-out -std=c99,$(HARD)) -fsanitize=address,undefined $(INCLUDES) $< \
+	  $(BUILD)/san/private.o -o $@ -lm
 
 $(BUILD)/san/fuzz_replay: tests/fuzz/replay.c
 	@mkdir -p $(@D)
@@ -318,6 +336,7 @@ matrix: ## each compiler, language, option and machine at hand, without a warnin
 
 format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
+	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 clean: ## removes build/ but for the virtual environments
 	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers,$(wildcard $(BUILD)/*))
