@@ -29,7 +29,7 @@ static const hf_tensor gptneox_tensors[] = {
     {HF_EMBEDDING, "embed_in.weight", HF_VOCAB, HF_DIM, 0},
     {HF_LAST_NORM, "final_layer_norm.weight", HF_DIM, HF_NONE, 0},
     {HF_LAST_NORM_BIAS, "final_layer_norm.bias", HF_DIM, HF_NONE, 0},
-    {HF_UNEMBEDDING, "hf_head.weight", HF_VOCAB, HF_DIM, HF_BARE},
+    {HF_UNEMBEDDING, "lm_head.weight", HF_VOCAB, HF_DIM, HF_BARE},
     {HF_UNEMBEDDING, "embed_out.weight", HF_VOCAB, HF_DIM, HF_BARE},
 };
 enum { GPTNEOX_TENSORS = (int)(sizeof gptneox_tensors / sizeof *gptneox_tensors) };
