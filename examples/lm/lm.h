@@ -436,6 +436,16 @@ LM_API dlrn_status lm_tap_at(lm_model *m, lm_site site, lm_io io, lm_tap *out) {
 
 #include "lm_loops.h"
 
+/* Whether a file begins as GGUF files do. */
+static int lm_is_gguf(const char *path) {
+    char magic[4] = {0};
+    FILE *f = fopen(path, "rb");
+    if (!f) return 0;
+    const size_t got = fread(magic, 1, sizeof magic, f);
+    fclose(f);
+    return got == sizeof magic && !memcmp(magic, "GGUF", 4);
+}
+
 #include "lm_hf.h"
 #ifdef LM_LLAMA
 #include "lm_llama.h"
@@ -447,16 +457,6 @@ static const lm_engine *const lm_engines[] = {
     &llama_engine,
 #endif
 };
-
-/* Whether a file begins as GGUF files do. */
-static int lm_is_gguf(const char *path) {
-    char magic[4] = {0};
-    FILE *f = fopen(path, "rb");
-    if (!f) return 0;
-    const size_t got = fread(magic, 1, sizeof magic, f);
-    fclose(f);
-    return got == sizeof magic && !memcmp(magic, "GGUF", 4);
-}
 
 /* The engine of a path. */
 static dlrn_status lm_choose_engine(dlrn_context *ctx, const char *path, const lm_engine **out) {
