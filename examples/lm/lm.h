@@ -103,6 +103,12 @@ typedef struct lm_config {
     /* What the caller should know: which of two settings that contradict each other was taken. A
        line each, without the path; "": nothing. */
     char notes[1024];
+    /* What only this engine knows, to be shown. */
+    struct {
+        const char *name; /* static */
+        int64_t value;
+    } more[4];
+    int n_more;
 } lm_config;
 
 typedef struct lm_engine lm_engine; /* see >>engine */
@@ -123,6 +129,8 @@ typedef struct lm_tokenizer {                       /* the first member of a kin
 /* path: a model's folder or file, as an engine takes it; borrowed during the call. */
 LM_API dlrn_status lm_load(dlrn_context *ctx, const char *path, lm_model **out);
 LM_API void lm_destroy(lm_model *m); /* NULL is fine */
+/* Whether a file begins as GGUF files do. */
+LM_API int lm_is_gguf(const char *path);
 LM_API const lm_config *lm_config_of(const lm_model *m);
 /* The configuration alone, without the weights. */
 LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config *out);
@@ -144,6 +152,8 @@ LM_API int64_t lm_site_width(const lm_model *m, lm_site site);
 /* A site by name, also "tensor:NAME", and layer, checked against the model. */
 LM_API dlrn_status lm_site_named(lm_model *m, const char *name, int64_t layer, lm_site *out);
 LM_API dlrn_status lm_tap_at(lm_model *m, lm_site site, lm_io io, lm_tap *out);
+/* The names of the model's sites, with commas between, cut to `size`. */
+LM_API dlrn_status lm_site_names(lm_model *m, char *out, size_t size);
 
 /* Sequence i holds tokens id[start[i]] .. id[start[i + 1] - 1]; start[0] need not be 0. All
    borrowed. */
@@ -305,6 +315,8 @@ struct lm_engine {
        a thread beside others; up to `positions` tokens. It is destroyed before m. NULL: the engine
        uses all threads on its own. */
     dlrn_status (*fork)(lm_model *m, dlrn_context *ctx, int64_t positions, lm_model **out);
+    /* The names of this model's sites, with commas between. NULL: it has all of LM_KIND_LIST. */
+    dlrn_status (*site_names)(lm_model *m, char *out, size_t size);
 };
 
 /* The functions of a tokenizer. */
@@ -436,16 +448,6 @@ LM_API dlrn_status lm_tap_at(lm_model *m, lm_site site, lm_io io, lm_tap *out) {
 
 #include "lm_loops.h"
 
-/* Whether a file begins as GGUF files do. */
-static int lm_is_gguf(const char *path) {
-    char magic[4] = {0};
-    FILE *f = fopen(path, "rb");
-    if (!f) return 0;
-    const size_t got = fread(magic, 1, sizeof magic, f);
-    fclose(f);
-    return got == sizeof magic && !memcmp(magic, "GGUF", 4);
-}
-
 #include "lm_hf.h"
 #ifdef LM_LLAMA
 #include "lm_llama.h"
@@ -457,6 +459,15 @@ static const lm_engine *const lm_engines[] = {
     &llama_engine,
 #endif
 };
+
+LM_API int lm_is_gguf(const char *path) {
+    char magic[4] = {0};
+    FILE *f = fopen(path, "rb");
+    if (!f) return 0;
+    const size_t got = fread(magic, 1, sizeof magic, f);
+    fclose(f);
+    return got == sizeof magic && !memcmp(magic, "GGUF", 4);
+}
 
 /* The engine of a path. */
 static dlrn_status lm_choose_engine(dlrn_context *ctx, const char *path, const lm_engine **out) {
@@ -508,6 +519,14 @@ LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user) {
 
 LM_API dlrn_status lm_site_named(lm_model *m, const char *name, int64_t layer, lm_site *out) {
     return m->engine->find_site(m, name, layer, out);
+}
+
+LM_API dlrn_status lm_site_names(lm_model *m, char *out, size_t size) {
+    if (m->engine->site_names) return m->engine->site_names(m, out, size);
+    size_t used = 0;
+    for (int k = 0; k < LM_KIND_COUNT && used < size; k++)
+        used += (size_t)snprintf(out + used, size - used, k ? ", %s" : "%s", lm_kind_names[k]);
+    return DLRN_OK;
 }
 
 LM_API int64_t lm_site_width(const lm_model *m, lm_site site) {

@@ -332,7 +332,11 @@ static dlrn_status hf_parse_config(dlrn_context *ctx, const dlrn_json *json, con
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: model_type: expected " HF_MODEL_TYPES ", found %s", path, type);
     snprintf(c->family, sizeof c->family, "%s", s->architecture->family);
-    return s->architecture->parse(ctx, json, path, c, s);
+    LM_TRY(s->architecture->parse(ctx, json, path, c, s));
+    c->more[0].name = "rotary_dimensions", c->more[0].value = s->rope.dims;
+    c->more[1].name = "parallel_residual", c->more[1].value = s->parallel;
+    c->n_more = 2;
+    return DLRN_OK;
 }
 
 /* Reads a folder's config.json. */
@@ -1477,12 +1481,18 @@ static int hf_opens(dlrn_context *ctx, const char *path) {
 
 static dlrn_status hf_find_site(lm_model *m, const char *name, int64_t layer, lm_site *out) {
     const int kind = lm_kind_named(name);
+    if (lm_tensor_named(name))
+        return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                         "site: expected " LM_KINDS ", found %s: only models in GGUF files have "
+                         "sites of tensors",
+                         name);
     if (kind < 0)
         return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT, "site: expected " LM_KINDS ", found %s", name);
     return lm_site_in_layer(m, (lm_kind)kind, layer, out);
 }
 
 static const lm_engine hf_engine = {
-    "hf",     hf_opens, hf_load,   hf_read_config,   hf_load_tokenizer, hf_destroy, hf_find_site,
-    hf_width, hf_run,   hf_logits, hf_cross_entropy, hf_begin,          hf_extend,  hf_fork};
+    "hf",         hf_opens, hf_load, hf_read_config, hf_load_tokenizer, hf_destroy,
+    hf_find_site, hf_width, hf_run,  hf_logits,      hf_cross_entropy,  hf_begin,
+    hf_extend,    hf_fork,  NULL};
 #endif /* LM_HF_H */
