@@ -145,7 +145,7 @@ static int lcpp_engine_opens(dlrn_context *ctx, const char *path) {
     return dlrn_file_exists(ctx, path) == 1 && lm_is_gguf(path);
 }
 
-/* Whether ggml would multiply in AMX tiles. GCC 12.2 and its contemporaries compile ggml's set-up of
+/* Whether ggml would multiply in AMX tiles. GCC 12.2 and its contemporaries compile ggml's setup of
    the tiles to nothing (the operand of _tile_loadconfig is declared too small), and the first
    product of a quantised model is then an illegal instruction. */
 static int lcpp_has_amx(void) {
@@ -658,56 +658,65 @@ static int64_t lcpp_node_at(const lcpp_model *m, const lm_site *site) {
 
 static dlrn_status lcpp_look(lcpp_model *m); /* see >>llama-run */
 
-/* Appends to a list of words that may be cut. */
-static void lcpp_append(char *text, size_t size, const char *before, const char *word) {
-    const size_t n = strlen(text);
-    if (n + strlen(before) + strlen(word) + 5 < size)
-        snprintf(text + n, size - n, "%s%s", n ? before : "", word);
-    else if (n + 5 < size && strcmp(text + n - 3, "..."))
-        snprintf(text + n, size - n, ", ...");
+/* Appends a word to a list, which may be cut. */
+static void lcpp_append(char *list, size_t size, const char *word) {
+    const size_t n = strlen(list);
+    if (n + strlen(word) + sizeof ", , ..." <= size)
+        snprintf(list + n, size - n, "%s%s", n ? ", " : "", word);
+    else if (n + sizeof ", ..." <= size && (n < 3 || strcmp(list + n - 3, "...")))
+        snprintf(list + n, size - n, ", ...");
 }
 
-/* The sites that a layer has, and the names of its nodes that have rows. */
-static void lcpp_list_sites(const lcpp_model *m, int layer, char *sites, char *names, size_t size) {
+/* Whether a layer has a site, and its rows are this module's alone. */
+static int lcpp_has_site(const lcpp_model *m, lm_kind kind, int layer) {
+    const int64_t at = lcpp_find(m, kind, layer);
+    if (at < 0 || !m->node[at].width) return 0;
+    if (kind == LM_MLP_IN) return lcpp_is_only_for(m, at, layer, "ffn_");
+    return kind != LM_ATTN_IN || lcpp_is_only_for(m, at, layer, "attn_");
+}
+
+/* The sites of a layer. */
+static void lcpp_list_sites(const lcpp_model *m, int layer, char *out, size_t size) {
+    out[0] = 0;
+    for (int k = 0; k < LM_KIND_COUNT; k++)
+        if (lcpp_has_site(m, (lm_kind)k, layer)) lcpp_append(out, size, lm_kind_names[k]);
+}
+
+/* The names of a layer's nodes that have rows. */
+static void lcpp_list_nodes(const lcpp_model *m, int layer, char *out, size_t size) {
     char end[16];
     snprintf(end, sizeof end, "-%d", layer);
-    sites[0] = names[0] = 0;
-    for (int k = 0; k < LM_KIND_COUNT; k++) {
-        const int64_t at = lcpp_find(m, (lm_kind)k, layer);
-        if (at >= 0 && m->node[at].width) lcpp_append(sites, size, ", ", lm_kind_names[k]);
-    }
+    out[0] = 0;
     for (int64_t i = 0; i < m->nodes; i++) {
         const char *name = m->node[i].name;
         const size_t n = strlen(name), tail = strlen(end);
         if (!m->node[i].width || n < tail || strcmp(name + n - tail, end)) continue;
-        if (lcpp_named(m, name, 0) == i) lcpp_append(names, size, ", ", name);
+        if (lcpp_named(m, name, 0) == i) lcpp_append(out, size, name);
     }
 }
 
 static dlrn_status lcpp_no_site(lcpp_model *m, const char *name, int layer, const char *why) {
-    char sites[480], names[480];
-    lcpp_list_sites(m, layer, sites, names, sizeof sites);
+    char sites[160], names[480];
+    lcpp_list_sites(m, layer, sites, sizeof sites);
+    lcpp_list_nodes(m, layer, names, sizeof names);
     return dlrn_fail(m->base.ctx, DLRN_ERR_ARGUMENT,
                      "site %s: %s: expected %s, or tensor:NAME (%s)", name, why, sites, names);
 }
 
-/* A node of a site, checked. */
+/* Checks a site's node. */
 static dlrn_status lcpp_check_site(lcpp_model *m, const char *name, const lm_site *site) {
     const int64_t at = lcpp_node_at(m, site);
-    const int is_input = site->kind == LM_MLP_IN || site->kind == LM_ATTN_IN;
     if (at < 0) return lcpp_no_site(m, name, site->layer, "this model has none");
     if (!m->node[at].width)
         return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
                          "site %s: expected a node with a row of f32 for each token, found %s "
                          "without",
                          name, m->node[at].name);
-    if (is_input &&
-        !lcpp_is_only_for(m, at, site->layer, site->kind == LM_MLP_IN ? "ffn_" : "attn_"))
-        return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
-                         "site %s: expected rows that only this module reads, found %s, which "
-                         "others read too: take tensor:%s if an edit may change them all",
-                         name, m->node[at].name, m->node[at].name);
-    return DLRN_OK;
+    if (site->kind == LM_TENSOR || lcpp_has_site(m, site->kind, site->layer)) return DLRN_OK;
+    return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
+                     "site %s: expected rows that only this module reads, found %s, which others "
+                     "read too: take tensor:%s if an edit may change them all",
+                     name, m->node[at].name, m->node[at].name);
 }
 
 static dlrn_status lcpp_engine_find_site(lm_model *base, const char *name, int64_t layer,
@@ -729,6 +738,15 @@ static dlrn_status lcpp_engine_find_site(lm_model *base, const char *name, int64
             return lcpp_no_site(m, name, 0, "this model has none");
     }
     return lcpp_check_site(m, name, out);
+}
+
+/* Those of the first layer, then those of tensors. */
+static dlrn_status lcpp_engine_site_names(lm_model *base, char *out, size_t size) {
+    lcpp_model *m = (lcpp_model *)base;
+    LM_TRY(lcpp_look(m));
+    lcpp_list_sites(m, 0, out, size);
+    lcpp_append(out, size, "tensor:NAME");
+    return DLRN_OK;
 }
 
 static int64_t lcpp_engine_width(const lm_model *base, const lm_site *site) {
@@ -1367,5 +1385,6 @@ static const lm_engine llama_engine = {"llama.cpp",
                                        lcpp_engine_cross_entropy,
                                        lcpp_engine_begin,
                                        lcpp_engine_extend,
-                                       NULL};
+                                       NULL,
+                                       lcpp_engine_site_names};
 #endif /* LM_LLAMA_H */
