@@ -83,8 +83,8 @@ else ifneq ($(LLAMA),)
 $(error LLAMA=$(LLAMA): expected include/llama.h and lib/libllama.so in this folder, found none)
 endif
 endif
-# The program and the examples that run models; made anew when LLAMA is another.
-MODEL_C  := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
+# The program, the examples and the test that run models; made anew when LLAMA is another.
+MODEL_C  := $(BUILD)/dictlearn $(BUILD)/test_llama $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
 ENGINES  := $(BUILD)/engines.txt
 $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $(LLAMA_L)' > $(ENGINES))
 
@@ -121,7 +121,7 @@ $(BUILD)/private.o: $(BUILD)/private/dictlearn.h
 
 $(LINKED_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c $(BUILD)/private.o
 	$(REPLACE)
-	$(TEST) $(EFFORT) $< $(TESTED) -o $@ -lm
+	$(TEST) $(ENGINE_C) $(EFFORT) $< $(TESTED) -o $@ $(ENGINE_L) -lm
 
 $(OWN_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c
 	$(COMPILE) $(EFFORT) -g0 $< -o $@ -lm
