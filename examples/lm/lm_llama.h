@@ -67,12 +67,14 @@ typedef struct lcpp_node {
     const void *self, *src[LCPP_SOURCES];
     enum ggml_op op;
     int64_t width; /* numbers for each token; 0: it has no row of f32 for each token */
+    int tokens;    /* the dimension of the tokens: the last that is not 1 */
 } lcpp_node;
 
 /* A llama context, and what it has room for. */
 typedef struct lcpp_room {
     struct llama_context *at; /* NULL: none yet */
     int64_t sequences, cells, tokens;
+    int edited; /* its cache may hold numbers that are not finite */
 } lcpp_room;
 
 /* A node at which a run has something to do, and how it is recognised: `offset` nodes behind the
@@ -83,6 +85,7 @@ typedef struct lcpp_stop {
     int64_t rank, offset, width;
     enum ggml_op op;
     int64_t node; /* in lcpp_model.node */
+    int tokens;   /* as of the node */
     int64_t seen; /* nodes of the anchor's name that are passed */
     int64_t left; /* nodes still to pass; 0: it is reached; -1: its anchor comes later */
     int active;   /* this pass stops here */
@@ -114,7 +117,6 @@ typedef struct lcpp_model {
     float *rows; /* [row_cap] of the node that is reached */
     int64_t row_cap;
     struct lcpp_pass *pass; /* under way, for the callbacks */
-    int edited;             /* the caches may hold numbers that are not finite */
     int64_t sample_sequences, sample_positions, past;
 } lcpp_model;
 
@@ -172,6 +174,7 @@ static dlrn_status lcpp_open(dlrn_context *ctx, const char *path, int vocab_only
                              struct llama_model **out) {
     lcpp_forget_log();
     llama_backend_init();
+    if (!ggml_backend_dev_count()) ggml_backend_load_all(); /* where they are files of their own */
     struct llama_model_params p = llama_model_default_params();
     p.vocab_only = vocab_only;
     p.progress_callback = lcpp_go_on;
@@ -195,6 +198,12 @@ static int64_t lcpp_setting(const struct llama_model *model, const char *key, in
     return *end || end == text || n < 0 ? otherwise : (int64_t)n;
 }
 
+/* A special token, if the file names it: llama.cpp takes GPT-2's or Llama's id otherwise. */
+static int32_t lcpp_token(const struct llama_model *model, const char *key, llama_token id) {
+    char text[16];
+    return llama_model_meta_val_str(model, key, text, sizeof text) < 1 ? -1 : id;
+}
+
 /* The settings that every engine knows. */
 static dlrn_status lcpp_configure(dlrn_context *ctx, const char *path,
                                   const struct llama_model *model, lm_config *c) {
@@ -202,15 +211,16 @@ static dlrn_status lcpp_configure(dlrn_context *ctx, const char *path,
     memset(c, 0, sizeof *c);
     llama_model_meta_val_str(model, "general.architecture", c->family, sizeof c->family);
     c->dim = lcpp_setting(model, "embedding_length", 0);
-    c->layers = lcpp_setting(model, "block_count", 0);
+    c->layers = lcpp_setting(model, "block_count", 0) -
+                lcpp_setting(model, "nextn_predict_layers", 0); /* those that guess ahead */
     c->positions = lcpp_setting(model, "context_length", 0);
     c->inner = lcpp_setting(model, "feed_forward_length", 0);
     c->heads = lcpp_setting(model, "attention.head_count", 0);
     if (c->heads < 1) c->heads = 1; /* none, or another number in each layer */
     c->kv_heads = lcpp_setting(model, "attention.head_count_kv", c->heads);
     c->vocab = llama_vocab_n_tokens(vocab);
-    c->bos = llama_vocab_bos(vocab);
-    c->eos = llama_vocab_eos(vocab);
+    c->bos = lcpp_token(model, "tokenizer.ggml.bos_token_id", llama_vocab_bos(vocab));
+    c->eos = lcpp_token(model, "tokenizer.ggml.eos_token_id", llama_vocab_eos(vocab));
     if (c->dim > 0 && c->layers > 0 && c->positions > 0 && c->vocab > 0) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_FORMAT,
                      "%s: expected a language model, found %lld layers of width %lld, %lld "
@@ -432,6 +442,7 @@ static dlrn_status lcpp_engine_load_tokenizer(dlrn_context *ctx, const char *pat
 /* What a pass through the graph is about, for the callback. */
 typedef struct lcpp_pass {
     lcpp_model *m;
+    lcpp_room *room;
     const lm_tap *taps;
     lm_visit visit;
     void *user;
@@ -459,15 +470,15 @@ static void lcpp_copy_weight(const struct ggml_tensor *t, char *out) {
     }
 }
 
-/* Numbers of a tensor for each of n tokens; 0: it has no row of f32 for each. The slowest dimension
-   must be the tokens'. */
-static int64_t lcpp_row_width(const struct ggml_tensor *t, int64_t n) {
-    int last = GGML_MAX_DIMS - 1;
+/* Numbers of a tensor for each of n tokens, which are its dimension `last`; 0: it has no row of f32
+   in one piece for each. */
+static int64_t lcpp_row_width(const struct ggml_tensor *t, int last, int64_t n) {
     int64_t width = 1;
-    while (last > 1 && t->ne[last] == 1) last--;
     if (t->type != GGML_TYPE_F32 || t->ne[last] != n) return 0;
+    for (int i = last + 1; i < GGML_MAX_DIMS; i++)
+        if (t->ne[i] != 1) return 0;
     for (int i = 0; i < last; i++) {
-        if (t->nb[i] != (size_t)width * sizeof(float)) return 0; /* a row is in one piece */
+        if (t->nb[i] != (size_t)width * sizeof(float)) return 0;
         width *= t->ne[i];
     }
     return width;
@@ -481,7 +492,9 @@ static dlrn_status lcpp_add_node(lcpp_model *m, const struct ggml_tensor *t) {
     node->self = t;
     for (int i = 0; i < LCPP_SOURCES; i++) node->src[i] = t->src[i];
     node->op = t->op;
-    node->width = lcpp_row_width(t, LCPP_PROBE);
+    node->tokens = GGML_MAX_DIMS - 1;
+    while (node->tokens > 1 && t->ne[node->tokens] == 1) node->tokens--;
+    node->width = lcpp_row_width(t, node->tokens, LCPP_PROBE);
     lcpp_copy_weight(t, node->weight);
     return DLRN_OK;
 }
@@ -765,6 +778,7 @@ static void lcpp_mark(const lcpp_model *m, int64_t node, lcpp_stop *out) {
     out->offset = node - at;
     out->op = m->node[node].op;
     out->width = m->node[node].width;
+    out->tokens = m->node[node].tokens;
     out->node = node;
 }
 
@@ -792,24 +806,22 @@ static bool lcpp_wants(lcpp_pass *p, const struct ggml_tensor *t) {
 
 /* Copies the rows of a node out (or in, `put`). A row is in one piece, but the node may be a view
    with gaps between the rows. */
-static void lcpp_move(struct ggml_tensor *t, float *rows, int64_t n, int64_t width, int put) {
-    int last = GGML_MAX_DIMS - 1;
-    while (last > 1 && t->ne[last] == 1) last--;
-    const size_t bytes = (size_t)width * sizeof *rows, step = t->nb[last];
+static void lcpp_move(struct ggml_tensor *t, const lcpp_stop *s, float *rows, int64_t n, int put) {
+    const size_t bytes = (size_t)s->width * sizeof *rows, step = t->nb[s->tokens];
     const int64_t parts = step == bytes ? 1 : n;
     const size_t part = step == bytes ? (size_t)n * bytes : bytes;
     for (int64_t i = 0; i < parts; i++) {
         if (put)
-            ggml_backend_tensor_set(t, rows + i * width, (size_t)i * step, part);
+            ggml_backend_tensor_set(t, rows + i * s->width, (size_t)i * step, part);
         else
-            ggml_backend_tensor_get(t, rows + i * width, (size_t)i * step, part);
+            ggml_backend_tensor_get(t, rows + i * s->width, (size_t)i * step, part);
     }
 }
 
 /* A node must be what it was in the graph in which it was found. */
 static dlrn_status lcpp_check_node(const lcpp_pass *p, const lcpp_stop *s,
                                    const struct ggml_tensor *t) {
-    if (t->op == s->op && lcpp_row_width(t, p->n) == s->width) return DLRN_OK;
+    if (t->op == s->op && lcpp_row_width(t, s->tokens, p->n) == s->width) return DLRN_OK;
     return dlrn_fail(p->m->base.ctx, DLRN_ERR_UNSUPPORTED,
                      "node %s: expected %lld rows of %lld numbers (%s), found %lld of %lld (%s)",
                      p->m->node[s->node].name, (long long)p->n, (long long)s->width,
@@ -838,26 +850,27 @@ static dlrn_status lcpp_serve(lcpp_pass *p, int place, int is_y, int64_t width) 
 static dlrn_status lcpp_reach(lcpp_pass *p, struct ggml_tensor *t) {
     lcpp_model *m = p->m;
     lcpp_run *r = &m->run;
-    int is_read = 0, is_written = 0;
+    const lcpp_stop *here = NULL; /* any stop of this node */
+    int is_written = 0;
     for (int i = 0; i < 2 * r->n_taps; i++) {
         const int place = i / 2, is_y = i % 2;
         lcpp_stop *s = &r->stop[2 * r->order[place] + is_y];
         if (!s->active || s->left != 0) continue;
-        if (!is_read) {
+        if (!here) {
             LM_TRY(lcpp_check_node(p, s, t));
             LM_TRY(
                 lm_grow(m->base.ctx, &m->rows, &m->row_cap, 0, p->n * s->width, sizeof *m->rows));
-            lcpp_move(t, m->rows, p->n, s->width, 0);
+            lcpp_move(t, s, m->rows, p->n, 0);
         }
-        is_read = 1;
+        here = s;
         is_written |= is_y;
         s->active = 0;
         p->waiting--;
         LM_TRY(lcpp_serve(p, place, is_y, s->width));
     }
     if (is_written && (p->waiting || p->whole)) {
-        lcpp_move(t, m->rows, p->n, lcpp_row_width(t, p->n), 1);
-        m->edited = 1;
+        lcpp_move(t, here, m->rows, p->n, 1);
+        p->room->edited = 1;
     }
     return DLRN_OK;
 }
@@ -945,8 +958,8 @@ static dlrn_status lcpp_judge(lcpp_model *m, const lcpp_pass *p, int32_t code) {
 
 /* Runs sequences [from, to) of a batch behind `past` tokens of each. Sequences without tokens take
    no number: some memories want numbers without gaps. */
-static dlrn_status lcpp_decode(lcpp_pass *p, struct llama_context *at, const lm_batch *b,
-                               int64_t from, int64_t to, int64_t past, lcpp_outputs outputs) {
+static dlrn_status lcpp_decode(lcpp_pass *p, const lm_batch *b, int64_t from, int64_t to,
+                               int64_t past, lcpp_outputs outputs) {
     lcpp_model *m = p->m;
     const int64_t first = b->start[from], n = b->start[to] - first;
     int64_t i = 0, sequence = -1;
@@ -976,16 +989,16 @@ static dlrn_status lcpp_decode(lcpp_pass *p, struct llama_context *at, const lm_
     p->n = n;
     m->pass = p;
     lcpp_forget_log();
-    const int32_t code = llama_decode(at, batch);
+    const int32_t code = llama_decode(p->room->at, batch);
     m->pass = NULL;
     dlrn_free(m->base.ctx, block);
     return lcpp_judge(m, p, code);
 }
 
 /* Numbers that an edit left in a cache are masked by a product with 0, which does not mask NaN. */
-static void lcpp_clear(lcpp_model *m, struct llama_context *at) {
-    llama_memory_clear(llama_get_memory(at), m->edited);
-    m->edited = 0;
+static void lcpp_clear(lcpp_room *room) {
+    llama_memory_clear(llama_get_memory(room->at), room->edited);
+    room->edited = 0;
 }
 
 /* Lists the nodes of the graph, once. */
@@ -998,11 +1011,12 @@ static dlrn_status lcpp_look(lcpp_model *m) {
     lcpp_forget_run(m);
     memset(&p, 0, sizeof p);
     p.m = m;
+    p.room = &m->run_room;
     p.collect = 1;
     LM_TRY(lcpp_make_room(m, &m->run_room, 1, LCPP_PIECE, LCPP_PIECE, 1));
-    lcpp_clear(m, m->run_room.at);
-    const dlrn_status s = lcpp_decode(&p, m->run_room.at, &b, 0, 1, 0, LCPP_ALL);
-    m->edited = 1; /* its cache holds anything */
+    lcpp_clear(&m->run_room);
+    const dlrn_status s = lcpp_decode(&p, &b, 0, 1, 0, LCPP_ALL);
+    m->run_room.edited = 1; /* its cache holds anything */
     if (s != DLRN_OK) m->nodes = 0;
     return s;
 }
@@ -1112,14 +1126,14 @@ static dlrn_status lcpp_run_piece(lcpp_pass *p, int64_t piece) {
     if (sequences > (int64_t)llama_max_parallel_sequences())
         sequences = (int64_t)llama_max_parallel_sequences();
     LM_TRY(lcpp_make_room(m, &m->run_room, sequences, tokens, tokens, 1));
-    lcpp_clear(m, m->run_room.at);
+    lcpp_clear(&m->run_room);
     lcpp_arm(p);
+    p->room = &m->run_room;
     p->first = r->start[from];
     p->ended = p->stopped = 0;
     p->status = DLRN_OK;
     r->held = -1;
-    LM_TRY(lcpp_decode(p, m->run_room.at, &b, from, to, 0,
-                       lcpp_needs_all(m, p) ? LCPP_ALL : LCPP_LAST));
+    LM_TRY(lcpp_decode(p, &b, from, to, 0, lcpp_needs_all(m, p) ? LCPP_ALL : LCPP_LAST));
     if (p->whole) r->held = piece;
     return DLRN_OK;
 }
@@ -1312,27 +1326,30 @@ static dlrn_status lcpp_engine_begin(lm_model *base, int64_t sequences, int64_t 
     m->sample_sequences = sequences;
     m->sample_positions = positions;
     if (sequences == 0) lcpp_close_room(&m->sample_room);
-    if (m->sample_room.at) lcpp_clear(m, m->sample_room.at);
+    if (m->sample_room.at) lcpp_clear(&m->sample_room);
     if (sequences <= most) return DLRN_OK;
     return dlrn_fail(base->ctx, DLRN_ERR_ARGUMENT,
                      "generate: expected at most %lld sequences at once, found %lld",
                      (long long)most, (long long)sequences);
 }
 
-/* Each sequence has a cache of its own here, since all have as many tokens. */
+/* All sequences have as many tokens here, so each can have a cache of its own, in which its tokens
+   see no others'. llama.cpp rounds each up to 256 cells: short ones share a cache. */
 static dlrn_status lcpp_sample_room(lcpp_model *m, int64_t tokens) {
     lcpp_room *room = &m->sample_room;
-    const int64_t each = (m->sample_positions + 255) / 256 * 256; /* as llama.cpp rounds it */
-    const int64_t least = tokens > m->sample_sequences ? tokens : m->sample_sequences;
-    if (room->at && tokens <= room->tokens && room->sequences == m->sample_sequences &&
-        room->cells == each * room->sequences)
+    const int64_t sequences = m->sample_sequences;
+    const int share = m->sample_positions < 128;
+    const int64_t each = share ? m->sample_positions : (m->sample_positions + 255) / 256 * 256;
+    if (room->at && tokens <= room->tokens && room->sequences == sequences &&
+        room->cells == each * sequences)
         return DLRN_OK;
     if (m->past)
         return dlrn_fail(m->base.ctx, DLRN_ERR_ARGUMENT,
                          "generate: expected at most the %lld tokens of the first step, found %lld",
                          (long long)room->tokens, (long long)tokens);
     lcpp_close_room(room);
-    return lcpp_make_room(m, room, m->sample_sequences, each * m->sample_sequences, least, 0);
+    return lcpp_make_room(m, room, sequences, each * sequences,
+                          tokens > sequences ? tokens : sequences, share);
 }
 
 static dlrn_status lcpp_engine_extend(lm_model *base, const lm_batch *batch, const lm_tap *taps,
@@ -1343,6 +1360,7 @@ static dlrn_status lcpp_engine_extend(lm_model *base, const lm_batch *batch, con
     lcpp_pass p;
     memset(&p, 0, sizeof p);
     p.m = m;
+    p.room = &m->sample_room;
     p.taps = taps;
     p.visit = visit;
     p.user = user;
@@ -1358,7 +1376,7 @@ static dlrn_status lcpp_engine_extend(lm_model *base, const lm_batch *batch, con
         if (!m->run.x[t]) return DLRN_ERR_MEMORY;
     }
     lcpp_arm(&p);
-    LM_TRY(lcpp_decode(&p, m->sample_room.at, batch, 0, batch->sequences, m->past,
+    LM_TRY(lcpp_decode(&p, batch, 0, batch->sequences, m->past,
                        n_taps ? LCPP_ALL : LCPP_LAST_OF_EACH));
     m->past += each;
     for (int64_t s = 0; s < batch->sequences; s++) {
