@@ -73,6 +73,26 @@ CONVERTER := sentencepiece==0.2.2
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
+# llama.cpp, which runs models in GGUF files, for what runs models. LLAMA is the folder where it is
+# installed (include/llama.h, lib/libllama.so; a site-packages of pip's is one), or "no". Without
+# LLAMA pkg-config is asked.
+LLAMA    ?=
+LLAMA_AT := $(if $(LLAMA),$(filter-out no,$(LLAMA)),$(shell pkg-config --variable=prefix llama 2> /dev/null))
+ifneq ($(LLAMA_AT),)
+LLAMA_SO := $(firstword $(foreach at,$(LLAMA_AT)/lib $(LLAMA_AT)/lib64 \
+              $(if $(LLAMA),,$(shell pkg-config --variable=libdir llama)),$(wildcard $(at)/libllama.so $(at)/libllama.dylib)))
+ifneq ($(and $(LLAMA_SO),$(wildcard $(LLAMA_AT)/include/llama.h)),)
+LLAMA_C  := -DLM_LLAMA $(if $(filter /usr,$(LLAMA_AT)),,-isystem $(LLAMA_AT)/include)
+LLAMA_L  := -L$(dir $(LLAMA_SO)) -Wl,-rpath,$(dir $(abspath $(LLAMA_SO))) -lllama -lggml -lggml-base
+else ifneq ($(LLAMA),)
+$(error LLAMA=$(LLAMA): expected include/llama.h and lib/libllama.so in this folder, found none)
+endif
+endif
+# The program and the examples that run models; made anew when LLAMA is another.
+MODEL_C  := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
+ENGINES  := $(BUILD)/engines.txt
+$(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $(LLAMA_L)' > $(ENGINES))
+
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
@@ -86,11 +106,15 @@ all: $(PROGRAMS) ## the program build/dictlearn and the examples
 $(BUILD)/dictlearn.o: dictlearn.h
 	$(COMPILE) -x c -DDICTLEARN_IMPLEMENTATION -c $< -o $@
 
+$(MODEL_C): $(ENGINES)
+$(MODEL_C): ENGINE_C = $(LLAMA_C)
+$(MODEL_C): ENGINE_L = $(LLAMA_L)
+
 $(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o
-	$(COMPILE) $< $(LINKED) -o $@ -lm
+	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
 
 $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
-	$(COMPILE) $< $(LINKED) -o $@ -lm
+	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
 
 $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 	@mkdir -p $(@D)/all
