@@ -1652,6 +1652,194 @@ TEST(ids_without_a_token_are_not_drawn) {
     lm_destroy_tokenizer(tok);
 }
 
+/* ---- Generation with an edit */
+
+/* An edit of rows [n][D] and what it has seen. */
+typedef struct row_edit {
+    float scale;           /* y = scale x                                */
+    int64_t calls, rows;   /* so far                                     */
+    int64_t first, others; /* rows of the first call, of each other      */
+    int64_t fail_at;       /* the call that fails; -1: none              */
+    int differs;           /* whether any x was not the y of its tap     */
+} row_edit;
+
+static dlrn_status scale_rows(void *user, int tap, const float *x, float *y, int64_t n) {
+    row_edit *e = (row_edit *)user;
+    (void)tap;
+    if (e->calls == e->fail_at)
+        return dlrn_fail(ctx, DLRN_ERR_VALUE, "the edit: row %d is odd", (int)e->rows);
+    CHECK(n == (e->calls ? e->others : e->first));
+    e->differs |= memcmp(x, y, (size_t)(n * D) * sizeof *x) != 0;
+    for (int64_t i = 0; i < n * D; i++) y[i] = e->scale * x[i];
+    e->calls++;
+    e->rows += n;
+    return DLRN_OK;
+}
+
+/* Documents of 20 tokens behind the first text, the likeliest at each step. */
+static dlrn_status draw_edited(lm_model *m, int64_t documents, const lm_tap *taps, row_edit *e,
+                               drawn *d) {
+    int32_t id[MOST];
+    lm_sampling how;
+    memset(&how, 0, sizeof how);
+    memset(d, 0, sizeof *d);
+    how.documents = documents, how.tokens = 20, how.stop = -1;
+    how.prompt = id, how.prompt_len = golden_ids(0, id);
+    how.taps = taps, how.n_taps = taps != NULL, how.visit = scale_rows, how.user = e;
+    e->first = documents * how.prompt_len, e->others = documents;
+    return lm_generate(m, &how, collect, d);
+}
+
+/* The likeliest token at each step is the largest logit of a whole run with the same edit, which
+   differs from that without; an edit by itself changes nothing. */
+TEST(generation_with_an_edit) {
+    static float logits[MOST * V];
+    int32_t id[MOST];
+    drawn plain, same, edited;
+    lm_tap tap;
+    row_edit none = {1, 0, 0, 0, 0, -1, 0}, half = {-0.5f, 0, 0, 0, 0, -1, 0};
+    dlrn_context_config of_two = {0};
+    dlrn_context *threads = NULL;
+    lm_model *two = NULL;
+    open_all();
+    of_two.threads = 2; /* an edit sees all documents nevertheless */
+    CHECK(dlrn_context_create(&of_two, &threads) == DLRN_OK);
+    CHECK_OK(threads, lm_load(threads, MODEL, &two));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", 2, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, draw_edited(two, 3, NULL, &none, &plain));
+    CHECK(none.calls == 0);
+    CHECK_OK(ctx, draw_edited(two, 3, &tap, &none, &same));
+    CHECK(!memcmp(&plain, &same, sizeof same) && none.calls == 20 && !none.differs);
+    CHECK_OK(ctx, draw_edited(two, 3, &tap, &half, &edited));
+    CHECK(half.calls == 20 && memcmp(&plain, &edited, sizeof edited));
+    CHECK(!memcmp(edited.id[0], edited.id[2], sizeof edited.id[0]) && edited.n[2] == 20);
+    int64_t n = golden_ids(0, id), start[2] = {0, n + 20};
+    memcpy(id + n, edited.id[0], 20 * sizeof *id);
+    lm_batch b = {id, start, 1};
+    half.first = half.others = n + 20;
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, scale_rows, &half, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, n + 20, logits));
+    for (int64_t i = n - 1; i < n + 19; i++) {
+        int64_t best;
+        CHECK_OK(ctx, dlrn_topk(ctx, logits + i * V, V, 1, &best, NULL));
+        CHECK(best == id[i + 1]);
+    }
+    lm_destroy(two);
+    dlrn_context_destroy(threads);
+}
+
+/* A vocabulary that is no whole number of vectors: a document's draw leaves the next one's logits
+   alone. The likeliest token and the first of one token are drawn in two ways. */
+TEST(documents_of_a_small_vocabulary) {
+    const int32_t prompt = 3;
+    drawn d[4];
+    open_all();
+    memset(d, 0, sizeof d);
+    for (int i = 0; i < 4; i++) { /* drawn, by 1 and by 8 threads; the likeliest */
+        dlrn_context_config cfg = {0};
+        dlrn_context *of_them = NULL;
+        lm_model *m = NULL;
+        cfg.threads = i == 1 ? 8 : 1;
+        CHECK(dlrn_context_create(&cfg, &of_them) == DLRN_OK);
+        CHECK_OK(of_them, lm_load(of_them, small_model(8, 2, 6), &m));
+        lm_sampling how = {8, 7, i < 3, i == 2, 7, &prompt, 1, -1, NULL, NULL, 0, NULL, NULL};
+        CHECK_OK(of_them, lm_generate(m, &how, collect, &d[i]));
+        lm_destroy(m);
+        dlrn_context_destroy(of_them);
+    }
+    CHECK(!memcmp(&d[0], &d[1], sizeof d[0]) && !memcmp(&d[2], &d[3], sizeof d[0]));
+    CHECK(memcmp(d[0].id[0], d[0].id[1], sizeof d[0].id[0]));
+}
+
+/* Also where the edit reads one site and writes another; and a run after it is as it was. */
+TEST(generation_with_an_edit_of_two_sites) {
+    static float before[MOST * V], after[MOST * V];
+    drawn d;
+    lm_site site;
+    lm_tap tap;
+    row_edit e = {0.5f, 0, 0, 0, 0, -1, 0};
+    open_all();
+    lm_batch b = both();
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, both_start[1], before));
+    CHECK_OK(ctx, lm_site_named(model, "mlp_out", 3, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
+    CHECK_OK(ctx, draw_edited(model, 2, &tap, &e, &d));
+    CHECK(e.calls == 20 && e.differs);
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, both_start[1], after));
+    CHECK(!memcmp(before, after, (size_t)(both_start[1] * V) * sizeof *after));
+}
+
+/* An edit's own error is that of the whole; ids and lengths are refused with an edit and without,
+   before the model runs. */
+TEST(generation_that_fails) {
+    static const struct {
+        int32_t last; /* of the prompt */
+        int64_t tokens;
+        const char *error;
+    } cases[] = {{V, 3, "sequence 0, token 1: expected an id below 2048, found 2048"},
+                 {-1, 3, "sequence 0, token 1: expected an id below 2048, found -1"},
+                 {1, 0, "generate: expected a prompt and tokens, together at most"},
+                 {1, 511, "512 positions, found 2 and 511"}};
+    lm_tap tap;
+    drawn d;
+    open_all();
+    CHECK_OK(ctx, lm_site_named(model, "embed", 0, &tap.x));
+    tap.y = tap.x;
+    for (int fail_at = 0; fail_at < 3; fail_at++) { /* in the prompt, and behind it */
+        row_edit e = {1, 0, 0, 0, 0, fail_at, 0};
+        CHECK_STATUS(draw_edited(model, 2, &tap, &e, &d), DLRN_ERR_VALUE);
+        CHECK_STR(dlrn_error(ctx), "the edit: row ");
+        CHECK(e.calls == fail_at && d.n[0] == 0);
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int edits = 0; edits < 2; edits++) {
+            const int32_t prompt[2] = {1, cases[i].last};
+            row_edit e = {1, 0, 0, 0, 0, 0, 0};
+            lm_sampling how = {2,    cases[i].tokens, 0,          0, 7, prompt, 2, -1, NULL,
+                               &tap, edits,           scale_rows, &e};
+            CHECK_STATUS(lm_generate(model, &how, collect, &d), DLRN_ERR_ARGUMENT);
+            CHECK_STR(dlrn_error(ctx), cases[i].error);
+            CHECK(e.calls == 0);
+        }
+}
+
+/* Places that are no model, and sites that this engine lacks. */
+TEST(engines_are_chosen_by_path) {
+    lm_model *m = NULL;
+    lm_tokenizer *tok = NULL;
+    lm_site site;
+    lm_tap tap;
+    char names[200], few[12];
+    open_all();
+    CHECK_STATUS(lm_load(ctx, tmp_path("no.gguf"), &m), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "no.gguf: no such file or folder");
+    write_text(tmp_path("text.gguf"), "GGU");
+    CHECK_STATUS(lm_load_tokenizer(ctx, tmp_path("text.gguf"), &tok), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "expected a model: a Hugging Face folder or a GGUF file");
+    CHECK(!lm_is_gguf(tmp_path("text.gguf")) && !lm_is_gguf(tmp_path("no.gguf")));
+    write_text(tmp_path("text.gguf"), "GGUF");
+    CHECK(lm_is_gguf(tmp_path("text.gguf")));
+#ifndef LM_LLAMA
+    CHECK_STATUS(lm_load(ctx, tmp_path("text.gguf"), &m), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "text.gguf: this program was built without llama.cpp");
+#endif
+    CHECK(!m && !tok);
+    CHECK_STATUS(lm_site_named(model, "tensor:l_out-3", 3, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "found tensor:l_out-3: only models in GGUF files");
+    memset(&site, 0, sizeof site);
+    site.kind = LM_TENSOR;
+    strcpy(site.tensor, "l_out-3");
+    CHECK_STATUS(lm_tap_at(model, site, LM_IO_IN, &tap), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "site tensor:l_out-3: what leads to a tensor is not known");
+    CHECK_OK(ctx, lm_site_names(model, names, sizeof names));
+    CHECK_STR(names, "embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden, mlp_out, resid_out");
+    CHECK_OK(ctx, lm_site_names(model, few, sizeof few));
+    CHECK(!strcmp(few, "embed, attn"));
+}
+
 /* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
 TEST(kernel_sets_agree) {
     static float want[MOST * V], got[MOST * V];
@@ -1719,6 +1907,11 @@ int main(int argc, char **argv) {
     RUN(rows_that_count);
     RUN(edits_of_rows_that_do_not_count);
     RUN(ids_without_a_token_are_not_drawn);
+    RUN(documents_of_a_small_vocabulary);
+    RUN(generation_with_an_edit);
+    RUN(generation_with_an_edit_of_two_sites);
+    RUN(generation_that_fails);
+    RUN(engines_are_chosen_by_path);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);
