@@ -73,7 +73,7 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install python demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
+        analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
         frontier readme help python-test \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
@@ -321,6 +321,10 @@ bench: $(BUILD)/bench ## speed, as ratios: writes bench/results; with the peers 
 
 bench-training: $(BUILD)/bench ## the training steps of the recipes alone, beside their libraries' (`make venv`)
 	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
+	python3 bench/run.py --readme
+
+bench-python: $(BUILD)/bench $(BUILD)/dictlearn python $(BUILD)/python-venv/ready ## the Python package's trainSAE
+	python3 bench/run.py $(BUILD) --python $(BUILD)/python-venv/bin/python $(BENCH)
 	python3 bench/run.py --readme
 
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)

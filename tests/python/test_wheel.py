@@ -19,7 +19,8 @@ PYTHON = VENV / "bin" / "python"
 def run(*command, check=True, **words):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, cwd=HERE, **words)
-    assert not check or done.returncode == 0, f"{' '.join(map(str, command))}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(map(str, command))}: {done.stdout[-2000:]}{done.stderr[-3000:]}")
     return done
 
 
@@ -32,7 +33,7 @@ def dictionary():
     path = HERE / "run"
     if not path.exists():
         np.save(HERE / "x.npy", np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
-        program("train", "--data", HERE / "x.npy", "--dict-size", 48, "--batch-size", 100, "--save-dir", path, "--quiet")
+        program("train", "--data", HERE / "x.npy", "--dict-size", 48, "--batch-size", 100, "--save-dir", path)
     return path
 
 
