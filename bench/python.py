@@ -26,7 +26,8 @@ import types
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # dictionary_learning imports them for what is not used here.
-for name, member in (("nnsight", "LanguageModel"), ("datasets", "load_dataset"), ("zstandard", "ZstdDecompressor")):
+for name, member in (("nnsight", "LanguageModel"), ("datasets", "load_dataset"), ("zstandard", "ZstdDecompressor"),
+                     ("wandb", "init")):
     try:
         __import__(name)
     except ImportError:

@@ -6,9 +6,9 @@ import numpy as np
 import scipy.sparse
 import torch
 
-import dlrn
 from harness import folder, main, program, raises
 from things import D, F, here, rows, trained
+import dlrn
 
 PLACE = here("arrays")
 X = rows()
@@ -34,7 +34,10 @@ def test_torch_in_torch_out():
 
 def test_a_tensor_that_wants_gradients():
     x = torch.from_numpy(X).requires_grad_()
-    assert np.array_equal(AE.encode(x).detach().numpy(), FEATURES)
+    raises(ValueError, AE.encode, x, says=["grad", "detach"])  # a result without one would be a trap
+    with torch.no_grad():
+        assert np.array_equal(AE.encode(x).numpy(), FEATURES)
+    assert np.array_equal(AE.encode(x.detach()).numpy(), FEATURES)
 
 
 def test_any_leading_shape():

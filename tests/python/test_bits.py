@@ -4,9 +4,9 @@ import json
 import numpy as np
 import torch
 
-import dlrn
 from harness import folder, main, program
-from things import COMMON, D, F, RECIPES, here, rows, trained
+from things import COMMON, D, F, RECIPES, flags, here, rows, trained
+import dlrn
 
 PLACE = here("bits")
 X = rows()
@@ -67,19 +67,40 @@ def test_training_step_by_step():
                 assert f"{value:.6g}" == f"{line[key]:.6g}", (recipe, line["step"], key, value, line[key])
 
 
-def test_training_from_a_source():
+def test_training_from_data():
     for recipe in RECIPES:
         path = trained(PLACE, recipe)
-        for name, data in (("array", X), ("file", PLACE / "x.npy"), ("uneven batches", uneven())):
-            ae = dlrn.trainSAE(data, recipe=recipe, shuffle=False, **settings_of(recipe))
-            same_state(path, ae, f"{recipe} from {name}")
+        batches = [X[i:i + 100] for i in range(0, len(X), 100)]
+        for name, data in (("array", X), ("tensor", torch.from_numpy(X)), ("file", PLACE / "x.npy"),
+                           ("batches", iter(batches)), ("tensors", (torch.from_numpy(x) for x in batches))):
+            with dlrn.Trainer(recipe, data=data, shuffle=False, **settings_of(recipe)) as trainer:
+                same_state(path, trainer.train(verbose=False), f"{recipe} from {name}")
 
 
-def uneven():
-    sizes = [1, 7, 300, 92, 100, 500]
-    ends = np.cumsum(sizes)
-    assert ends[-1] == len(X)
-    return (X[end - size:end] for size, end in zip(sizes, ends))
+def test_training_from_a_shuffled_array():
+    """The program's buffer and ours are one: the same rows come in the same order."""
+    for recipe in ("reference", "dl-batch_top_k"):
+        path = folder("bits-shuffled") / "run"
+        settings = {**COMMON, **RECIPES[recipe]}
+        program("train", "--data", PLACE / "x.npy", "--recipe", recipe, "--dict-size", F, "--quiet", "--save-dir", path,
+                *flags(settings))
+        with dlrn.Trainer(recipe, data=X, **settings_of(recipe)) as trainer:
+            same_state(path, trainer.train(verbose=False), f"{recipe} from a shuffled array")
+
+
+def test_trainSAE_of_both_signatures():
+    settings = {"lr": 3e-4, "warmup_steps": 2, "steps": 8}
+    batches = [X[i:i + 100] for i in range(0, len(X), 100)]
+    path = folder("bits-trainSAE") / "run"
+    program("train", "--data", PLACE / "x.npy", "--dict-size", F, "--quiet", "--save-dir", path, "--no-shuffle",
+            "--batch-size", 100, "--sparsity-penalty", 1e-3, *flags(settings))
+    same_state(path, dlrn.trainSAE(iter(batches), D, F, 3e-4, 1e-3, steps=8, warmup_steps=2, verbose=False), "2024")
+    path = trained(PLACE, "dl-top_k")
+    config = {"trainer": "TopKTrainer", "layer": 0, "lm_name": "none", **settings_of("dl-top_k")}
+    del config["batch_size"]
+    config["steps"] = 8
+    found = dlrn.trainSAE(data=iter(batches), trainer_configs=[config], steps=8)
+    same_state(path, found, "today")
 
 
 def test_evaluation():

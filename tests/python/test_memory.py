@@ -8,9 +8,9 @@ import weakref
 import numpy as np
 import torch
 
-import dlrn
 from harness import main, skip
 from things import D, here, rows, trained
+import dlrn
 
 PLACE = here("memory")
 X = rows()

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 
-import dlrn
 from harness import BUILD, ROOT, main, raises
 from things import D, F, here, rows, trained
+import dlrn
 
 SOURCE = ROOT / "examples" / "python" / "dlrn"
 
@@ -49,7 +49,6 @@ def test_only_numpy_and_cffi_are_imported():
 import sys
 sys.path.insert(0, {str(BUILD / "python")!r})
 before = set(sys.modules)
-import dlrn
 print(sorted({{m.split(".")[0] for m in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
