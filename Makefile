@@ -70,7 +70,7 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick install demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+.PHONY: all quick install python demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
         frontier readme help \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
@@ -125,6 +125,24 @@ install: $(BUILD)/dictlearn $(BUILD)/dictlearn.1 ## program, manual page, header
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dictlearn' \
 	  'Description: sparse autoencoders (dictionary learning), a single header' "Version: $(VERSION)" \
 	  "Cflags: -I$${prefix:-\$${prefix}}/include" 'Libs: -lm' > '$(INSTALLED)/lib/pkgconfig/dictlearn.pc'
+
+# The Python package as a folder to import from: PYTHONPATH=build/python. Its files are links, so that
+# what is edited is what runs. The declarations come from the compiler, which knows the header's macros.
+PY_SOURCE := examples/python
+# PY: a Python with cffi. Unless it is given, that of the tests, or else the one at hand.
+PY         = $$(command -v $(BUILD)/python-venv/bin/python || echo python3)
+PY_BUILD   = CC='$(CC)' CFLAGS='$(CFLAGS)' $(PY) $(PY_SOURCE)/dlrn_build.py
+
+$(BUILD)/libdictlearn.so: dictlearn.h $(PY_SOURCE)/dlrn_build.py
+	$(PY_BUILD) library $@
+
+$(BUILD)/python/dlrn/_abi.py: dictlearn.h $(PY_SOURCE)/dlrn_build.py
+	@mkdir -p $(@D)
+	$(PY_BUILD) module $@
+
+python: $(BUILD)/libdictlearn.so $(BUILD)/python/dlrn/_abi.py ## the Python package in build/python (PY=, a Python with cffi)
+	ln -sf $(abspath $(BUILD))/libdictlearn.so $(abspath $(PY_SOURCE))/dlrn/*.py $(abspath $(PY_SOURCE))/dlrn/py.typed \
+	  $(BUILD)/python/dlrn
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
 	@MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
