@@ -21,10 +21,10 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from ._core import Context, OutOfMemory, array_from, ffi, lib
+from ._core import Context, OutOfMemory, array_from, ffi, lib, text
 from ._records import fill, record
 from ._settings import ALIASES, RECIPES, change_config, make_config, read_config, resolve
-from .dictionary import Dictionary
+from .dictionary import Dictionary, dictionary_of
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
 
 __all__ = ["Trainer", "TrainStats", "recipes", "trainSAE"]
@@ -304,7 +304,7 @@ class Trainer:
     def dictionary(self) -> Dictionary:
         """The dictionary that is being trained, not a copy: read it and encode with it between steps. Training writes
         to it; finish() gives the one to keep."""
-        return Dictionary._borrow(self.context, self._describe().dictionary, self._trainer)
+        return dictionary_of(self.context, self._describe().dictionary, self._trainer)
 
     ae = dictionary
 
@@ -339,7 +339,7 @@ class Trainer:
         self._describe()
         out = ffi.new("dlrn_dictionary **")
         self.context.call(lib.dlrn_trainer_finish, self._trainer, out)
-        return Dictionary._owned(self.context, out[0])
+        return dictionary_of(self.context, self.context.own(out[0], lib.dlrn_dictionary_destroy))
 
     # ---- checkpoints
 
@@ -357,10 +357,10 @@ class Trainer:
         which recipe, d_in, d_out, features, k and compat must not."""
         self = cls.__new__(cls)
         self.context = context or Context()
-        text, out = ffi.new("char[]", os.fsencode(path)), ffi.new("dlrn_trainer **")
+        file, out = ffi.new("char[]", os.fsencode(path)), ffi.new("dlrn_trainer **")
         self._data = None
         # The checkpoint says how its buffer was, so it is read before there is one.
-        self.context.call(lib.dlrn_trainer_resume, self.context.pointer, text, ffi.NULL, ffi.NULL, out)
+        self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, ffi.NULL, ffi.NULL, out)
         self._own(out[0])
         was = self._describe().config
         recipe = ffi.string(was.recipe).decode()
@@ -377,7 +377,7 @@ class Trainer:
         self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
         if self._data:
             self._data.open(cfg)
-        self.context.call(lib.dlrn_trainer_resume, self.context.pointer, text, cfg, self._buffer, out)
+        self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, cfg, self._buffer, out)
         self._own(out[0])
         return self
 
@@ -473,29 +473,14 @@ def _wandb_run(config: Dict[str, Any], more: Dict[str, Any], **names: Any) -> An
                       **{key: value or None for key, value in names.items()})
 
 
-def _scale_biases(ae: Dictionary, scale: float) -> None:
-    """Makes a dictionary of rows x / scale one of rows x: biases and thresholds have the scale of a row."""
-    dicts = [ae.pointer] + [ae.pointer.part[i].dict for i in range(ae.pointer.n_parts)]
-    for d in dicts:
-        for role, n in ((lib.DLRN_ENCODER_BIAS, d.features), (lib.DLRN_VALUE_BIAS, d.features),
-                        (lib.DLRN_THRESHOLD, d.features), (lib.DLRN_OUTPUT_BIAS, d.d_out),
-                        (lib.DLRN_INPUT_BIAS, d.d_in)):
-            if d.param[role] != ffi.NULL:
-                array_from(d.param[role], (int(n),), ae)[:] *= np.float32(scale)
-        if d.formula.threshold > 0:
-            d.formula.threshold *= scale
-    lib.dlrn_dictionary_changed(ae.pointer)
-
-
 def _variance_explained(trainer: Trainer, x: np.ndarray, y: Optional[np.ndarray]) -> float:
     """The share of the variance of a batch that the dictionary explains, as it is before a step, with the selection
     that the step makes."""
     from .evaluation import Evaluator
 
     ae = trainer.finish()
-    if ae.family in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        ae.pointer.formula.gate, ae.pointer.formula.select = lib.DLRN_GATE_RELU, lib.DLRN_SELECT_BATCH_TOP_K
-        lib.dlrn_dictionary_changed(ae.pointer)
+    if text(ae.pointer.family) in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
+        ae.formula.gate, ae.formula.select = "relu", "batch_top_k"
     with Evaluator(ae, batch_size=max(int(x.shape[0]), 1)) as evaluator:
         evaluator.add(x, y)
         return evaluator.finish().variance_explained
@@ -626,7 +611,7 @@ class _Run:
         """The dictionary for rows as they are."""
         ae = self.trainer.finish()
         if norm_factor is not None:
-            _scale_biases(ae, norm_factor)
+            ae.scale_biases(norm_factor)
         return ae
 
 
