@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union, overload
 
 import numpy as np
@@ -576,15 +577,15 @@ def _write_json(path: str, value: Any) -> None:
 
 
 def _save_run(ae: Dictionary, folder: Union[str, os.PathLike], config: Dict[str, Any]) -> None:
-    """ae.pt and config.json: the library writes both, so that they agree, and the settings of the run are added."""
-    ae.save_as(folder, layout="dictionary_learning")
-    path = os.path.join(folder, "config.json")
-    with open(path, encoding="utf-8") as file:
-        written = json.load(file)
-    merged = {**config, **written}
-    for part in ("trainer",):
-        merged[part] = {**config.get(part, {}), **written.get(part, {})}
-    _write_json(path, merged)
+    """ae.pt and config.json: the library writes both, so that they agree, and the settings of the run are added. It
+    does so beside them: where a config is already, it would refuse to write weights that are not of that config."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial") as beside:
+        ae.save_as(beside, layout="dictionary_learning")
+        with open(os.path.join(beside, "config.json"), encoding="utf-8") as file:
+            written = json.load(file)
+        os.replace(os.path.join(beside, "ae.pt"), os.path.join(folder, "ae.pt"))
+    trainer = {**config.get("trainer", {}), **written.get("trainer", {})}
+    _write_json(os.path.join(folder, "config.json"), {**config, **written, "trainer": trainer})
 
 
 class _Run:
