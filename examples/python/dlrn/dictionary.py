@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 import weakref
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 
@@ -307,7 +307,7 @@ class Dictionary:
             return self._run(rows, None, True, None)
         f, result = self._room(rows, self.dict_size, self.feature_layers, out)
         self._run(rows, f, False, None)
-        return result
+        return result()
 
     def decode(self, f: Any, out: Any = None) -> Any:
         """The reconstruction from features.
@@ -329,7 +329,7 @@ class Dictionary:
             self._call(
                 lib.dlrn_decode, pointer_to(rows.array[at:end]), end - at, pointer_to(x_hat[at:end])
             )
-        return result
+        return result()
 
     def forward(self, x: Any, output_features: Union[bool, str] = False, out: Any = None) -> Any:
         """The reconstruction of rows, in one pass.
@@ -345,13 +345,14 @@ class Dictionary:
         rows = Rows(x, self.activation_dim, "x", self.layers)
         x_hat, result = self._room(rows, self.d_out, self.layers, out)
         if output_features == "sparse":
-            return result, self._run(rows, None, True, x_hat)
+            codes = self._run(rows, None, True, x_hat)
+            return result(), codes
         if not output_features:
             self._run(rows, None, False, x_hat)
-            return result
+            return result()
         f, features = self._room(rows, self.dict_size, self.feature_layers)
         self._run(rows, f, False, x_hat)
-        return result, features
+        return result(), features()
 
     __call__ = forward
 
@@ -362,12 +363,12 @@ class Dictionary:
 
     def _room(
         self, rows: Rows, width: int, layers: int, out: Any = None
-    ) -> Tuple[np.ndarray, Any]:
-        """Memory for a result [n, width], and the result that the caller gets."""
+    ) -> Tuple[np.ndarray, Callable[[], Any]]:
+        """Memory for a result [n, width], and what makes it the caller's once it is computed."""
         tail = (width,) if layers == 1 else (layers, width // layers)
         if out is None:
             array = np.empty((rows.n, width), np.float32)
-            return array, rows.give(array.reshape((rows.n, *tail)))
+            return array, lambda: rows.give(array.reshape((rows.n, *tail)))
         array = out.numpy() if _is_torch(out) else np.asarray(out)
         if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
             raise ArgumentError("out: expected a contiguous array of float32 that can be written")
@@ -375,7 +376,7 @@ class Dictionary:
             raise ShapeError(
                 f"out: expected shape {list(rows.shape + tail)}, found {list(array.shape)}"
             )
-        return array.reshape(rows.n, width), out
+        return array.reshape(rows.n, width), lambda: out
 
     def _pieces(self, rows: Rows) -> Iterator[Tuple[int, int]]:
         """The rows of each call. Where rows are compared with each other, all are one call; where
@@ -411,6 +412,9 @@ class Dictionary:
         """Decodes a CSR matrix; its arrays are borrowed where they have the library's types."""
         if codes.shape[1] != self.dict_size:
             raise ShapeError(f"f: expected {self.dict_size} columns, found {codes.shape[1]}")
+        ends, found = codes.indptr, min(len(codes.indices), len(codes.data))
+        if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] > found:
+            raise ArgumentError("f: indptr must rise from 0 to at most the number of values")
         if not codes.has_canonical_format:
             codes = codes.copy()
             codes.sum_duplicates()
@@ -426,7 +430,7 @@ class Dictionary:
         rows = Rows(np.empty((codes.shape[0], 0), np.float32), 0)
         x_hat, result = self._room(rows, self.d_out, self.layers, out)
         self._call(lib.dlrn_decode_sparse, given, pointer_to(x_hat))
-        return result
+        return result()
 
     def _call(self, function: Any, *arguments: Any) -> None:
         """function(dictionary, ...), with the lock held and what was written made known."""
