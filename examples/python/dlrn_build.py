@@ -22,6 +22,12 @@ EXPORT = "__declspec(dllexport)" if sys.platform == "win32" else '__attribute__(
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 # A line of the preprocessor's that says where the text comes from: # 12 "dictlearn.h" 2
 ORIGIN = re.compile(r'#(?:line)? \d+ "(.*?)"')
+# Macros vanish with the preprocessor. The shapes of parameters, which are in one, stay as constants:
+# DLRN_ENCODER_ROWS is 'F', DLRN_ENCODER_COLS is 'I'.
+SHAPES = """
+#define DLRN_SHAPE(role, name, rows, cols) role##_ROWS = rows, role##_COLS = cols,
+enum dlrn_shape { DLRN_ROLE_LIST(DLRN_SHAPE) };
+"""
 
 
 def header() -> Path:
@@ -73,10 +79,11 @@ def declarations() -> str:
 
     Attributes become nothing, since no value of a declaration depends on them.
     """
-    command = [*compiler(), "-E", "-D__attribute__(x)=", "-x", "c", str(header())]
-    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
+    text = f'#include "{header().as_posix()}"\n#line 1 "{header().name}"\n{SHAPES}'
+    command = [*compiler(), "-E", "-D__attribute__(x)=", "-x", "c", "-"]
+    ended = subprocess.run(command, input=text, check=True, stdout=subprocess.PIPE, encoding="utf-8")
     kept, ours = [], False
-    for line in text.splitlines():
+    for line in ended.stdout.splitlines():
         origin = ORIGIN.match(line)
         if origin:
             ours = os.path.basename(origin.group(1)) == header().name

@@ -15,5 +15,29 @@ from ._core import (
     Unsupported,
     default_context,
 )
+from .dictionary import (
+    AbsTopK,
+    AutoEncoder,
+    AutoEncoderNew,
+    AutoEncoderTopK,
+    BatchTopKSAE,
+    Cosine,
+    Crosscoder,
+    CrossLayerTranscoder,
+    Dictionary,
+    GatedAutoEncoder,
+    GatedTopK,
+    Glu,
+    GroupMax,
+    IdentityDict,
+    JumpReluAutoEncoder,
+    MatchingPursuit,
+    MatryoshkaBatchTopKSAE,
+    Temporal,
+    load_dictionary,
+)
+from .tables import kernels, load_tensors, recipes, version
+
+__version__ = version
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -450,7 +450,7 @@ def array_from(pointer: Any, shape: Tuple[int, ...], owner: Any, kind: str = "fl
     dtype = {"float": np.float32, "int32_t": np.int32, "int64_t": np.int64}[kind]
     size = int(np.prod(shape, dtype=np.int64))
     if not size:
-        return np.zeros(shape, dtype)
+        return np.zeros(0, dtype).reshape(shape)
 
     def release(_pointer: Any, _kept: Any = owner) -> None:
         pass
