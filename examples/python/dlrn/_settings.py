@@ -157,6 +157,12 @@ def read_config(cfg) -> Dict[str, Any]:
         if kind.kind == "enum":
             value = _word(kind, value)
         found[name] = list(value)[0:n] if kind.kind == "array" else value
+    return {**found, **read_buffer(cfg)}
+
+
+def read_buffer(cfg) -> Dict[str, Any]:
+    """The settings of the buffer in a `dlrn_train_config *`."""
+    found = {}
     for name, kind in _BUFFER.items():
         value = getattr(cfg.buffer, name.replace("buffer_seed", "seed"))
         found[name] = _word(kind, value) if kind.kind == "enum" else value

@@ -24,7 +24,7 @@ import numpy as np
 
 from ._core import Context, OutOfMemory, array_from, ffi, lib, text
 from ._records import fill, record
-from ._settings import ALIASES, RECIPES, change_config, make_config, read_config, resolve
+from ._settings import ALIASES, RECIPES, change_config, make_config, read_buffer, read_config, resolve
 from .dictionary import Dictionary, dictionary_of
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
 
@@ -154,6 +154,8 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
     made = _Data(context, given.get("d_in"), int(given.get("d_out") or 0))
     made.items = iterator_of(data)
     made._first = next(made.items, None)
+    if made._first is None and made.d is None:
+        raise ValueError("the data have no rows, so that their width is not known: state activation_dim")
     if made._first is not None:
         x, y = split_item(made._first)
         made.d = made.d or width_of(x, layers)
@@ -349,36 +351,41 @@ class Trainer:
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Writes a checkpoint, path.safetensors: weights, moments, counters, settings, the unread rows of the buffer
-        and the position of the data. resume() goes on from it with the same bits."""
-        self._describe()
+        and the position of the data. resume() goes on from it with the same bits. Beside it lies path.safetensors.json
+        with what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
+        cfg = self._describe().config
+        kept = {"buffer": read_buffer(cfg), "trainer_class": self.trainer_class,
+                "labels": {name: _plain(value) for name, value in self.labels.items()}}
         self.context.call(lib.dlrn_trainer_save, self._trainer, ffi.new("char[]", os.fsencode(path)))
+        _write_json(os.fspath(path) + ".json", kept)
 
     @classmethod
     def resume(cls, path: Union[str, os.PathLike], data: Any = None, *, epochs: int = 1,
                context: Optional[Context] = None, **settings: Any) -> "Trainer":
         """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do the
         rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
-        which recipe, d_in, d_out, features, k and compat must not."""
-        self = cls.__new__(cls)
+        which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
+        state batch_size, capacity and read_rows as they were."""
+        self = Trainer.__new__(cls)
         self.context = context or Context()
         file, out = ffi.new("char[]", os.fsencode(path)), ffi.new("dlrn_trainer **")
         self._data = None
-        # The checkpoint says how its buffer was, so it is read before there is one.
+        # The settings come first: a buffer needs them, and the trainer needs a buffer.
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, ffi.NULL, ffi.NULL, out)
         self._own(out[0])
-        was = self._describe().config
-        recipe = ffi.string(was.recipe).decode()
+        kept = _read_json(os.fspath(path) + ".json")
         self.labels, settings = _labels_of(settings)
-        self._reference, self.trainer_class = None, None
-        for name, reference in CLASSES.items():
-            if cls.__name__ == name:
-                self._reference, self.trainer_class = reference, name
-        if data is None and not settings:
+        self.labels = {**kept.get("labels", {}), **self.labels}
+        self.trainer_class = kept.get("trainer_class") if cls is Trainer else cls.__name__
+        self._reference = CLASSES.get(self.trainer_class)
+        if data is None and not settings and not kept:
             return self
-        cfg = ffi.new("dlrn_train_config *", was[0])
-        given = resolve(recipe, settings)
-        change_config(cfg, given)
+        cfg = ffi.new("dlrn_train_config *", self._describe().config[0])
+        given = resolve(ffi.string(cfg.recipe).decode(), settings)
+        change_config(cfg, {**kept.get("buffer", {}), **given})
         self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
+        if self._data and self._data.source and not kept and "batch_rows" not in given:
+            raise ValueError(f"{os.fspath(path)}: no {os.fspath(path)}.json says how rows were batched: state batch_size")
         if self._data:
             self._data.open(cfg)
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, cfg, self._buffer, out)
@@ -589,6 +596,14 @@ def _save_run(ae: Dictionary, folder: Union[str, os.PathLike], config: Dict[str,
         os.replace(os.path.join(beside, "ae.pt"), os.path.join(folder, "ae.pt"))
     trainer = {**config.get("trainer", {}), **written.get("trainer", {})}
     _write_json(os.path.join(folder, "config.json"), {**config, **written, "trainer": trainer})
+
+
+def _read_json(path: str) -> Dict[str, Any]:
+    """A file that _write_json wrote; empty if there is none."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 class _Run:
