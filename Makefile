@@ -65,14 +65,16 @@ LIBRARIES := sae-lens==6.54.12
 PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
 THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
             docstring-parser==0.18.0
+# The Python package's tests: what it needs, and what some of its users have.
+PYTHONS  := cffi==2.1.1 pytest==9.2.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
 TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install python demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
-        frontier readme help \
+        analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
+        frontier readme help python-test \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -191,6 +193,22 @@ endif
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
+# In an environment of its own that sees the first one's packages, as the libraries are.
+$(BUILD)/python-venv/ready: $(BUILD)/venv/ready
+	python3 -m venv $(BUILD)/python-venv
+	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/python-venv/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/python-venv/bin/pip install --quiet --disable-pip-version-check $(PYTHONS)
+	@touch $@
+
+PYTHON_TESTS ?= $(wildcard tests/python/test_*.py)
+ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
+python-test: export PYTHON := $(BUILD)/python-venv/bin/python
+python-test: $(BUILD)/python-venv/ready
+endif
+
+python-test: python $(BUILD)/dictlearn ## the Python package: results, errors, memory, threads (PYTHON_TESTS=FILES)
+	@sh tests/run.sh $(BUILD) $(PYTHON_TESTS)
+
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
 	$(PYTHON) tests/twin.py $(BUILD)
 
@@ -305,6 +323,10 @@ bench-training: $(BUILD)/bench ## the training steps of the recipes alone, besid
 	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
 	python3 bench/run.py --readme
 
+bench-python: $(BUILD)/bench $(BUILD)/dictlearn python $(BUILD)/python-venv/ready ## the Python package's trainSAE
+	python3 bench/run.py $(BUILD) --python $(BUILD)/python-venv/bin/python $(BENCH)
+	python3 bench/run.py --readme
+
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
 	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
 
@@ -338,7 +360,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

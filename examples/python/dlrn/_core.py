@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import threading
 import weakref
-from typing import Any, Callable, NoReturn, Optional, Tuple
+from typing import Any, Callable, List, NoReturn, Optional, Tuple
 
 import numpy as np
 
@@ -115,12 +116,19 @@ def name_of(which: int, value: int) -> str:
 
 def value_of(which: int, name: str) -> int:
     """The value of an enumeration with this name; an ArgumentError lists the names that exist."""
-    names = []
-    while len(names) < 256 and name_of(which, len(names)) != "?":
+    names: List[str] = []
+    while name_of(which, len(names)) != "?":
         names.append(name_of(which, len(names)))
     if name not in names:
         raise ArgumentError(f"no value is called {name!r}: there are {', '.join(names)}")
     return names.index(name)
+
+
+def in_python(message: str) -> str:
+    """A message of the library with settings in the place of the program's flags: k=N for --k N."""
+    return re.sub(
+        r"--([a-z-]+) ([A-Z]+)\b", lambda m: f"{m.group(1).replace('-', '_')}={m.group(2)}", message
+    )
 
 
 def error_of(status: int, message: str) -> DlrnError:
@@ -216,7 +224,7 @@ class Context:
             return status
         if status == lib.DLRN_STOPPED:
             raise error_of(status, "stopped")
-        raise error_of(status, text(lib.dlrn_error(self.pointer)))
+        raise error_of(status, in_python(text(lib.dlrn_error(self.pointer))))
 
     def call(self, function: Any, *arguments: Any) -> int:
         """Calls a function that returns a status, with the lock held, and checks the status."""
