@@ -36,7 +36,10 @@ from .dictionary import (
     Temporal,
     load_dictionary,
 )
+from .evaluation import Evaluator, Metrics, evaluate, weight_figures
+from .sources import Source, source_of
 from .tables import kernels, load_tensors, recipes, version
+from .training import Trainer, trainSAE
 
 __version__ = version
 
