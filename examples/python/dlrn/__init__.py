@@ -36,6 +36,8 @@ from .dictionary import (
     Temporal,
     load_dictionary,
 )
+from .buffer import ActivationBuffer, NNsightActivationBuffer
+from .models import edited, rows_at
 from .tables import kernels, load_tensors, recipes, version
 
 __version__ = version
