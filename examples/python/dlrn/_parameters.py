@@ -17,8 +17,8 @@ class Parameter(np.ndarray):
     it, and `p.data = x` copies x into it.
     """
 
-    @property
-    def data(self) -> "Parameter":  # type: ignore[override]
+    @property  # type: ignore[override]
+    def data(self) -> "Parameter":
         """The parameter itself, as torch's `data` is."""
         return self
 

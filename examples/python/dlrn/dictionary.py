@@ -13,6 +13,7 @@ import numpy as np
 from ._core import (
     ArgumentError,
     Context,
+    DlrnError,
     MissingFile,
     Rows,
     ShapeError,
@@ -23,6 +24,7 @@ from ._core import (
     error_of,
     ffi,
     give_like,
+    in_python,
     lib,
     name_of,
     pointer_to,
@@ -132,6 +134,35 @@ class Formula:
         return "Formula(" + ", ".join(f"{n}={getattr(self, n)!r}" for n in _FORMULA) + ")"
 
 
+class _Room:
+    """Memory for a result of one row for each row of `rows`.
+
+    Attributes:
+        array: [n, width] f32, for the library to fill: `out`'s memory where the caller gave that.
+    """
+
+    def __init__(self, rows: Rows, width: int, layers: int, out: Any = None) -> None:
+        self.rows, self.out = rows, out
+        self.tail = (width,) if layers == 1 else (layers, width // layers)
+        if out is None:
+            self.array = np.empty((rows.n, width), np.float32)
+            return
+        array = out.detach().numpy() if _is_torch(out) else np.asarray(out)
+        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
+            raise ArgumentError("out: expected a contiguous array of float32 that can be written")
+        if array.shape not in (rows.shape + self.tail, rows.shape + (width,)):
+            raise ShapeError(
+                f"out: expected shape {list(rows.shape + self.tail)}, found {list(array.shape)}"
+            )
+        self.array = array.reshape(rows.n, width)
+
+    def result(self) -> Any:
+        """What the caller gets, when the library has filled the array."""
+        if self.out is not None:
+            return self.out
+        return self.rows.give(self.array.reshape((self.rows.n, *self.tail)))
+
+
 class Dictionary:
     """A sparse autoencoder: rows x of `activation_dim` numbers, features f of `dict_size`.
 
@@ -230,10 +261,13 @@ class Dictionary:
         options.compat = lib.DLRN_ON if compat else lib.DLRN_OFF
         try:
             pointer = _load(context, path, options, layout)
-        except Unsupported:
+        except Unsupported as error:
             if layout is not None or cls.__name__ not in _STATE:
                 raise
-            pointer = _load(context, path, options, cls.__name__)
+            try:
+                pointer = _load(context, path, options, cls.__name__)
+            except DlrnError:  # the class does not help: the first error says what does
+                raise error from None
         dictionary = dictionary_of(context, pointer)
         if dictionary.note:
             warnings.warn(f"{path}: {dictionary.note}", stacklevel=2)
@@ -305,9 +339,9 @@ class Dictionary:
             if out is not None:
                 raise ArgumentError("out is for dense features: leave it out with sparse=True")
             return self._run(rows, None, True, None)
-        f, result = self._room(rows, self.dict_size, self.feature_layers, out)
-        self._run(rows, f, False, None)
-        return result
+        room = _Room(rows, self.dict_size, self.feature_layers, out)
+        self._run(rows, room.array, False, None)
+        return room.result()
 
     def decode(self, f: Any, out: Any = None) -> Any:
         """The reconstruction from features.
@@ -324,12 +358,11 @@ class Dictionary:
         if hasattr(f, "tocsr"):
             return self._decode_sparse(f.tocsr(), out)
         rows = Rows(f, self.dict_size, "f", self.feature_layers)
-        x_hat, result = self._room(rows, self.d_out, self.layers, out)
+        room = _Room(rows, self.d_out, self.layers, out)
         for at, end in self._pieces(rows):
-            self._call(
-                lib.dlrn_decode, pointer_to(rows.array[at:end]), end - at, pointer_to(x_hat[at:end])
-            )
-        return result
+            to = pointer_to(room.array[at:end])
+            self._call(lib.dlrn_decode, pointer_to(rows.array[at:end]), end - at, to)
+        return room.result()
 
     def forward(self, x: Any, output_features: Union[bool, str] = False, out: Any = None) -> Any:
         """The reconstruction of rows, in one pass.
@@ -343,15 +376,16 @@ class Dictionary:
             x_hat [..., d_out], or (x_hat, f).
         """
         rows = Rows(x, self.activation_dim, "x", self.layers)
-        x_hat, result = self._room(rows, self.d_out, self.layers, out)
+        x_hat = _Room(rows, self.d_out, self.layers, out)
         if output_features == "sparse":
-            return result, self._run(rows, None, True, x_hat)
+            codes = self._run(rows, None, True, x_hat.array)
+            return x_hat.result(), codes
         if not output_features:
-            self._run(rows, None, False, x_hat)
-            return result
-        f, features = self._room(rows, self.dict_size, self.feature_layers)
-        self._run(rows, f, False, x_hat)
-        return result, features
+            self._run(rows, None, False, x_hat.array)
+            return x_hat.result()
+        f = _Room(rows, self.dict_size, self.feature_layers)
+        self._run(rows, f.array, False, x_hat.array)
+        return x_hat.result(), f.result()
 
     __call__ = forward
 
@@ -359,23 +393,6 @@ class Dictionary:
         """Packs the weights for many calls with few rows. Results are the same bits."""
         self._call(lambda _dict: lib.dlrn_encoder_prepare(self._encoder_now()))
         return self
-
-    def _room(
-        self, rows: Rows, width: int, layers: int, out: Any = None
-    ) -> Tuple[np.ndarray, Any]:
-        """Memory for a result [n, width], and the result that the caller gets."""
-        tail = (width,) if layers == 1 else (layers, width // layers)
-        if out is None:
-            array = np.empty((rows.n, width), np.float32)
-            return array, rows.give(array.reshape((rows.n, *tail)))
-        array = out.numpy() if _is_torch(out) else np.asarray(out)
-        if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
-            raise ArgumentError("out: expected a contiguous array of float32 that can be written")
-        if array.shape not in (rows.shape + tail, rows.shape + (width,)):
-            raise ShapeError(
-                f"out: expected shape {list(rows.shape + tail)}, found {list(array.shape)}"
-            )
-        return array.reshape(rows.n, width), out
 
     def _pieces(self, rows: Rows) -> Iterator[Tuple[int, int]]:
         """The rows of each call. Where rows are compared with each other, all are one call; where
@@ -411,10 +428,11 @@ class Dictionary:
         """Decodes a CSR matrix; its arrays are borrowed where they have the library's types."""
         if codes.shape[1] != self.dict_size:
             raise ShapeError(f"f: expected {self.dict_size} columns, found {codes.shape[1]}")
+        _check_ends(codes)
         if not codes.has_canonical_format:
             codes = codes.copy()
             codes.sum_duplicates()
-        arrays = [
+        arrays: List[np.ndarray] = [
             np.ascontiguousarray(codes.indptr, np.int64),
             np.ascontiguousarray(codes.indices, np.int32),
             np.ascontiguousarray(codes.data, np.float32),
@@ -424,9 +442,9 @@ class Dictionary:
         given = ffi.new("dlrn_sparse *", {"rows": codes.shape[0], "cols": codes.shape[1]})
         given.row_ptr, given.col, given.val = kept
         rows = Rows(np.empty((codes.shape[0], 0), np.float32), 0)
-        x_hat, result = self._room(rows, self.d_out, self.layers, out)
-        self._call(lib.dlrn_decode_sparse, given, pointer_to(x_hat))
-        return result
+        room = _Room(rows, self.d_out, self.layers, out)
+        self._call(lib.dlrn_decode_sparse, given, pointer_to(room.array))
+        return room.result()
 
     def _call(self, function: Any, *arguments: Any) -> None:
         """function(dictionary, ...), with the lock held and what was written made known."""
@@ -497,7 +515,7 @@ class Dictionary:
     @property
     def note(self) -> str:
         """What its file leaves open, and a reader of its figures must know; "": nothing."""
-        return text(self.pointer.note)
+        return in_python(text(self.pointer.note))
 
     @property
     def formula(self) -> Formula:
@@ -859,6 +877,14 @@ def _matrix(pieces: List[Any], width: int) -> Any:
     matrix = csr_matrix((values, columns, ends), shape=(len(ends) - 1, width), copy=False)
     matrix.has_sorted_indices = matrix.has_canonical_format = True
     return matrix
+
+
+def _check_ends(codes: Any) -> None:
+    """Refuses a CSR matrix whose indptr leads out of its arrays: SciPy lets anyone write to it."""
+    ends, stored = codes.indptr, min(len(codes.indices), len(codes.data))
+    ascends = len(ends) == codes.shape[0] + 1 and ends[0] == 0 and (ends[1:] >= ends[:-1]).all()
+    if not ascends or ends[-1] > stored:
+        raise ArgumentError(f"f: expected an indptr that ascends from 0 to at most {stored}")
 
 
 def _arrays_of(codes: Any) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
