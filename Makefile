@@ -144,7 +144,7 @@ $(BUILD)/python/dlrn/_abi.py: dictlearn.h $(PY_SOURCE)/dlrn_build.py
 
 python: $(BUILD)/libdictlearn.so $(BUILD)/python/dlrn/_abi.py ## the Python package in build/python (PY=, a Python with cffi)
 	ln -sf $(abspath $(BUILD))/libdictlearn.so $(abspath $(PY_SOURCE))/dlrn/*.py $(abspath $(PY_SOURCE))/dlrn/py.typed \
-	  $(BUILD)/python/dlrn
+	  $(abspath $(PY_SOURCE))/dlrn/trainers $(BUILD)/python/dlrn
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
 	@MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \

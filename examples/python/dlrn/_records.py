@@ -1,7 +1,10 @@
 """Structs of the library as Python objects: the fields are those of the C declaration, read when the module is
 imported, so that none is written down twice."""
+from __future__ import annotations
+
 import dataclasses
-from typing import Any
+import sys
+from typing import Any, Dict, Iterator
 
 from ._core import ffi, lib, text
 
@@ -22,23 +25,42 @@ def words_of(kind) -> dict:
     return {text(lib.dlrn_name(which, int(value))): int(value) for value in kind.elements}
 
 
-def _default(kind):
-    return {"primitive": 0, "enum": 0}.get(kind.kind)
+class Record:
+    """The fields of a struct, as attributes and as keys: dict(record), record["l0"]."""
+
+    def keys(self) -> list:
+        """The names of the fields."""
+        return [field.name for field in dataclasses.fields(self)]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def asdict(self) -> Dict[str, Any]:
+        """A dict of all fields, and of the records in it."""
+        return dataclasses.asdict(self)
 
 
-def record(name: str, struct: str, doc: str, without=(), **nested) -> type:
-    """A dataclass with the fields of a struct. nested: for a field that is a struct, or a pointer, its own type or
-    None; what fills a pointer is up to the caller. without: fields that are left out."""
-    types = {"primitive": Any, "enum": int}
+def record(name: str, struct: str, doc: str, **more) -> type:
+    """A dataclass with the fields of a struct. more: the types of fields that are structs or pointers, of which the
+    caller fills the latter; without one such a field is left out. Properties are added."""
     members = []
     for field, kind in fields_of(struct):
-        if field in without or (kind.kind not in types and field not in nested):
+        if kind.kind not in ("primitive", "enum") and field not in more:
             continue
-        python = nested.get(field) or (float if kind.cname == "double" else int if kind.kind in types else Any)
-        members.append((field, python, dataclasses.field(default=_default(kind))))
-    made = dataclasses.make_dataclass(name, members, namespace={"asdict": dataclasses.asdict})
+        python = more.get(field) or (float if kind.cname == "double" else int)
+        members.append((field, python, dataclasses.field(default=None if field in more else 0)))
+    extra = {key: value for key, value in more.items() if isinstance(value, property)}
+    made = dataclasses.make_dataclass(name, members, bases=(Record,), namespace=extra)
     made.__doc__ = doc
-    made.__module__ = __name__
+    made.__module__ = sys._getframe(1).f_globals["__name__"]    # where pickle finds it
     return made
 
 

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Optional
 
 from ._core import ffi, lib
 from ._records import enum_name, fields_of, words_of
+from .tables import recipes
 
 #: Names of dictionary_learning, and the fields that they are.
 ALIASES = {
@@ -30,26 +31,7 @@ _ZERO = ("sparsity_warmup_steps", "k_anneal_steps", "clip")
 _OTHER = ("recipe", "buffer", "n_groups")
 
 
-def recipes() -> Dict[str, Dict[str, Any]]:
-    """The recipes by name: their family, the library that they are modelled on, what a step minimises, the rate that -1
-    becomes at 16384 features, and the settings that not every recipe uses."""
-    found, index = {}, 0
-    while True:
-        info = lib.dlrn_recipe(index)
-        if info == ffi.NULL:
-            return found
-        own, at = [], 0
-        while info.settings[at] != ffi.NULL:
-            own.append(ffi.string(info.settings[at]).decode())
-            at += 1
-        layout = None if info.layout == ffi.NULL else ffi.string(info.layout).decode()
-        found[ffi.string(info.name).decode()] = {
-            "family": ffi.string(info.family).decode(), "layout": layout, "loss": ffi.string(info.loss).decode(),
-            "lr": info.lr, "settings": own}
-        index += 1
-
-
-RECIPES = recipes()
+RECIPES = {recipe["name"]: recipe for recipe in recipes()}
 _SPECIAL = {name for recipe in RECIPES.values() for name in recipe["settings"]}
 
 
@@ -175,6 +157,12 @@ def read_config(cfg) -> Dict[str, Any]:
         if kind.kind == "enum":
             value = _word(kind, value)
         found[name] = list(value)[0:n] if kind.kind == "array" else value
+    return {**found, **read_buffer(cfg)}
+
+
+def read_buffer(cfg) -> Dict[str, Any]:
+    """The settings of the buffer in a `dlrn_train_config *`."""
+    found = {}
     for name, kind in _BUFFER.items():
         value = getattr(cfg.buffer, name.replace("buffer_seed", "seed"))
         found[name] = _word(kind, value) if kind.kind == "enum" else value

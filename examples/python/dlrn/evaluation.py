@@ -13,6 +13,7 @@ import numpy as np
 from ._core import array_from, ffi, lib
 from ._records import fill, record, words_of
 from .dictionary import Dictionary
+from .models import loss_recovered
 from .sources import is_array, is_data_set, iterator_of, rows_of, source_of, split_item
 
 __all__ = ["Evaluator", "LayerMetrics", "Metrics", "WeightFigures", "evaluate", "loss_recovered", "weight_figures"]
@@ -153,13 +154,6 @@ def _parts(dictionary: Dictionary, data: Any) -> Any:
 
 
 # ---- as dictionary_learning has it
-
-def loss_recovered(*arguments: Any, **settings: Any) -> Any:
-    """See `models.loss_recovered`: the losses of a model as it is, with reconstructions, and with zeros."""
-    from .models import loss_recovered as compute
-
-    return compute(*arguments, **settings)
-
 
 def _has_text(activations: Any) -> bool:
     """Whether activations come from a model whose loss can be measured."""

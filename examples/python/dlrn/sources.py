@@ -353,7 +353,8 @@ def _c_paths(paths: Any) -> tuple:
         return ffi.NULL, 0, None
     paths = [paths] if is_path(paths) else paths
     texts = [ffi.new("char[]", os.fsencode(p)) for p in paths]
-    return ffi.new("const char *[]", texts), len(texts), texts
+    array = ffi.new("const char *[]", texts)
+    return array, len(texts), (array, texts)
 
 
 def _from_paths(context: Context, x: Any, y: Any, d: int, d_out: int, epochs: int, tensor: Optional[str],

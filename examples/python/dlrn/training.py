@@ -24,25 +24,20 @@ import numpy as np
 
 from ._core import Context, OutOfMemory, array_from, ffi, lib, text
 from ._records import fill, record
-from ._settings import ALIASES, RECIPES, change_config, make_config, read_config, resolve
+from ._settings import ALIASES, RECIPES, change_config, make_config, read_buffer, read_config, resolve
 from .dictionary import Dictionary, dictionary_of
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
 
-__all__ = ["Trainer", "TrainStats", "recipes", "trainSAE"]
+__all__ = ["Trainer", "TrainStats", "trainSAE"]
 
 TrainStats = record("TrainStats", "dlrn_train_stats", """The figures of one step; losses are those of its forward pass,
 before the update. step: its number, from 0; rows; loss: the sum of the five below, with their weights;
 reconstruction_loss, sparsity_loss, auxiliary_loss, pre_act_loss, multi_top_k_loss; k; l0: mean number of active
-features; lr; penalty: weight of sparsity_loss; dead; resampled.""")
+features; lr; penalty: weight of sparsity_loss; dead; resampled. mse_loss: reconstruction_loss, as the program's log
+calls it.""", mse_loss=property(lambda stats: stats.reconstruction_loss))
 
 #: What a trainer is told about the model; config.json has it, and no step depends on it.
 LABELS = ("layer", "lm_name", "submodule_name", "device", "wandb_name", "dict_class")
-
-
-def recipes() -> Dict[str, Dict[str, Any]]:
-    """The recipes by name: family, layout (the library that one is modelled on), loss, lr, and the settings that not
-    every recipe uses."""
-    return {name: dict(recipe) for name, recipe in RECIPES.items()}
 
 
 # ---- the trainers of dictionary_learning, as data
@@ -55,6 +50,13 @@ class _Class:
         self.recipe, self.dict_class, self.defaults = recipe, dict_class, defaults
         self.keys = keys.split()
         self.positional = ["steps", "activation_dim", "dict_size", *positional.split(), "layer", "lm_name"]
+
+    def complete(self, name: str, settings: Dict[str, Any]) -> Dict[str, Any]:
+        """The settings with the defaults of the class."""
+        if name == "PAnnealTrainer" and settings.get("p_end") and not settings.get("sparsity"):
+            # With its default p_end 0 the root 1/p has no end; at p 1, where it starts, the two are the same.
+            settings = {"sparsity_function": "Lp", **settings}
+        return {**self.defaults, **settings}
 
 
 _TOP_K = "auxk_alpha warmup_steps decay_start threshold_beta threshold_start_step top_k_aux k"
@@ -71,7 +73,7 @@ CLASSES = {
                                          _TOP_K + " group_fractions group_weights group_sizes", "k", lr=None),
     "JumpReluTrainer": _Class("dl-jump_relu", "JumpReluAutoEncoder",
                               "bandwidth sparsity_penalty warmup_steps sparsity_warmup_steps decay_start target_l0"),
-    "PAnnealTrainer": _Class("dl-p_anneal", "AutoEncoder", _ANNEAL, seed=42, sparsity_function="Lp", p_end=0),
+    "PAnnealTrainer": _Class("dl-p_anneal", "AutoEncoder", _ANNEAL, seed=42, p_end=0),
     "GatedAnnealTrainer": _Class("dl-gated_anneal", "GatedAutoEncoder", _ANNEAL, seed=42, lr=3e-4, p_end=0,
                                  sparsity_function="Lp^p"),
 }
@@ -105,12 +107,15 @@ class _Data:
         self.source: Optional[Source] = None
         self.buffer: Any = None
         self.items: Any = None
+        self.endless = False
         self._first: Any = None    # an item that was taken to see its width
 
     def open(self, cfg) -> None:
         """Makes the buffer, as cfg.buffer says."""
         if self.source is None:
             return
+        if self.endless and self.source.rows:    # more than all rows would hold copies of them
+            cfg.buffer.capacity = min(cfg.buffer.capacity, max(self.source.rows, cfg.buffer.batch_rows))
         out = ffi.new("dlrn_buffer **")
         self.context.call(lib.dlrn_buffer_create, self.context.pointer, ffi.addressof(cfg[0], "buffer"),
                           self.source.read_by(self.context).pointer, lib.DLRN_BORROWED, out)
@@ -144,13 +149,13 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
         source = source_of(data, given.get("d_in"), given.get("d_out") or None, epochs=epochs, layers=layers,
                            context=context)
         made = _Data(context, source.d, source.d_out)
-        made.source = source
+        made.source, made.endless = source, epochs == 0 and "capacity" not in given
         return made
-    if given.get("shuffle") is None and "batch_rows" in given:
-        raise TypeError("batch_size: an iterable's items are the batches; with shuffle=True its rows are put together")
     made = _Data(context, given.get("d_in"), int(given.get("d_out") or 0))
     made.items = iterator_of(data)
     made._first = next(made.items, None)
+    if made._first is None and made.d is None:
+        raise ValueError("the data have no rows, so that their width is not known: state activation_dim")
     if made._first is not None:
         x, y = split_item(made._first)
         made.d = made.d or width_of(x, layers)
@@ -163,7 +168,7 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
 class Trainer:
     """Trains one dictionary.
 
-    recipe: a name of `recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then hold.
+    recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then hold.
     data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start from,
     copied; otherwise random weights by `seed`. epochs: passes over arrays and files; 0: without end. context: where to
     compute; its own if None. settings: fields of `dlrn_train_config` by their names (d_in, features, k, lr, ...) or by
@@ -178,7 +183,7 @@ class Trainer:
         self._reference = CLASSES.get(recipe)
         self.trainer_class = recipe if self._reference else None
         if self._reference:
-            recipe, settings = self._reference.recipe, {**self._reference.defaults, **settings}
+            recipe, settings = self._reference.recipe, self._reference.complete(self.trainer_class, settings)
         self.labels, settings = _labels_of(settings)
         given = resolve(recipe, settings)
         _check_dict_class(recipe, self.labels.get("dict_class"))
@@ -346,36 +351,41 @@ class Trainer:
 
     def save(self, path: Union[str, os.PathLike]) -> None:
         """Writes a checkpoint, path.safetensors: weights, moments, counters, settings, the unread rows of the buffer
-        and the position of the data. resume() goes on from it with the same bits."""
-        self._describe()
+        and the position of the data. resume() goes on from it with the same bits. Beside it lies path.safetensors.json
+        with what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
+        cfg = self._describe().config
+        kept = {"buffer": read_buffer(cfg), "trainer_class": self.trainer_class,
+                "labels": {name: _plain(value) for name, value in self.labels.items()}}
         self.context.call(lib.dlrn_trainer_save, self._trainer, ffi.new("char[]", os.fsencode(path)))
+        _write_json(os.fspath(path) + ".json", kept)
 
     @classmethod
     def resume(cls, path: Union[str, os.PathLike], data: Any = None, *, epochs: int = 1,
                context: Optional[Context] = None, **settings: Any) -> "Trainer":
         """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do the
         rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
-        which recipe, d_in, d_out, features, k and compat must not."""
-        self = cls.__new__(cls)
+        which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
+        state batch_size, capacity and read_rows as they were."""
+        self = Trainer.__new__(cls)
         self.context = context or Context()
         file, out = ffi.new("char[]", os.fsencode(path)), ffi.new("dlrn_trainer **")
         self._data = None
-        # The checkpoint says how its buffer was, so it is read before there is one.
+        # The settings come first: a buffer needs them, and the trainer needs a buffer.
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, ffi.NULL, ffi.NULL, out)
         self._own(out[0])
-        was = self._describe().config
-        recipe = ffi.string(was.recipe).decode()
+        kept = _read_json(os.fspath(path) + ".json")
         self.labels, settings = _labels_of(settings)
-        self._reference, self.trainer_class = None, None
-        for name, reference in CLASSES.items():
-            if cls.__name__ == name:
-                self._reference, self.trainer_class = reference, name
-        if data is None and not settings:
+        self.labels = {**kept.get("labels", {}), **self.labels}
+        self.trainer_class = kept.get("trainer_class") if cls is Trainer else cls.__name__
+        self._reference = CLASSES.get(self.trainer_class)
+        if data is None and not settings and not kept:
             return self
-        cfg = ffi.new("dlrn_train_config *", was[0])
-        given = resolve(recipe, settings)
-        change_config(cfg, given)
+        cfg = ffi.new("dlrn_train_config *", self._describe().config[0])
+        given = resolve(ffi.string(cfg.recipe).decode(), settings)
+        change_config(cfg, {**kept.get("buffer", {}), **given})
         self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
+        if self._data and self._data.source and not kept and "batch_rows" not in given:
+            raise ValueError(f"{os.fspath(path)}: no {os.fspath(path)}.json says how rows were batched: state batch_size")
         if self._data:
             self._data.open(cfg)
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, cfg, self._buffer, out)
@@ -586,6 +596,14 @@ def _save_run(ae: Dictionary, folder: Union[str, os.PathLike], config: Dict[str,
         os.replace(os.path.join(beside, "ae.pt"), os.path.join(folder, "ae.pt"))
     trainer = {**config.get("trainer", {}), **written.get("trainer", {})}
     _write_json(os.path.join(folder, "config.json"), {**config, **written, "trainer": trainer})
+
+
+def _read_json(path: str) -> Dict[str, Any]:
+    """A file that _write_json wrote; empty if there is none."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
 
 
 class _Run:
