@@ -76,8 +76,8 @@ def test_calls_with_tensors():
 
 
 def test_large_results():
-    x = rows(20000)
-    flat(lambda: (AE.encode(x), AE.encode(x, sparse=True), AE(x)), 20)
+    x = rows(8000)
+    flat(lambda: (AE.encode(x), AE.encode(x, sparse=True), AE(x)), 10)
 
 
 def test_errors():
@@ -103,7 +103,7 @@ def test_dictionaries():
         np.asarray(ae.encoder.weight).sum()
         dlrn.AutoEncoder(D, 64)
 
-    flat(work, 1000)
+    flat(work, 300)
 
 
 def test_contexts():

@@ -36,7 +36,9 @@ from .dictionary import (
     Temporal,
     load_dictionary,
 )
+from .buffer import ActivationBuffer, NNsightActivationBuffer
 from .evaluation import Evaluator, Metrics, evaluate, weight_figures
+from .models import edited, rows_at
 from .sources import Source, source_of
 from .tables import kernels, load_tensors, recipes, version
 from .training import Trainer, trainSAE

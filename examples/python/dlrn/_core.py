@@ -126,9 +126,12 @@ def value_of(which: int, name: str) -> int:
 
 def in_python(message: str) -> str:
     """A message of the library with settings in the place of the program's flags: k=N for --k N."""
-    return re.sub(
-        r"--([a-z-]+) ([A-Z]+)\b", lambda m: f"{m.group(1).replace('-', '_')}={m.group(2)}", message
-    )
+    message = re.sub(r"--([a-z-]+) (\w+)", lambda m: f"{_keyword(m.group(1))}={m.group(2)}", message)
+    return re.sub(r"--([a-z-]+)", lambda m: _keyword(m.group(1)), message)
+
+
+def _keyword(flag: str) -> str:
+    return flag.replace("-", "_")
 
 
 def error_of(status: int, message: str) -> DlrnError:
@@ -387,14 +390,15 @@ class Rows:
             bf16 or f64, with any leading dimensions, also none.
         width: numbers in a row.
         name: of x in errors.
-        layers: where above 1, [..., layers, width / layers] is taken as well.
+        layers: of a row, for errors. Where the last dimension is not `width` but the product of the
+            last two is ([..., layers, d], [..., heads, d_head]), these two make a row.
 
     Attributes:
         array: [n, width] f32. It is x's own memory where that is contiguous f32.
         pointer: to it, valid as long as this object.
         n: the number of rows.
         shape: the leading dimensions.
-        split: whether x came as [..., layers, width / layers].
+        split: whether the last two dimensions make a row.
         keep: what must stay alive while `pointer` is used.
     """
 
@@ -403,7 +407,7 @@ class Rows:
     def __init__(self, x: Any, width: int, name: str = "x", layers: int = 1) -> None:
         array = array_of(x, name)
         shape = array.shape
-        self.split = layers > 1 and shape[-2:] == (layers, width // layers)
+        self.split = len(shape) > 1 and shape[-1] != width == shape[-2] * shape[-1]
         if not self.split and (not shape or shape[-1] != width):
             parts = f" or [..., {layers}, {width // layers}]" if layers > 1 else ""
             raise error_of(

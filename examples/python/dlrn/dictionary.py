@@ -13,6 +13,7 @@ import numpy as np
 from ._core import (
     ArgumentError,
     Context,
+    DlrnError,
     MissingFile,
     Rows,
     ShapeError,
@@ -260,10 +261,13 @@ class Dictionary:
         options.compat = lib.DLRN_ON if compat else lib.DLRN_OFF
         try:
             pointer = _load(context, path, options, layout)
-        except Unsupported:
+        except Unsupported as error:
             if layout is not None or cls.__name__ not in _STATE:
                 raise
-            pointer = _load(context, path, options, cls.__name__)
+            try:
+                pointer = _load(context, path, options, cls.__name__)
+            except DlrnError:  # the class does not help: the first error says what does
+                raise error from None
         dictionary = dictionary_of(context, pointer)
         if dictionary.note:
             warnings.warn(f"{path}: {dictionary.note}", stacklevel=2)

@@ -27,23 +27,28 @@ BOTH = ("in_and_out", "in_to_out")
 CONTEXTS = 16
 
 
-class _Later:
-    """A module that is imported when it is first used, so that dlrn needs neither torch nor more."""
+def later(name: str, package: str = "", what: str = "language models") -> Any:
+    """Imports a module that only some functions need; one error says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        wanted = package or error.name
+        raise ModuleNotFoundError(
+            f"{what} need {error.name}: pip install {wanted}", name=error.name
+        ) from None
 
-    def __init__(self, name: str, package: str) -> None:
-        self._name, self._package = name, package
+
+class _Later:
+    """A module that is imported when it is first used, so that dlrn itself does not need it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        try:
-            module = importlib.import_module(self._name)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"language models need {error.name}: pip install {self._package}"
-            ) from None
-        return getattr(module, attribute)
+        return getattr(later(self._name), attribute)
 
 
-torch: Any = _Later("torch", "torch")
+torch: Any = _Later("torch")
 
 
 class _Reached(BaseException):
@@ -105,7 +110,7 @@ def tokenizer_of(model: Any, tokenizer: Any = None) -> Any:
     path = getattr(torch_module(model), "name_or_path", "")
     if path:
         with contextlib.suppress(Exception):
-            return importlib.import_module("transformers").AutoTokenizer.from_pretrained(path)
+            return later("transformers").AutoTokenizer.from_pretrained(path)
     raise ArgumentError("no tokenizer is known for this model: pass tokenizer=")
 
 
