@@ -267,7 +267,7 @@ def test_settings_by_either_name():
     b = dlrn.Trainer("dl-standard", d_in=D, features=F, sparsity_penalty=0.3, resample_steps=-1)
     assert a.settings == b.settings and a.settings["sparsity_penalty"] == 0.3
     assert a.config["layer"] == 3
-    raises(TypeError, dlrn.Trainer, "dl-top_k", **SMALL, l1_penalty=1, says=["l1_penalty", "auxk_alpha", "warmup_steps"])
+    raises(TypeError, dlrn.Trainer, "dl-top_k", **SMALL, l1_penalty=1, says=["l1_penalty", "auxk_alpha", "clip"])
     raises(TypeError, dlrn.Trainer, "dl-top_k", **SMALL, kk=1, says=["kk", "dl-top_k"])
     raises(TypeError, dlrn.Trainer, "dl-top_k", **SMALL, features=F + 1, says="features")
     raises(TypeError, dlrn.Trainer, "dl-top_k", k=4, says="activation_dim")
@@ -294,7 +294,7 @@ def test_defaults_of_the_classes():
             assert settings[key] == value, (name, key, settings[key])
     lp = dlrn.Trainer("PAnnealTrainer", **SMALL, p_end=0.5).settings
     assert lp["sparsity"] == "lp"
-    every = dlrn.Trainer("PAnnealTrainer", **SMALL, p_end=0.5, anneal_start=4, steps=20, n_sparsity_updates="continuous")
+    every = dlrn.Trainer("PAnnealTrainer", **SMALL, anneal_start=4, steps=20, n_sparsity_updates="continuous")
     assert every.settings["anneal_updates"] == 17
     sizes = dlrn.Trainer("MatryoshkaBatchTopKTrainer", activation_dim=D, dict_size=100, group_fractions=[0.333, 0.667])
     assert sizes.settings["groups"] == [33, 67]
@@ -734,7 +734,8 @@ def test_the_loss_of_a_model():
     submodule = "gpt_neox.layers.2"
     rows = models.rows_at(language_model, submodule, TEXTS[:2])
     d = int(rows.shape[1])
-    ae = dlrn.Trainer("dl-top_k", iter([rows] * 20), k=16, dict_size=4 * d, warmup_steps=1, lr=3e-3).train(verbose=False)
+    trainer = dlrn.Trainer("dl-top_k", iter([rows] * 20), k=16, dict_size=4 * d, warmup_steps=1, lr=3e-3)
+    ae = trainer.train(verbose=False)
 
     class Buffer:
         model, submodule, data = language_model, "gpt_neox.layers.2", iter([rows] * 9)

@@ -21,8 +21,8 @@ __all__ = ["Evaluator", "LayerMetrics", "Metrics", "WeightFigures", "evaluate", 
 SaelensMetrics = record("SaelensMetrics", "dlrn_saelens_metrics", "Figures under the names of SAELens.")
 SaebenchMetrics = record("SaebenchMetrics", "dlrn_saebench_metrics", "Figures under the names of SAEBench.")
 LayerMetrics = record("LayerMetrics", "dlrn_layer_metrics", "Figures of one layer of rows that hold several.")
-Metrics = record("Metrics", "dlrn_metrics", """Figures of an evaluation: means over `rows` rows; NaN: not measured. fired:
-[F] rows on which each feature fired, an array; layer: a list of LayerMetrics, empty for plain rows; saelens and
+Metrics = record("Metrics", "dlrn_metrics", """Figures of an evaluation: means over `rows` rows; NaN: not measured.
+fired: [F] rows on which each feature fired, an array; layer: a list of LayerMetrics, empty for plain rows; saelens and
 saebench: the same rows in the terms of these libraries.""", saelens=SaelensMetrics, saebench=SaebenchMetrics,
                  fired=Any, layer=list)
 
@@ -245,15 +245,16 @@ def evaluate(*arguments: Any, **settings: Any) -> Union[Metrics, Dict[str, float
     """Measures a dictionary; which figures depends on what holds the rows.
 
     evaluate(dictionary, x, y=None, rows=-1, batch_size=256, sparsity="l1", compat=False, saelens_batch=0,
-    progress=None): x is an array, a path, a list of paths or a source: all rows, all figures of the library, as Metrics.
+    progress=None): x is an array, a path, a list of paths or a source: all rows, all figures of the library, as
+    Metrics.
 
     evaluate(dictionary, activations, max_len=128, batch_size=128, io="out", normalize_batch=False, tracer_args=...,
     device="cpu", n_batches=1), as dictionary_learning has it today: activations is an iterator of batches. A dict with
     l2_loss, l1_loss, l0, frac_variance_explained, cossim, l2_ratio, relative_reconstruction_bias, frac_alive; with an
     ActivationBuffer also loss_original, loss_reconstructed, loss_zero and frac_recovered, on its texts.
 
-    evaluate(model, submodule, dictionary, activations, max_len=None, batch_size=None, entropy=False, ...), that of March
-    2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered. compat=True
+    evaluate(model, submodule, dictionary, activations, max_len=None, batch_size=None, entropy=False, ...), that of
+    March 2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered. compat=True
     gives its mse_loss, the square of the mean norm.
     """
     if "submodule" in settings or (arguments and not isinstance(arguments[0], Dictionary)):

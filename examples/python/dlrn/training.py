@@ -168,8 +168,8 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
 class Trainer:
     """Trains one dictionary.
 
-    recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then hold.
-    data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start from,
+    recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then
+    hold. data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start from,
     copied; otherwise random weights by `seed`. epochs: passes over arrays and files; 0: without end. context: where to
     compute; its own if None. settings: fields of `dlrn_train_config` by their names (d_in, features, k, lr, ...) or by
     those of dictionary_learning (activation_dim, dict_size, l1_penalty, ...), and of its buffer (batch_size, capacity,
@@ -362,8 +362,8 @@ class Trainer:
     @classmethod
     def resume(cls, path: Union[str, os.PathLike], data: Any = None, *, epochs: int = 1,
                context: Optional[Context] = None, **settings: Any) -> "Trainer":
-        """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do the
-        rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
+        """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do
+        the rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
         which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
         state batch_size, capacity and read_rows as they were."""
         self = Trainer.__new__(cls)
@@ -385,7 +385,7 @@ class Trainer:
         change_config(cfg, {**kept.get("buffer", {}), **given})
         self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
         if self._data and self._data.source and not kept and "batch_rows" not in given:
-            raise ValueError(f"{os.fspath(path)}: no {os.fspath(path)}.json says how rows were batched: state batch_size")
+            raise ValueError(f"{os.fspath(path)}: no file .json beside it says how rows were batched: state batch_size")
         if self._data:
             self._data.open(cfg)
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, cfg, self._buffer, out)
