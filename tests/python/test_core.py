@@ -2,6 +2,7 @@
 classes, results in given memory, Ctrl-C in the middle of a call, what is built."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -370,6 +371,15 @@ def test_as_modules_are():
         raises(ValueError, call, says="CPU")
     import pickle
     raises(TypeError, pickle.dumps, ae, says="from_pretrained")
+
+
+def test_the_examples_of_the_readme():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "examples" / "python" / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=folder("core-readme"), capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(BUILD / "python")})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^L0 \d+\.\d, variance explained 0\.\d\d$", done.stdout, re.M), done.stdout
 
 
 # ---- what it rests on
