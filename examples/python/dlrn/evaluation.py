@@ -254,8 +254,8 @@ def evaluate(*arguments: Any, **settings: Any) -> Union[Metrics, Dict[str, float
     ActivationBuffer also loss_original, loss_reconstructed, loss_zero and frac_recovered, on its texts.
 
     evaluate(model, submodule, dictionary, activations, max_len=None, batch_size=None, entropy=False, ...), that of
-    March 2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered. compat=True
-    gives its mse_loss, the square of the mean norm.
+    March 2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered.
+    compat=True gives its mse_loss, the square of the mean norm.
     """
     if "submodule" in settings or (arguments and not isinstance(arguments[0], Dictionary)):
         return _evaluate_model(*arguments, **settings)

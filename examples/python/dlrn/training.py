@@ -169,8 +169,8 @@ class Trainer:
     """Trains one dictionary.
 
     recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then
-    hold. data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start from,
-    copied; otherwise random weights by `seed`. epochs: passes over arrays and files; 0: without end. context: where to
+    hold. data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start
+    from, copied; otherwise random weights by `seed`. epochs: passes over arrays and files; 0: without end. context: where to
     compute; its own if None. settings: fields of `dlrn_train_config` by their names (d_in, features, k, lr, ...) or by
     those of dictionary_learning (activation_dim, dict_size, l1_penalty, ...), and of its buffer (batch_size, capacity,
     read_rows, store, buffer_seed). A name that the recipe does not use is a TypeError that lists those that it does.
@@ -354,7 +354,7 @@ class Trainer:
         and the position of the data. resume() goes on from it with the same bits. Beside it lies path.safetensors.json
         with what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
         cfg = self._describe().config
-        kept = {"buffer": read_buffer(cfg), "trainer_class": self.trainer_class,
+        kept = {"buffer": read_buffer(cfg), "buffered": self._buffer != ffi.NULL, "trainer_class": self.trainer_class,
                 "labels": {name: _plain(value) for name, value in self.labels.items()}}
         self.context.call(lib.dlrn_trainer_save, self._trainer, ffi.new("char[]", os.fsencode(path)))
         _write_json(os.fspath(path) + ".json", kept)
@@ -363,8 +363,8 @@ class Trainer:
     def resume(cls, path: Union[str, os.PathLike], data: Any = None, *, epochs: int = 1,
                context: Optional[Context] = None, **settings: Any) -> "Trainer":
         """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do
-        the rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
-        which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
+        the rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ,
+        of which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
         state batch_size, capacity and read_rows as they were."""
         self = Trainer.__new__(cls)
         self.context = context or Context()
@@ -383,7 +383,8 @@ class Trainer:
         cfg = ffi.new("dlrn_train_config *", self._describe().config[0])
         given = resolve(ffi.string(cfg.recipe).decode(), settings)
         change_config(cfg, {**kept.get("buffer", {}), **given})
-        self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
+        how = {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}
+        self._data = _open(data, {**how, "shuffle": True} if kept.get("buffered") else how, self.context, epochs)
         if self._data and self._data.source and not kept and "batch_rows" not in given:
             raise ValueError(f"{os.fspath(path)}: no file .json beside it says how rows were batched: state batch_size")
         if self._data:
