@@ -404,10 +404,12 @@ def test_a_step_that_was_stopped_goes_on():
         stopped.context.call = call
         raise KeyboardInterrupt
 
-    while stopped.step() is not None:
-        if stopped.step_number % 4 == 0:
+    for i in range(12):
+        if i % 4 == 3:
             stopped.context.call = interrupted
-            raises(KeyboardInterrupt, lambda: stopped.step() and None) if stopped.step_number < 12 else None
+            raises(KeyboardInterrupt, stopped.step)
+        assert stopped.step().step == i
+    assert stopped.step() is None
     same(stopped.finish(), whole.finish())
 
 

@@ -30,9 +30,11 @@ saebench: the same rows in the terms of these libraries.""", saelens=SaelensMetr
 class Evaluator:
     """Measures a dictionary on rows as they come: add() any number of times, then finish().
 
-    sparsity: what sparsity_loss measures, "l1" or "entropy". compat: formulas of March 2024. saelens_batch: rows in a
-    batch of SAELens, for its two figures that are averages over batches. batch_size: rows at a time; it never changes
-    the result.
+    Args:
+        batch_size: rows at a time; it never changes the result, unless the dictionary's selection compares rows.
+        sparsity: what sparsity_loss measures, "l1" or "entropy".
+        compat: formulas of March 2024.
+        saelens_batch: rows in a batch of SAELens, for its two figures that are averages over batches.
     """
 
     def __init__(self, dictionary: Dictionary, *, batch_size: int = 256, sparsity: str = "l1", compat: bool = False,

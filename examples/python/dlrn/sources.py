@@ -391,10 +391,13 @@ def source_of(data: Any, d: Optional[int] = None, d_out: Optional[int] = None, *
               tensor: Optional[str] = None, bf16_bits: bool = False, context: Optional[Context] = None) -> Source:
     """A source of rows; see the head of this module for what `data` may be.
 
-    d, d_out: the width of rows and of targets where they are known; otherwise as the data say. epochs: how many times
-    arrays and files are read, 0: without end. layers: rows of several layers, [.., layers, d], are one row of
-    layers * d. tensor: the name of the tensor to read, if a file holds several. bf16_bits: uint16 in files are the bits
-    of bf16 numbers.
+    Args:
+        d, d_out: the width of rows and of targets; None: as the data say.
+        epochs: how many times arrays and files are read; 0: without end.
+        layers: [..., layers, d] is one row of layers * d.
+        tensor: the name of the tensor to read, if a file holds several.
+        bf16_bits: uint16 in files are the bits of bf16 numbers.
+        context: whose calls read; None: `default_context()`.
     """
     context = context or default_context()
     if isinstance(data, Source):
