@@ -348,6 +348,7 @@ def test_a_run_that_is_resumed():
         again.train(verbose=False)
         assert again.step_number == whole.step_number == 24, name
         same(again.finish(), whole.finish(), name)
+    assert dlrn.Trainer.resume(place / "half.safetensors").settings["batch_rows"] == 100
     # without data, and with another setting
     again = dlrn.Trainer.resume(place / "half.safetensors", lr=0.5)
     assert again.settings["lr"] == 0.5 and again.step(X[:100]).step == 9
@@ -360,18 +361,55 @@ def test_a_run_that_is_resumed():
     assert named.config["trainer_class"] == "BatchTopKTrainer" and named.config["layer"] == 4
 
 
+def test_a_run_on_an_iterable_that_can_seek():
+    place = folder("training-seek")
+
+    class Items:
+        def __init__(self):
+            self.position = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.position == 2 * ROWS:
+                raise StopIteration
+            first = self.position % ROWS
+            rows = X[first:first + 70]
+            self.position += len(rows)
+            return rows
+
+        def seek(self, rows):
+            self.position = rows
+
+    settings = {"k": 5, "batch_size": 100, "capacity": 400, "read_rows": 90, "shuffle": True, **SMALL}
+    whole = dlrn.Trainer("dl-batch_top_k", Items(), **settings)
+    whole.train(verbose=False)
+    half = dlrn.Trainer("dl-batch_top_k", Items(), **settings)
+    half.train(9, verbose=False)
+    half.save(place / "half.safetensors")
+    again = dlrn.Trainer.resume(place / "half.safetensors", Items())
+    again.train(verbose=False)
+    assert again.step_number == whole.step_number == 24
+    same(again.finish(), whole.finish())
+
+
 def test_a_step_that_was_stopped_goes_on():
-    settings = {"resample_steps": 3, "sparsity_penalty": 50.0, "dict_size": 2048, "activation_dim": D, "lr": 0.05,
-                "warmup_steps": 1, "sparsity_warmup_steps": 0}
-    whole = dlrn.Trainer("dl-standard", batches(), **settings)
-    revived = sum(stats.resampled for stats in whole)
-    if not revived:
-        raise AssertionError("no feature was revived: this test tests nothing")
-    stopped = dlrn.Trainer("dl-standard", batches(), **settings)
-    rows = list(batches())
-    for i in range(len(rows)):
-        held = stopped.step()
-        assert held.step == i
+    whole = dlrn.Trainer("dl-top_k", batches(), k=5, **SMALL)
+    whole.train(verbose=False)
+    stopped = dlrn.Trainer("dl-top_k", batches(), k=5, **SMALL)
+    call = stopped.context.call
+
+    def interrupted(function, *arguments):
+        stopped.context.call = call
+        raise KeyboardInterrupt
+
+    for i in range(12):
+        if i % 4 == 3:
+            stopped.context.call = interrupted
+            raises(KeyboardInterrupt, stopped.step)
+        assert stopped.step().step == i
+    assert stopped.step() is None
     same(stopped.finish(), whole.finish())
 
 

@@ -30,9 +30,11 @@ saebench: the same rows in the terms of these libraries.""", saelens=SaelensMetr
 class Evaluator:
     """Measures a dictionary on rows as they come: add() any number of times, then finish().
 
-    sparsity: what sparsity_loss measures, "l1" or "entropy". compat: formulas of March 2024. saelens_batch: rows in a
-    batch of SAELens, for its two figures that are averages over batches. batch_size: rows at a time; it never changes
-    the result.
+    Args:
+        batch_size: rows at a time; it never changes the result, unless the dictionary's selection compares rows.
+        sparsity: what sparsity_loss measures, "l1" or "entropy".
+        compat: formulas of March 2024.
+        saelens_batch: rows in a batch of SAELens, for its two figures that are averages over batches.
     """
 
     def __init__(self, dictionary: Dictionary, *, batch_size: int = 256, sparsity: str = "l1", compat: bool = False,
@@ -254,8 +256,8 @@ def evaluate(*arguments: Any, **settings: Any) -> Union[Metrics, Dict[str, float
     ActivationBuffer also loss_original, loss_reconstructed, loss_zero and frac_recovered, on its texts.
 
     evaluate(model, submodule, dictionary, activations, max_len=None, batch_size=None, entropy=False, ...), that of
-    March 2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered. compat=True
-    gives its mse_loss, the square of the mean norm.
+    March 2024: mse_loss, sparsity_loss, variance_explained, l0, percent_alive, loss_... and percent_recovered.
+    compat=True gives its mse_loss, the square of the mean norm.
     """
     if "submodule" in settings or (arguments and not isinstance(arguments[0], Dictionary)):
         return _evaluate_model(*arguments, **settings)

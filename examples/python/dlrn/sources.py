@@ -8,7 +8,8 @@
 - a path, or a list of paths: `.npy`, `.npz`, `.pt` or `.safetensors`, one sequence of rows, a file open at a time. A
   pair of those: rows and targets;
 - an object with `.source()`, such as an `ActivationBuffer`: what that returns;
-- any other iterable or iterator whose items are arrays `[rows, d]` (of any leading shape), or pairs of them.
+- any other iterable or iterator whose items are arrays `[rows, d]` (of any leading shape), or pairs of them. One that
+  has `position`, the rows it gave, and `seek(rows)` can be resumed, too.
 
 An exception inside an iterable ends the call that wanted rows, and is raised again from there with its traceback.
 `StopIteration` is the end of the rows. Ctrl-C is looked for at each read.
@@ -320,6 +321,20 @@ class _Items:
         return n
 
 
+class _SeekableItems(_Items):
+    """The same of an iterator that says how many rows it gave (`position`) and goes to a row (`seek`)."""
+
+    def position(self) -> int:
+        waiting = 0 if self.pending is None else int(np.prod(split_item(self.pending)[0].shape[:-1]))
+        if self.left is not None:
+            waiting += self.left[0].n - self.left[2]
+        return int(self.items.position) - waiting
+
+    def seek(self, position: int) -> None:
+        self.pending = self.left = None
+        self.items.seek(position)
+
+
 # ---- what a source is made of
 
 def _is_plain(x: Any) -> bool:
@@ -376,10 +391,13 @@ def source_of(data: Any, d: Optional[int] = None, d_out: Optional[int] = None, *
               tensor: Optional[str] = None, bf16_bits: bool = False, context: Optional[Context] = None) -> Source:
     """A source of rows; see the head of this module for what `data` may be.
 
-    d, d_out: the width of rows and of targets where they are known; otherwise as the data say. epochs: how many times
-    arrays and files are read, 0: without end. layers: rows of several layers, [.., layers, d], are one row of
-    layers * d. tensor: the name of the tensor to read, if a file holds several. bf16_bits: uint16 in files are the bits
-    of bf16 numbers.
+    Args:
+        d, d_out: the width of rows and of targets; None: as the data say.
+        epochs: how many times arrays and files are read; 0: without end.
+        layers: [..., layers, d] is one row of layers * d.
+        tensor: the name of the tensor to read, if a file holds several.
+        bf16_bits: uint16 in files are the bits of bf16 numbers.
+        context: whose calls read; None: `default_context()`.
     """
     context = context or default_context()
     if isinstance(data, Source):
@@ -392,7 +410,11 @@ def source_of(data: Any, d: Optional[int] = None, d_out: Optional[int] = None, *
         return _from_arrays(context, x, y, width, 0 if y is None else d_out or width_of(y, layers), epochs)
     if _is_paths(x):
         return _from_paths(context, x, y, d or 0, d_out or 0, epochs, tensor, bf16_bits)
-    return Source(context)._call(_Items(iterator_of(data), d, d_out, layers))
+    items = iterator_of(data)
+    kind = _SeekableItems if hasattr(items, "seek") and hasattr(items, "position") else _Items
+    if kind is _SeekableItems:
+        d, d_out = getattr(items, "d", d), getattr(items, "d_out", d_out)
+    return Source(context)._call(kind(items, d, d_out, layers))
 
 
 def iterator_of(data: Any) -> Iterator:

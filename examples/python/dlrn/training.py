@@ -168,12 +168,18 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
 class Trainer:
     """Trains one dictionary.
 
-    recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults then
-    hold. data: where step() without rows takes them from; see the head of this module. init: a Dictionary to start from,
-    copied; otherwise random weights by `seed`. epochs: passes over arrays and files; 0: without end. context: where to
-    compute; its own if None. settings: fields of `dlrn_train_config` by their names (d_in, features, k, lr, ...) or by
-    those of dictionary_learning (activation_dim, dict_size, l1_penalty, ...), and of its buffer (batch_size, capacity,
-    read_rows, store, buffer_seed). A name that the recipe does not use is a TypeError that lists those that it does.
+    Args:
+        recipe: a name of `dlrn.recipes()`, or a trainer of dictionary_learning ("BatchTopKTrainer"), whose defaults
+            then hold.
+        data: where step() without rows takes them from; see the head of this module.
+        init: a Dictionary to start from, copied; None: random weights by `seed`.
+        shuffle: whether rows go through the buffer in random order; None: those of arrays and files do.
+        epochs: passes over arrays and files; 0: without end.
+        context: where to compute; None: one of its own.
+        settings: fields of `dlrn_train_config` by their names (d_in, features, k, lr, ...) or by those of
+            dictionary_learning (activation_dim, dict_size, l1_penalty, ...), and of its buffer (batch_size, capacity,
+            read_rows, store, buffer_seed). A name that the recipe does not use is a TypeError that lists those that
+            it does. layer, lm_name, submodule_name, device and wandb_name are labels for config.json.
 
     Use it as a context manager, or close() it; a dictionary of it that is still in use stays valid.
     """
@@ -224,11 +230,15 @@ class Trainer:
     # ---- steps
 
     def step(self, x: Any = None, y: Any = None) -> Optional[TrainStats]:
-        """One step; returns its figures.
+        """One step.
 
-        x: rows [.., d_in], y: their targets [.., d_out], x itself if None; x may be a pair (x, y). Without x: the next
-        batch of the trainer's data; None is returned when there is none left, or `steps` are done. After Ctrl-C inside
-        a step the next call goes on with it. `steps` does not end a loop that passes rows.
+        Args:
+            x: rows [..., d_in], or a pair (x, y); None: the next batch of the trainer's data.
+            y: their targets [..., d_out]; None: x itself.
+
+        Returns:
+            Its figures; None when no batch is left, or `steps` are done. `steps` does not end a loop that passes rows.
+            After Ctrl-C inside a step the next call goes on with it.
         """
         info = self._describe()
         if x is None and self._held is None:
@@ -273,10 +283,13 @@ class Trainer:
 
     def train(self, steps: Optional[int] = None, *, verbose: bool = True, wandb: Any = None,
               on_step: Optional[Callable[["Trainer", TrainStats], Any]] = None) -> Dictionary:
-        """Steps on the trainer's data until their end, `steps` of the settings or `steps` more; returns finish().
+        """Steps on the trainer's data until their end, or until the settings' `steps`; returns finish().
 
-        verbose: a bar of tqdm, if that is installed. wandb: a run of wandb, or True for a new one: figures are logged
-        every log_steps. on_step(trainer, stats) is called after each step.
+        Args:
+            steps: so many more at most.
+            verbose: shows a bar of tqdm, if that is installed.
+            wandb: a run of wandb, or True for a new one; figures are logged every log_steps.
+            on_step: called after each step with the trainer and its figures.
         """
         run = _wandb_run(self.config, {}) if wandb is True else wandb
         every = max(int(self._describe().config.log_steps), 1)
@@ -354,7 +367,7 @@ class Trainer:
         and the position of the data. resume() goes on from it with the same bits. Beside it lies path.safetensors.json
         with what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
         cfg = self._describe().config
-        kept = {"buffer": read_buffer(cfg), "trainer_class": self.trainer_class,
+        kept = {"buffer": read_buffer(cfg), "buffered": self._buffer != ffi.NULL, "trainer_class": self.trainer_class,
                 "labels": {name: _plain(value) for name, value in self.labels.items()}}
         self.context.call(lib.dlrn_trainer_save, self._trainer, ffi.new("char[]", os.fsencode(path)))
         _write_json(os.fspath(path) + ".json", kept)
@@ -362,10 +375,14 @@ class Trainer:
     @classmethod
     def resume(cls, path: Union[str, os.PathLike], data: Any = None, *, epochs: int = 1,
                context: Optional[Context] = None, **settings: Any) -> "Trainer":
-        """The trainer of a checkpoint. data: the same again; arrays and files go on where the run stopped, and so do
-        the rows that its buffer held. An iterable cannot go back: pass one that goes on. settings: those that differ, of
-        which recipe, d_in, d_out, features, k and compat must not. A checkpoint of the program has no file beside it:
-        state batch_size, capacity and read_rows as they were."""
+        """The trainer of a checkpoint.
+
+        Args:
+            data: the same again. Arrays and files go on where the run stopped, and so do the rows that the buffer held.
+                An iterable cannot go back, unless it has `position` and `seek`: pass one that goes on.
+            settings: those that differ; recipe, d_in, d_out, features, k and compat must not. A checkpoint of the
+                program has no file beside it: state batch_size, capacity and read_rows as they were.
+        """
         self = Trainer.__new__(cls)
         self.context = context or Context()
         file, out = ffi.new("char[]", os.fsencode(path)), ffi.new("dlrn_trainer **")
@@ -383,7 +400,8 @@ class Trainer:
         cfg = ffi.new("dlrn_train_config *", self._describe().config[0])
         given = resolve(ffi.string(cfg.recipe).decode(), settings)
         change_config(cfg, {**kept.get("buffer", {}), **given})
-        self._data = _open(data, {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}, self.context, epochs)
+        how = {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}
+        self._data = _open(data, {**how, "shuffle": True} if kept.get("buffered") else how, self.context, epochs)
         if self._data and self._data.source and not kept and "batch_rows" not in given:
             raise ValueError(f"{os.fspath(path)}: no file .json beside it says how rows were batched: state batch_size")
         if self._data:
@@ -519,19 +537,26 @@ def trainSAE(activations: Any, activation_dim: Optional[int], dictionary_size: i
 def trainSAE(*arguments: Any, **settings: Any) -> Any:
     """Trains dictionaries, by either signature of dictionary_learning.
 
-    trainSAE(data, trainer_configs, steps, ...), that of today: each config is a dict with "trainer", a class of
-    `dlrn.trainers` or its name or a recipe, and the trainer's settings; all train on the same batches. save_dir gets
-    trainer_0, trainer_1, ... with ae.pt and config.json, checkpoints/ae_STEP.pt before each step of save_steps, and
-    every backup_steps steps backup.safetensors, from which Trainer.resume goes on. With normalize_activations rows are
-    divided by the root of their mean squared norm, measured on the first batches; what is saved and returned takes rows
-    as they are. Returns the dictionary, or a list of them where there are several configs.
+    trainSAE(data, trainer_configs, steps, ...), that of today. All trainers train on the same batches.
+
+    Args:
+        data: an ActivationBuffer, or any iterable of arrays [rows, d] or of pairs of them, each a batch as it is; or an
+            array, a path or a list of paths, which are shuffled. For those: batch_size, epochs, shuffle, capacity.
+        trainer_configs: dicts with "trainer", a class of `dlrn.trainers` or its name or a recipe, and its settings.
+        save_dir: gets trainer_0, trainer_1, ... with ae.pt and config.json, checkpoints/ae_STEP.pt from before each
+            step of save_steps, and every backup_steps steps backup.safetensors, from which Trainer.resume goes on.
+        normalize_activations: rows are divided by the root of their mean squared norm, measured on the first batches.
+            What is saved and returned takes rows as they are.
+        activations_split_by_head: rows are [.., heads, d_head]; trainer i trains on head i.
+        device, autocast_dtype, transcoder: taken as they are. All is computed in f32 on the CPU, and pairs tell
+            themselves.
+
+    Returns:
+        The dictionary, or a list of them where there are several configs.
 
     trainSAE(activations, activation_dim, dictionary_size, lr, sparsity_penalty, ...), that of March 2024: the recipe
-    "reference"; returns the AutoEncoder. save_dir also gets ae.pt and config.json in the end.
-
-    data: an ActivationBuffer or any iterable of arrays [rows, d], each of which is a batch as it is, or pairs of them;
-    or an array, a path or a list of paths, which are shuffled. For those: batch_size, epochs, shuffle=False, capacity.
-    device and autocast_dtype are accepted: all is computed in f32 on the CPU.
+    "reference"; returns the AutoEncoder. compat=True computes as the code of then did. save_dir gets
+    checkpoints/ae_STEP.pt from after every save_steps steps, and in the end ae.pt and config.json.
     """
     names = ("data", "activations", "buffer")
     named = [name for name in names if name in settings]
