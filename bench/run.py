@@ -3,6 +3,7 @@
     run.py BUILD [--peers PYTHON] [--trainers PYTHON] [--cpu-time]
                                                   measure; writes bench/results/MACHINE.json and plots
     run.py BUILD --training [...]                 the steps of the recipes alone, into the record that there is
+    run.py BUILD --python PYTHON                  trainSAE of the Python package alone, into the record that there is
     run.py BUILD --quick [...]                    some of it, in a hurry; writes nothing
     run.py BUILD --check [...]                    measure, and compare with MACHINE.json and with the goals
     run.py --readme                               the table of bench/README.md from bench/results
@@ -280,6 +281,13 @@ def measure(bench, peers, trainers, arguments):
     return found
 
 
+def measure_python(bench, arguments):
+    """The rows of python.py, with the machine that they are of."""
+    command = [arguments.python, HERE / "python.py", arguments.build, *(["--rounds", "1"] if arguments.quick else [])]
+    done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
+    return {"machine": bench.run("=none", quiet=True)["machine"], **json.loads(done.stdout.splitlines()[-1])}
+
+
 def joined(old, found):
     """A record with the rows of the recipes measured anew."""
     kept = [row for row in old["rows"] if not find_row(found["rows"], row["name"])]
@@ -371,6 +379,8 @@ SHOWN = (
     (r"buffer\.(\w+)\.(\w+)", "batch from a buffer of {1} rows in {0}"),
     (r"train\.(.+)\.d(\d+)\.F(\d+)\.first", "- its first step, d {1}, F {2}"),
     (r"train\.(.+)\.d(\d+)\.F(\d+)", "{}: step of 4096 rows, 64 active, d {}, F {}"),
+    (r"python\.model\.d(\d+)\.F(\d+)", "Python: trainSAE (BatchTopKTrainer) on a model and text, d {}, F {}"),
+    (r"python\.(\w+)\.d(\d+)\.F(\d+)", "Python: trainSAE ({}) on batches of 4096 rows, d {}, F {}"),
     (r"memory\.([a-z]+-\w+)\.d(\d+)\.F(\d+)", "{}: memory of a step at its peak, 4096 rows, d {}, F {}"),
     (r"memory\.B(\d+)\.F(\d+)", "memory of a step at its peak, {} rows, F {}"),
     (r"memory\.evaluate", "memory of evaluating 65536 rows"),
@@ -441,6 +451,7 @@ def main():
     parser.add_argument("build", nargs="?", type=pathlib.Path)
     parser.add_argument("--peers", type=pathlib.Path)
     parser.add_argument("--trainers", type=pathlib.Path)
+    parser.add_argument("--python", type=pathlib.Path)
     parser.add_argument("--readme", action="store_true")
     for flag in ("check", "quick", "training", "cpu-time"):
         parser.add_argument("--" + flag, action="store_true")
@@ -450,6 +461,12 @@ def main():
     bench = Bench(arguments.build, ["--cpu-time"] if arguments.cpu_time else [])
     if arguments.check:
         return check(bench, arguments.quick)
+    if arguments.python:
+        found = measure_python(bench, arguments)
+        print(f"\n{table_of(found)}")
+        if not arguments.quick:
+            keep(found, True)
+        return 0
     clock = "processor" if arguments.cpu_time else "wall"
 
     def started(python, script, target):

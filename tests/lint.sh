@@ -6,8 +6,8 @@ dir=$BUILD/tmp/lint
 mkdir -p "$dir"
 sources=$(ls dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
 cxx=$(ls examples/*.[ch]pp tests/*.cpp)
-scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/golden/*.py
-    bench/*.py examples/*/*.py 2> /dev/null)
+scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/*/*.py
+    bench/*.py examples/*/*.py examples/*/*/*.py 2> /dev/null)
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
 
 # Rules that the header does not keep yet: what they find is shown and does not fail.

@@ -1,0 +1,48 @@
+"""Sparse autoencoders (dictionary learning) on the CPU: dictlearn.h for Python."""
+
+from ._core import (
+    ArgumentError,
+    CallbackError,
+    Context,
+    DlrnError,
+    FileError,
+    FormatError,
+    MissingFile,
+    NotFinite,
+    OutOfMemory,
+    ShapeError,
+    Stopped,
+    Unsupported,
+    default_context,
+)
+from .dictionary import (
+    AbsTopK,
+    AutoEncoder,
+    AutoEncoderNew,
+    AutoEncoderTopK,
+    BatchTopKSAE,
+    Cosine,
+    Crosscoder,
+    CrossLayerTranscoder,
+    Dictionary,
+    GatedAutoEncoder,
+    GatedTopK,
+    Glu,
+    GroupMax,
+    IdentityDict,
+    JumpReluAutoEncoder,
+    MatchingPursuit,
+    MatryoshkaBatchTopKSAE,
+    Temporal,
+    load_dictionary,
+)
+from .buffer import ActivationBuffer, NNsightActivationBuffer
+from .evaluation import Evaluator, Metrics, evaluate, weight_figures
+from .models import edited, rows_at
+from .sources import Source, source_of
+from .tables import kernels, load_tensors, recipes, version
+from .training import Trainer, trainSAE
+
+__version__ = version
+
+__all__ = [name for name in dir() if not name.startswith("_")]

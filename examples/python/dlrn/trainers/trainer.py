@@ -1,0 +1,2 @@
+"""The base of the trainers."""
+from . import SAETrainer  # noqa: F401
