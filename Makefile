@@ -66,7 +66,7 @@ PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
 THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
             docstring-parser==0.18.0
 # The Python package's tests: what it needs, and what some of its users have.
-PYTHONS  := cffi==2.1.1 pytest==9.2.0
+PYTHONS  := cffi==2.1.1 pytest==9.2.0 nnsight==0.8.1 accelerate==1.15.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
