@@ -224,7 +224,7 @@ TEST(pieces) {
     const int64_t v = lm_config_of(model)->vocab;
     lm_tap tap;
     eye e;
-    CHECK(tap_of(LM_RESID_OUT, 0, &tap, &e, ZERO));
+    CHECK(tap_of(LM_RESID_OUT, 0, &tap, &e, DOUBLE));
     float *whole = (float *)malloc((size_t)(TOKENS * v) * sizeof(float));
     float *parts = (float *)malloc((size_t)(TOKENS * v) * sizeof(float));
     CHECK(whole && parts);
@@ -521,6 +521,18 @@ TEST(tokens) {
     CHECK_OK(ctx, lm_decode(tok, ids.id, ids.count, &back));
     const int64_t space = back.bytes[0] == ' '; /* SentencePiece puts one in front */
     CHECK(back.count == (int64_t)sizeof text - 1 + space && !strcmp(back.bytes + space, text));
+    for (int i = 0; i < 7; i++) { /* a byte that is not UTF-8 is U+FFFD */
+        static const char *const wrong[] = {"a\xFF z",         "a\xC1 z",
+                                            "a\xED\xA0\x80 z", "a\xF4\x90\x80\x80 z",
+                                            "a\xE0\x80\x80 z", "a\xF0\x80\x80\x80 z",
+                                            "z\xF0\x9F\x99"};
+        const int64_t n = (int64_t)strlen(wrong[i]), bad = i < 2 ? 1 : i == 3 || i == 5 ? 4 : 3;
+        CHECK_OK(ctx, lm_encode(tok, wrong[i], n, &ids));
+        CHECK_OK(ctx, lm_decode(tok, ids.id, ids.count, &back));
+        CHECK(back.count - (back.bytes[0] == ' ') == n + 2 * bad);
+        CHECK_STR(back.bytes, "\xEF\xBF\xBD");
+        CHECK_STR(back.bytes, i < 6 ? " z" : "z");
+    }
     CHECK_OK(ctx, lm_encode(tok, text, 0, &ids));
     CHECK(ids.count == 0);
     CHECK_OK(ctx, lm_decode(tok, ids.id, 0, &back));

@@ -313,8 +313,8 @@ static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_mode
 /* ------------------------------------------------------------------------------------------ */
 // >>llama-tokenizer
 
-/* The vocabulary of a file, loaded without its weights. Text that is not UTF-8 is read with U+FFFD
-   for each wrong byte, as llama.cpp does. */
+/* The vocabulary of a file, loaded without its weights. A byte that is not UTF-8 is read as U+FFFD:
+   llama.cpp does so with some of them, and throws at others, which would end the process. */
 typedef struct lcpp_tokenizer {
     lm_tokenizer base;
     struct llama_model *model;
@@ -324,19 +324,54 @@ typedef struct lcpp_tokenizer {
     int64_t used, capacity;
 } lcpp_tokenizer;
 
-static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_t bytes,
-                                    bpe_ids *out) {
-    const lcpp_tokenizer *t = (const lcpp_tokenizer *)base;
-    out->count = 0;
-    out->ctx = base->ctx;
-    if (bytes > INT32_MAX / 2)
-        return dlrn_fail(base->ctx, DLRN_ERR_ARGUMENT,
-                         "text: expected at most 1 GB at once, found %lld bytes", (long long)bytes);
-    if (bytes == 0) return DLRN_OK;
-    /* A token has a byte or more, but for spaces that are put in front of words and texts. */
+/* Bytes of the character that a text begins with; 0: it is not UTF-8. */
+static int64_t lcpp_character(const unsigned char *text, int64_t n) {
+    const int bytes = text[0] < 0x80   ? 1
+                      : text[0] < 0xC2 ? 0
+                      : text[0] < 0xE0 ? 2
+                      : text[0] < 0xF0 ? 3
+                      : text[0] < 0xF5 ? 4
+                                       : 0;
+    if (bytes > n) return 0;
+    for (int i = 1; i < bytes; i++)
+        if ((text[i] & 0xC0) != 0x80) return 0;
+    if (text[0] == 0xE0 && text[1] < 0xA0) return 0; /* too long for its number */
+    if (text[0] == 0xED && text[1] > 0x9F) return 0; /* a surrogate             */
+    if (text[0] == 0xF0 && text[1] < 0x90) return 0; /* too long                */
+    if (text[0] == 0xF4 && text[1] > 0x8F) return 0; /* beyond U+10FFFF         */
+    return bytes;
+}
+
+/* The text with each byte that is not UTF-8 replaced, in a block for the caller to free; NULL and
+   DLRN_OK: nothing is wrong with it. */
+static dlrn_status lcpp_mend_text(dlrn_context *ctx, const char *text, int64_t *bytes, char **out) {
+    const unsigned char *from = (const unsigned char *)text;
+    int64_t wrong = 0, used = 0;
+    *out = NULL;
+    for (int64_t i = 0, n; i < *bytes; i += n ? n : 1) {
+        n = lcpp_character(from + i, *bytes - i);
+        wrong += n == 0;
+    }
+    if (wrong == 0) return DLRN_OK;
+    char *to = (char *)dlrn_alloc(ctx, *bytes + 2 * wrong, 1);
+    if (!to) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0, n; i < *bytes; i += n ? n : 1) {
+        n = lcpp_character(from + i, *bytes - i);
+        memcpy(to + used, n ? text + i : "\xEF\xBF\xBD", (size_t)(n ? n : 3));
+        used += n ? n : 3;
+    }
+    *bytes = used;
+    *out = to;
+    return DLRN_OK;
+}
+
+/* Tokens of a text that is UTF-8. A token has a byte or more, but for spaces that are put in front
+   of words and texts; if there are more of those than expected, llama.cpp says how many. */
+static dlrn_status lcpp_tokenize(const lcpp_tokenizer *t, const char *text, int64_t bytes,
+                                 bpe_ids *out) {
     int64_t need = bytes + 16;
     for (int tries = 0; tries < 2; tries++) {
-        LM_TRY(lm_grow(base->ctx, &out->id, &out->capacity, 0, need, sizeof *out->id));
+        LM_TRY(lm_grow(t->base.ctx, &out->id, &out->capacity, 0, need, sizeof *out->id));
         const int32_t n = llama_tokenize(t->vocab, text, (int32_t)bytes, out->id,
                                          (int32_t)out->capacity, false, true);
         if (n >= 0) {
@@ -345,7 +380,24 @@ static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_
         }
         need = -(int64_t)n;
     }
-    return dlrn_fail(base->ctx, DLRN_ERR_FORMAT, "text: llama.cpp cannot tokenize it");
+    return dlrn_fail(t->base.ctx, DLRN_ERR_FORMAT, "text: llama.cpp cannot tokenize it");
+}
+
+static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_t bytes,
+                                    bpe_ids *out) {
+    char *mended = NULL;
+    out->count = 0;
+    out->ctx = base->ctx;
+    if (bytes > INT32_MAX / 4)
+        return dlrn_fail(base->ctx, DLRN_ERR_ARGUMENT,
+                         "text: expected at most 512 MB at once, found %lld bytes",
+                         (long long)bytes);
+    if (bytes == 0) return DLRN_OK;
+    LM_TRY(lcpp_mend_text(base->ctx, text, &bytes, &mended));
+    const dlrn_status s =
+        lcpp_tokenize((const lcpp_tokenizer *)base, mended ? mended : text, bytes, out);
+    dlrn_free(base->ctx, mended);
+    return s;
 }
 
 static const char *lcpp_token_bytes(const lm_tokenizer *base, int32_t id, int64_t *bytes) {
