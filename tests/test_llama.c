@@ -553,7 +553,7 @@ static char *first_bytes(int64_t n, int without_tensors) {
     return name;
 }
 
-/* Files that are cut short, and one with a vocabulary alone: one error each, which names the file. */
+/* Files that are cut short, and one with a vocabulary alone: one error that names the file. */
 TEST(bad_files) {
     struct stat info;
     lm_model *m = NULL;

@@ -17,8 +17,9 @@
    run is cut into pieces of whole sequences, see lcpp_piece_tokens. A visit still gets all rows
    of a run in one call. With one piece it is called from within the graph. With several, each piece
    runs up to the tap, the rows are gathered and visited, and a whole run begins again with the
-   rows that the visit left: 1 + (the part below the tap) times the work. Keep whole runs with
-   edits within a piece where time matters.
+   rows that the visit left: 1 + (the part below the tap) times the work. lm_model.whole_tokens
+   tells callers how long a whole run may be without that. A sequence is never cut, so the logits
+   of a long one take its tokens x vocabulary x 8 bytes.
 
    NUMBERS. The cache of keys and values is f32 and flash attention is off, so that an f32 model
    gives what transformers gives to about 1e-5. The rows of a sequence depend on the rest of its
@@ -282,6 +283,13 @@ static dlrn_status lcpp_check_kind(const lcpp_model *m, const char *path) {
                      found, m->base.cfg.family);
 }
 
+/* Tokens of a piece. */
+static int64_t lcpp_piece_tokens(const lcpp_model *m) {
+    const int64_t fits = LCPP_LOGITS / m->base.cfg.vocab;
+    if (fits < LCPP_LEAST_PIECE) return LCPP_LEAST_PIECE;
+    return fits < LCPP_PIECE ? fits : LCPP_PIECE;
+}
+
 static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_model **out) {
     lcpp_model *m = (lcpp_model *)dlrn_alloc(ctx, 1, sizeof *m);
     if (!m) return DLRN_ERR_MEMORY;
@@ -296,6 +304,7 @@ static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_mode
         return s;
     }
     m->vocab = llama_model_get_vocab(m->model);
+    m->base.whole_tokens = lcpp_piece_tokens(m);
     m->equal = llama_model_is_recurrent(m->model) || llama_model_is_hybrid(m->model);
     *out = &m->base;
     return DLRN_OK;
@@ -1019,13 +1028,6 @@ static dlrn_status lcpp_look(lcpp_model *m) {
     m->run_room.edited = 1; /* its cache holds anything */
     if (s != DLRN_OK) m->nodes = 0;
     return s;
-}
-
-/* Tokens of a piece. */
-static int64_t lcpp_piece_tokens(const lcpp_model *m) {
-    const int64_t fits = LCPP_LOGITS / m->base.cfg.vocab;
-    if (fits < LCPP_LEAST_PIECE) return LCPP_LEAST_PIECE;
-    return fits < LCPP_PIECE ? fits : LCPP_PIECE;
 }
 
 /* Cuts a run into pieces of whole sequences. */
