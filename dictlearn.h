@@ -22412,7 +22412,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
         dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
                           dlrni_aux_rows_task, t);
     }
-    for (int64_t l = 0; l < a->losses; l++) {
+    for (int64_t l = 0; a->count && l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
         if (one.count) t->rules.auxiliary->finish(t, &one, stats);
     }

@@ -5,6 +5,7 @@
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
 sources=$(ls dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
+cxx=$(ls examples/*.[ch]pp tests/*.cpp)
 scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/*/*.py
     bench/*.py examples/*/*.py examples/*/*/*.py 2> /dev/null)
 printf '#include "dictlearn.h"\n' > "$dir/header.c"
@@ -49,7 +50,8 @@ statuses() { # a status that nobody looks at is a warning: every declaration say
          declared && /;$/ { print declared; bad = 1; declared = "" }
          END { exit bad }' dictlearn.h
 }
-check "columns <= 100" columns 100 $sources
+check "columns <= 100" columns 100 $sources $cxx
+check "columns of Rust <= 100" columns 100 examples/rust/*.rs
 check "columns of scripts <= 120" columns 120 $scripts
 check "no trailing blanks, no tabs" blanks
 check "functions fit on a screen" function_length
@@ -75,6 +77,7 @@ else
 fi
 if have clang-format; then
     check "clang-format" clang-format --dry-run -Werror $sources
+    check "clang-format of C++" clang-format --dry-run -Werror --style="$(cat tests/cxx_style)" $cxx
 else
     skip "clang-format" "not installed"
 fi

@@ -66,17 +66,50 @@ done
 status "a path that is not there" 1 "$dl" generate --tokens 3 --model ./no/such
 check_equal "is no name of the hub" "dictlearn: ./no/such: no such folder" "$(cat "$d/err")"
 status "a file" 1 "$dl" generate --tokens 3 --model $tiny/config.json
-says "is no folder" "config.json: expected a model's folder, found a file" "$d/err"
+says "is no model" \
+    "config.json: expected a model: a Hugging Face folder or a GGUF file, found another file" "$d/err"
+status "a file that is not there" 1 "$dl" generate --tokens 3 --model no.gguf
+check_equal "is no name of the hub" "dictlearn: no.gguf: no such file" "$(cat "$d/err")"
 form llama 's/gpt_neox/llama/'
 status "activations of another architecture" 1 "$dl" activations --model "$d/llama" $text \
     --site mlp_out --layer 0 --out "$d/x.npy"
-says "say the way out" "model_type: expected gpt_neox, found llama. .*hook.* --data X.npy$" "$d/err"
+says "say the way out" "model_type: expected gpt_neox, found llama. .*GGUF.*hook.* --data X.npy$" "$d/err"
+status "text of another architecture" 1 "$dl" generate --tokens 3 --model "$d/llama"
+says "says the way out" "found llama. .*(convert_hf_to_gguf.py of llama.cpp).* --model$" "$d/err"
+
+# ---- Models in one file. What runs them is not in every build; this one is broken for all
+printf 'GGUF, and no more' > "$d/broken.gguf"
+at="$text --site resid_out --layer 0"
+for c in "tokenize $text" "generate --tokens 3" "logits $text --out $d/l.npy" \
+    "activations $at --out $d/x.npy" "train $at --save-dir $d/none" \
+    "activations $text --site tensor:l_out-0 --out $d/x.npy" "inspect"; do
+    model="--model"
+    if [ "$c" = inspect ]; then model=; fi
+    status "${c%% *} with a GGUF file" 1 "$dl" $c $model "$d/broken.gguf"
+    check_equal "is told in one line" 1 "$(grep -c "^dictlearn: $d/broken.gguf: " "$d/err")"
+    if "$dl" generate --help | grep -q "not in this build"; then
+        says "that says how to build a program for it" "without llama.cpp.*make LLAMA=PREFIX" \
+            "$d/err"
+    fi
+done
+absent "and nothing is written" "$d/none" "$d/l.npy"
+
+# ---- Sites of tensors
+status "a tensor of a folder's model" 1 "$dl" activations --model $tiny $text --site tensor:l_out-0 \
+    --out "$d/x.npy"
+says "is told what there is" \
+    "site: expected embed, .* or resid_out, found tensor:l_out-0: only models in GGUF files" "$d/err"
+wrong "a site that is none" "expected embed, .* or resid_out, or tensor:NAME, as --site" "$dl" \
+    activations --model $tiny $text --site l_out-0 --out "$d/x.npy"
+status "a layer beyond the last" 1 "$dl" activations --model $tiny $text --site mlp_out --layer 6 \
+    --out "$d/x.npy"
+says "is counted" "site mlp_out: expected a layer from 0 to 5, found 6" "$d/err"
 
 # ---- Contexts beyond the model's positions
 form short 's/"max_position_embeddings": 512/"max_position_embeddings": 100/'
 status "contexts that are too long" 1 "$dl" activations --model "$d/short" $text --site mlp_out \
     --layer 0 --out "$d/x.npy"
-says "are told with the flag" "has 100 positions .*have 128 tokens: give --ctx-len 100 or less" \
+says "are told with the flag" "has 100 positions, contexts have 128 tokens: give --ctx-len 100 or less" \
     "$d/err"
 status "shorter ones" 0 "$dl" activations --model "$d/short" $text --site mlp_out --layer 0 \
     --ctx-len 100 --out "$d/x.npy"

@@ -17,6 +17,11 @@ enum { D = 128, V = 2048, LAYERS = 6, MOST = 64 };
 static lm_model *model;
 static dlrn_archive *golden;
 
+/* What the engine keeps of a model. */
+static hf_model *hf_of(lm_model *m) {
+    return (hf_model *)m;
+}
+
 static void open_all(void) {
     if (!ctx) CHECK(dlrn_context_create(NULL, &ctx) == DLRN_OK);
     if (!model) CHECK_OK(ctx, lm_load(ctx, MODEL, &model));
@@ -243,7 +248,8 @@ static dlrn_status collect(void *user, int64_t document, const int32_t *id, int6
 
 static drawn draw(int64_t documents, int64_t tokens, double temperature, int64_t top_k,
                   const int32_t *prompt, int64_t prompt_len) {
-    lm_sampling how = {documents, tokens, temperature, top_k, 7, prompt, prompt_len, -1, NULL};
+    lm_sampling how = {documents, tokens, temperature, top_k, 7,    prompt, prompt_len,
+                       -1,        NULL,   NULL,        0,     NULL, NULL};
     drawn d;
     memset(&d, 0, sizeof d);
     CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
@@ -305,7 +311,7 @@ TEST(temperatures_at_their_ends) {
     dlrn_rng rng = {5, 0, 0};
     for (int i = 0; i < 1000; i++) {
         memcpy(copy, x, sizeof x);
-        times[lm_draw_from(model->width, copy, 5, 1e300, 0, &rng)]++;
+        times[lm_draw_from(hf_of(model)->width, copy, 5, 1e300, 0, &rng)]++;
     }
     CHECK(times[0] == 0 && times[3] == 0 && times[1] > 250 && times[2] > 250 && times[4] > 250);
 }
@@ -356,18 +362,18 @@ TEST(a_bos_that_the_model_lacks) {
     lm_reading how = {12, 1, 0, NULL, {0, NULL, 0, NULL}};
     lm_documents texts;
     doc_reader *docs = NULL;
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     open_all();
     memset(&texts, 0, sizeof texts);
     write_text(tmp_path("bos.txt"), "The cat sat.\n");
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("bos.txt"), &docs));
     int32_t bos = model->cfg.bos;
     model->cfg.bos = -1;
     dlrn_status s = lm_read_documents(model, tok, docs, &how, 1, &texts);
     model->cfg.bos = bos;
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
     lm_documents_free(&texts);
     CHECK_STATUS(s, DLRN_ERR_ARGUMENT);
     CHECK_STR(dlrn_error(ctx), "expected a model with one bos_token_id, found none");
@@ -394,7 +400,7 @@ TEST(draws_follow_the_softmax) {
     CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 10, order, NULL));
     for (int64_t i = 0; i < V; i++) total += exp((double)logits[i] / 0.8);
     memset(first_counts, 0, sizeof first_counts);
-    lm_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1, NULL};
+    lm_sampling how = {n, 1, 0.8, 0, 3, &bos, 1, -1, NULL, NULL, 0, NULL, NULL};
     CHECK_OK(ctx, lm_generate(model, &how, count_first, NULL));
     for (int i = 0; i < 10; i++) {
         double p = exp((double)logits[order[i]] / 0.8) / total,
@@ -414,7 +420,7 @@ TEST(draws_follow_the_softmax) {
  */
 TEST(source_of_text) {
     static float once[MOST * 4 * D], again[MOST * 4 * D];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_reading how = {16, 1, 0, NULL, {0, NULL, 0, NULL}};
@@ -423,7 +429,7 @@ TEST(source_of_text) {
     int64_t n = 0, total = 0;
     open_all();
     write_text(tmp_path("source.txt"), WORDS);
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("source.txt"), &docs));
     CHECK_OK(ctx, lm_site_named(model, "mlp_out", 0, &tap.x));
     tap.y = tap.x;
@@ -440,7 +446,7 @@ TEST(source_of_text) {
     CHECK(!memcmp(once, again, (size_t)(total * D) * sizeof *once));
     dlrn_source_destroy(&source);
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 /* One document of more tokens than a run has, in contexts: all of its tokens, each context as if it
@@ -449,7 +455,7 @@ TEST(source_of_a_long_document) {
     enum { CTX = 37, ROWS = 4000 };
     static float once[ROWS * D], again[ROWS * D], alone[CTX * D];
     static char text[80 * sizeof WORDS];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_tally tally = {0, 0};
@@ -462,7 +468,7 @@ TEST(source_of_a_long_document) {
     for (int i = 0; i < 55; i++) strcat(strcat(text, WORDS), "\n");
     for (char *c = text; (c = strstr(c, "\n\n")) != NULL;) *c = ' ';
     write_text(tmp_path("book.txt"), text);
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("book.txt"), &docs));
     memset(&texts, 0, sizeof texts);
     CHECK_OK(ctx, lm_read_documents(model, tok, docs, &how, -1, &texts));
@@ -507,7 +513,7 @@ TEST(source_of_a_long_document) {
     dlrn_source_destroy(&source);
     lm_documents_free(&texts);
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 /* A place in each form of text is come back to, from another reader; a line behind it is named. */
@@ -561,7 +567,7 @@ static int now_and_then(void *user) {
 TEST(source_that_is_stopped) {
     static float once[2700 * D], again[2700 * D];
     static char text[80 * sizeof WORDS];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_reading how = {16, 1, 0, NULL, {0, NULL, 0, NULL}};
@@ -572,7 +578,7 @@ TEST(source_that_is_stopped) {
     open_all();
     for (int i = 0; i < 55; i++) strcat(strcat(text, WORDS), "\n\n");
     write_text(tmp_path("stopped.txt"), text);
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("stopped.txt"), &docs));
     CHECK_OK(ctx, lm_site_named(model, "resid_out", 2, &site));
     CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_OUT, &tap));
@@ -595,12 +601,12 @@ TEST(source_that_is_stopped) {
     CHECK(stops == 2 && !memcmp(once, again, (size_t)(total * D) * sizeof *once));
     dlrn_source_destroy(&source);
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 TEST(source_with_a_target) {
     static float x[MOST * D], y[MOST * D], want[MOST * D];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_reading how = {16, 0, 0, NULL, {0, NULL, 0, NULL}};
@@ -609,7 +615,7 @@ TEST(source_with_a_target) {
     int64_t n = 0, k = 0;
     open_all();
     write_text(tmp_path("target.txt"), WORDS);
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, lm_site_named(model, "mlp_out", 1, &site));
     for (int pass = 0; pass < 2; pass++) {
         CHECK_OK(ctx, doc_open(ctx, tmp_path("target.txt"), &docs));
@@ -623,7 +629,7 @@ TEST(source_with_a_target) {
     }
     CHECK(n == k && memcmp(x, y, (size_t)(n * D) * sizeof *x));
     CHECK(!memcmp(y, want, (size_t)(n * D) * sizeof *y));
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 static void write_config(const char *folder, const char *config) {
@@ -829,7 +835,7 @@ static dlrn_status read_again(dlrn_source *source, float *x, float *y, int64_t *
 }
 
 /* All rows that a model gives for a text, and the text. */
-static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
+static uint64_t read_with(lm_model *m, lm_tokenizer *tok, uint64_t hash) {
     static float x[20 * D], y[20 * D];
     doc_reader *docs = NULL;
     dlrn_source source;
@@ -869,16 +875,16 @@ static uint64_t read_with(lm_model *m, bpe_tokenizer *tok, uint64_t hash) {
 static uint64_t all_of_a_model(void) {
     static float logits[MOST * V];
     lm_model *m = NULL;
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     bpe_ids ids;
     bpe_text text;
     drawn d;
     double nats = 0;
     int64_t tokens = 0, start[2] = {0, 0};
     memset(&ids, 0, sizeof ids), memset(&text, 0, sizeof text), memset(&d, 0, sizeof d);
-    STARVE_RETRY(counted, bpe_load(counted, MODEL, &tok));
-    STARVE_RETRY(counted, bpe_encode(tok, WORDS, (int64_t)strlen(WORDS), &ids));
-    STARVE_RETRY(counted, bpe_decode(tok, ids.id, ids.count, &text));
+    STARVE_RETRY(counted, lm_load_tokenizer(counted, MODEL, &tok));
+    STARVE_RETRY(counted, lm_encode(tok, WORDS, (int64_t)strlen(WORDS), &ids));
+    STARVE_RETRY(counted, lm_decode(tok, ids.id, ids.count, &text));
     CHECK(text.count == (int64_t)strlen(WORDS) && !strcmp(text.bytes, WORDS));
     STARVE_RETRY(counted, lm_load(counted, MODEL, &m));
     start[1] = ids.count < MOST ? ids.count : MOST;
@@ -888,13 +894,13 @@ static uint64_t all_of_a_model(void) {
     STARVE_RETRY(counted, lm_cross_entropy(m, &batch, &nats, &tokens));
     uint64_t hash = starve_mix(0, logits, (size_t)(start[1] * V) * sizeof *logits);
     hash = starve_mix(hash, &nats, sizeof nats);
-    lm_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1, NULL};
+    lm_sampling how = {2, 4, 1, 3, 5, ids.id, 3, -1, NULL, NULL, 0, NULL, NULL};
     STARVE_RETRY(counted, lm_generate(m, &how, collect, &d));
     hash = read_with(m, tok, starve_mix(hash, d.id, sizeof d.id));
     bpe_ids_free(&ids);
     bpe_text_free(&text);
     lm_destroy(m);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
     return hash;
 }
 
@@ -948,8 +954,9 @@ static void put_shared(bytes *b, int64_t rows, int64_t cols) {
 static const char *shared_layers(int layers) {
     static bytes b, storage;
     static zip z;
-    const lm_config cfg = {
-        .dim = 4, .inner = SHARED_INNER, .heads = 1, .kv_heads = 1, .head_dim = 4};
+    const hf_model sizes = {
+        .base.cfg = {.dim = 4, .inner = SHARED_INNER, .heads = 1, .kv_heads = 1},
+        .shape.head_dim = 4};
     char config[512];
     b.n = storage.n = 0;
     memset(&z, 0, sizeof z);
@@ -972,10 +979,10 @@ static const char *shared_layers(int layers) {
         put_le(&b, (uint64_t)l, 2);
         put_text(&b, l ? "h\x01" : "}(");
         for (int i = 0; l == 0 && i < GPTNEOX_TENSORS; i++) {
-            const lm_tensor *t = &gptneox_tensors[i];
-            if (t->role >= LM_LAYER_ROLES) continue;
+            const hf_tensor *t = &gptneox_tensors[i];
+            if (t->role >= HF_LAYER_ROLES) continue;
             put_name(&b, t->name);
-            put_shared(&b, lm_size_of(&cfg, t->rows), lm_size_of(&cfg, t->cols));
+            put_shared(&b, hf_size_of(&sizes, t->rows), hf_size_of(&sizes, t->cols));
         }
         if (l == 0) put_text(&b, "uq\x01");
     }
@@ -1033,25 +1040,22 @@ static const char *small_model(int64_t dim, int64_t heads, int64_t inner) {
     static const unsigned char mask[16];
     dlrn_tensor_out t[GPTNEOX_TENSORS + 2];
     int64_t count = 0;
-    const lm_config cfg = {.dim = dim,
-                           .inner = inner,
-                           .vocab = 5,
-                           .heads = heads,
-                           .kv_heads = heads,
-                           .head_dim = dim / heads};
+    const hf_model sizes = {
+        .base.cfg = {.dim = dim, .inner = inner, .vocab = 5, .heads = heads, .kv_heads = heads},
+        .shape.head_dim = dim / heads};
     char config[700];
     dlrn_rng rng = {9, 0, 0};
     for (int i = 0; i < 4096; i++) pool[i] = dlrn_rng_normal(&rng);
     for (int i = 0; i < GPTNEOX_TENSORS; i++) {
-        const lm_tensor *of = &gptneox_tensors[i];
-        const int64_t shape[2] = {lm_size_of(&cfg, of->rows), lm_size_of(&cfg, of->cols)};
-        const int from = small.equal && of->role == LM_UNEMBEDDING ? LM_EMBEDDING : i;
-        if (small.lacks && of->role == LM_EMBEDDING) continue;
-        snprintf(name[i], sizeof name[i], "%s%s", of->role < LM_LAYER_ROLES ? "layers.0." : "",
+        const hf_tensor *of = &gptneox_tensors[i];
+        const int64_t shape[2] = {hf_size_of(&sizes, of->rows), hf_size_of(&sizes, of->cols)};
+        const int from = small.equal && of->role == HF_UNEMBEDDING ? HF_EMBEDDING : i;
+        if (small.lacks && of->role == HF_EMBEDDING) continue;
+        snprintf(name[i], sizeof name[i], "%s%s", of->role < HF_LAYER_ROLES ? "layers.0." : "",
                  of->name);
         dlrn_tensor_out one = {name[i],
                                i == small.odd ? small.odd_type : DLRN_F32,
-                               of->cols == LM_NONE ? 1 : 2,
+                               of->cols == HF_NONE ? 1 : 2,
                                {shape[0], shape[1]},
                                pool + 64 * from};
         t[count++] = one;
@@ -1103,9 +1107,9 @@ TEST(grouped_queries) {
     lm_model *m = NULL;
     open_all();
     CHECK_OK(ctx, lm_load(ctx, small_model(DIM, 2, 6), &m));
-    CHECK_OK(ctx, lm_need_layer(m, 0));
-    w = m->layer[0].part[LM_QKV];
-    float *b = m->layer[0].part[LM_QKV_BIAS];
+    CHECK_OK(ctx, hf_need_layer(hf_of(m), 0));
+    w = hf_of(m)->layer[0].part[HF_QKV];
+    float *b = hf_of(m)->layer[0].part[HF_QKV_BIAS];
     memcpy(w + 4 * HEAD * DIM, w + HEAD * DIM, 2 * HEAD * DIM * sizeof *w);
     memcpy(b + 4 * HEAD, b + HEAD, 2 * HEAD * sizeof *b);
     small_logits(m, whole);
@@ -1117,9 +1121,9 @@ TEST(grouped_queries) {
     memcpy(w, rows, sizeof rows);
     memcpy(b, bias, sizeof bias);
     m->cfg.kv_heads = 1;
-    m->cfg.q.step = HEAD;
-    m->cfg.k.first = 2 * HEAD, m->cfg.v.first = 3 * HEAD;
-    lm_drop_workspace(m);
+    hf_of(m)->shape.q.step = HEAD;
+    hf_of(m)->shape.k.first = 2 * HEAD, hf_of(m)->shape.v.first = 3 * HEAD;
+    hf_drop_workspace(hf_of(m));
     small_logits(m, grouped);
     CHECK(!memcmp(whole, grouped, sizeof whole));
     lm_destroy(m);
@@ -1220,7 +1224,7 @@ TEST(rotary_settings_that_are_refused) {
 /* Notes that have no room are left out; those before them stay whole. */
 TEST(notes_beyond_their_room) {
     static lm_config c;
-    for (int i = 0; i < 100; i++) lm_note(&c, "note %d, of some length", i);
+    for (int i = 0; i < 100; i++) hf_note(&c, "note %d, of some length", i);
     const size_t n = strlen(c.notes);
     CHECK(n < sizeof c.notes && n > sizeof c.notes - 32 && c.notes[n - 1] == '\n');
     CHECK(!strncmp(c.notes, "note 0, of some length\nnote 1,", 30));
@@ -1240,27 +1244,28 @@ static double activation_of(const char *name, double x) {
 TEST(activations_by_all_their_names) {
 #define NAME_OF(name, kind, before) name,
 #define KIND_OF(name, kind, before) kind,
-    static const char *const names[] = {LM_ACTIVATION_LIST(NAME_OF)};
-    static const lm_activation kinds[] = {LM_ACTIVATION_LIST(KIND_OF)};
+    static const char *const names[] = {HF_ACTIVATION_LIST(NAME_OF)};
+    static const hf_activation kinds[] = {HF_ACTIVATION_LIST(KIND_OF)};
 #undef NAME_OF
 #undef KIND_OF
     float x[37], y[37], bias[37];
-    lm_model copy;
+    hf_model copy;
     open_all();
     CHECK(sizeof names / sizeof *names == 12);
     for (int i = 0; i < 37; i++) x[i] = (float)(i - 18) * 0.75f, bias[i] = 0.125f;
-    copy = *model;
+    copy = *hf_of(model);
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         char config[64];
         lm_config cfg;
+        hf_shape shape;
         snprintf(config, sizeof config, ", \"hidden_act\": \"%s\"", names[k]);
         small.config = config;
-        CHECK_OK(ctx, lm_read_config(ctx, small_model(8, 2, 6), &cfg));
-        CHECK(cfg.activation == kinds[k]);
-        copy.cfg.activation = cfg.activation;
-        lm_product job = {&copy, NULL, NULL, NULL, 1, 0, 37, 1, NULL};
+        CHECK_OK(ctx, hf_read_shape(ctx, small_model(8, 2, 6), &cfg, &shape));
+        CHECK(shape.activation == kinds[k]);
+        copy.shape.activation = shape.activation;
+        hf_product job = {&copy, NULL, NULL, NULL, 1, 0, 37, 1, NULL};
         memcpy(y, x, sizeof y);
-        lm_finish_row(&job, y, bias, 37);
+        hf_finish_row(&job, y, bias, 37);
         for (int i = 0; i < 37; i++) {
             double want = activation_of(names[k], (double)x[i] + 0.125);
             CHECK_MSG(fabs((double)y[i] - want) <= 2e-6 * fmax(1, fabs(want)), "%s(%g): %g, not %g",
@@ -1386,22 +1391,22 @@ TEST(sites_within_a_module) {
     rows_at("resid_out", 0, D); /* there is a workspace */
     for (int l = 0; l < LAYERS; l += 5) {
         char name[32];
-        float **part = model->layer[l].part;
-        CHECK_OK(ctx, lm_need_layer(model, l));
-        model->att[0] = -12345;
+        float **part = hf_of(model)->layer[l].part;
+        CHECK_OK(ctx, hf_need_layer(hf_of(model), l));
+        hf_of(model)->att[0] = -12345;
         int64_t n = rows_at("attn_z", l, D);
-        CHECK(model->att[0] == -12345 || l);
+        CHECK(hf_of(model)->att[0] == -12345 || l);
         memcpy(z, rows_kept, (size_t)(n * D) * sizeof *z);
-        if (l == 0) model->mlp[0] = -12345;
+        if (l == 0) hf_of(model)->mlp[0] = -12345;
         rows_at("mlp_hidden", l, 512);
-        CHECK(model->mlp[0] == -12345 || l); /* nor is there attention in layer 0 */
+        CHECK(hf_of(model)->mlp[0] == -12345 || l); /* nor is there attention in layer 0 */
         memcpy(hidden, rows_kept, (size_t)(n * 512) * sizeof *hidden);
         snprintf(name, sizeof name, "attn_out_%d", l);
         golden_read(name, want, MOST * D);
-        CHECK(not_linear(z, D, n, part[LM_ATTN], part[LM_ATTN_BIAS], want) < 1e-5);
+        CHECK(not_linear(z, D, n, part[HF_ATTN], part[HF_ATTN_BIAS], want) < 1e-5);
         snprintf(name, sizeof name, "mlp_out_%d", l);
         golden_read(name, want, MOST * D);
-        CHECK(not_linear(hidden, 512, n, part[LM_DOWN], part[LM_DOWN_BIAS], want) < 1e-5);
+        CHECK(not_linear(hidden, 512, n, part[HF_DOWN], part[HF_DOWN_BIAS], want) < 1e-5);
         for (int64_t i = 0; i < n * 512; i++) CHECK(hidden[i] > -0.171f); /* gelu's least value */
     }
 }
@@ -1416,9 +1421,9 @@ TEST(taps_within_a_module) {
         CHECK_OK(ctx, lm_site_named(model, names[k][0], 3, &site));
         CHECK_OK(ctx, lm_site_named(model, names[k][1], 3, &in));
         CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN, &tap));
-        CHECK(lm_order(tap.x) == lm_order(in) && lm_order(tap.y) == lm_order(in));
+        CHECK(hf_order(&tap.x) == hf_order(&in) && hf_order(&tap.y) == hf_order(&in));
         CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
-        CHECK(lm_order(tap.x) == lm_order(in) && lm_order(tap.y) == lm_order(site));
+        CHECK(hf_order(&tap.x) == hf_order(&in) && hf_order(&tap.y) == hf_order(&site));
     }
 }
 
@@ -1449,7 +1454,7 @@ TEST(taps_between_sites_of_different_widths) {
             small.config = parallel ? NULL : ", \"use_parallel_residual\": false";
             CHECK_OK(ctx, lm_load(ctx, small_model(8, 2, inner), &m));
             for (int t = 0; t < 3; t++) {
-                const lm_site x = {between[t][0], 0}, y = {between[t][1], 0};
+                const lm_site x = {between[t][0], 0, ""}, y = {between[t][1], 0, ""};
                 const lm_site site[2] = {x, y};
                 for (int k = 0; k < 2; k++) { /* each site on its own */
                     lm_tap one = {site[k], site[k]};
@@ -1499,7 +1504,8 @@ static dlrn_status edit_site(void *user, int site, const float *x, float *out, i
 static double edited_cross_entropy(lm_kind kind, int64_t width, const float *row) {
     lm_batch b = both();
     lm_documents texts = {both_id, both_start, b.sequences, 0, 0, NULL};
-    lm_tap tap = {{kind, kind == LM_EMBED ? 0 : 2}, {kind, kind == LM_EMBED ? 0 : 2}};
+    const lm_site site = {kind, kind == LM_EMBED ? 0 : 2, ""};
+    lm_tap tap = {site, site};
     lm_judge judge = {model, &texts, &tap, 1, NULL};
     site_edit how = {width, row, 0};
     dlrn_edit edit = {edit_site, &how};
@@ -1517,22 +1523,22 @@ TEST(a_site_replaced_by_itself) {
     open_all();
     const double plain = edited_cross_entropy(LM_EMBED, 0, NULL);
     for (int kind = 0; kind < LM_KIND_COUNT; kind++) {
-        const lm_site site = {(lm_kind)kind, 0};
+        const lm_site site = {(lm_kind)kind, 0, ""};
         const int64_t width = lm_site_width(model, site);
         CHECK(width == (kind == LM_MLP_HIDDEN ? 512 : D));
         CHECK(edited_cross_entropy((lm_kind)kind, width, NULL) == plain);
         CHECK(edited_cross_entropy((lm_kind)kind, width, zeros) != plain);
     }
     CHECK(edited_cross_entropy(LM_ATTN_Z, D, zeros) ==
-          edited_cross_entropy(LM_ATTN_OUT, D, model->layer[2].part[LM_ATTN_BIAS]));
+          edited_cross_entropy(LM_ATTN_OUT, D, hf_of(model)->layer[2].part[HF_ATTN_BIAS]));
     CHECK(edited_cross_entropy(LM_MLP_HIDDEN, 512, zeros) ==
-          edited_cross_entropy(LM_MLP_OUT, D, model->layer[2].part[LM_DOWN_BIAS]));
+          edited_cross_entropy(LM_MLP_OUT, D, hf_of(model)->layer[2].part[HF_DOWN_BIAS]));
 }
 
 /* A source whose rows and targets have different widths, in odd portions and after a seek. */
 TEST(source_of_two_widths) {
     static float x[MOST * D], y[MOST * 512], again_x[MOST * D], again_y[MOST * 512];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     dlrn_source source;
     lm_reading how;
@@ -1543,7 +1549,7 @@ TEST(source_of_two_widths) {
     how.ctx_len = 16;
     open_all();
     write_text(tmp_path("widths.txt"), WORDS);
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, doc_open(ctx, tmp_path("widths.txt"), &docs));
     CHECK_OK(ctx, lm_site_named(model, "mlp_hidden", 1, &site));
     CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
@@ -1557,7 +1563,7 @@ TEST(source_of_two_widths) {
     CHECK(!memcmp(y, again_y, (size_t)(total * 512) * sizeof *y));
     dlrn_source_destroy(&source);
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 /* ---- Ids without a token */
@@ -1569,11 +1575,11 @@ TEST(rows_that_count) {
     const lm_batch batch = {id, start, 2};
     float x[7 * 2] = {9, 9, 1, 0, 0, 1, 1, 1, 40, 30, 1, 0, 100, 0};
     unsigned char keep[7];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     int64_t left_out = 0;
     lm_choice choice = {0, NULL, 0, &left_out};
     open_all();
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
     CHECK_OK(ctx, lm_choose(model, &choice, &batch, NULL, 2, keep));
     CHECK(!memcmp(keep, "\1\1\1\1\1\1\1", 7) && left_out == 0);
     choice.skip_first = 2;
@@ -1587,7 +1593,7 @@ TEST(rows_that_count) {
     choice.max_norm_ratio = 10;
     CHECK_OK(ctx, lm_choose(model, &choice, &batch, x, 2, keep)); /* medians sqrt(2) and 1 */
     CHECK(!memcmp(keep, "\1\1\1\1\0\1\0", 7) && left_out == 8);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
 }
 
 /* An edit of rows that do not count changes nothing. */
@@ -1606,7 +1612,7 @@ TEST(edits_of_rows_that_do_not_count) {
    is drawn, and the others are as likely as they were. */
 TEST(ids_without_a_token_are_not_drawn) {
     static float logits[V];
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     int32_t bos = 0, stop = -1;
     int64_t start[2] = {0, 1}, best[2], length;
     open_all();
@@ -1614,14 +1620,15 @@ TEST(ids_without_a_token_are_not_drawn) {
     CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
     CHECK_OK(ctx, lm_logits(model, 0, 1, logits));
     CHECK_OK(ctx, dlrn_topk(ctx, logits, V, 2, best, NULL));
-    CHECK_OK(ctx, bpe_load(ctx, MODEL, &tok));
-    tok->token[best[0]] = NULL;
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
+    hf_bpe(tok)->token[best[0]] = NULL;
     for (int i = 1000; i < V; i++)
-        if (i != best[1]) tok->token[i] = NULL;
+        if (i != best[1]) hf_bpe(tok)->token[i] = NULL;
     for (int k = 0; k < 4; k++) { /* greedy, all, the top 3 and more than have a token */
         static const double temperature[4] = {0, 1, 1, 50};
         static const int64_t top_k[4] = {0, 0, 3, 1500};
-        lm_sampling how = {8, 30, temperature[k], top_k[k], 7, &bos, 1, stop, tok};
+        lm_sampling how = {8,    30,  temperature[k], top_k[k], 7,    &bos, 1,
+                           stop, tok, NULL,           0,        NULL, NULL};
         drawn d;
         memset(&d, 0, sizeof d);
         CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
@@ -1629,19 +1636,208 @@ TEST(ids_without_a_token_are_not_drawn) {
         for (int i = 0; i < 8; i++) {
             CHECK(d.n[i] == 30);
             for (int t = 0; t < 30; t++)
-                CHECK_MSG(bpe_token_bytes(tok, d.id[i][t], &length), "%d", d.id[i][t]);
+                CHECK_MSG(lm_token_bytes(tok, d.id[i][t], &length), "%d", d.id[i][t]);
         }
     }
-    lm_sampling how = {1, 5, 0, 0, 7, &bos, 1, (int32_t)best[0], tok}; /* stop may be drawn */
+    lm_sampling how = {1,   5,    0, 0,    7,   &bos, 1, (int32_t)best[0],
+                       tok, NULL, 0, NULL, NULL}; /* stop may be drawn */
     drawn d;
     memset(&d, 0, sizeof d);
     CHECK_OK(ctx, lm_generate(model, &how, collect, &d));
     CHECK(d.n[0] == 0);
-    for (int i = 0; i < V; i++) tok->token[i] = NULL;
+    for (int i = 0; i < V; i++) hf_bpe(tok)->token[i] = NULL;
     how.stop = -1;
     CHECK_STATUS(lm_generate(model, &how, collect, &d), DLRN_ERR_VALUE);
     CHECK_STR(dlrn_error(ctx), "expected a tokenizer with tokens for the model's 2048 ids");
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
+}
+
+/* ---- Generation with an edit */
+
+/* An edit of rows [n][D] and what it has seen. */
+typedef struct row_edit {
+    float scale;           /* y = scale x                                */
+    int64_t calls, rows;   /* so far                                     */
+    int64_t first, others; /* rows of the first call, of each other      */
+    int64_t fail_at;       /* the call that fails; -1: none              */
+    int differs;           /* whether any x was not the y of its tap     */
+} row_edit;
+
+static dlrn_status scale_rows(void *user, int tap, const float *x, float *y, int64_t n) {
+    row_edit *e = (row_edit *)user;
+    (void)tap;
+    if (e->calls == e->fail_at)
+        return dlrn_fail(ctx, DLRN_ERR_VALUE, "the edit: row %d is odd", (int)e->rows);
+    CHECK(n == (e->calls ? e->others : e->first));
+    e->differs |= memcmp(x, y, (size_t)(n * D) * sizeof *x) != 0;
+    for (int64_t i = 0; i < n * D; i++) y[i] = e->scale * x[i];
+    e->calls++;
+    e->rows += n;
+    return DLRN_OK;
+}
+
+/* Documents of 20 tokens behind the first text, the likeliest at each step. */
+static dlrn_status draw_edited(lm_model *m, int64_t documents, const lm_tap *taps, row_edit *e,
+                               drawn *d) {
+    int32_t id[MOST];
+    lm_sampling how;
+    memset(&how, 0, sizeof how);
+    memset(d, 0, sizeof *d);
+    how.documents = documents, how.tokens = 20, how.stop = -1;
+    how.prompt = id, how.prompt_len = golden_ids(0, id);
+    how.taps = taps, how.n_taps = taps != NULL, how.visit = scale_rows, how.user = e;
+    e->first = documents * how.prompt_len, e->others = documents;
+    return lm_generate(m, &how, collect, d);
+}
+
+/* The likeliest token at each step is the largest logit of a whole run with the same edit, which
+   differs from that without; an edit by itself changes nothing. */
+TEST(generation_with_an_edit) {
+    static float logits[MOST * V];
+    int32_t id[MOST];
+    drawn plain, same, edited;
+    lm_tap tap;
+    row_edit none = {1, 0, 0, 0, 0, -1, 0}, half = {-0.5f, 0, 0, 0, 0, -1, 0};
+    dlrn_context_config of_two = {0};
+    dlrn_context *threads = NULL;
+    lm_model *two = NULL;
+    open_all();
+    of_two.threads = 2; /* an edit sees all documents nevertheless */
+    CHECK(dlrn_context_create(&of_two, &threads) == DLRN_OK);
+    CHECK_OK(threads, lm_load(threads, MODEL, &two));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", 2, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, draw_edited(two, 3, NULL, &none, &plain));
+    CHECK(none.calls == 0);
+    CHECK_OK(ctx, draw_edited(two, 3, &tap, &none, &same));
+    CHECK(!memcmp(&plain, &same, sizeof same) && none.calls == 20 && !none.differs);
+    CHECK_OK(ctx, draw_edited(two, 3, &tap, &half, &edited));
+    CHECK(half.calls == 20 && memcmp(&plain, &edited, sizeof edited));
+    CHECK(!memcmp(edited.id[0], edited.id[2], sizeof edited.id[0]) && edited.n[2] == 20);
+    int64_t n = golden_ids(0, id), start[2] = {0, n + 20};
+    memcpy(id + n, edited.id[0], 20 * sizeof *id);
+    lm_batch b = {id, start, 1};
+    half.first = half.others = n + 20;
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, scale_rows, &half, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, n + 20, logits));
+    for (int64_t i = n - 1; i < n + 19; i++) {
+        int64_t best;
+        CHECK_OK(ctx, dlrn_topk(ctx, logits + i * V, V, 1, &best, NULL));
+        CHECK(best == id[i + 1]);
+    }
+    lm_destroy(two);
+    dlrn_context_destroy(threads);
+}
+
+/* A vocabulary that is no whole number of vectors: a document's draw leaves the next one's logits
+   alone. The likeliest token and the first of one token are drawn in two ways. */
+TEST(documents_of_a_small_vocabulary) {
+    const int32_t prompt = 3;
+    drawn d[4];
+    open_all();
+    memset(d, 0, sizeof d);
+    for (int i = 0; i < 4; i++) { /* drawn, by 1 and by 8 threads; the likeliest */
+        dlrn_context_config cfg = {0};
+        dlrn_context *of_them = NULL;
+        lm_model *m = NULL;
+        cfg.threads = i == 1 ? 8 : 1;
+        CHECK(dlrn_context_create(&cfg, &of_them) == DLRN_OK);
+        CHECK_OK(of_them, lm_load(of_them, small_model(8, 2, 6), &m));
+        lm_sampling how = {8, 7, i < 3, i == 2, 7, &prompt, 1, -1, NULL, NULL, 0, NULL, NULL};
+        CHECK_OK(of_them, lm_generate(m, &how, collect, &d[i]));
+        lm_destroy(m);
+        dlrn_context_destroy(of_them);
+    }
+    CHECK(!memcmp(&d[0], &d[1], sizeof d[0]) && !memcmp(&d[2], &d[3], sizeof d[0]));
+    CHECK(memcmp(d[0].id[0], d[0].id[1], sizeof d[0].id[0]));
+}
+
+/* Also where the edit reads one site and writes another; and a run after it is as it was. */
+TEST(generation_with_an_edit_of_two_sites) {
+    static float before[MOST * V], after[MOST * V];
+    drawn d;
+    lm_site site;
+    lm_tap tap;
+    row_edit e = {0.5f, 0, 0, 0, 0, -1, 0};
+    open_all();
+    lm_batch b = both();
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, both_start[1], before));
+    CHECK_OK(ctx, lm_site_named(model, "mlp_out", 3, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_IN_TO_OUT, &tap));
+    CHECK_OK(ctx, draw_edited(model, 2, &tap, &e, &d));
+    CHECK(e.calls == 20 && e.differs);
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, both_start[1], after));
+    CHECK(!memcmp(before, after, (size_t)(both_start[1] * V) * sizeof *after));
+}
+
+/* An edit's own error is that of the whole; ids and lengths are refused with an edit and without,
+   before the model runs. */
+TEST(generation_that_fails) {
+    static const struct {
+        int32_t last; /* of the prompt */
+        int64_t tokens;
+        const char *error;
+    } cases[] = {{V, 3, "sequence 0, token 1: expected an id below 2048, found 2048"},
+                 {-1, 3, "sequence 0, token 1: expected an id below 2048, found -1"},
+                 {1, 0, "generate: expected a prompt and tokens, together at most"},
+                 {1, 511, "512 positions, found 2 and 511"}};
+    lm_tap tap;
+    drawn d;
+    open_all();
+    CHECK_OK(ctx, lm_site_named(model, "embed", 0, &tap.x));
+    tap.y = tap.x;
+    for (int fail_at = 0; fail_at < 3; fail_at++) { /* in the prompt, and behind it */
+        row_edit e = {1, 0, 0, 0, 0, fail_at, 0};
+        CHECK_STATUS(draw_edited(model, 2, &tap, &e, &d), DLRN_ERR_VALUE);
+        CHECK_STR(dlrn_error(ctx), "the edit: row ");
+        CHECK(e.calls == fail_at && d.n[0] == 0);
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int edits = 0; edits < 2; edits++) {
+            const int32_t prompt[2] = {1, cases[i].last};
+            row_edit e = {1, 0, 0, 0, 0, 0, 0};
+            lm_sampling how = {2,    cases[i].tokens, 0,          0, 7, prompt, 2, -1, NULL,
+                               &tap, edits,           scale_rows, &e};
+            CHECK_STATUS(lm_generate(model, &how, collect, &d), DLRN_ERR_ARGUMENT);
+            CHECK_STR(dlrn_error(ctx), cases[i].error);
+            CHECK(e.calls == 0);
+        }
+}
+
+/* Places that are no model, and sites that this engine lacks. */
+TEST(engines_are_chosen_by_path) {
+    lm_model *m = NULL;
+    lm_tokenizer *tok = NULL;
+    lm_site site;
+    lm_tap tap;
+    char names[200], few[12];
+    open_all();
+    CHECK_STATUS(lm_load(ctx, tmp_path("no.gguf"), &m), DLRN_ERR_IO);
+    CHECK_STR(dlrn_error(ctx), "no.gguf: no such file or folder");
+    write_text(tmp_path("text.gguf"), "GGU");
+    CHECK_STATUS(lm_load_tokenizer(ctx, tmp_path("text.gguf"), &tok), DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "expected a model: a Hugging Face folder or a GGUF file");
+    CHECK(!lm_is_gguf(tmp_path("text.gguf")) && !lm_is_gguf(tmp_path("no.gguf")));
+    write_text(tmp_path("text.gguf"), "GGUF");
+    CHECK(lm_is_gguf(tmp_path("text.gguf")));
+#ifndef LM_LLAMA
+    CHECK_STATUS(lm_load(ctx, tmp_path("text.gguf"), &m), DLRN_ERR_UNSUPPORTED);
+    CHECK_STR(dlrn_error(ctx), "text.gguf: this program was built without llama.cpp");
+#endif
+    CHECK(!m && !tok);
+    CHECK_STATUS(lm_site_named(model, "tensor:l_out-3", 3, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "found tensor:l_out-3: only models in GGUF files");
+    memset(&site, 0, sizeof site);
+    site.kind = LM_TENSOR;
+    strcpy(site.tensor, "l_out-3");
+    CHECK_STATUS(lm_tap_at(model, site, LM_IO_IN, &tap), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "site tensor:l_out-3: what leads to a tensor is not known");
+    CHECK_OK(ctx, lm_site_names(model, names, sizeof names));
+    CHECK_STR(names, "embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden, mlp_out, resid_out");
+    CHECK_OK(ctx, lm_site_names(model, few, sizeof few));
+    CHECK(!strcmp(few, "embed, attn"));
 }
 
 /* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
@@ -1711,6 +1907,11 @@ int main(int argc, char **argv) {
     RUN(rows_that_count);
     RUN(edits_of_rows_that_do_not_count);
     RUN(ids_without_a_token_are_not_drawn);
+    RUN(documents_of_a_small_vocabulary);
+    RUN(generation_with_an_edit);
+    RUN(generation_with_an_edit_of_two_sites);
+    RUN(generation_that_fails);
+    RUN(engines_are_chosen_by_path);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);

@@ -64,6 +64,11 @@ typedef struct flag {
 } flag;
 
 #define AT(field) offsetof(options, field)
+#ifdef LM_LLAMA
+#define NOT_BUILT ""
+#else
+#define NOT_BUILT " (not in this build: make LLAMA=PREFIX)"
+#endif
 static const flag flags[] = {
     /* what is read */
     {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MAX, "D",
@@ -90,9 +95,9 @@ static const flag flags[] = {
      "the tensor to read, if a file of --data or --target holds several"},
     {"--dtype", F_TEXT, AT(dtype), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "bf16",
      "read uint16 in --data and --target as the bits of bf16 numbers (default: an error)"},
-    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MAX, "DIR",
+    {"--model", F_TEXT, AT(model), C_TEXTS | C_GENERATE, 1, TEXT_MAX, "M",
      "a folder as downloaded from Hugging Face: config.json, tokenizer.json, model.safetensors "
-     "(model_type " LM_MODEL_TYPES ")"},
+     "(model_type " HF_MODEL_TYPES "); or a GGUF file of any model that llama.cpp runs" NOT_BUILT},
     {"--text", F_TEXT, AT(text), C_TEXTS, 1, TEXT_MAX, "FILE",
      "documents of at most 16 MB: JSON lines, a JSON array, or plain text with blank lines between "
      "documents; also compressed by gzip or zstd. The form is recognised by content. - reads "
@@ -103,9 +108,11 @@ static const flag flags[] = {
      "JSON: the key of a list of token ids (such as input_ids), used instead of a text"},
     {"--skip-bad-lines", F_SWITCH, AT(skip_bad_lines), C_TEXTS, 0, 0, "",
      "skip and count lines of --text that are malformed or lack the key (default: an error)"},
-    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MAX, "S", LM_KINDS},
+    {"--site", F_TEXT, AT(site), C_SITES, 0, TEXT_MAX, "S",
+     LM_KINDS "; with a GGUF file also tensor:NAME, a tensor of llama.cpp's graph"},
     {"--layer", F_INT, AT(layer), C_SITES | C_CONVERT, 0, 0, "N",
-     "the layer of the site, from 0 (embed has none); convert: N in circuit-tracer's "
+     "the layer of the site, from 0 (embed and tensor:NAME have none); convert: N in "
+     "circuit-tracer's "
      "layer_N.safetensors (default 0)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MAX, "in|out|in_to_out",
      "out: the site itself (default); in: the input of its module; in_to_out: reads that input and "

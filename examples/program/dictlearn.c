@@ -57,30 +57,30 @@
 /* In an order in which the examples can be run: each finds what those before it have made. */
 static const command commands[] = {
     {"generate", C_GENERATE, 0,
-     "--model DIR [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
+     "--model M [--prompt TEXT] --tokens N [--documents N] [--out FILE.jsonl]",
      "Samples text: as plain text to standard output, or as JSON lines to a file (--out - for "
      "standard output).",
      "",
      "build/dictlearn generate " TINY " --tokens 128 --documents 400 \\\n"
      "    --out build/text.jsonl",
      run_generate},
-    {"tokenize", C_TOKENIZE, 0, "--model DIR --text FILE [--json]",
+    {"tokenize", C_TOKENIZE, 0, "--model M --text FILE [--json]",
      "Prints token ids, one document per line.", "build/text.jsonl: see generate --help",
      "build/dictlearn tokenize " TINY " --text build/text.jsonl --documents 3", run_tokenize},
-    {"logits", C_LOGITS, 0, "--model DIR --text FILE --out L.npy",
+    {"logits", C_LOGITS, 0, "--model M --text FILE --out L.npy",
      "Writes the next-token logits [tokens, vocabulary] of the first document.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn logits " TINY " --text build/text.jsonl \\\n"
      "    --out build/logits.npy",
      run_logits},
     {"activations", C_ACTIVATIONS, 0,
-     "--model DIR --text FILE --site S --layer N --out X.npy [--limit ROWS]",
+     "--model M --text FILE --site S --layer N --out X.npy [--limit ROWS]",
      "Writes rows of activations, in the order of the text; with --io in_to_out, those of the "
      "site.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn activations " TINY_SITE " --out build/x.npy", run_activations},
     {"train", C_TRAIN, 0, "SOURCE --save-dir DIR ...",
-     "Trains a sparse autoencoder. SOURCE is --model DIR --text FILE --site S --layer N, or --data "
+     "Trains a sparse autoencoder. SOURCE is --model M --text FILE --site S --layer N, or --data "
      "X [--target Y]. On Ctrl-C, SIGTERM or SIGHUP it saves the run and prints how to resume it. "
      "--recipe sets the family of the dictionary, the loss and the defaults: reference is trainSAE "
      "of March 2024; those of dl- are dictionary_learning 0.1.0's, of sl- SAELens', of sp- "
@@ -139,7 +139,7 @@ static const command commands[] = {
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
     {"features", C_FEATURES, 0,
-     "--dict D --model DIR --text FILE --site S --layer N [--features I,J,...]",
+     "--dict D --model M --text FILE --site S --layer N [--features I,J,...]",
      "Shows features, with the tokens and contexts on which they fire most.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},

@@ -139,7 +139,7 @@ static dlrn_status put_tokens(const showing *w, json_writer *j, const char *key,
     memset(&text, 0, sizeof text);
     for (int64_t i = from; i < to && s == DLRN_OK; i++) {
         int64_t n = 0;
-        const char *bytes = bpe_token_bytes(w->mt.tok, w->texts.id[i], &n);
+        const char *bytes = lm_token_bytes(w->mt.tok, w->texts.id[i], &n);
         if (bytes) s = bpe_put(w->mt.ctx, &text, bytes, n);
     }
     if (s == DLRN_OK && key)
@@ -207,7 +207,7 @@ static dlrn_status show_feature(showing *w, int64_t slot) {
            100 * (double)w->fired[f] / (double)w->counted);
     for (int64_t k = 0; k < n; k++) {
         int64_t length = 0;
-        const char *s = bpe_token_bytes(w->mt.tok, id[k], &length);
+        const char *s = lm_token_bytes(w->mt.tok, id[k], &length);
         putchar(' ');
         put_quoted(stdout, s ? s : "?", s ? length : 1);
         printf(" %.0f %%", 100 * share[k]);

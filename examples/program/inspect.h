@@ -4,14 +4,15 @@
 typedef struct contents {
     char file[4200]; /* with the tensors                                                       */
     char config[4200];
-    dlrn_archive *archive;
+    dlrn_archive *archive; /* NULL: a model in one file                                        */
     dlrn_dictionary *dict; /* NULL: it is none, or it does not load                            */
     dlrn_json *root;       /* NULL: a dictionary without a config                              */
     dlrn_json *run;        /* config.json of a run that wrote for a library with another config;
                               or NULL */
     lm_config model;
     int is_model;
-    char why[1024]; /* why it is neither a dictionary nor a model that can be loaded; ""       */
+    char sites[2048]; /* of a model in one file, which has its own; else ""                    */
+    char why[1024];   /* why it is neither a dictionary nor a model that can be loaded; ""       */
 } contents;
 
 /* Whether a folder's config.json is a model's: its weights may be called as a dictionary's are. A
@@ -72,6 +73,19 @@ static dlrn_status read_config(dlrn_context *ctx, const char *path, contents *c)
     return s == DLRN_ERR_FORMAT ? DLRN_OK : s;
 }
 
+/* A model in a file of its own format. What sites it has is known when it is loaded: that maps the
+   file and reads little of it. */
+static dlrn_status open_model_file(dlrn_context *ctx, const char *path, contents *c) {
+    lm_model *m = NULL;
+    dlrn_status s = lm_load(ctx, path, &m);
+    if (s != DLRN_OK) return s;
+    c->model = *lm_config_of(m);
+    c->is_model = 1;
+    s = lm_site_names(m, c->sites, sizeof c->sites);
+    lm_destroy(m);
+    return s;
+}
+
 /* Reads what is at a path. What cannot be loaded is no error: then only the tensors are listed,
    and why; unless the user says what dictionary it is. */
 static dlrn_status open_contents(dlrn_context *ctx, const char *path, const options *o,
@@ -80,6 +94,7 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     dlrn_status tried = DLRN_OK;
     int of_model;
     memset(c, 0, sizeof *c);
+    if (lm_is_gguf(path)) return open_model_file(ctx, path, c);
     dlrn_status s = find_tensors(ctx, path, c, &of_model);
     if (s != DLRN_OK) return s;
     snprintf(config, sizeof config, "%s/config.json", path);
@@ -156,23 +171,28 @@ static const char *find_fact(const contents *c, const fact *f) {
 
 /* ---- a model */
 
-enum { MODEL_ROWS = 8 };
-typedef struct model_row {
-    const char *name;
-    int64_t value;
-} model_row;
+/* Number i of a model's shape, under the name of its config where it exists, then what its engine
+   adds. 0: there are no more. */
+static int model_number(const lm_config *c, int i, const char **name, int64_t *value) {
+    const struct {
+        const char *name;
+        int64_t value;
+    } all[] = {{"hidden_size", c->dim},  {"layers", c->layers},
+               {"heads", c->heads},      {"intermediate_size", c->inner},
+               {"vocab_size", c->vocab}, {"positions", c->positions}};
+    const int n = (int)(sizeof all / sizeof *all);
+    if (i >= n + c->n_more) return 0;
+    *name = i < n ? all[i].name : c->more[i - n].name;
+    *value = i < n ? all[i].value : c->more[i - n].value;
+    return 1;
+}
 
-/* A model's shape, under the names of its config where they exist. */
-static void model_rows(const lm_config *c, model_row *rows) {
-    const model_row all[MODEL_ROWS] = {{"hidden_size", c->dim},
-                                       {"layers", c->layers},
-                                       {"heads", c->heads},
-                                       {"intermediate_size", c->inner},
-                                       {"vocab_size", c->vocab},
-                                       {"positions", c->positions},
-                                       {"rotary_dimensions", c->rope.dims},
-                                       {"parallel_residual", c->parallel}};
-    memcpy(rows, all, sizeof all);
+static const char *format_of(const contents *c) {
+    return c->archive ? dlrn_archive_describe(c->archive).format : "gguf";
+}
+
+static int64_t count_tensors(const contents *c) {
+    return c->archive ? dlrn_archive_describe(c->archive).count : 0;
 }
 
 /* ---- for people. Names come from the file: see put_text */
@@ -239,20 +259,23 @@ static void print_dictionary(dlrn_context *ctx, const contents *c) {
     if (*dict->note) put_labelled("note", dict->note);
 }
 
+static void print_model(const contents *c) {
+    const char *name;
+    int64_t value;
+    printf("family %s\n", c->model.family);
+    for (int i = 0; model_number(&c->model, i, &name, &value); i++)
+        printf("%s %lld\n", name, (long long)value);
+    if (*c->sites) put_labelled("sites", c->sites);
+}
+
 /* Prints for people. */
 static void print_contents(dlrn_context *ctx, const char *path, const contents *c) {
-    model_row rows[MODEL_ROWS];
     put_text(stdout, path, (int64_t)strlen(path));
-    printf(": %s\n", dlrn_archive_describe(c->archive).format);
-    if (c->is_model) {
-        model_rows(&c->model, rows);
-        printf("family %s\n", c->model.architecture->family);
-        for (int i = 0; i < MODEL_ROWS; i++)
-            printf("%s %lld\n", rows[i].name, (long long)rows[i].value);
-    }
+    printf(": %s\n", format_of(c));
+    if (c->is_model) print_model(c);
     if (c->dict) print_dictionary(ctx, c);
     if (*c->why) put_labelled("not loaded", c->why);
-    for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
+    for (int64_t i = 0; i < count_tensors(c); i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
         printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "",
@@ -319,21 +342,24 @@ static void put_dictionary_json(json_writer *j, dlrn_context *ctx, const content
     if (*dict->note) json_text(j, "note", dict->note);
 }
 
+static void put_model_json(json_writer *j, const contents *c) {
+    const char *name;
+    int64_t value;
+    json_text(j, "family", c->model.family);
+    for (int i = 0; model_number(&c->model, i, &name, &value); i++) json_int(j, name, value);
+    if (*c->sites) json_text(j, "sites", c->sites);
+}
+
 static void put_contents_json(dlrn_context *ctx, const char *path, const contents *c) {
     json_writer j = {stdout, 0};
-    model_row rows[MODEL_ROWS];
     json_open(&j, NULL, '{');
     json_text(&j, "path", path);
-    json_text(&j, "format", dlrn_archive_describe(c->archive).format);
-    if (c->is_model) {
-        model_rows(&c->model, rows);
-        json_text(&j, "family", c->model.architecture->family);
-        for (int i = 0; i < MODEL_ROWS; i++) json_int(&j, rows[i].name, rows[i].value);
-    }
+    json_text(&j, "format", format_of(c));
+    if (c->is_model) put_model_json(&j, c);
     if (c->dict) put_dictionary_json(&j, ctx, c);
     if (*c->why) json_text(&j, "not_loaded", c->why);
     json_open(&j, "tensors", '[');
-    for (int64_t i = 0; i < dlrn_archive_describe(c->archive).count; i++) {
+    for (int64_t i = 0; i < count_tensors(c); i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
         json_open(&j, NULL, '{');
         json_text(&j, "name", t->name);

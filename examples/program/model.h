@@ -5,7 +5,7 @@
 typedef struct model_text {
     dlrn_context *ctx;
     lm_model *model;
-    bpe_tokenizer *tok;
+    lm_tokenizer *tok;
     doc_reader *docs;
     lm_reading reading;
     lm_tally tally;   /* counted by reading */
@@ -17,7 +17,7 @@ typedef struct model_text {
 /* Also accepts one that was opened in part. */
 static void model_text_close(model_text *mt) {
     doc_close(mt->docs);
-    bpe_destroy(mt->tok);
+    lm_destroy_tokenizer(mt->tok);
     lm_destroy(mt->model);
 }
 
@@ -49,33 +49,38 @@ static int check_site_flags(const char *command_name, const options *o) {
     if (lacks_flag(command_name, "--model", o->model) ||
         lacks_flag(command_name, "--text", o->text) || lacks_flag(command_name, "--site", o->site))
         return 2;
-    if (lm_kind_named(o->site) < 0)
-        return usage_error(command_name, "expected " LM_KINDS " as --site", o->site);
-    if (lm_kind_named(o->site) != LM_EMBED && o->layer < 0)
+    const int kind = lm_kind_named(o->site), is_tensor = lm_tensor_named(o->site) != NULL;
+    if (kind < 0 && !is_tensor)
+        return usage_error(command_name, "expected " LM_KINDS ", or tensor:NAME, as --site",
+                           o->site);
+    if (kind != LM_EMBED && !is_tensor && o->layer < 0)
         return lacks_flag(command_name, "--layer", NULL) * 2;
     if (parse_io(o) < 0) return usage_error(command_name, "expected " LM_IOS " as --io", o->io);
     return check_text_flags(command_name, o);
 }
 
-/* What a config.json says twice, and which of it counts. */
-static void tell_notes(const options *o, const char *folder, const lm_config *cfg) {
+/* Where a model's settings stand: in a file of its folder, or in the model's file. */
+static const char *config_within(dlrn_context *ctx, const char *model) {
+    return dlrn_file_exists(ctx, model) == 2 ? "/config.json" : "";
+}
+
+/* What a model's settings say twice, and which of it counts. */
+static void tell_notes(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     size_t n;
     for (const char *line = cfg->notes; *line && !o->quiet; line += n + 1) {
         n = strcspn(line, "\n");
-        fprintf(stderr, "dictlearn: note: %s/config.json: ", folder);
+        fprintf(stderr, "dictlearn: note: %s%s: ", o->model, config_within(ctx, o->model));
         put_text(stderr, line, (int64_t)n);
         fputc('\n', stderr);
     }
 }
 
-/* Refuses a --model that is no folder; a name of the Hugging Face Hub gets the command that
+/* Refuses a --model that is not there; a name of the Hugging Face Hub gets the command that
    downloads it. */
-static dlrn_status check_folder(dlrn_context *ctx, const char *path) {
+static dlrn_status check_model(dlrn_context *ctx, const char *path) {
     const char *slash = strchr(path, '/');
-    const int found = dlrn_file_exists(ctx, path);
-    if (found == 2) return DLRN_OK;
-    if (found == 1)
-        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected a model's folder, found a file", path);
+    if (dlrn_file_exists(ctx, path)) return DLRN_OK;
+    if (ends_with(path, ".gguf")) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file", path);
     if (*path == '.' || *path == '/' || *path == '~' || (slash && strchr(slash + 1, '/')) ||
         (slash && !slash[1]))
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such folder", path);
@@ -88,30 +93,33 @@ static dlrn_status check_folder(dlrn_context *ctx, const char *path) {
 /* Refuses contexts that are longer than the model has positions. */
 static dlrn_status check_context(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     if (!o->text || o->ctx_len <= cfg->positions) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                     "%s: the model has %lld positions (max_position_embeddings), contexts have "
-                     "%lld tokens: give --ctx-len %lld or less",
-                     o->model, (long long)cfg->positions, (long long)o->ctx_len,
-                     (long long)cfg->positions);
+    return dlrn_fail(
+        ctx, DLRN_ERR_ARGUMENT,
+        "%s: the model has %lld positions, contexts have %lld tokens: give --ctx-len %lld or less",
+        o->model, (long long)cfg->positions, (long long)o->ctx_len, (long long)cfg->positions);
 }
 
 /* Refuses --bos with a model that has no bos token. */
 static dlrn_status check_bos(dlrn_context *ctx, const options *o, const lm_config *cfg) {
     if (!o->bos || cfg->bos >= 0) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                     "%s/config.json: --bos: expected one number as bos_token_id, found none",
-                     o->model);
+                     "%s%s: --bos: expected one number as bos_token_id, found none", o->model,
+                     config_within(ctx, o->model));
 }
 
-/* An unsupported model's activations can come from elsewhere; only they. */
-static dlrn_status way_out(dlrn_context *ctx, dlrn_status s) {
+/* A folder that does not run here can be converted; and activations, but only they, can come from
+   elsewhere. */
+static dlrn_status way_out(dlrn_context *ctx, const options *o, int with_site, dlrn_status s) {
     char error[1024];
-    if (s != DLRN_ERR_UNSUPPORTED) return s;
+    if (s != DLRN_ERR_UNSUPPORTED || dlrn_file_exists(ctx, o->model) != 2) return s;
     snprintf(error, sizeof error, "%s", dlrn_error(ctx));
     return dlrn_fail(ctx, s,
-                     "%s. For other models save the activations from a hook in Python and give "
-                     "them as --data X.npy",
-                     error);
+                     "%s. Convert the folder to a GGUF file (convert_hf_to_gguf.py of llama.cpp) "
+                     "and give that as --model%s",
+                     error,
+                     with_site ? ", or save the activations from a hook in Python and give them as "
+                                 "--data X.npy"
+                               : "");
 }
 
 /* The dictionary's width must be the site's. */
@@ -160,21 +168,21 @@ static void model_text_tell(const model_text *mt, const options *o) {
    also after an error. */
 static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with_site,
                                    model_text *mt) {
-    lm_site site = {LM_EMBED, 0};
+    lm_site site = {LM_EMBED, 0, ""};
     memset(mt, 0, sizeof *mt);
     mt->ctx = ctx;
     mt->reading.ctx_len = o->ctx_len;
     mt->reading.bos = o->bos;
     mt->reading.split = splits_documents(o);
     mt->reading.tally = &mt->tally;
-    dlrn_status s = check_folder(ctx, o->model);
+    dlrn_status s = check_model(ctx, o->model);
     if (s == DLRN_OK) s = lm_load(ctx, o->model, &mt->model);
-    if (s != DLRN_OK) return with_site ? way_out(ctx, s) : s;
+    if (s != DLRN_OK) return way_out(ctx, o, with_site, s);
     lm_on_stop(mt->model, stopping, NULL);
-    tell_notes(o, o->model, lm_config_of(mt->model));
+    tell_notes(ctx, o, lm_config_of(mt->model));
     s = check_context(ctx, o, lm_config_of(mt->model));
     if (s == DLRN_OK) s = check_bos(ctx, o, lm_config_of(mt->model));
-    if (s == DLRN_OK) s = bpe_load(ctx, o->model, &mt->tok);
+    if (s == DLRN_OK) s = lm_load_tokenizer(ctx, o->model, &mt->tok);
     mt->reading.choice.skip_first = o->skip_first;
     mt->reading.choice.special_of = o->skip_special ? mt->tok : NULL;
     mt->reading.choice.max_norm_ratio = o->max_norm_ratio;
@@ -190,7 +198,7 @@ static dlrn_status model_text_open(dlrn_context *ctx, const options *o, int with
 
 /* Prints a line of ids for each document, or for each context that --ctx-len makes of it. bos: put
    before them; -1: none. */
-static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader *docs, int32_t bos,
+static dlrn_status print_tokens(const options *o, lm_tokenizer *tok, doc_reader *docs, int32_t bos,
                                 lm_tally *tally) {
     const int split = splits_documents(o);
     const int64_t first = bos >= 0;
@@ -217,7 +225,7 @@ static dlrn_status print_tokens(const options *o, bpe_tokenizer *tok, doc_reader
 
 /* Needs the tokenizer only, and for --bos the model's config. */
 static int run_tokenize(dlrn_context *ctx, const options *o) {
-    bpe_tokenizer *tok = NULL;
+    lm_tokenizer *tok = NULL;
     doc_reader *docs = NULL;
     lm_tally tally = {0, 0};
     lm_config cfg;
@@ -225,16 +233,16 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
     if (lacks_flag("tokenize", "--model", o->model) || lacks_flag("tokenize", "--text", o->text) ||
         check_text_flags("tokenize", o))
         return 2;
-    dlrn_status s = check_folder(ctx, o->model);
-    if (s == DLRN_OK) s = bpe_load(ctx, o->model, &tok);
-    if (s == DLRN_OK) s = open_documents(ctx, o, bpe_vocab_size(tok), &docs);
+    dlrn_status s = check_model(ctx, o->model);
+    if (s == DLRN_OK) s = lm_load_tokenizer(ctx, o->model, &tok);
+    if (s == DLRN_OK) s = open_documents(ctx, o, lm_vocab_size(tok), &docs);
     if (s == DLRN_OK && o->bos) s = lm_read_config(ctx, o->model, &cfg);
     if (s == DLRN_OK && o->bos) s = check_bos(ctx, o, &cfg);
     if (s == DLRN_OK && o->bos) bos = cfg.bos;
     if (s == DLRN_OK) s = print_tokens(o, tok, docs, bos, &tally);
     tell_left_out(o, docs, &tally);
     doc_close(docs);
-    bpe_destroy(tok);
+    lm_destroy_tokenizer(tok);
     return s == DLRN_OK ? 0 : fail(ctx);
 }
 
@@ -242,7 +250,7 @@ static int run_tokenize(dlrn_context *ctx, const options *o) {
 
 typedef struct generation {
     const options *o;
-    bpe_tokenizer *tok;
+    lm_tokenizer *tok;
     bpe_text text;
     dlrn_context *ctx;
     dlrn_writer *file; /* JSON lines; NULL: plain text to stdout */
@@ -273,7 +281,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
     int64_t before = (int64_t)strlen(g->prompt);
     bpe_text drawn;
     memset(&drawn, 0, sizeof drawn);
-    dlrn_status s = bpe_decode(g->tok, id, n, &drawn);
+    dlrn_status s = lm_decode(g->tok, id, n, &drawn);
     g->text.count = 0;
     if (s == DLRN_OK) s = bpe_put(drawn.ctx, &g->text, g->prompt, before);
     if (s == DLRN_OK) s = bpe_put(drawn.ctx, &g->text, drawn.bytes, drawn.count);
@@ -301,7 +309,7 @@ static dlrn_status write_document(void *user, int64_t document, const int32_t *i
 static dlrn_status prompt_tokens(model_text *mt, const options *o, bpe_ids *ids) {
     int32_t bos = lm_config_of(mt->model)->bos;
     const char *text = o->prompt ? o->prompt : "";
-    dlrn_status s = bpe_encode(mt->tok, text, (int64_t)strlen(text), ids);
+    dlrn_status s = lm_encode(mt->tok, text, (int64_t)strlen(text), ids);
     if (s != DLRN_OK || !(o->bos || ids->count == 0)) return s;
     if (bos < 0)
         return dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,

@@ -6,6 +6,7 @@ DICTLEARN_LIBRARY=FILE takes a shared library that is compiled already.
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -49,7 +50,11 @@ class Binary(Distribution):
         return True
 
 
+# Nothing is left in the folder of the sources: what an older build left would go into the next wheel.
+scratch = tempfile.TemporaryDirectory()
+
 setup(
+    options={"build": {"build_base": scratch.name}, "egg_info": {"egg_base": scratch.name}},
     version=dlrn_build.version(),
     distclass=Binary,
     cmdclass={"build_py": Build, "bdist_wheel": Wheel, "sdist": Sources},

@@ -2,6 +2,7 @@
 classes, results in given memory, Ctrl-C in the middle of a call, what is built."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,16 @@ def test_files_of_every_library():
     assert loaded > 90
 
 
+def test_sequences():
+    """Rows of a Temporal dictionary attend to earlier ones of their document, and to no other's."""
+    unpack()
+    ae = dlrn.AutoEncoder.from_pretrained(GOLDENS / "sl_temporal")
+    x = rows(30, 16)
+    both = ae(np.stack([x[:15], x[15:]]))
+    assert np.array_equal(both[0], ae(x[:15])) and np.array_equal(both[1], ae(x[15:]))
+    assert not np.array_equal(both.reshape(30, 16), ae(x))
+
+
 def text_of(ae):
     return ffi.string(ae.pointer.family).decode()
 
@@ -164,9 +175,11 @@ def test_state_dict_of_parts():
     assert np.array_equal(a(x), a(x.reshape(20, 2, 8))) and np.array_equal(a.decode(a.encode(x)), a(x))
     b.load_state_dict(a.state_dict())
     assert np.array_equal(a(x), b(x))
-    part = b.parts[1]
+    part, expected = b.parts[1], b.parts[1].encode(x[:, 8:])
     del b
-    assert part.encode(x[:, 8:]).shape == (20, 32), "a part keeps its dictionary"
+    for _ in range(20):
+        dlrn.CrossLayerTranscoder(16, 64, layers=2)
+    assert np.array_equal(part.encode(x[:, 8:]), expected), "a part keeps its dictionary"
 
 
 def test_names_mean_the_same_memory():
@@ -201,6 +214,22 @@ def test_what_is_set_is_used():
     assert np.allclose(ae.encode(X), before, atol=1e-3), "a tensor on the memory writes to it, too"
     raises(ValueError, setattr, ae, "bias", np.zeros(D + 1), says=[str(D), str(D + 1)])
     raises(ValueError, setattr, ae.encoder, "weight", np.zeros((D, F)))
+
+
+def test_what_is_written_reaches_packed_weights():
+    """prepare() keeps the weights in another form, which must follow them."""
+    ae, plain = (dlrn.AutoEncoder(256, 4096, seed=1) for _ in range(2))
+    x = rows(1, 256)
+    ae.prepare().encode(x)
+    for _ in range(2):
+        ae.encoder.weight[...] *= -1  # a view of a moment
+        plain.encoder.weight[...] *= -1
+        assert np.array_equal(ae.encode(x), plain.encode(x))
+    kept = ae.encoder.weight
+    ae.encode(x)
+    kept *= -2  # one that was handed out before the last call
+    plain.encoder.weight[...] *= -2
+    assert np.array_equal(ae.encode(x), plain.encode(x))
 
 
 def test_parameters_in_torch():
@@ -243,6 +272,7 @@ def test_scaled_biases_and_unit_atoms():
     ae.decoder.weight[:, 6] = 0
     before, f = ae(X), np.array(ae.encode(X))
     ae.normalize_decoder()
+    assert not ae.W_dec[6].any(), "an atom of norm 0 stays 0"
     assert np.allclose(ae(X), before, atol=1e-4) and np.allclose(ae.encode(X)[:, 5], 3 * f[:, 5], atol=1e-4)
     assert np.allclose(np.delete(np.linalg.norm(ae.W_dec, axis=1), 6), 1, atol=1e-6)
     raises(NotImplementedError, of(dlrn.AutoEncoderTopK).normalize_decoder, says="AutoEncoderTopK")
@@ -309,12 +339,17 @@ def test_calls_in_pieces():
     sparse = ae.encode(x, sparse=True)
     assert np.array_equal(sparse.toarray(), f) and np.array_equal(ae.decode(sparse), ae.decode(f))
     top = of(dlrn.BatchTopKSAE)
-    assert np.count_nonzero(top.encode(x, use_threshold=False)) == 5 * len(x), "rows that compete are one call"
+    f, _, relu = top.encode(x, use_threshold=False, return_active=True)
+    assert np.count_nonzero(f) == 5 * len(x)
+    assert f[f > 0].min() >= relu[f == 0].max(), "rows that compete are one call"
 
 
 def test_sparse_codes_are_not_copied():
     codes = of(dlrn.AutoEncoder).encode(X, sparse=True)
-    assert not codes.data.flags.owndata and not codes.indices.flags.owndata
+    for array in (codes.data, codes.indices):
+        while isinstance(array, np.ndarray):
+            assert not array.flags.owndata
+            array = array.base
     x_hat, again = of(dlrn.AutoEncoder)(X, output_features="sparse")
     assert np.array_equal(again.toarray(), codes.toarray()) and x_hat.shape == X.shape
 
@@ -336,6 +371,15 @@ def test_as_modules_are():
         raises(ValueError, call, says="CPU")
     import pickle
     raises(TypeError, pickle.dumps, ae, says="from_pretrained")
+
+
+def test_the_examples_of_the_readme():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "examples" / "python" / "README.md").read_text(), re.M | re.S)
+    assert len(blocks) == 4
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=folder("core-readme"), capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(BUILD / "python")})
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^L0 \d+\.\d, variance explained 0\.\d\d$", done.stdout, re.M), done.stdout
 
 
 # ---- what it rests on

@@ -71,7 +71,7 @@ def test_unit_tests():
 def smaller(text):
     """An end-to-end test on the small model of this project and six batches of this project's own text."""
     constants = {"DEVICE": '"cpu"', "MODEL_NAME": repr(str(TINY)), "EVAL_TOLERANCE_PERCENT": "float('inf')",
-                 "num_tokens": "8192 * 6", "n_batches": "2", "resample_steps": "None"}
+                 "sae_batch_size": "512", "num_tokens": "512 * 6", "n_batches": "2"}
     for name, value in constants.items():
         text, changed = re.subn(rf"^(\s*{name}) = .*$", lambda m: f"{m[1]} = {value}", text, flags=re.M)
         assert changed, f"the test sets no {name} any more"
