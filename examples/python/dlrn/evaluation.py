@@ -198,7 +198,8 @@ def _evaluate_batches(dictionary: Dictionary, activations: Any, max_len: Optiona
             continue
         losses = loss_recovered(activations.text_batch(batch_size=batch_size), activations.model,
                                 activations.submodule, dictionary, max_len=max_len, normalize_batch=normalize_batch,
-                                io=io, tracer_args=tracer_args)
+                                io=io, tracer_args=tracer_args,
+                                tokenizer=getattr(activations, "tokenizer", None))
         original, reconstructed, zero = (float(loss) for loss in losses)
         for key, value in (("loss_original", original), ("loss_reconstructed", reconstructed), ("loss_zero", zero),
                            ("frac_recovered", (reconstructed - zero) / (original - zero))):
@@ -221,7 +222,8 @@ def _evaluate_model(model: Any, submodule: Any, dictionary: Dictionary, activati
     out = {"mse_loss": found.mse_loss, "sparsity_loss": found.sparsity_loss,
            "variance_explained": found.variance_explained, "l0": found.l0, "percent_alive": found.share_alive}
     words = {} if batch_size is None else {"batch_size": batch_size}
-    losses = loss_recovered(activations.text_batch(**words), model, submodule, dictionary, max_len=max_len, io=io)
+    losses = loss_recovered(activations.text_batch(**words), model, submodule, dictionary, max_len=max_len, io=io,
+                            tokenizer=getattr(activations, "tokenizer", None))
     original, reconstructed, zero = (float(loss) for loss in losses)
     out.update(loss_original=original, loss_reconstructed=reconstructed, loss_zero=zero,
                percent_recovered=(reconstructed - zero) / (original - zero))

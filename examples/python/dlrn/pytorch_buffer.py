@@ -1,5 +1,3 @@
-"""The name that dictionary_learning has for the buffer of models without nnsight: ours takes both kinds."""
+"""The ActivationBuffer for models without nnsight; here there is one for both."""
 
-from .buffer import ActivationBuffer
-
-__all__ = ["ActivationBuffer"]
+from .buffer import ActivationBuffer as ActivationBuffer
