@@ -35,10 +35,10 @@ def position(row, rows):
 
 def test_every_row_comes_once_and_none_of_padding():
     t = torch()
-    got = t.cat(list(buffer(MANY, seed=1, out_batch_size=10)))
-    rows = expected(MANY)
+    got = t.cat(list(buffer(MANY[:50], seed=1, out_batch_size=10)))
+    rows = expected(MANY[:50])
     assert len(rows) - 10 < len(got) <= len(rows)
-    # all rows differ, since each text ends with a number of its own, or they come as often as they are there
+    # rows of equal beginnings of texts come as often as they are there
     found = np.bincount([position(row, rows) for row in got], minlength=len(rows))
     unique, counts = np.unique(rows.numpy().round(4), axis=0, return_counts=True)
     assert found.sum() == len(got) and (found > 0).sum() >= len(unique) - 10

@@ -110,6 +110,50 @@ def test_padding_on_the_left_is_left_out_too():
     close(rows, by_hand(m, contexts(), m.model.layers[1]), 1e-4)
 
 
+def plain_model():
+    """A model of torch alone, with a layer that works in place and one that works on [tokens, d]."""
+    t = torch()
+
+    class Flat(t.nn.Module):
+        def forward(self, x):
+            return x * 3
+
+    class Plain(t.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.act, self.flat = t.nn.Embedding(9, 6), t.nn.ReLU(inplace=True), Flat()
+
+        def forward(self, ids):
+            x = self.act(self.embed(ids) * 2)
+            return self.flat(x.reshape(-1, 6)).reshape(x.shape)
+
+    t.manual_seed(1)
+    return Plain()
+
+
+def test_models_of_torch_alone():
+    t = torch()
+    m, ids = plain_model(), [[1, 2, 3], [4]]
+    embedded = m.embed.weight[[1, 2, 3, 4]].detach() * 2
+    a, b = models.rows_at(m, "act", ids, "in_and_out")
+    assert t.equal(a, embedded) and t.equal(b, embedded.relu())
+    assert t.equal(models.rows_at(m, m.flat, ids), embedded.relu() * 3)
+    assert t.equal(models.rows_at(m, m.flat, ids, "in"), embedded.relu())
+    losses = models.loss_recovered([[1, 2, 3], [4, 5]], m, "flat", lambda x: x, io="in_to_out")
+    assert float(losses[0]) != float(losses[1])
+    same = models.loss_recovered([[1, 2, 3], [4, 5]], m, "act", lambda x: x.relu(), io="in_to_out")
+    assert float(same[0]) == float(same[1]) == float(losses[0])
+
+
+def test_outputs_with_names():
+    t = torch()
+    m, tokens = model("neox"), models.pad(contexts())
+    rows = models.rows_at(m, "gpt_neox", contexts())
+    close(rows, by_hand(m, contexts(), m.gpt_neox.final_layer_norm))
+    with models.edited(m, "gpt_neox", t.zeros_like), t.no_grad():
+        assert float(models.run(m, tokens).logits.abs().max()) == 0
+
+
 def test_half_precision_models_give_rows_of_their_type():
     t = torch()
     for dtype in ("float16", "bfloat16"):
