@@ -33,14 +33,15 @@ def zst_to_generator(data_path: str) -> Iterator[str]:
 
 
 def get_nested_folders(path: str) -> List[str]:
-    """All folders at or below a path that hold an ae.pt."""
-    return [folder for folder, _, files in os.walk(path) if "ae.pt" in files]
+    """All folders at or below a path that hold an ae.pt, in the order of their names."""
+    return sorted(folder for folder, _, files in os.walk(path) if "ae.pt" in files)
 
 
 def get_submodule(model: Any, layer: int) -> Any:
     """A layer of a model, whose output is the residual stream after it."""
     root = models.torch_module(model)
-    for name in ("gpt_neox.layers", "model.layers", "transformer.h", "model.language_model.layers"):
+    stacks = ("gpt_neox.layers", "model.layers", "transformer.h", "model.language_model.layers")
+    for name in (*stacks, "model.decoder.layers"):
         try:
             return root.get_submodule(f"{name}.{layer}")
         except AttributeError:
