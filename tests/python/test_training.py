@@ -97,6 +97,7 @@ def kinds_of_data(place):
     yield "text of a path", str(place / "x.npy")
     yield "shards", [place / f"part{i}.npy" for i in range(3)]
     yield "a generator", batches(size=7)
+    yield "lists of one", ([x] for x in batches())
     yield "a list", list(batches(size=500))
     yield "items of several dimensions", (x.reshape(2, -1, D) for x in batches(size=60))
     yield "an empty item", iter([X[:50], X[:0], X[50:]])
@@ -717,6 +718,8 @@ def test_figures_of_dictionary_learning():
     scaled = X[:300] * (D ** 0.5 / np.linalg.norm(X[:300], axis=-1).mean())
     assert abs(normed["l2_loss"] - by_formula(ae, scaled)[0]["l2_loss"]) < 1e-5
     raises(StopIteration, dlrn.evaluate, ae, iter([X]), n_batches=2, says="n_batches")
+    raises(ValueError, dlrn.evaluate, ae, iter([X]), n_batches=0, says="n_batches")
+    raises(TypeError, dlrn.evaluate, object(), iter([X]), says="object")
 
 
 def test_figures_of_the_library():
@@ -738,7 +741,7 @@ def test_figures_of_the_library():
     assert dlrn.evaluate(ae, X, rows=100).rows == 100
     seen = []
     dlrn.evaluate(ae, np.concatenate([X] * 9), progress=seen.append)
-    assert seen == [8192, 9 * ROWS]
+    assert seen == [2048, 4096, 6144, 8192, 10240, 9 * ROWS]
     compat = dlrn.evaluate(ae, X, compat=True)
     assert abs(compat.mse_loss - compat.l2_loss ** 2) < 1e-9
     raises(ValueError, dlrn.evaluate, ae, X[:, 1:], says=str(D))
@@ -823,6 +826,12 @@ def test_names_of_modules():
     assert trainer.settings["k"] == 5 and trainer.config["lm_name"] == "none"
     raises(TypeError, TopKTrainer, 10, D, F, 5, 0, "none", 7, says="6")
     raises(TypeError, TopKTrainer, 10, D, F, 5, k=3, says="k")
+
+    class Mine(TopKTrainer):
+        pass
+
+    ae = trainSAE(batches(), [{"trainer": Mine, "k": 5, **SMALL}], 2, progress=False)
+    assert isinstance(ae, AutoEncoderTopK)
 
 
 main(globals())
