@@ -87,8 +87,8 @@ PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpool
 LLAMA    ?=
 LLAMA_AT := $(if $(LLAMA),$(filter-out no,$(LLAMA)),$(shell pkg-config --variable=prefix llama 2> /dev/null))
 ifneq ($(LLAMA_AT),)
-LLAMA_SO := $(firstword $(foreach at,$(LLAMA_AT)/lib $(LLAMA_AT)/lib64 \
-              $(if $(LLAMA),,$(shell pkg-config --variable=libdir llama)),$(wildcard $(at)/libllama.so $(at)/libllama.dylib)))
+LLAMA_IN := $(LLAMA_AT)/lib $(LLAMA_AT)/lib64 $(if $(LLAMA),,$(shell pkg-config --variable=libdir llama))
+LLAMA_SO := $(firstword $(foreach in,$(LLAMA_IN),$(wildcard $(in)/libllama.so $(in)/libllama.dylib)))
 ifneq ($(and $(LLAMA_SO),$(wildcard $(LLAMA_AT)/include/llama.h)),)
 LLAMA_C  := -DLM_LLAMA $(if $(filter /usr,$(LLAMA_AT)),,-isystem $(LLAMA_AT)/include)
 LLAMA_L  := -L$(dir $(LLAMA_SO)) -Wl,-rpath,$(dir $(abspath $(LLAMA_SO))) -lllama -lggml -lggml-base
@@ -97,7 +97,8 @@ $(error LLAMA=$(LLAMA): expected include/llama.h and lib/libllama.so in this fol
 endif
 endif
 # The program, the examples and the test that run models; made anew when LLAMA is another.
-MODEL_C  := $(BUILD)/dictlearn $(BUILD)/test_llama $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
+RUN_LM   := $(patsubst examples/%.c,$(BUILD)/%,$(shell grep -l 'lm/lm[.]h' examples/*.c))
+MODEL_C  := $(BUILD)/dictlearn $(RUN_LM) $(BUILD)/test_llama
 ENGINES  := $(BUILD)/engines.txt
 $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $(LLAMA_L)' > $(ENGINES))
 

@@ -118,6 +118,8 @@ typedef struct lm_model {           /* the first member of an engine's own struc
     lm_config cfg;
     int (*stop)(void *user);
     void *stop_user;
+    int64_t whole_tokens; /* of a whole run with edits, beyond which the engine computes its lower
+                             part twice; 0: LM_BATCH_TOKENS */
 } lm_model;
 
 typedef struct lm_tokenizer_kind lm_tokenizer_kind; /* see >>engine */
@@ -993,8 +995,7 @@ static dlrn_status lm_judge_visit(void *user, int tap, const float *x, float *y,
     return s;
 }
 
-/* The mean over all next tokens of all documents, in runs of LM_BATCH_TOKENS, which bound memory.
-   */
+/* The mean over all next tokens of all documents, in runs that bound memory. */
 static dlrn_status lm_judge_cross_entropy(void *user, const dlrn_edit *edit, double *nats,
                                           int64_t *tokens) {
     lm_judge *j = (lm_judge *)user;
@@ -1002,10 +1003,10 @@ static dlrn_status lm_judge_cross_entropy(void *user, const dlrn_edit *edit, dou
     lm_edit copy = {j, NULL, {NULL, NULL}};
     double sum = 0, part = 0;
     int64_t count = 0, n = 0;
+    const int64_t most = j->model->whole_tokens ? j->model->whole_tokens : LM_BATCH_TOKENS;
     if (edit) copy.edit = *edit;
     for (int64_t i = 0, end; i < d->count; i = end) {
-        for (end = i + 1; end < d->count && d->start[end + 1] - d->start[i] <= LM_BATCH_TOKENS;)
-            end++;
+        for (end = i + 1; end < d->count && d->start[end + 1] - d->start[i] <= most;) end++;
         lm_batch batch = {d->id, d->start + i, end - i};
         copy.batch = &batch;
         LM_TRY(lm_run(j->model, &batch, j->taps, edit ? j->n_taps : 0, lm_judge_visit, &copy, 1));
