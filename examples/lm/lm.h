@@ -759,9 +759,9 @@ typedef struct lm_text {
     dlrn_status later;  /* of the next document: the batch before it is handed out first */
 } lm_text;
 
-/* Bits of a position for the row. Uncut documents leave 39 bits for the place in the text, 550 GB: a
-   document has at most 16 MB, so as many tokens, and with a bos token in each context of two at most
-   twice as many rows. Others need room for the rows of a run. */
+/* Bits of a position for the row. Split documents leave 39 bits for the place in the text, 550 GB:
+   a document has at most 16 MB, so as many tokens, and with a bos token in each context of two at
+   most twice as many rows. Others need room for the rows of a run. */
 enum { LM_ROW_BITS = 20, LM_SPLIT_BITS = 25 };
 static int lm_row_bits(const lm_text *t) {
     return t->how.split ? LM_SPLIT_BITS : LM_ROW_BITS;
