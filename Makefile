@@ -104,7 +104,8 @@ $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $
 
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
-.PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind coverage \
+.PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
+        coverage \
         analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
         frontier readme help python-test llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
@@ -186,7 +187,7 @@ $(BUILD)/python/dlrn/_abi.py: dictlearn.h $(PY_SOURCE)/dlrn_build.py
 	@mkdir -p $(@D)
 	$(PY_BUILD) module $@
 
-python: $(BUILD)/libdictlearn.so $(BUILD)/python/dlrn/_abi.py ## the Python package in build/python (PY=, a Python with cffi)
+python: $(BUILD)/libdictlearn.so $(BUILD)/python/dlrn/_abi.py ## the Python package in build/python (PY=)
 	ln -sf $(abspath $(BUILD))/libdictlearn.so $(abspath $(PY_SOURCE))/dlrn/*.py $(abspath $(PY_SOURCE))/dlrn/py.typed \
 	  $(abspath $(PY_SOURCE))/dlrn/trainers $(BUILD)/python/dlrn
 

@@ -1,4 +1,5 @@
 """Language models for the tests: tiny-neox, and random ones of a few layers by transformers."""
+
 import functools
 
 from harness import TINY, skip
@@ -13,14 +14,37 @@ TEXTS = [
 ]
 # name: (config class, model class, where its layers are, what the config calls its sizes)
 KINDS = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", "transformer.h",
-             dict(n_embd=48, n_layer=3, n_head=4, n_positions=96)),
-    "llama": ("LlamaConfig", "LlamaForCausalLM", "model.layers",
-              dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=2)),
-    "gemma": ("GemmaConfig", "GemmaForCausalLM", "model.layers",
-              dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=1, head_dim=12)),
+    "gpt2": (
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        "transformer.h",
+        dict(n_embd=48, n_layer=3, n_head=4, n_positions=96),
+    ),
+    "llama": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        "model.layers",
+        dict(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        ),
+    ),
+    "gemma": (
+        "GemmaConfig",
+        "GemmaForCausalLM",
+        "model.layers",
+        dict(
+            hidden_size=48,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=12,
+        ),
+    ),
 }
 LAYERS = {"neox": "gpt_neox.layers", **{name: kind[2] for name, kind in KINDS.items()}}
 
@@ -39,6 +63,7 @@ def torch():
 def tokenizer():
     torch()
     from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(TINY)
 
 
@@ -47,12 +72,18 @@ def model(name, dtype="float32"):
     """A model in evaluation mode with the same weights at every run."""
     t = torch()
     import transformers
+
     if name == "neox":
-        return transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=getattr(t, dtype)).eval()
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            TINY, dtype=getattr(t, dtype)
+        ).eval()
     config, kind, _, sizes = KINDS[name]
     t.manual_seed(5)
-    made = getattr(transformers, kind)(getattr(transformers, config)(
-        vocab_size=2048, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes))
+    made = getattr(transformers, kind)(
+        getattr(transformers, config)(
+            vocab_size=2048, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
+        )
+    )
     return made.to(getattr(t, dtype)).eval()
 
 

@@ -1,4 +1,5 @@
 """ActivationBuffer: which rows it gives, how often, in which order, and when it ends."""
+
 import json
 
 import numpy as np
@@ -14,9 +15,20 @@ MANY = [f"{text} {i}" for i in range(40) for text in TEXTS]
 
 
 def buffer(data, **settings):
-    settings = {"n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4, "out_batch_size": 20, **settings}
-    return ActivationBuffer(data, settings.pop("model", model("neox")), settings.pop("submodule", SITE),
-                            tokenizer=settings.pop("tokenizer", tokenizer()), **settings)
+    settings = {
+        "n_ctxs": 8,
+        "ctx_len": 16,
+        "refresh_batch_size": 4,
+        "out_batch_size": 20,
+        **settings,
+    }
+    return ActivationBuffer(
+        data,
+        settings.pop("model", model("neox")),
+        settings.pop("submodule", SITE),
+        tokenizer=settings.pop("tokenizer", tokenizer()),
+        **settings,
+    )
 
 
 def expected(texts, ctx_len=16, site=SITE, io="out"):
@@ -35,10 +47,10 @@ def position(row, rows):
 
 def test_every_row_comes_once_and_none_of_padding():
     t = torch()
-    got = t.cat(list(buffer(MANY, seed=1, out_batch_size=10)))
-    rows = expected(MANY)
+    got = t.cat(list(buffer(MANY[:50], seed=1, out_batch_size=10)))
+    rows = expected(MANY[:50])
     assert len(rows) - 10 < len(got) <= len(rows)
-    # all rows differ, since each text ends with a number of its own, or they come as often as they are there
+    # rows of equal beginnings of texts come as often as they are there
     found = np.bincount([position(row, rows) for row in got], minlength=len(rows))
     unique, counts = np.unique(rows.numpy().round(4), axis=0, return_counts=True)
     assert found.sum() == len(got) and (found > 0).sum() >= len(unique) - 10
@@ -71,7 +83,7 @@ def test_unread_rows_stay():
         next(b)
     left = b.activations[~b.read].clone()
     next(b)
-    assert t.equal(b.activations[:len(left)], left)
+    assert t.equal(b.activations[: len(left)], left)
 
 
 def test_the_end_of_the_data():
@@ -88,19 +100,39 @@ def test_the_end_of_the_data():
 
 def test_seeds():
     t = torch()
-    for draw in (lambda seed: buffer(MANY, seed=seed), lambda seed: (t.manual_seed(seed), buffer(MANY))[1]):
+    for draw in (
+        lambda seed: buffer(MANY, seed=seed),
+        lambda seed: (t.manual_seed(seed), buffer(MANY))[1],
+    ):
         a, b, c = (t.cat([next(x) for x in [draw(seed)] * 3]) for seed in (1, 1, 2))
         assert t.equal(a, b) and not t.equal(a, c)
 
 
 def test_both_signatures():
-    march = ActivationBuffer(iter(MANY), model("neox"), SITE, out_feats=128, n_ctxs=8.0, ctx_len=16,
-                             in_batch_size=4, out_batch_size=20, tokenizer=tokenizer(), device="cpu")
+    march = ActivationBuffer(
+        iter(MANY),
+        model("neox"),
+        SITE,
+        out_feats=128,
+        n_ctxs=8.0,
+        ctx_len=16,
+        in_batch_size=4,
+        out_batch_size=20,
+        tokenizer=tokenizer(),
+        device="cpu",
+    )
     assert next(march).shape == (20, 128) and march.in_batch_size == 4
     today = buffer(MANY, d_submodule=128, io="in", remove_bos=True, max_activation_norm_multiple=10)
     assert next(today).shape == (20, 128)
-    assert today.config == {"d_submodule": 128, "io": "in", "n_ctxs": 8, "ctx_len": 16, "refresh_batch_size": 4,
-                            "out_batch_size": 20, "device": "cpu"}
+    assert today.config == {
+        "d_submodule": 128,
+        "io": "in",
+        "n_ctxs": 8,
+        "ctx_len": 16,
+        "refresh_batch_size": 4,
+        "out_batch_size": 20,
+        "device": "cpu",
+    }
     raises(dlrn.ArgumentError, buffer, MANY, d_submodule=64, says="128")
     raises(dlrn.ArgumentError, buffer, MANY, out_batch_size=0, says="out_batch_size")
     raises(dlrn.ArgumentError, buffer, MANY, io="between", says="'in_to_out'")
@@ -159,8 +191,16 @@ def test_tokens_as_data():
     t = torch()
     ids = [context[:7] for context in contexts(MANY) if len(context) >= 7]
     rows = t.cat([models.rows_at(model("neox"), SITE, [c]) for c in ids])
-    b = NNsightActivationBuffer(iter(ids), model("neox"), SITE, n_ctxs=8, ctx_len=16, refresh_batch_size=4,
-                                out_batch_size=20, io="in_and_out")
+    b = NNsightActivationBuffer(
+        iter(ids),
+        model("neox"),
+        SITE,
+        n_ctxs=8,
+        ctx_len=16,
+        refresh_batch_size=4,
+        out_batch_size=20,
+        io="in_and_out",
+    )
     for row in next(b)[:, 1]:
         position(row, rows)
     assert b.token_batch(2).shape == (2, 7) and b.text_batch(3).shape == (3, 7)
@@ -171,30 +211,38 @@ def test_beginnings_and_long_rows_are_left_out():
     texts = ["<|endoftext|>" + text for text in MANY[:9]]
     rows = expected(texts)
     starts = expected(["<|endoftext|>"])
-    for kept in (t.cat(list(buffer(texts, remove_bos=True, out_batch_size=1))),
-                 t.cat(list(buffer(texts, remove_bos=True).source()))):
+    for kept in (
+        t.cat(list(buffer(texts, remove_bos=True, out_batch_size=1))),
+        t.cat(list(buffer(texts, remove_bos=True).source())),
+    ):
         assert len(kept) == len(rows) - 9
         assert float((kept - starts).abs().sum(dim=1).min()) > 1e-2
     norms = rows.norm(dim=1)
     limit = 1.2
     short = rows[norms <= norms.median() * limit]
     assert 0 < len(short) < len(rows)
-    kept = t.cat(list(buffer(texts, max_activation_norm_multiple=limit, refresh_batch_size=9).source()))
+    kept = t.cat(
+        list(buffer(texts, max_activation_norm_multiple=limit, refresh_batch_size=9).source())
+    )
     assert kept.shape == short.shape and float((kept - short).abs().max()) < 1e-4
 
     class NoBos:
         """A tokenizer without a BOS token."""
+
         bos_token_id, eos_token_id, pad_token_id, padding_side = None, 0, 0, "right"
+
         def __call__(self, *args, **words):
             return tokenizer()(*args, **words)
+
     import warnings
+
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         kept = t.cat(list(buffer(MANY[:9], remove_bos=True, tokenizer=NoBos()).source()))
     assert len(kept) == len(expected(MANY[:9])) - 9 and "no BOS" in str(said[0].message)
 
 
-def test_source_gives_the_rows_in_order_whatever_the_batch_size():
+def test_source_gives_the_same_rows_in_order_for_every_batch_size():
     t = torch()
     rows = expected(MANY)
     results = [t.cat(list(buffer(MANY, refresh_batch_size=size).source())) for size in (1, 7, 512)]
@@ -217,7 +265,7 @@ def test_source_seeks():
             assert t.equal(t.cat(rest) if rest else whole[:0], whole[place:]), place
     source = buffer(iter(MANY)).source()
     source.seek(7)
-    assert t.equal(next(source), whole[7:source.position])
+    assert t.equal(next(source), whole[7 : source.position])
     raises(dlrn.Unsupported, source.seek, 3, says="once")
     b = buffer(MANY)
     first = b.text_batch(10)
@@ -232,7 +280,9 @@ def test_files_of_texts():
     documents = ["One line.", "Two\nlines.", "   indented", "last"]
     (here / "a.txt").write_text("\n" + "\n\n \n".join(documents) + "\n")
     for name in ("b.jsonl", "b.json"):
-        (here / name).write_text("\n".join(json.dumps({"text": text, "n": 1}) for text in documents) + "\n")
+        (here / name).write_text(
+            "\n".join(json.dumps({"text": text, "n": 1}) for text in documents) + "\n"
+        )
         assert list(texts_of(here / name)[0]()) == documents
     assert list(texts_of(str(here / "a.txt"))[0]()) == documents
     (here / "c.jsonl").write_text('{"text": "fine"}\n{"words": "no"}\n')
@@ -254,6 +304,7 @@ def test_files_of_texts():
 def test_the_library_reads_a_buffer():
     t = torch()
     from dlrn.sources import source_of
+
     whole = t.cat(list(buffer(MANY).source())).numpy()
     with source_of(buffer(MANY)) as source:
         got = np.concatenate([x.copy() for x, _ in source.batches(100)])

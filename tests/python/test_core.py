@@ -3,11 +3,13 @@ classes, results in given memory, Ctrl-C in the middle of a call, what is built.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 
 import numpy as np
@@ -125,6 +127,31 @@ def test_a_name_of_hugging_face_says_how_to_download_it():
     assert "hf download google/gemma-scope-2b-pt-res --include" in str(error), error
     error = raises(FileNotFoundError, dlrn.AutoEncoder.from_pretrained, "./no/such.pt")
     assert "hf download" not in str(error), error
+
+
+def test_sae_lens_fetches():
+    """SAELens is asked for a release, and what it returns is read as it saves it."""
+    unpack()
+    asked = {}
+
+    class SAE:
+        @staticmethod
+        def from_pretrained(**settings):
+            asked.update(settings)
+            return SAE()
+
+        def save_model(self, path):
+            for name in ("sae_weights.safetensors", "cfg.json"):
+                shutil.copy(GOLDENS / "sl_jumprelu" / name, path)
+
+    sys.modules["sae_lens"] = types.SimpleNamespace(SAE=SAE)
+    try:
+        ae = dlrn.JumpReluAutoEncoder.from_pretrained(load_from_sae_lens=True, release="a", sae_id="b", device="cpu")
+    finally:
+        del sys.modules["sae_lens"]
+    assert asked == {"release": "a", "sae_id": "b"} and ae.layout == "saelens"
+    x = np.load(GOLDENS / "sl_jumprelu" / "input.npy")
+    assert off(ae.encode(x), np.load(GOLDENS / "sl_jumprelu" / "features.npy")) < 3e-6
 
 
 def test_load_dictionary():
@@ -397,6 +424,11 @@ def test_only_the_interface_is_exported():
     assert len(names) > 90 and all(name.startswith("dlrn_") for name in names), sorted(names)[:5]
     for name in names:
         assert getattr(lib, name), f"{name} is not declared"
+
+
+def test_all_names_are_listed():
+    listed = {n for n in dir(dlrn) if not n.startswith("_") and not isinstance(getattr(dlrn, n), types.ModuleType)}
+    assert set(dlrn.__all__) == listed, set(dlrn.__all__) ^ listed
 
 
 def test_shapes_of_parameters():

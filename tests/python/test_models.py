@@ -23,9 +23,13 @@ def by_hand(m, tokens, module, side="out"):
     """The rows of one context after another, each run alone and to the end."""
     t = torch()
     rows = []
+
     def hook(_, args, kwargs, out):
         given = args[0] if args else kwargs["hidden_states"]
-        rows.append((given if side == "in" else out[0] if isinstance(out, tuple) else out)[0].clone())
+        rows.append(
+            (given if side == "in" else out[0] if isinstance(out, tuple) else out)[0].clone()
+        )
+
     handle = module.register_forward_hook(hook, with_kwargs=True)
     with t.no_grad():
         for ids in tokens:
@@ -55,10 +59,15 @@ def test_rows_at_either_side_of_any_module():
         m = model(name)
         layer = m.get_submodule(f"{LAYERS[name]}.1")
         for part, module in layer.named_children():
-            if not part.startswith(("mlp", "attn", "self_attn", "attention", "post_attention_layer", "ln_2")):
+            if not part.startswith(
+                ("mlp", "attn", "self_attn", "attention", "post_attention_layer", "ln_2")
+            ):
                 continue
             for side in ("out", "in"):
-                close(models.rows_at(m, module, contexts(), side), by_hand(m, contexts(), module, side))
+                close(
+                    models.rows_at(m, module, contexts(), side),
+                    by_hand(m, contexts(), module, side),
+                )
             a, b = models.rows_at(m, module, contexts(), "in_to_out")
             close(a, by_hand(m, contexts(), module, "in"))
             close(b, by_hand(m, contexts(), module))
@@ -69,7 +78,10 @@ def test_the_pass_ends_at_the_submodule():
     for name in NAMES:
         m, layers = model(name), model(name).get_submodule(LAYERS[name])
         ran, before = [], hooks(m)
-        handles = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(layers)]
+        handles = [
+            layer.register_forward_hook(lambda *_, i=i: ran.append(i))
+            for i, layer in enumerate(layers)
+        ]
         inner = layers[1].mlp.register_forward_hook(lambda *_: ran.append("mlp"))
         models.rows_at(m, layers[1], contexts())
         assert ran == [0, "mlp", 1], ran
@@ -110,6 +122,50 @@ def test_padding_on_the_left_is_left_out_too():
     close(rows, by_hand(m, contexts(), m.model.layers[1]), 1e-4)
 
 
+def plain_model():
+    """A model of torch alone: one layer works in place, another on [tokens, d]."""
+    t = torch()
+
+    class Flat(t.nn.Module):
+        def forward(self, x):
+            return x * 3
+
+    class Plain(t.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.act, self.flat = t.nn.Embedding(9, 6), t.nn.ReLU(inplace=True), Flat()
+
+        def forward(self, ids):
+            x = self.act(self.embed(ids) * 2)
+            return self.flat(x.reshape(-1, 6)).reshape(x.shape)
+
+    t.manual_seed(1)
+    return Plain()
+
+
+def test_models_of_torch_alone():
+    t = torch()
+    m, ids = plain_model(), [[1, 2, 3], [4]]
+    embedded = m.embed.weight[[1, 2, 3, 4]].detach() * 2
+    a, b = models.rows_at(m, "act", ids, "in_and_out")
+    assert t.equal(a, embedded) and t.equal(b, embedded.relu())
+    assert t.equal(models.rows_at(m, m.flat, ids), embedded.relu() * 3)
+    assert t.equal(models.rows_at(m, m.flat, ids, "in"), embedded.relu())
+    losses = models.loss_recovered([[1, 2, 3], [4, 5]], m, "flat", lambda x: x, io="in_to_out")
+    assert float(losses[0]) != float(losses[1])
+    same = models.loss_recovered([[1, 2, 3], [4, 5]], m, "act", lambda x: x.relu(), io="in_to_out")
+    assert float(same[0]) == float(same[1]) == float(losses[0])
+
+
+def test_outputs_with_names():
+    t = torch()
+    m, tokens = model("neox"), models.pad(contexts())
+    rows = models.rows_at(m, "gpt_neox", contexts())
+    close(rows, by_hand(m, contexts(), m.gpt_neox.final_layer_norm))
+    with models.edited(m, "gpt_neox", t.zeros_like), t.no_grad():
+        assert float(models.run(m, tokens).logits.abs().max()) == 0
+
+
 def test_half_precision_models_give_rows_of_their_type():
     t = torch()
     for dtype in ("float16", "bfloat16"):
@@ -134,13 +190,34 @@ def test_dropout_is_off_while_rows_are_read():
 def test_submodules_that_are_not_there():
     t = torch()
     m = model("neox")
-    raises(dlrn.ArgumentError, models.rows_at, m, "gpt_neox.layer.1", [[1]], says="gpt_neox.layers.1")
-    raises(dlrn.ArgumentError, models.rows_at, m, model("llama").model.layers[1], [[1]], says="no part")
+    raises(
+        dlrn.ArgumentError, models.rows_at, m, "gpt_neox.layer.1", [[1]], says="gpt_neox.layers.1"
+    )
+    raises(
+        dlrn.ArgumentError, models.rows_at, m, model("llama").model.layers[1], [[1]], says="no part"
+    )
     raises(dlrn.ArgumentError, models.rows_at, m, 3, [[1]], says="found int")
-    raises(dlrn.ArgumentError, models.rows_at, m, "gpt_neox.layers.1", [[1]], "inside", says="'in_and_out'")
+    raises(
+        dlrn.ArgumentError,
+        models.rows_at,
+        m,
+        "gpt_neox.layers.1",
+        [[1]],
+        "inside",
+        says="'in_and_out'",
+    )
     raises(dlrn.ArgumentError, models.rows_at, "tiny", "gpt_neox", [[1]], says="found str")
-    raises(dlrn.ShapeError, models.rows_at, m, "gpt_neox.rotary_emb", [[1, 2], [3, 4]], says="[contexts, tokens, d]")
-    raises(dlrn.ArgumentError, models.rows_at, m, "gpt_neox.layers", [[1, 2]], says="does not run it")
+    raises(
+        dlrn.ShapeError,
+        models.rows_at,
+        m,
+        "gpt_neox.rotary_emb",
+        [[1, 2], [3, 4]],
+        says="[contexts, tokens, d]",
+    )
+    raises(
+        dlrn.ArgumentError, models.rows_at, m, "gpt_neox.layers", [[1, 2]], says="does not run it"
+    )
     raises(dlrn.ArgumentError, models.rows_at, t.nn.Linear(2, 2), "", "a text", says="tokenizer")
 
 
@@ -209,14 +286,14 @@ def loss_by_hand(m, tokens, site=None, edit=None, io="out"):
 
 
 class Halver:
-    """Stands for a dictionary: it gives back a half of what it gets."""
+    """Stands for a dictionary: halves its rows, and adds a little of their norm."""
 
     def __init__(self, d, out=None):
         self.activation_dim, self.out = d, out
 
     def __call__(self, x):
         assert x.dtype == torch().float32 and x.ndim == 2
-        return (x * 0.5 + 0.01 * x.norm(dim=-1, keepdim=True))[:, :self.out]
+        return (x * 0.5 + 0.01 * x.norm(dim=-1, keepdim=True))[:, : self.out]
 
 
 def test_losses_as_by_hand():
@@ -226,12 +303,21 @@ def test_losses_as_by_hand():
         site = f"{LAYERS[name]}.1.mlp"
         half = lambda x: x * 0.5 + 0.01 * x.norm(dim=-1, keepdim=True)  # noqa: E731
         for io in ("out", "in", "in_and_out"):
-            expected = [loss_by_hand(m, contexts()), loss_by_hand(m, contexts(), site, half, io),
-                        loss_by_hand(m, contexts(), site, t.zeros_like, "in" if io == "in" else "out")]
+            expected = [
+                loss_by_hand(m, contexts()),
+                loss_by_hand(m, contexts(), site, half, io),
+                loss_by_hand(m, contexts(), site, t.zeros_like, "in" if io == "in" else "out"),
+            ]
             for size in (1, 2, 16):
-                losses = models.loss_recovered(TEXTS, m, site, Halver(48), io=io, batch_size=size,
-                                               tokenizer=tokenizer())
-                assert np.allclose([float(x) for x in losses], expected, atol=1e-5), (name, io, losses, expected)
+                losses = models.loss_recovered(
+                    TEXTS, m, site, Halver(48), io=io, batch_size=size, tokenizer=tokenizer()
+                )
+                assert np.allclose([float(x) for x in losses], expected, atol=1e-5), (
+                    name,
+                    io,
+                    losses,
+                    expected,
+                )
 
 
 def test_losses_of_scaled_rows():
@@ -242,8 +328,9 @@ def test_losses_of_scaled_rows():
     cut = lambda x: t.clamp(x * scale, max=0.5) / scale  # noqa: E731
     expected = loss_by_hand(m, contexts(), site, cut)
     for size in (1, 3, 16):
-        losses = models.loss_recovered(contexts(), m, site, lambda x: t.clamp(x, max=0.5), None, True,
-                                       batch_size=size)
+        losses = models.loss_recovered(
+            contexts(), m, site, lambda x: t.clamp(x, max=0.5), None, True, batch_size=size
+        )
         assert abs(float(losses[1]) - expected) < 1e-5
 
 
@@ -251,9 +338,21 @@ def test_losses_cut_texts_and_want_logits():
     m, site = model("neox"), "gpt_neox.layers.2"
     losses = models.loss_recovered(TEXTS, m, site, Halver(128), 4, tokenizer=tokenizer())
     assert abs(float(losses[0]) - loss_by_hand(m, [c[:4] for c in contexts()])) < 1e-5
-    raises(dlrn.ArgumentError, models.loss_recovered, contexts(), m.gpt_neox, "layers.2", Halver(128),
-           says="AutoModelForCausalLM")
-    raises(dlrn.ArgumentError, models.loss_recovered, [[5], []], m, site, Halver(128), says="predict")
+    again = models.loss_recovered(contexts(), m, site, Halver(128), 4)
+    assert all(float(a) == float(b) for a, b in zip(losses, again))
+    assert models.run(m, models.pad(contexts())).past_key_values is None
+    raises(
+        dlrn.ArgumentError,
+        models.loss_recovered,
+        contexts(),
+        m.gpt_neox,
+        "layers.2",
+        Halver(128),
+        says="AutoModelForCausalLM",
+    )
+    raises(
+        dlrn.ArgumentError, models.loss_recovered, [[5], []], m, site, Halver(128), says="predict"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the README of dictionary_learning shows, as of March 2024 and of today, with its name in
-the imports changed to ours: on tiny-neox, on random GPT-2, Llama and Gemma models, and with nnsight.
-Sizes are smaller, and what is printed there is asked for here."""
+the imports changed to ours: on tiny-neox, on random GPT-2, Llama and Gemma models, and with
+nnsight. Sizes are smaller; the calls are the same."""
+
 import json
 
 import numpy as np
@@ -23,6 +24,7 @@ def model_folder(name):
 def language_model(name, wrapped):
     if not wrapped:
         from transformers import AutoModelForCausalLM
+
         return AutoModelForCausalLM.from_pretrained(model_folder(name))
     try:
         import accelerate  # noqa: F401
@@ -30,9 +32,11 @@ def language_model(name, wrapped):
     except ModuleNotFoundError as error:
         skip(f"no {error.name}")
     import warnings
+
     warnings.simplefilter("ignore")
-    # nnsight 0.8.1 does not find the tokenizer of a folder with transformers 5.23; it changes this one
+    # nnsight 0.8.1 does not find the tokenizer of a folder with transformers 5.23
     from transformers import AutoTokenizer
+
     own = AutoTokenizer.from_pretrained(model_folder(name))
     return LanguageModel(model_folder(name), device_map="cpu", tokenizer=own)
 
@@ -50,16 +54,39 @@ def use(ae, activation_dim):
     activations = t.randn(64, activation_dim)
     features = ae.encode(activations)
     reconstructed_activations = ae.decode(features)
-    assert features.shape == (64, ae.dict_size) and reconstructed_activations.shape == (64, activation_dim)
+    assert features.shape == (64, ae.dict_size)
+    assert reconstructed_activations.shape == (64, activation_dim)
     assert t.allclose(ae(activations), reconstructed_activations, atol=1e-5)
     reconstructed_activations, again = ae(activations, output_features=True)
     assert t.equal(again, features)
 
 
+def reopened(out, activation_dim):
+    """What trainSAE has left in its folder."""
+    from dlrn import AutoEncoder, utils
+
+    path = utils.get_nested_folders(out)[0]
+    ae, config = utils.load_dictionary(path, device="cpu")
+    assert config["trainer"]["k"] == 10 and config["buffer"]["out_batch_size"] == 128
+    use(ae, activation_dim)
+    use(AutoEncoder.from_pretrained(f"{path}/ae.pt", k=10), activation_dim)
+
+
+def measured(ae, buffer, name):
+    """The figures of a dictionary of twenty steps: features exist, but few."""
+    from dlrn.evaluation import evaluate
+
+    figures = evaluate(ae, buffer, max_len=64, batch_size=16, n_batches=2)
+    assert 9 <= figures["l0"] <= 10.001
+    assert figures["loss_original"] < 9 and np.isfinite(figures["frac_recovered"])
+    if name == "neox":
+        assert figures["loss_original"] < figures["loss_reconstructed"] < figures["loss_zero"] + 0.2
+        assert figures["frac_variance_explained"] > 0.2, figures
+
+
 def today(name, wrapped):
     t = torch()
-    from dlrn import ActivationBuffer, AutoEncoder, utils
-    from dlrn.evaluation import evaluate
+    from dlrn import ActivationBuffer
     from dlrn.trainers.top_k import AutoEncoderTopK, TopKTrainer
     from dlrn.training import trainSAE
 
@@ -67,27 +94,35 @@ def today(name, wrapped):
     m = language_model(name, wrapped)
     submodule = mlp_of(m, name)
     activation_dim = m.config.hidden_size
-    buffer = ActivationBuffer(data=iter(DATA), model=m, submodule=submodule, d_submodule=activation_dim,
-                              n_ctxs=int(2e1), device="cpu", refresh_batch_size=16, out_batch_size=128)
-    trainer_cfg = {"trainer": TopKTrainer, "dict_class": AutoEncoderTopK, "activation_dim": activation_dim,
-                   "dict_size": 8 * activation_dim, "lr": 1e-3, "device": "cpu", "steps": 20, "layer": 1,
-                   "lm_name": name, "warmup_steps": 1, "k": 10}
+    buffer = ActivationBuffer(
+        data=iter(DATA),
+        model=m,
+        submodule=submodule,
+        d_submodule=activation_dim,
+        n_ctxs=int(2e1),
+        device="cpu",
+        refresh_batch_size=16,
+        out_batch_size=128,
+    )
+    trainer_cfg = {
+        "trainer": TopKTrainer,
+        "dict_class": AutoEncoderTopK,
+        "activation_dim": activation_dim,
+        "dict_size": 8 * activation_dim,
+        "lr": 1e-3,
+        "device": "cpu",
+        "steps": 20,
+        "layer": 1,
+        "lm_name": name,
+        "warmup_steps": 1,
+        "k": 10,
+    }
     out = folder(f"readme-out-{name}-{wrapped}")
     ae = trainSAE(data=buffer, trainer_configs=[trainer_cfg], steps=20, save_dir=str(out))
     assert isinstance(ae, AutoEncoderTopK)
     use(ae, activation_dim)
-    path = utils.get_nested_folders(str(out))[0]
-    ae, config = utils.load_dictionary(path, device="cpu")
-    assert config["trainer"]["k"] == 10 and config["buffer"]["out_batch_size"] == 128
-    use(ae, activation_dim)
-    use(AutoEncoder.from_pretrained(f"{path}/ae.pt", k=10), activation_dim)
-    figures = evaluate(ae, buffer, max_len=64, batch_size=16, n_batches=2)
-    assert 9 <= figures["l0"] <= 10.001
-    assert figures["loss_original"] < 9 and np.isfinite(figures["frac_recovered"])
-    if name == "neox":
-        assert figures["loss_original"] < figures["loss_reconstructed"] < figures["loss_zero"] + 0.2
-        # twenty steps: features exist, but few
-        assert figures["frac_variance_explained"] > 0.2, figures
+    reopened(str(out), activation_dim)
+    measured(ae, buffer, name)
 
 
 def test_today():
@@ -115,10 +150,26 @@ def march(name, wrapped):
     submodule = mlp_of(m, name)
     activation_dim = m.config.hidden_size
     dictionary_size = 16 * activation_dim
-    buffer = ActivationBuffer(iter(DATA), m, submodule, out_feats=activation_dim, n_ctxs=20, device="cpu",
-                              in_batch_size=16, out_batch_size=128)
-    ae = trainSAE(buffer, activation_dim, dictionary_size, lr=3e-4, sparsity_penalty=1e-3, device="cpu",
-                  steps=10, warmup_steps=2)
+    buffer = ActivationBuffer(
+        iter(DATA),
+        m,
+        submodule,
+        out_feats=activation_dim,
+        n_ctxs=20,
+        device="cpu",
+        in_batch_size=16,
+        out_batch_size=128,
+    )
+    ae = trainSAE(
+        buffer,
+        activation_dim,
+        dictionary_size,
+        lr=3e-4,
+        sparsity_penalty=1e-3,
+        device="cpu",
+        steps=10,
+        warmup_steps=2,
+    )
     use(ae, activation_dim)
     path = folder(f"readme-march-{name}-{wrapped}") / "ae.pt"
     t.save(ae.state_dict(), path)
@@ -157,15 +208,20 @@ def test_tuples_give_their_first_element():
             return (out, "more") if not isinstance(out, tuple) else out
 
     m = language_model("neox", False)
-    rows = next(ActivationBuffer(DATA, m, "gpt_neox.layers.1.mlp", n_ctxs=8, out_batch_size=64, seed=1))
+    rows = next(
+        ActivationBuffer(DATA, m, "gpt_neox.layers.1.mlp", n_ctxs=8, out_batch_size=64, seed=1)
+    )
     m.gpt_neox.layers[1].mlp = Wrapped(m.gpt_neox.layers[1].mlp)
-    again = next(ActivationBuffer(DATA, m, "gpt_neox.layers.1.mlp", n_ctxs=8, out_batch_size=64, seed=1))
+    again = next(
+        ActivationBuffer(DATA, m, "gpt_neox.layers.1.mlp", n_ctxs=8, out_batch_size=64, seed=1)
+    )
     assert t.equal(rows, again)
 
 
 def test_rows_of_nnsight_are_those_of_the_module():
     t = torch()
     from dlrn import edited, rows_at
+
     m = language_model("neox", True)
     envoy = m.gpt_neox.layers[1].mlp
     rows = rows_at(m, envoy, TEXTS)
@@ -184,6 +240,7 @@ def test_rows_of_nnsight_are_those_of_the_module():
 
 def test_config_of_the_buffer_is_json():
     from dlrn import ActivationBuffer
+
     assert json.loads(json.dumps(ActivationBuffer(DATA, model("neox"), "gpt_neox.layers.1").config))
 
 

@@ -97,6 +97,7 @@ def kinds_of_data(place):
     yield "text of a path", str(place / "x.npy")
     yield "shards", [place / f"part{i}.npy" for i in range(3)]
     yield "a generator", batches(size=7)
+    yield "lists of one", ([x] for x in batches())
     yield "a list", list(batches(size=500))
     yield "items of several dimensions", (x.reshape(2, -1, D) for x in batches(size=60))
     yield "an empty item", iter([X[:50], X[:0], X[50:]])
@@ -137,7 +138,7 @@ def test_targets():
                        ("paths", (place / "x.npy", place / "y.npy"))):
         with dlrn.source_of(data) as source:
             assert (source.d, source.d_out) == (D, 10), name
-            x, y = read_all(source)
+            x, y = read_all(source, 50)
             assert np.array_equal(x, X), name
             assert np.array_equal(y, Y), name
 
@@ -170,7 +171,7 @@ def test_data_that_are_none():
     raises(TypeError, dlrn.source_of, 3, says="iterable")
     raises(TypeError, lambda: read_all(dlrn.source_of(iter(["text"]), D)), says="arrays")
     raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:, 1:]]), D)), says=[str(D), str(D - 1)])
-    raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:5], (X[:5], Y[:5])]), D)), says="target")
+    raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:5], (X[:5], Y[:5])]), D)), says="earlier")
     raises(ValueError, lambda: read_all(dlrn.source_of(iter([(X[:5], Y[:4])]), D)), says=["5", "4"])
     raises(ValueError, dlrn.source_of, (X, Y[:-1]), says="number")
     raises(ValueError, dlrn.source_of, X, D + 1, says=str(D + 1))
@@ -213,8 +214,9 @@ def test_a_source_may_use_other_objects_of_the_package():
         for x in batches():
             yield ae(x)
 
-    trainer = dlrn.Trainer("dl-top_k", reconstructions(), shuffle=True, k=5, dict_size=F, batch_size=100, capacity=300)
-    assert [stats.rows for stats in trainer] == [100] * 12
+    trainer = dlrn.Trainer("dl-top_k", reconstructions(), shuffle=True, k=5, dict_size=F, batch_size=150, capacity=300)
+    assert trainer.context is not ae.context
+    assert [stats.rows for stats in trainer] == [150] * 8
 
 
 # ---- trainers
@@ -713,10 +715,14 @@ def test_figures_of_dictionary_learning():
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert abs(found[key] - value) < 1e-5 * max(abs(value), 1), (key, found[key], value)
+    few = dlrn.evaluate(ae, iter([X[:1], X[1:2]]), n_batches=2)
+    assert few["frac_alive"] == (by_formula(ae, X[:2])[1] != 0).any(axis=0).mean()
     normed = dlrn.evaluate(ae, iter([X[:300]]), normalize_batch=True, device="cpu")
     scaled = X[:300] * (D ** 0.5 / np.linalg.norm(X[:300], axis=-1).mean())
     assert abs(normed["l2_loss"] - by_formula(ae, scaled)[0]["l2_loss"]) < 1e-5
     raises(StopIteration, dlrn.evaluate, ae, iter([X]), n_batches=2, says="n_batches")
+    raises(ValueError, dlrn.evaluate, ae, iter([X]), n_batches=0, says="n_batches")
+    raises(TypeError, dlrn.evaluate, object(), iter([X]), says="object")
 
 
 def test_figures_of_the_library():
@@ -738,7 +744,7 @@ def test_figures_of_the_library():
     assert dlrn.evaluate(ae, X, rows=100).rows == 100
     seen = []
     dlrn.evaluate(ae, np.concatenate([X] * 9), progress=seen.append)
-    assert seen == [8192, 9 * ROWS]
+    assert seen == [2048, 4096, 6144, 8192, 10240, 9 * ROWS]
     compat = dlrn.evaluate(ae, X, compat=True)
     assert abs(compat.mse_loss - compat.l2_loss ** 2) < 1e-9
     raises(ValueError, dlrn.evaluate, ae, X[:, 1:], says=str(D))
@@ -759,8 +765,11 @@ def test_figures_of_the_library():
 def test_figures_of_layers():
     trainer = dlrn.Trainer("cc-l1", activation_dim=D, dict_size=F, layers=2, warmup_steps=1)
     trainer.step(X[:200].reshape(-1, 2, D // 2))
-    found = dlrn.evaluate(trainer.finish(), X)
-    assert found.layers == 2 and len(found.layer) == 2 and found.layer[0].mse_loss > 0
+    ae = trainer.finish()
+    found, rest = dlrn.evaluate(ae, X), (X - np.asarray(ae(X)).reshape(X.shape)).reshape(-1, 2, D // 2)
+    assert found.layers == 2 and len(found.layer) == 2
+    for layer, part in zip(found.layer, (rest.astype(np.float64) ** 2).sum(axis=2).mean(axis=0)):
+        assert abs(layer.mse_loss - part) < 1e-5 * part
 
 
 def test_the_loss_of_a_model():
@@ -823,6 +832,12 @@ def test_names_of_modules():
     assert trainer.settings["k"] == 5 and trainer.config["lm_name"] == "none"
     raises(TypeError, TopKTrainer, 10, D, F, 5, 0, "none", 7, says="6")
     raises(TypeError, TopKTrainer, 10, D, F, 5, k=3, says="k")
+
+    class Mine(TopKTrainer):
+        pass
+
+    ae = trainSAE(batches(), [{"trainer": Mine, "k": 5, **SMALL}], 2, progress=False)
+    assert isinstance(ae, AutoEncoderTopK)
 
 
 main(globals())

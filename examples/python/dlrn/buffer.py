@@ -54,7 +54,9 @@ def _json_lines(path: str, key: str) -> Iterator[str]:
             try:
                 text = json.loads(line)[key]
             except (ValueError, KeyError, TypeError):
-                raise FormatError(f"{path}: line {number}: expected an object with {key!r}") from None
+                raise FormatError(
+                    f"{path}: line {number}: expected an object with {key!r}"
+                ) from None
             yield text
 
 
@@ -173,9 +175,11 @@ class ActivationBuffer:
         """Widths as the model has them; those that were stated must be the same."""
         self._widths = models.width_at(self.model, self.submodule, self.io)
         stated = {"in": (d_in or d,), "out": (d_out or d,)}.get(self.io, (d_in or d, d_out or d))
-        for name, found, width in zip(("in", "out"), self._widths, stated):
+        for found, width in zip(self._widths, stated):
             if width is not None and width != found:
-                raise ArgumentError(f"d_submodule: expected {found}, as the model has, found {width}")
+                raise ArgumentError(
+                    f"d_submodule: expected {found}, as the model has, found {width}"
+                )
         if self.io == "in_and_out" and self._widths[0] != self._widths[1]:
             widths = f"{self._widths[0]} and {self._widths[1]}"
             raise ArgumentError(f"io 'in_and_out' wants equal widths, found {widths}: 'in_to_out'")
@@ -186,11 +190,14 @@ class ActivationBuffer:
         if self.remove_bos:
             self._bos = models.tokenizer_of(self.model, self.tokenizer).bos_token_id
             if self._bos is None:
-                warnings.warn("the tokenizer has no BOS token: remove_bos leaves out first tokens")
+                text = "the tokenizer has no BOS token: remove_bos leaves out first tokens"
+                warnings.warn(text, stacklevel=3)
 
     def _start_empty(self) -> None:
         dtype = models.dtype_of(self.model)
-        shapes = [(2, self.d_submodule)] if self.io == "in_and_out" else [(d,) for d in self._widths]
+        shapes = (
+            [(2, self.d_submodule)] if self.io == "in_and_out" else [(d,) for d in self._widths]
+        )
         self._store = [torch.empty(0, *s, dtype=dtype, device=self.device) for s in shapes]
         self._spare: Optional[tuple] = None
         self._filled = self._next = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import warnings
 import weakref
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
@@ -760,6 +761,9 @@ class Dictionary:
         return f"{name}({', '.join(words)})"
 
 
+# What from_pretrained does not pass on to SAELens.
+_OPTIONS = ("k", "device", "dtype", "norm_scale", "threshold", "compat", "context")
+
 # The roles that are in the units of a row.
 _SCALED = (
     lib.DLRN_ENCODER_BIAS,
@@ -1018,6 +1022,33 @@ class JumpReluAutoEncoder(Dictionary):
     """Features above a threshold of their own."""
 
     family = "JumpReluAutoEncoder"
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        path: Union[None, str, "os.PathLike[str]"] = None,
+        load_from_sae_lens: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Loads a dictionary; see Dictionary.from_pretrained.
+
+        Args:
+            load_from_sae_lens: True has SAELens fetch its release=, sae_id=, instead of a path.
+        """
+        if not load_from_sae_lens:
+            if path is None:
+                raise ArgumentError("from_pretrained: expected a path")
+            return super().from_pretrained(path, **settings)
+        try:
+            from sae_lens import SAE
+        except ImportError:
+            raise ImportError("load_from_sae_lens needs SAELens: pip install sae-lens") from None
+        ours = {k: settings.pop(k) for k in _OPTIONS if k in settings}
+        found = SAE.from_pretrained(**settings)
+        sae = found[0] if isinstance(found, tuple) else found
+        with tempfile.TemporaryDirectory() as folder:
+            sae.save_model(folder)
+            return super().from_pretrained(folder, **ours)
 
     def encode(  # type: ignore[override]
         self, x: Any, sparse: bool = False, out: Any = None, *, output_pre_jump: bool = False

@@ -127,7 +127,7 @@ def measure(dictionary: Dictionary, x: Any, y: Any = None, *, rows: int = -1, ba
         return evaluator.finish()
 
 
-_PIECE = 8192    # rows of one call: in between Python sees Ctrl-C
+_PIECE = 2048    # rows of one call: in between Python sees Ctrl-C
 
 
 def _count(x: Any) -> int:
@@ -262,6 +262,8 @@ def evaluate(*arguments: Any, **settings: Any) -> Union[Metrics, Dict[str, float
     compat=True gives its mse_loss, the square of the mean norm.
     """
     if "submodule" in settings or (arguments and not isinstance(arguments[0], Dictionary)):
+        if "submodule" not in settings and len(arguments) < 3:
+            raise TypeError(f"evaluate: expected a dictionary of dlrn, found {type(arguments[0]).__name__}")
         return _evaluate_model(*arguments, **settings)
     data = arguments[1] if len(arguments) > 1 else settings.get("activations", settings.get("x"))
     if is_data_set(data) or ("activations" not in settings and isinstance(data, list)):

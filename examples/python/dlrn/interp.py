@@ -33,7 +33,9 @@ _PIECE = 256
 class _Ablation:
     """The edits of feature_effect for one batch: features of each context's last token set to 0."""
 
-    def __init__(self, dictionary: Any, feature: Any, batch: Dict[str, Any], residual: bool) -> None:
+    def __init__(
+        self, dictionary: Any, feature: Any, batch: Dict[str, Any], residual: bool
+    ) -> None:
         self.dictionary, self.residual = dictionary, residual
         self.features = [feature] if np.ndim(feature) == 0 else list(feature)
         self.mask = batch["attention_mask"] != 0
@@ -288,7 +290,7 @@ def feature_umap(
     axes = {name: points[:, i] for i, name in zip(range(n_components), "xyz")}
     colours = None
     if feat_idxs is not None:
-        chosen = {feat_idxs} if np.ndim(feat_idxs) == 0 else set(feat_idxs)
+        chosen = set(np.atleast_1d(feat_idxs).tolist())
         colours = ["red" if i in chosen else "blue" for i in range(len(points))]
     draw = express.scatter if n_components == 2 else express.scatter_3d
     return draw(**axes, hover_name=list(range(len(points))), color=colours)

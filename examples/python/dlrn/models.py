@@ -70,7 +70,9 @@ def torch_module(model: Any) -> Any:
         module = getattr(model, name, None)
         if isinstance(module, torch.nn.Module):
             return module
-    raise ArgumentError(f"model: expected a torch module or nnsight's, found {type(model).__name__}")
+    raise ArgumentError(
+        f"model: expected a torch module or nnsight's, found {type(model).__name__}"
+    )
 
 
 def find_submodule(model: Any, submodule: Any) -> Any:
@@ -315,14 +317,14 @@ def states_at(model: Any, submodule: Any, batch: Mapping[str, Any], io: str = "o
         try:
             run(model, batch)
         except _Reached:
-            names = ("input",) if io == "in" else ("output",) if io == "out" else ("input", "output")
+            names = (
+                ("input",) if io == "in" else ("output",) if io == "out" else ("input", "output")
+            )
             return tuple(_shaped(x, batch, name) for x, name in zip(found, names))
     raise ArgumentError("submodule: the model does not run it on these tokens")
 
 
-def rows_at(
-    model: Any, submodule: Any, tokens: Any, io: str = "out", tokenizer: Any = None
-) -> Any:
+def rows_at(model: Any, submodule: Any, tokens: Any, io: str = "out", tokenizer: Any = None) -> Any:
     """The rows at a submodule, in the order of the tokens, without those of padding.
 
     All contexts run in one pass, which ends at the submodule. Returns a tensor [rows, d] on the
@@ -338,7 +340,7 @@ def rows_at(
 
 
 def width_at(model: Any, submodule: Any, io: str = "out") -> Tuple[int, ...]:
-    """The widths of what states_at returns. Runs one token, the surest way to know."""
+    """The widths of the tensors that states_at returns. Runs one token to find them."""
     states = states_at(model, submodule, pad([[0]], device_of(model)), io)
     return tuple(int(x.shape[-1]) for x in states)
 

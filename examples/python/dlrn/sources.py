@@ -156,60 +156,57 @@ class _Bridge:
         self.inner: Any = None
 
 
-# ---- callbacks: exceptions are kept for the call that wanted the rows
+# ---- callbacks
 
-@ffi.callback("dlrn_status(void *, int64_t, float *, float *, int64_t *)")
+def _keep(_kind: Any, error: BaseException, trace: Any) -> int:
+    """Keeps what was raised in a callback for the call that wanted the rows; Ctrl-C can strike on any line of one."""
+    user = trace.tb_frame.f_locals.get("user") if trace is not None else None
+    if user is None:
+        return lib.DLRN_ERR_CALLBACK
+    return ffi.from_handle(user).context.raised.keep(error.with_traceback(trace))
+
+
+@ffi.callback("dlrn_status(void *, int64_t, float *, float *, int64_t *)", onerror=_keep)
 def _read(user, max_rows, x, y, n):
-    bridge = ffi.from_handle(user)
     n[0] = 0
-    try:
-        n[0] = bridge.reader.read(max_rows, x, y)
-        return lib.DLRN_OK if n[0] else lib.DLRN_END
-    except BaseException as error:
-        return bridge.context.raised.keep(error)
+    n[0] = ffi.from_handle(user).reader.read(max_rows, x, y)
+    return lib.DLRN_OK if n[0] else lib.DLRN_END
 
 
-@ffi.callback("dlrn_status(void *, uint64_t *)")
+@ffi.callback("dlrn_status(void *, uint64_t *)", onerror=_keep)
 def _position(user, position):
     position[0] = ffi.from_handle(user).reader.position()
     return lib.DLRN_OK
 
 
-@ffi.callback("dlrn_status(void *, uint64_t)")
+@ffi.callback("dlrn_status(void *, uint64_t)", onerror=_keep)
 def _seek(user, position):
-    bridge = ffi.from_handle(user)
-    try:
-        bridge.reader.seek(position)
-        return lib.DLRN_OK
-    except BaseException as error:
-        return bridge.context.raised.keep(error)
+    ffi.from_handle(user).reader.seek(position)
+    return lib.DLRN_OK
 
 
-@ffi.callback("dlrn_status(void *, int64_t, float *, float *, int64_t *)")
+@ffi.callback("dlrn_status(void *, int64_t, float *, float *, int64_t *)", onerror=_keep)
 def _read_guarded(user, max_rows, x, y, n):
-    bridge = ffi.from_handle(user)
     n[0] = 0
-    try:
-        inner = bridge.inner
-        with bridge.home.lock:
-            return inner.read(inner.user, max_rows, x, y, n)
-    except BaseException as error:
-        return bridge.context.raised.keep(error)
+    bridge = ffi.from_handle(user)
+    with bridge.home.lock:
+        return bridge.inner.read(bridge.inner.user, max_rows, x, y, n)
 
 
-@ffi.callback("dlrn_status(void *, uint64_t *)")
+@ffi.callback("dlrn_status(void *, uint64_t *)", onerror=_keep)
 def _position_guarded(user, position):
     inner = ffi.from_handle(user).inner
     return inner.position(inner.user, position)
 
 
-@ffi.callback("dlrn_status(void *, uint64_t)")
+@ffi.callback("dlrn_status(void *, uint64_t)", onerror=_keep)
 def _seek_guarded(user, position):
-    inner = ffi.from_handle(user).inner
-    return inner.seek(inner.user, position)
+    bridge = ffi.from_handle(user)
+    with bridge.home.lock:
+        return bridge.inner.seek(bridge.inner.user, position)
 
 
-@ffi.callback("const char *(void *)")
+@ffi.callback("const char *(void *)", onerror=lambda *_: ffi.NULL)
 def _error_guarded(user):
     inner = ffi.from_handle(user).inner
     return inner.error(inner.user) if inner.error != ffi.NULL else ffi.NULL
@@ -223,15 +220,12 @@ def _copy(rows: Rows, first: int, n: int, target, at: int, width: int) -> None:
 
 
 def rows_of(x: Any, d: int, name: str) -> Rows:
-    """The rows of an array, wherever it is; [.., layers, width] are rows of d = layers * width."""
+    """The rows of an array, wherever it is, and whether or not it has gradients."""
     if getattr(getattr(x, "device", None), "type", "cpu") != "cpu":
         x = x.cpu()
     if getattr(x, "requires_grad", False):
         x = x.detach()
-    layers = 1
-    if is_array(x) and len(x.shape) > 1 and x.shape[-1] != d and x.shape[-2] * x.shape[-1] == d:
-        layers = int(x.shape[-2])
-    return Rows(x, d, name, layers)
+    return Rows(x, d, name)
 
 
 def _checked(x: Any, y: Any, d: int, d_out: int) -> tuple:
@@ -247,9 +241,9 @@ def _checked(x: Any, y: Any, d: int, d_out: int) -> tuple:
 
 
 def split_item(item: Any) -> tuple:
-    """(x, y) of an item of an iterable; y is None without a target."""
-    if isinstance(item, (tuple, list)) and len(item) == 2 and all(is_array(part) for part in item):
-        return item[0], item[1]
+    """(x, y) of an item of an iterable; y is None without a target. A list of one is what torch's DataLoader gives."""
+    if isinstance(item, (tuple, list)) and len(item) in (1, 2) and all(is_array(part) for part in item):
+        return item[0], item[1] if len(item) == 2 else None
     if is_array(item):
         return item, None
     raise TypeError(f"expected arrays [rows, d], or pairs (x, y) of them, from a source; found {type(item).__name__}")
@@ -340,7 +334,7 @@ class _SeekableItems(_Items):
 def _is_plain(x: Any) -> bool:
     """Whether C can read an array where it lies."""
     if isinstance(x, np.ndarray):
-        return x.dtype == np.float32 and x.flags.c_contiguous and x.dtype.isnative
+        return x.dtype == np.float32 and x.flags.c_contiguous
     return str(x.dtype) == "torch.float32" and x.is_contiguous() and x.device.type == "cpu"
 
 

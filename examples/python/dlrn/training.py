@@ -548,6 +548,7 @@ def trainSAE(*arguments: Any, **settings: Any) -> Any:
         normalize_activations: rows are divided by the root of their mean squared norm, measured on the first batches.
             What is saved and returned takes rows as they are.
         activations_split_by_head: rows are [.., heads, d_head]; trainer i trains on head i.
+        verbose: prints figures every log_steps. progress: shows a bar of tqdm, if that is installed.
         device, autocast_dtype, transcoder: taken as they are. All is computed in f32 on the CPU, and pairs tell
             themselves.
 
@@ -576,7 +577,7 @@ def _train_one(activations: Any, activation_dim: Optional[int] = None, dictionar
                lr: float = 3e-4, sparsity_penalty: float = 1e-3, entropy: bool = False, steps: Optional[int] = None,
                warmup_steps: int = 1000, resample_steps: Optional[int] = None, ghost_threshold: Optional[int] = None,
                save_steps: Optional[int] = None, save_dir: Optional[str] = None, log_steps: Optional[int] = 1000,
-               device: str = "cpu", *, verbose: bool = True, **more: Any) -> Dictionary:
+               device: str = "cpu", *, verbose: bool = True, progress: bool = True, **more: Any) -> Dictionary:
     """trainSAE of March 2024."""
     trainer = Trainer("reference", activations, activation_dim=activation_dim, dict_size=dictionary_size, lr=lr,
                       sparsity_penalty=sparsity_penalty, entropy=entropy, steps=steps, warmup_steps=warmup_steps,
@@ -591,7 +592,7 @@ def _train_one(activations: Any, activation_dim: Optional[int] = None, dictionar
             _save_checkpoint(trainer.dictionary, save_dir, stats.step)
 
     with trainer:
-        ae = trainer.train(verbose=verbose, on_step=on_step)
+        ae = trainer.train(verbose=verbose and progress, on_step=on_step)
         if save_dir is not None:
             os.makedirs(save_dir, exist_ok=True)
             _save_run(ae, save_dir, {"trainer": {**trainer.config, "device": device}})
@@ -646,8 +647,11 @@ class _Run:
             settings["activation_dim"] = width
         if d_out and "d_out" not in settings:
             settings["d_out"] = d_out
-        name = trainer if isinstance(trainer, str) else getattr(trainer, "__name__", str(trainer))
-        self.trainer = Trainer(name, context=context, **settings)
+        if isinstance(trainer, type) and issubclass(trainer, Trainer) and trainer is not Trainer:
+            self.trainer = trainer(context=context, **settings)
+        else:    # a name, or the class of that name in dictionary_learning itself
+            name = trainer if isinstance(trainer, str) else getattr(trainer, "__name__", str(trainer))
+            self.trainer = Trainer(name, context=context, **settings)
         self.folder = None if save_dir is None else os.path.join(save_dir, f"trainer_{index}")
         self.wandb: Any = None
 
@@ -696,7 +700,7 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
                    run_cfg: Optional[Dict[str, Any]] = None, normalize_activations: bool = False,
                    verbose: bool = False, device: Any = "cpu", autocast_dtype: Any = None,
                    backup_steps: Optional[int] = None, *, batch_size: int = 8192, epochs: int = 1,
-                   shuffle: Optional[bool] = None, context: Optional[Context] = None,
+                   shuffle: Optional[bool] = None, progress: bool = True, context: Optional[Context] = None,
                    **buffer: Any) -> Union[Dictionary, List[Dictionary]]:
     """trainSAE of today."""
     context = context or Context()
@@ -729,7 +733,7 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
         if use_wandb:
             run.wandb = _wandb_run(config["trainer"], run_cfg or {}, entity=wandb_entity, project=wandb_project)
     shows = (use_wandb or verbose) and log_steps
-    bar = _progress(steps, True)
+    bar = _progress(steps, progress)
     try:
         for step, item in enumerate(_batches_of(rows)):
             if factor is not None:

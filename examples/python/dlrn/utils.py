@@ -1,4 +1,4 @@
-"""Small helpers under the names of dictionary_learning: texts, folders of dictionaries, submodules."""
+"""Helpers under the names of dictionary_learning: texts, folders of dictionaries, submodules."""
 
 from __future__ import annotations
 

@@ -13,14 +13,15 @@ class SAETrainer(Trainer):
     submodule_name, device and wandb_name are labels for config.json."""
 
     def __init__(self, *arguments: Any, **settings: Any):
-        positional = CLASSES[type(self).__name__].positional
+        known = next(kind.__name__ for kind in type(self).__mro__ if kind.__name__ in CLASSES)
+        positional = CLASSES[known].positional
         if len(arguments) > len(positional):
             raise TypeError(f"{type(self).__name__}: at most {len(positional)} arguments have a place")
         for name, value in zip(positional, arguments):
             if name in settings:
                 raise TypeError(f"{type(self).__name__}: {name} is given twice")
             settings[name] = value
-        super().__init__(type(self).__name__, **settings)
+        super().__init__(known, **settings)
 
 
 class StandardTrainer(SAETrainer):
