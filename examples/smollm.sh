@@ -59,8 +59,8 @@ awk -v train="$out/train.txt" -v held="$out/held.txt" '{ printf "%s\n\n", $0 > (
     "$out/passages.txt"
 
 # Contexts begin with the bos token, at which the attention sink gathers, and whose row is left out; so
-# are rows ten times as long as the others of their context.
-site="--site resid_out --layer $LAYER --bos --skip-special --max-norm-ratio 10"
+# are rows twice as long as the others of their context: the sinks behind it are seven times as long.
+site="--site resid_out --layer $LAYER --bos --skip-special --max-norm-ratio 2"
 echo "2. $ROWS rows of resid_out of layer $LAYER, the pass ended there ($(elapsed))"
 run "$dl" activations $quiet --model "$model" --text "$out/train.txt" $site --limit "$ROWS" \
     --out "$out/rows.npy"
