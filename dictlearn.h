@@ -957,8 +957,8 @@
    A recipe: a function in room recipes and a row of dlrni_recipe_table; then `make readme`, a trace
    of its library's trainer (tests/golden/traces.txt) and README's table. The function sets what
    differs from the reference: settings, and rules (room training: the switches in which libraries
-   differ). The row has its words: family, library, loss, and the settings that it uses, which the
-   program reads. What a recipe needs beyond the rules that exist:
+   differ). The row has its words: family, library, the class there, loss, and the settings that it
+   uses, which the program reads. What a recipe needs beyond the rules that exist:
    - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
      its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
    - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
@@ -1808,6 +1808,8 @@ typedef struct dlrn_recipe_info {
     const char *family;          /* of the dictionaries that it trains                           */
     const char *layout;          /* the library that it is modelled on, for dlrn_save_as; NULL:
                                     a library that it does not write for                         */
+    const char *class_name;      /* what its library calls it: the class of its trainer, or the
+                                    architecture, which other recipes may share; NULL: a function */
     const char *loss;            /* what a step minimises, and where that comes from             */
     const dlrn_formula *formula; /* of the family; its k is cfg.k                                */
     double lr;                   /* a rate of -1 becomes this / sqrt(features / 16384); 0: the
@@ -24146,163 +24148,164 @@ static const char *const dlrni_clt_jump_settings[] = {
 };
 
 static const dlrni_recipe dlrni_recipe_table[] = {
-    {{"reference", "AutoEncoder", "dictionary_learning",
+    {{"reference", "AutoEncoder", "dictionary_learning", NULL,
       "mean ||x - x_hat|| + sparsity_penalty * mean L1 of f (trainSAE of March 2024)",
       &dlrni_family_table[0].formula, 0, dlrni_reference_settings},
      dlrni_set_reference},
-    {{"dl-standard", "AutoEncoder", "dictionary_learning",
+    {{"dl-standard", "AutoEncoder", "dictionary_learning", "StandardTrainer",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of f (StandardTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
      dlrni_set_learning},
-    {{"dl-april", "AutoEncoder", "dictionary_learning",
+    {{"dl-april", "AutoEncoder", "dictionary_learning", "StandardTrainerAprilUpdate",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| "
       "(StandardTrainerAprilUpdate of dictionary_learning 0.1.0; Conerly et al., April "
       "2024)",
       &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
      dlrni_set_learning_april},
-    {{"dl-gated", "GatedAutoEncoder", "dictionary_learning",
+    {{"dl-gated", "GatedAutoEncoder", "dictionary_learning", "GatedSAETrainer",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L1 of g + mean ||x - (g W_dec + "
       "b)||^2 by frozen W_dec and b, g = ReLU(gate's pre-activation) (GatedSAETrainer of "
       "dictionary_learning 0.1.0; Rajamanoharan et al., 2024)",
       &dlrni_family_table[5].formula, 0, dlrni_penalty_settings},
      dlrni_set_learning_gated},
-    {{"dl-top_k", "AutoEncoderTopK", "dictionary_learning",
+    {{"dl-top_k", "AutoEncoderTopK", "dictionary_learning", "TopKTrainer",
       "mean ||x - x_hat||^2 + auxk_alpha * AuxK of dead features (TopKTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[1].formula, 0.0002, dlrni_top_k_settings},
      dlrni_set_learning_top_k},
-    {{"dl-batch_top_k", "BatchTopKSAE", "dictionary_learning",
+    {{"dl-batch_top_k", "BatchTopKSAE", "dictionary_learning", "BatchTopKTrainer",
       "mean ||x - x_hat||^2 by the k n largest of a batch of n rows + auxk_alpha * AuxK of "
       "dead features (BatchTopKTrainer of dictionary_learning 0.1.0; Bussmann et al., 2024)",
       &dlrni_family_table[3].formula, 0.0002, dlrni_top_k_settings},
      dlrni_set_learning_k},
     {{"dl-matryoshka", "MatryoshkaBatchTopKSAE", "dictionary_learning",
+      "MatryoshkaBatchTopKTrainer",
       "the mean over nested groups g of weight_g * mean ||x - x_hat_g||^2, x_hat_g by the "
       "features up to g, + auxk_alpha * AuxK (MatryoshkaBatchTopKTrainer of "
       "dictionary_learning 0.1.0; Bussmann et al., 2025)",
       &dlrni_family_table[4].formula, 0.0002, dlrni_matryoshka_settings},
      dlrni_set_learning_matryoshka},
-    {{"dl-jump_relu", "JumpReluAutoEncoder", "dictionary_learning",
+    {{"dl-jump_relu", "JumpReluAutoEncoder", "dictionary_learning", "JumpReluTrainer",
       "mean ||x - x_hat||^2 + sparsity_penalty * (L0 / target_l0 - 1)^2 (JumpReluTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[2].formula, 0, dlrni_jump_relu_settings},
      dlrni_set_learning_jump_relu},
-    {{"dl-p_anneal", "AutoEncoder", "dictionary_learning",
+    {{"dl-p_anneal", "AutoEncoder", "dictionary_learning", "PAnnealTrainer",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j^p, p falling from p_start to "
       "p_end (PAnnealTrainer of dictionary_learning 0.1.0; Karvonen et al., 2024)",
       &dlrni_family_table[0].formula, 0, dlrni_anneal_settings},
      dlrni_set_learning_p_anneal},
-    {{"dl-gated_anneal", "GatedAutoEncoder", "dictionary_learning",
+    {{"dl-gated_anneal", "GatedAutoEncoder", "dictionary_learning", "GatedAnnealTrainer",
       "that of dl-gated with sum g_j^p for its L1, p falling (GatedAnnealTrainer of "
       "dictionary_learning 0.1.0)",
       &dlrni_family_table[5].formula, 0, dlrni_anneal_settings},
      dlrni_set_learning_gated_anneal},
-    {{"sl-standard", "AutoEncoder", "saelens",
+    {{"sl-standard", "AutoEncoder", "saelens", "standard",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean (sum (f_j |atom_j|)^p)^(1/p), p = "
       "p_start (SAELens 6.54, standard)",
       &dlrni_family_table[0].formula, 0, dlrni_saelens_settings},
      dlrni_set_saelens_standard},
-    {{"sl-gated", "GatedAutoEncoder", "saelens",
+    {{"sl-gated", "GatedAutoEncoder", "saelens", "gated",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum g_j |atom_j| + mean ||x - (g "
       "W_dec + b)||^2, g = ReLU(gate's pre-activation) (SAELens 6.54, gated)",
       &dlrni_family_table[5].formula, 0, dlrni_saelens_settings},
      dlrni_set_saelens_gated},
-    {{"sl-jumprelu", "JumpReluAutoEncoder", "saelens",
+    {{"sl-jumprelu", "JumpReluAutoEncoder", "saelens", "jumprelu",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean L0 (SAELens 6.54, jumprelu, step; "
       "Rajamanoharan et al., 2024)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
      dlrni_set_saelens_jumprelu},
-    {{"sl-jumprelu-tanh", "JumpReluAutoEncoder", "saelens",
+    {{"sl-jumprelu-tanh", "JumpReluAutoEncoder", "saelens", "jumprelu",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * "
       "mean sum ReLU(threshold_j - p_j) |atom_j| of dead features (SAELens 6.54, jumprelu, "
       "tanh)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
      dlrni_set_saelens_jumprelu_tanh},
-    {{"sl-jumprelu-quadratic", "JumpReluAutoEncoder", "saelens",
+    {{"sl-jumprelu-quadratic", "JumpReluAutoEncoder", "saelens", "jumprelu",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean 2 / target_l0 (L0 - target_l0)^2 of "
       "each row (SAELens 6.54, jumprelu, quadratic; Gemma Scope 2)",
       &dlrni_family_table[2].formula, 0, dlrni_sl_jump_settings},
      dlrni_set_saelens_jumprelu_quadratic},
-    {{"sl-topk", "AutoEncoderTopK", "saelens",
+    {{"sl-topk", "AutoEncoderTopK", "saelens", "topk",
       "mean ||x - x_hat||^2 + auxk_alpha * min(dead / (d / 2), 1) * mean ||AuxK - (x - "
       "x_hat)||^2; the k largest f_j |atom_j| (SAELens 6.54, topk)",
       &dlrni_family_table[1].formula, 0, dlrni_sl_k_settings},
      dlrni_set_saelens_topk},
-    {{"sl-batchtopk", "BatchTopKSAE", "saelens",
+    {{"sl-batchtopk", "BatchTopKSAE", "saelens", "batchtopk",
       "that of sl-topk with the k n largest of a batch of n rows (SAELens 6.54, batchtopk)",
       &dlrni_family_table[3].formula, 0, dlrni_sl_k_settings},
      dlrni_set_saelens_batchtopk},
-    {{"sl-matryoshka", "MatryoshkaBatchTopKSAE", "saelens",
+    {{"sl-matryoshka", "MatryoshkaBatchTopKSAE", "saelens", "matryoshka_batchtopk",
       "that of sl-batchtopk + mean ||x - x_hat_g||^2 of every nested group g but the last "
       "(SAELens 6.54, matryoshka_batchtopk)",
       &dlrni_family_table[4].formula, 0, dlrni_sl_nested_settings},
      dlrni_set_saelens_matryoshka},
-    {{"sl-abstopk", "AbsTopK", "saelens",
+    {{"sl-abstopk", "AbsTopK", "saelens", "abstopk",
       "that of sl-topk with the k largest |f_j| |atom_j| (SAELens 6.54, abstopk)",
       &dlrni_family_table[6].formula, 0, dlrni_sl_k_settings},
      dlrni_set_saelens_abstopk},
-    {{"sp-topk", "AutoEncoderTopK", "sparsify",
+    {{"sp-topk", "AutoEncoderTopK", "sparsify", "topk",
       "sum ||x - x_hat||^2 / sum ||x - mean x||^2 + auxk_alpha * AuxK, in the same measure "
       "(sparsify 1.3)",
       &dlrni_family_table[1].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify},
-    {{"sp-groupmax", "GroupMax", "sparsify",
+    {{"sp-groupmax", "GroupMax", "sparsify", "groupmax",
       "that of sp-topk with the largest of each of k groups (sparsify 1.3, groupmax)",
       &dlrni_family_table[7].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_groupmax},
-    {{"sp-transcoder", "AutoEncoderTopK", "sparsify",
+    {{"sp-transcoder", "AutoEncoderTopK", "sparsify", "topk",
       "that of sp-topk for a target y (sparsify 1.3, transcode)", &dlrni_family_table[1].formula,
       0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_transcoder},
-    {{"sp-skip_transcoder", "AutoEncoderTopK", "sparsify",
+    {{"sp-skip_transcoder", "AutoEncoderTopK", "sparsify", "topk",
       "that of sp-transcoder; x_hat has a linear map of x, too (sparsify 1.3, transcode, "
       "skip_connection; Paulo et al., 2025)",
       &dlrni_family_table[1].formula, 0.005, dlrni_sparsify_settings},
      dlrni_set_sparsify_skip},
-    {{"cc-l1", "AutoEncoder", "ckkissane",
+    {{"cc-l1", "AutoEncoder", "ckkissane", "CrossCoder",
       "mean ||x - x_hat||^2 + sparsity_penalty * mean sum f_j (the sum over layers l of "
       "|atom_jl|) (ckkissane's crosscoder-model-diff-replication)",
       &dlrni_family_table[0].formula, 0, dlrni_penalty_settings},
      dlrni_set_cc_l1},
-    {{"cc-norm", "AutoEncoder", "crosscoder-fork",
+    {{"cc-norm", "AutoEncoder", "crosscoder-fork", "CrossCoderTrainer",
       "mean over rows and layers of ||x_l - x_hat_l|| + sparsity_penalty * mean sum f_j "
       "(the sum over layers l of |atom_jl|) (CrossCoderTrainer of science-of- "
       "finetuning/dictionary_learning)",
       &dlrni_family_table[0].formula, 0, dlrni_cc_norm_settings},
      dlrni_set_cc_norm},
-    {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork",
+    {{"cc-batch_top_k", "BatchTopKSAE", "crosscoder-fork", "BatchTopKCrossCoderTrainer",
       "mean over rows and layers of ||x_l - x_hat_l|| by the k n largest f_j (sum over "
       "layers l of |atom_jl|) of a batch of n rows + auxk_alpha * AuxK "
       "(BatchTopKCrossCoderTrainer of science-of-finetuning/dictionary_learning)",
       &dlrni_family_table[3].formula, 0.0002, dlrni_top_k_settings},
      dlrni_set_cc_batch_top_k},
-    {{"lc-relu", "AutoEncoder", "llamascopium",
+    {{"lc-relu", "AutoEncoder", "llamascopium", "relu",
       "mean ||y - x_hat||^2 + sparsity_penalty * mean sum f_j |atom_j| (Llamascopium 2.0, "
       "relu)",
       &dlrni_family_table[0].formula, 0, dlrni_lc_relu_settings},
      dlrni_set_lc},
-    {{"lc-topk", "AutoEncoderTopK", "llamascopium",
+    {{"lc-topk", "AutoEncoderTopK", "llamascopium", "topk",
       "mean ||y - x_hat||^2 + auxk_alpha * mean ||AuxK - (y - x_hat)||^2; the k largest f_j "
       "|atom_j| (Llamascopium 2.0, topk)",
       &dlrni_family_table[1].formula, 0, dlrni_lc_k_settings},
      dlrni_set_lc_topk},
-    {{"lc-jumprelu", "JumpReluAutoEncoder", "llamascopium",
+    {{"lc-jumprelu", "JumpReluAutoEncoder", "llamascopium", "jumprelu",
       "mean ||y - x_hat||^2 + sparsity_penalty * mean sum tanh(4 f_j |atom_j|) + pre_act * "
       "mean sum ReLU(threshold_j - p_j) |atom_j| (Llamascopium 2.0, jumprelu)",
       &dlrni_family_table[2].formula, 0, dlrni_lc_jump_settings},
      dlrni_set_lc_jumprelu},
-    {{"clt-topk", "CrossLayerTranscoder", "llamascopium",
+    {{"clt-topk", "CrossLayerTranscoder", "llamascopium", "topk",
       "mean over layers of ||y_l - x_hat_l||^2; in each layer the k largest f_j |atom_j| of "
       "a row (Llamascopium 2.0, cross-layer transcoder)",
       &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_topk},
-    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium",
+    {{"clt-batch_top_k", "CrossLayerTranscoder", "llamascopium", "batchlayertopk",
       "that of clt-topk with the k n largest f_j |atom_j| of all layers and n rows "
       "(Llamascopium 2.0)",
       &dlrni_family_table[14].formula, 0, dlrni_clt_k_settings},
      dlrni_set_clt_batch_top_k},
-    {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer",
+    {{"clt-jumprelu", "CrossLayerTranscoder", "circuit-tracer", "jumprelu",
       "mean over layers of ||y_l - x_hat_l||^2 + sparsity_penalty * mean over layers of sum "
       "tanh(4 f_j |atom_j|) (Llamascopium 2.0, cross-layer transcoder; Ameisen et al., "
       "2025)",

@@ -1,7 +1,7 @@
 """python.py - trainSAE of the Python package beside dictionary_learning's own, end to end: the same trainers and
 settings on the same rows, and on the same model and text, in one process, in turns.
 
-    python.py BUILD [--rounds N] [--steps N] [--d D] [--features F] [CASE...]
+    python.py BUILD [--cpu-time] [--rounds N] [--steps N] [--d D] [--features F] [CASE...]
 
 Prints JSON: versions, and a row for each case (a trainer's name, or "model"). A row's ratio is the package's time as a
 multiple of the program's for the same training, which has no Python in it; its peer is dictionary_learning, with its
@@ -14,28 +14,37 @@ a hook here; all else of the buffer is its own.
 import argparse
 import contextlib
 import importlib.metadata
+import importlib.util
 import io
 import itertools
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
 import types
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# dictionary_learning imports them for what is not used here.
-for name, member in (("nnsight", "LanguageModel"), ("datasets", "load_dataset"), ("zstandard", "ZstdDecompressor"),
-                     ("wandb", "init")):
-    try:
-        __import__(name)
-    except ImportError:
-        sys.modules[name] = types.ModuleType(name)
-        setattr(sys.modules[name], member, object)
+# dictionary_learning imports these for what is not used here; nobody else shall take them for the real ones.
+STANDING_IN = {"nnsight": "LanguageModel", "datasets": "load_dataset", "zstandard": "ZstdDecompressor", "wandb": "init"}
+STANDING_IN = {name: member for name, member in STANDING_IN.items() if not importlib.util.find_spec(name)}
+for name, member in STANDING_IN.items():
+    sys.modules[name] = types.ModuleType(name)
+    setattr(sys.modules[name], member, object)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from dictionary_learning.buffer import ActivationBuffer  # noqa: E402
+from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer  # noqa: E402
+from dictionary_learning.trainers.jumprelu import JumpReluTrainer  # noqa: E402
+from dictionary_learning.trainers.standard import StandardTrainer  # noqa: E402
+from dictionary_learning.trainers.top_k import TopKTrainer  # noqa: E402
+from dictionary_learning.training import trainSAE as their_trainSAE  # noqa: E402
+
+for name in STANDING_IN:
+    del sys.modules[name]
 
 MODEL, LAYER = ROOT / "examples" / "data" / "tiny-neox", 3
 ROWS, K = 4096, 64
@@ -45,13 +54,7 @@ TRAINERS = {"TopKTrainer": ("dl-top_k", {"k": K}), "BatchTopKTrainer": ("dl-batc
             "StandardTrainer": ("dl-standard", {"l1_penalty": 0.1, "sparsity_warmup_steps": None})}
 
 
-def their_trainer(name):
-    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
-    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
-    from dictionary_learning.trainers.standard import StandardTrainer
-    from dictionary_learning.trainers.top_k import TopKTrainer
-
-    return {t.__name__: t for t in (BatchTopKTrainer, JumpReluTrainer, StandardTrainer, TopKTrainer)}[name]
+THEIRS = {trainer.__name__: trainer for trainer in (BatchTopKTrainer, JumpReluTrainer, StandardTrainer, TopKTrainer)}
 
 
 def our_trainer(name):
@@ -61,8 +64,6 @@ def our_trainer(name):
 
 
 def their_buffer(data, model, submodule, tokenizer, **words):
-    from dictionary_learning.buffer import ActivationBuffer
-
     class Stop(Exception):
         pass
 
@@ -100,16 +101,23 @@ def config_of(trainer, name, d, features, steps):
             "layer": LAYER, "lm_name": MODEL.name, "device": "cpu", "seed": 0, **TRAINERS[name][1]}
 
 
-def timed(function):
+def processor_time():
+    """Of this process and of those that have ended, on all cores as if they had shared it evenly."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used) / torch.get_num_threads()
+
+
+def timed(function, clock):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        began = time.perf_counter()
+        began = clock()
         function()
-        return time.perf_counter() - began
+        return clock() - began
 
 
-def in_turns(rounds, *functions):
+def in_turns(arguments, *functions):
     """The best time of each: one after the other, so many rounds."""
-    times = [[timed(function) for function in functions] for _ in range(rounds)]
+    clock = processor_time if arguments.cpu_time else time.perf_counter
+    times = [[timed(function, clock) for function in functions] for _ in range(arguments.rounds)]
     return [min(column) for column in zip(*times)]
 
 
@@ -119,8 +127,11 @@ class Bench:
         self.tmp.mkdir(parents=True, exist_ok=True)
 
     def program(self, *flags):
-        subprocess.run([self.arguments.build / "dictlearn", "train", "--quiet", "--save-dir", self.tmp / "program",
-                        "--warmup-steps", "1", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
+        command = [self.arguments.build / "dictlearn", "train", "--quiet", "--save-dir", self.tmp / "program",
+                   "--warmup-steps", "1", *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
 
     def row(self, name, ours, theirs, programs, **parameters):
         row = {"name": name, "ratio": round(ours / programs, 4), "unit": "times the program", "better": "lower",
@@ -132,7 +143,6 @@ class Bench:
         return row
 
     def rows(self, name):
-        import dictionary_learning.training
         import dlrn
 
         d, features, steps = self.arguments.d, self.arguments.features, self.arguments.steps
@@ -148,15 +158,14 @@ class Bench:
                   save_dir=str(self.tmp / folder), device="cpu", **words)
 
         ours, theirs, programs = in_turns(
-            self.arguments.rounds, lambda: run(dlrn.trainSAE, our_trainer(name), "ours"),
-            lambda: run(dictionary_learning.training.trainSAE, their_trainer(name), "theirs"),
+            self.arguments, lambda: run(dlrn.trainSAE, our_trainer(name), "ours"),
+            lambda: run(their_trainSAE, THEIRS[name], "theirs"),
             lambda: self.program("--data", self.tmp / "x.npy", "--no-shuffle", "--recipe", TRAINERS[name][0],
                                  "--batch-size", ROWS, "--steps", steps, "--dict-size", features, *flags))
         return self.row(f"python.{name}.d{d}.F{features}", ours, theirs, programs, rows=ROWS, d=d, F=features,
                         steps=steps)
 
     def model(self):
-        import dictionary_learning.training
         import dlrn
         from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -173,10 +182,8 @@ class Bench:
         def theirs():
             buffer = their_buffer(itertools.cycle(pieces), model, site, tokenizer, d_submodule=d, device="cpu",
                                   refresh_batch_size=64, **shape)
-            trainer = their_trainer(name)
-            dictionary_learning.training.trainSAE(
-                data=buffer, trainer_configs=[config_of(trainer, name, d, 16 * d, steps)], steps=steps,
-                save_dir=str(self.tmp / "theirs"), device="cpu")
+            their_trainSAE(data=buffer, trainer_configs=[config_of(THEIRS[name], name, d, 16 * d, steps)], steps=steps,
+                           save_dir=str(self.tmp / "theirs"), device="cpu")
 
         def ours():
             buffer = dlrn.ActivationBuffer(itertools.cycle(pieces), model, site, d_submodule=d, tokenizer=tokenizer,
@@ -189,7 +196,7 @@ class Bench:
                          "--recipe", "dl-batch_top_k", "--k", K, "--dict-size", 16 * d, "--steps", steps, "--n-ctxs",
                          640, "--ctx-len", 128, "--in-batch-size", 64, "--batch-size", ROWS)
 
-        return self.row(f"python.model.d{d}.F{16 * d}", *in_turns(self.arguments.rounds, ours, theirs, program),
+        return self.row(f"python.model.d{d}.F{16 * d}", *in_turns(self.arguments, ours, theirs, program),
                         rows=ROWS, d=d, F=16 * d, steps=steps)
 
 
@@ -199,7 +206,8 @@ def main():
     parser.add_argument("cases", nargs="*", default=[*TRAINERS, "model"])
     for flag, value in (("rounds", 3), ("steps", 8), ("d", 512), ("features", 16384)):
         parser.add_argument("--" + flag, type=int, default=value)
-    arguments = parser.parse_args()
+    parser.add_argument("--cpu-time", action="store_true")
+    arguments = parser.parse_intermixed_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.path.insert(0, str(arguments.build / "python"))
     bench = Bench(arguments)

@@ -283,7 +283,8 @@ def measure(bench, peers, trainers, arguments):
 
 def measure_python(bench, arguments):
     """The rows of python.py, with the machine that they are of."""
-    command = [arguments.python, HERE / "python.py", arguments.build, *(["--rounds", "1"] if arguments.quick else [])]
+    command = [arguments.python, HERE / "python.py", arguments.build, *(["--rounds", "1"] if arguments.quick else []),
+               *bench.flags]
     done = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE)
     return {"machine": bench.run("=none", quiet=True)["machine"], **json.loads(done.stdout.splitlines()[-1])}
 

@@ -4,8 +4,9 @@
        ./loss_recovered [MODEL]
 
    Samples texts from a model (a Hugging Face folder, or with llama.cpp a GGUF file; by default
-   examples/data/tiny-neox), trains a dictionary on the output of its first MLP, and reports how much of the loss it recovers. For
-   comparison: the identity (all of it) and an untrained dictionary. */
+   examples/data/tiny-neox), trains a dictionary on the output of its first MLP, and reports how
+   much of the loss it recovers. For comparison: the identity (all of it) and an untrained
+   dictionary. */
 #include <stdio.h>
 #include <string.h>
 #define DICTLEARN_IMPLEMENTATION

@@ -4,7 +4,7 @@
 # Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling:
 # nothing is downloaded.
 #   make demo MODEL=DIR TEXT=FILE [SITE=mlp_out] [LAYER=0] [EXPANSION=8] [ROWS=200000]
-# does the same with a Hugging Face folder and a text (.jsonl, or .txt with blank lines between
+# does the same with a Hugging Face folder or a GGUF file and a text (.jsonl, or .txt with blank lines between
 # documents); one document in twenty is held out for the figures. PENALTY= sets the sparsity
 # penalty: larger is sparser. Every command and its whole output are in build/demo/log.txt.
 set -eu

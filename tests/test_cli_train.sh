@@ -44,6 +44,7 @@ says "switches, too" " --scale-rows on" "$d/list"
 says "and groups" " --groups 0.03125,0.0625,0.125,0.25,0.53125" "$d/list"
 status "--recipe list --json" 0 "$dl" train --recipe list --json
 says "is a list of objects" '^\[{"name": "reference", "family": "AutoEncoder", "library": ' "$d/out"
+says "with the class of each in its library" '"library": "saelens", "class": "matryoshka_batchtopk"' "$d/out"
 says "with the settings of config.json" '"settings": {"activation_dim": .*"seed": 0}' "$d/out"
 wrong "--json alone" "--json: goes with --recipe list" "$dl" train --json --data x --save-dir y
 

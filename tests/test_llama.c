@@ -118,6 +118,32 @@ TEST(every_site) {
     CHECK(entropy(&b, NULL, 0, NULL) == plain);
 }
 
+/* Any node that has rows can be written back: also one that ggml would else compute together with
+   the next, as it does a norm and the product with its weight. */
+TEST(every_node) {
+    const lm_batch b = open_all();
+    const double plain = entropy(&b, NULL, 0, NULL);
+    lcpp_model *m = (lcpp_model *)model;
+    int nodes = 0;
+    for (int64_t i = 0; i < m->nodes; i++) {
+        const char *name = m->node[i].name;
+        const int at_end = !strncmp(name, "result_", 7), at_start = strstr(name, "-0") != NULL;
+        lm_tap tap;
+        eye e;
+        char site[80];
+        if (!m->node[i].width || !(at_end || at_start) || strchr(name, ' ')) continue;
+        memset(&e, 0, sizeof e);
+        snprintf(site, sizeof site, "tensor:%s", name);
+        CHECK_OK(ctx, lm_site_named(model, site, 0, &tap.x));
+        tap.y = tap.x;
+        e.width[0] = lm_site_width(model, tap.x);
+        const double back = entropy(&b, &tap, 1, &e);
+        CHECK_MSG(back == plain, "%s: %.17g, as it is %.17g", name, back, plain);
+        nodes++;
+    }
+    CHECK(nodes >= 4);
+}
+
 /* Rows of a site, [TOKENS][width]. */
 static float *rows_of(const lm_batch *b, const lm_tap *tap, int64_t *width) {
     eye e;
@@ -224,7 +250,7 @@ TEST(pieces) {
     const int64_t v = lm_config_of(model)->vocab;
     lm_tap tap;
     eye e;
-    CHECK(tap_of(LM_RESID_OUT, 0, &tap, &e, ZERO));
+    CHECK(tap_of(LM_RESID_OUT, 0, &tap, &e, DOUBLE));
     float *whole = (float *)malloc((size_t)(TOKENS * v) * sizeof(float));
     float *parts = (float *)malloc((size_t)(TOKENS * v) * sizeof(float));
     CHECK(whole && parts);
@@ -323,17 +349,20 @@ TEST(visit_fails) {
     CHECK(e.calls == 4 && entropy(&b, NULL, 0, NULL) == plain);
 }
 
-/* Numbers that are not finite do not outlive the run that has them. */
+/* Numbers that are not finite do not outlive their run: fewer tokens leave old cells. */
 TEST(not_finite) {
-    const lm_batch b = open_all();
+    const lm_batch b = open_all(), one = {id, start, 1};
     lm_tap tap;
     eye e;
-    const double plain = entropy(&b, NULL, 0, NULL);
+    double before = 0, after = 0;
+    int64_t tokens;
+    CHECK_OK(ctx, lm_run(model, &one, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_cross_entropy(model, &one, &before, &tokens));
     CHECK(tap_of(LM_EMBED, 0, &tap, &e, NOT_A_NUMBER));
     CHECK(!isfinite(entropy(&b, &tap, 1, &e)));
-    const lm_batch one = {id, start, 1};
-    CHECK_OK(ctx, lm_run(model, &one, NULL, 0, NULL, NULL, 1)); /* fewer tokens: old cells remain */
-    CHECK(entropy(&b, NULL, 0, NULL) == plain);
+    CHECK_OK(ctx, lm_run(model, &one, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_cross_entropy(model, &one, &after, &tokens));
+    CHECK(tokens == start[1] - 1 && after == before);
 }
 
 TEST(sites) {
@@ -521,6 +550,18 @@ TEST(tokens) {
     CHECK_OK(ctx, lm_decode(tok, ids.id, ids.count, &back));
     const int64_t space = back.bytes[0] == ' '; /* SentencePiece puts one in front */
     CHECK(back.count == (int64_t)sizeof text - 1 + space && !strcmp(back.bytes + space, text));
+    for (int i = 0; i < 7; i++) { /* a byte that is not UTF-8 is U+FFFD */
+        static const char *const wrong[] = {"a\xFF z",         "a\xC1 z",
+                                            "a\xED\xA0\x80 z", "a\xF4\x90\x80\x80 z",
+                                            "a\xE0\x80\x80 z", "a\xF0\x80\x80\x80 z",
+                                            "z\xF0\x9F\x99"};
+        const int64_t n = (int64_t)strlen(wrong[i]), bad = i < 2 ? 1 : i == 3 || i == 5 ? 4 : 3;
+        CHECK_OK(ctx, lm_encode(tok, wrong[i], n, &ids));
+        CHECK_OK(ctx, lm_decode(tok, ids.id, ids.count, &back));
+        CHECK(back.count - (back.bytes[0] == ' ') == n + 2 * bad);
+        CHECK_STR(back.bytes, "\xEF\xBF\xBD");
+        CHECK_STR(back.bytes, i < 6 ? " z" : "z");
+    }
     CHECK_OK(ctx, lm_encode(tok, text, 0, &ids));
     CHECK(ids.count == 0);
     CHECK_OK(ctx, lm_decode(tok, ids.id, 0, &back));
@@ -553,7 +594,7 @@ static char *first_bytes(int64_t n, int without_tensors) {
     return name;
 }
 
-/* Files that are cut short, and one with a vocabulary alone: one error each, which names the file. */
+/* Files that are cut short, and one with a vocabulary alone: one error that names the file. */
 TEST(bad_files) {
     struct stat info;
     lm_model *m = NULL;
@@ -623,6 +664,7 @@ int main(int argc, char **argv) {
     RUN(no_rows);
     RUN(tensor);
     RUN(every_site);
+    RUN_LONG(every_node);
     RUN(one_by_one);
     RUN(heads);
     RUN(several_taps);

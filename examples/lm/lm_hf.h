@@ -115,8 +115,8 @@ typedef struct hf_pass hf_pass;
 
 typedef struct hf_architecture {
     const char *family; /* as `inspect` shows it */
-    /* Fills *cfg and *shape, all zero but for `architecture` and `family`. path: of config.json, for
-       errors. */
+    /* Fills *cfg and *shape, all zero but for `architecture` and `family`. path: of config.json,
+       for errors. */
     dlrn_status (*parse)(dlrn_context *ctx, const dlrn_json *json, const char *path, lm_config *cfg,
                          hf_shape *shape);
     const hf_tensor *tensors; /* [n_tensors] */

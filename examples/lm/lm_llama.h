@@ -7,7 +7,7 @@
    There a site's rows are read, an edit writes others, and a run that needs no more ends: what is
    above is never computed.
 
-   SITES are found once in each model, in the graph of a few tokens (>>graph). What counts is what a
+   SITES are found once in each model, in the graph of a few tokens (>>llama-graph). What counts is what a
    node does, since names differ between architectures: attn_out is the product with the tensor
    blk.N.attn_output.weight and what is added to it, mlp_in is what blk.N.ffn_up.weight multiplies.
    These are the inputs and outputs of the modules of the same name in Hugging Face's models.
@@ -17,18 +17,26 @@
    run is cut into pieces of whole sequences, see lcpp_piece_tokens. A visit still gets all rows
    of a run in one call. With one piece it is called from within the graph. With several, each piece
    runs up to the tap, the rows are gathered and visited, and a whole run begins again with the
-   rows that the visit left: 1 + (the part below the tap) times the work. Keep whole runs with
-   edits within a piece where time matters.
+   rows that the visit left: 1 + (the part below the tap) times the work. lm_model.whole_tokens
+   tells callers how long a whole run may be without that. A sequence is never cut, so the logits
+   of a long one take its tokens x vocabulary x 8 bytes.
 
    NUMBERS. The cache of keys and values is f32 and flash attention is off, so that an f32 model
-   gives what transformers gives to about 1e-5. The rows of a sequence depend on the rest of its
+   gives what transformers gives to about 1e-5; with GELU to 1e-3 or so, since ggml looks it up in a
+   table of f16 numbers. The rows of a sequence depend on the rest of its
    piece in the last bits: the keys of others are masked, but they shift the places at which a
    product is summed. A run with rows written back unchanged gives the same bits as one without.
 
-   Written for llama.cpp of August 2025 (b6325: flash_attn_type, kv_unified) and later.
-   On a machine of its own the settings that matter for the rate are the tokens of a piece (512) and
-   n_ubatch, which must be as large; a build of llama.cpp for the machine at hand (GGML_NATIVE);
-   OMP_WAIT_POLICY=passive if other programs run.
+   VERSIONS. Written for llama.cpp of August 2025 (b6325: flash_attn_type, kv_unified) and later.
+
+   RATE. What matters most is the tokens of a piece, as many as n_ubatch. In contexts of 128 tokens
+   SmolLM2-135M (f32, one core of a Xeon with AVX-512) runs 296 tokens a second in pieces of 256,
+   213 in pieces of 512 and 161 in pieces of 1024, since every token looks at the keys of its whole
+   piece; llama.cpp's own prompt processing (pp512) runs 219. Reading at layer 15 of 30 doubles it.
+   The logits of all tokens cost a fifth: the vocabulary is a fifth of this model. Build llama.cpp
+   for the machine (GGML_NATIVE). Formats that ggml has no blocked product for (Q4_1) run at half
+   the rate of f32: llama-quantize turns such a file into f32. Set OMP_WAIT_POLICY=passive where
+   other programs run.
 
    CONTENTS
    >>llama-model      the structs; errors; loading
@@ -54,7 +62,7 @@ enum {
     LCPP_SOURCES = 4,       /* of a node that are looked at             */
     LCPP_PROBE = 7,         /* tokens of the graph in which sites are found: few, and no usual
                                 number of heads, so that a dimension of 7 is that of the tokens */
-    LCPP_PIECE = 512,       /* tokens of a piece: n_ubatch of llama.cpp's own programs */
+    LCPP_PIECE = 256,       /* tokens of a piece: see RATE */
     LCPP_LOGITS = 64 << 20, /* floats of a piece's logits, at most, ... */
     LCPP_LEAST_PIECE = 128, /* ... unless that are fewer tokens than these  */
     LCPP_NO_LAYER = -1
@@ -124,6 +132,7 @@ typedef struct lcpp_model {
    the first line is the cause. The log belongs to the process. */
 static char lcpp_log_line[256];
 
+/* Keeps the first error, without the name of the function that it begins with. */
 static void lcpp_log(enum ggml_log_level level, const char *text, void *user) {
     (void)user;
     if (level != GGML_LOG_LEVEL_ERROR || lcpp_log_line[0]) return;
@@ -133,11 +142,13 @@ static void lcpp_log(enum ggml_log_level level, const char *text, void *user) {
     snprintf(lcpp_log_line, sizeof lcpp_log_line, "%.*s", n, text);
 }
 
+/* Before each call whose failure is told with the log's words. */
 static void lcpp_forget_log(void) {
     llama_log_set(lcpp_log, NULL);
     lcpp_log_line[0] = 0;
 }
 
+/* Why the last call failed. */
 static const char *lcpp_reason(void) {
     return lcpp_log_line[0] ? lcpp_log_line : "it gives no reason";
 }
@@ -229,6 +240,7 @@ static dlrn_status lcpp_configure(dlrn_context *ctx, const char *path,
                      (long long)c->vocab);
 }
 
+/* vocab_only reads the settings and the vocabulary: a tenth of a second for most files. */
 static dlrn_status lcpp_engine_read_config(dlrn_context *ctx, const char *path, lm_config *out) {
     struct llama_model *model = NULL;
     LM_TRY(lcpp_open(ctx, path, 1, &model));
@@ -237,11 +249,13 @@ static dlrn_status lcpp_engine_read_config(dlrn_context *ctx, const char *path, 
     return s;
 }
 
+/* Frees a context; the room may be used again. */
 static void lcpp_close_room(lcpp_room *room) {
     if (room->at) llama_free(room->at);
     memset(room, 0, sizeof *room);
 }
 
+/* Frees what the last run kept: its logits can no longer be asked for. */
 static void lcpp_forget_run(lcpp_model *m) {
     lcpp_run *r = &m->run;
     dlrn_context *ctx = m->base.ctx;
@@ -282,6 +296,14 @@ static dlrn_status lcpp_check_kind(const lcpp_model *m, const char *path) {
                      found, m->base.cfg.family);
 }
 
+/* Tokens of a piece. */
+static int64_t lcpp_piece_tokens(const lcpp_model *m) {
+    const int64_t fits = LCPP_LOGITS / m->base.cfg.vocab;
+    if (fits < LCPP_LEAST_PIECE) return LCPP_LEAST_PIECE;
+    return fits < LCPP_PIECE ? fits : LCPP_PIECE;
+}
+
+/* The weights are mapped, not read: a run that ends at layer 3 reads those of four layers. */
 static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_model **out) {
     lcpp_model *m = (lcpp_model *)dlrn_alloc(ctx, 1, sizeof *m);
     if (!m) return DLRN_ERR_MEMORY;
@@ -296,6 +318,7 @@ static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_mode
         return s;
     }
     m->vocab = llama_model_get_vocab(m->model);
+    m->base.whole_tokens = lcpp_piece_tokens(m);
     m->equal = llama_model_is_recurrent(m->model) || llama_model_is_hybrid(m->model);
     *out = &m->base;
     return DLRN_OK;
@@ -304,8 +327,8 @@ static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_mode
 /* ------------------------------------------------------------------------------------------ */
 // >>llama-tokenizer
 
-/* The vocabulary of a file, loaded without its weights. Text that is not UTF-8 is read with U+FFFD
-   for each wrong byte, as llama.cpp does. */
+/* The vocabulary of a file, loaded without its weights. A byte that is not UTF-8 is read as U+FFFD:
+   llama.cpp does so with some of them, and throws at others, which would end the process. */
 typedef struct lcpp_tokenizer {
     lm_tokenizer base;
     struct llama_model *model;
@@ -315,19 +338,54 @@ typedef struct lcpp_tokenizer {
     int64_t used, capacity;
 } lcpp_tokenizer;
 
-static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_t bytes,
-                                    bpe_ids *out) {
-    const lcpp_tokenizer *t = (const lcpp_tokenizer *)base;
-    out->count = 0;
-    out->ctx = base->ctx;
-    if (bytes > INT32_MAX / 2)
-        return dlrn_fail(base->ctx, DLRN_ERR_ARGUMENT,
-                         "text: expected at most 1 GB at once, found %lld bytes", (long long)bytes);
-    if (bytes == 0) return DLRN_OK;
-    /* A token has a byte or more, but for spaces that are put in front of words and texts. */
+/* Bytes of the character that a text begins with; 0: it is not UTF-8. */
+static int64_t lcpp_character(const unsigned char *text, int64_t n) {
+    const int bytes = text[0] < 0x80   ? 1
+                      : text[0] < 0xC2 ? 0
+                      : text[0] < 0xE0 ? 2
+                      : text[0] < 0xF0 ? 3
+                      : text[0] < 0xF5 ? 4
+                                       : 0;
+    if (bytes > n) return 0;
+    for (int i = 1; i < bytes; i++)
+        if ((text[i] & 0xC0) != 0x80) return 0;
+    if (text[0] == 0xE0 && text[1] < 0xA0) return 0; /* too long for its number */
+    if (text[0] == 0xED && text[1] > 0x9F) return 0; /* a surrogate             */
+    if (text[0] == 0xF0 && text[1] < 0x90) return 0; /* too long                */
+    if (text[0] == 0xF4 && text[1] > 0x8F) return 0; /* beyond U+10FFFF         */
+    return bytes;
+}
+
+/* The text with each byte that is not UTF-8 replaced, in a block for the caller to free; NULL and
+   DLRN_OK: nothing is wrong with it. */
+static dlrn_status lcpp_mend_text(dlrn_context *ctx, const char *text, int64_t *bytes, char **out) {
+    const unsigned char *from = (const unsigned char *)text;
+    int64_t wrong = 0, used = 0;
+    *out = NULL;
+    for (int64_t i = 0, n; i < *bytes; i += n ? n : 1) {
+        n = lcpp_character(from + i, *bytes - i);
+        wrong += n == 0;
+    }
+    if (wrong == 0) return DLRN_OK;
+    char *to = (char *)dlrn_alloc(ctx, *bytes + 2 * wrong, 1);
+    if (!to) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0, n; i < *bytes; i += n ? n : 1) {
+        n = lcpp_character(from + i, *bytes - i);
+        memcpy(to + used, n ? text + i : "\xEF\xBF\xBD", (size_t)(n ? n : 3));
+        used += n ? n : 3;
+    }
+    *bytes = used;
+    *out = to;
+    return DLRN_OK;
+}
+
+/* Tokens of a text that is UTF-8. A token has a byte or more, but for spaces that are put in front
+   of words and texts; if there are more of those than expected, llama.cpp says how many. */
+static dlrn_status lcpp_tokenize(const lcpp_tokenizer *t, const char *text, int64_t bytes,
+                                 bpe_ids *out) {
     int64_t need = bytes + 16;
     for (int tries = 0; tries < 2; tries++) {
-        LM_TRY(lm_grow(base->ctx, &out->id, &out->capacity, 0, need, sizeof *out->id));
+        LM_TRY(lm_grow(t->base.ctx, &out->id, &out->capacity, 0, need, sizeof *out->id));
         const int32_t n = llama_tokenize(t->vocab, text, (int32_t)bytes, out->id,
                                          (int32_t)out->capacity, false, true);
         if (n >= 0) {
@@ -336,9 +394,27 @@ static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_
         }
         need = -(int64_t)n;
     }
-    return dlrn_fail(base->ctx, DLRN_ERR_FORMAT, "text: llama.cpp cannot tokenize it");
+    return dlrn_fail(t->base.ctx, DLRN_ERR_FORMAT, "text: llama.cpp cannot tokenize it");
 }
 
+static dlrn_status lcpp_encode_text(lm_tokenizer *base, const char *text, int64_t bytes,
+                                    bpe_ids *out) {
+    char *mended = NULL;
+    out->count = 0;
+    out->ctx = base->ctx;
+    if (bytes > INT32_MAX / 4)
+        return dlrn_fail(base->ctx, DLRN_ERR_ARGUMENT,
+                         "text: expected at most 512 MB at once, found %lld bytes",
+                         (long long)bytes);
+    if (bytes == 0) return DLRN_OK;
+    LM_TRY(lcpp_mend_text(base->ctx, text, &bytes, &mended));
+    const dlrn_status s =
+        lcpp_tokenize((const lcpp_tokenizer *)base, mended ? mended : text, bytes, out);
+    dlrn_free(base->ctx, mended);
+    return s;
+}
+
+/* NULL also for the tokens that a converter makes up to pad a vocabulary. */
 static const char *lcpp_token_bytes(const lm_tokenizer *base, int32_t id, int64_t *bytes) {
     const lcpp_tokenizer *t = (const lcpp_tokenizer *)base;
     *bytes = 0;
@@ -348,6 +424,8 @@ static const char *lcpp_token_bytes(const lm_tokenizer *base, int32_t id, int64_
     return t->bytes + t->from[id];
 }
 
+/* Token by token. llama_detokenize would drop spaces that a tokenizer puts in front of a text,
+   and what it cleans up depends on the file. */
 static dlrn_status lcpp_decode_text(lm_tokenizer *base, const int32_t *ids, int64_t n,
                                     bpe_text *out) {
     int64_t bytes = 0;
@@ -380,6 +458,7 @@ static int lcpp_is_special(const lm_tokenizer *base, int32_t id) {
     return id >= 0 && id < llama_vocab_n_tokens(t->vocab) && llama_vocab_is_control(t->vocab, id);
 }
 
+/* Also one that was loaded in part. */
 static void lcpp_destroy_tokenizer(lm_tokenizer *base) {
     lcpp_tokenizer *t = (lcpp_tokenizer *)base;
     if (t->model) llama_model_free(t->model);
@@ -414,6 +493,7 @@ static const lm_tokenizer_kind lcpp_tokenizer_kind = {lcpp_encode_text, lcpp_dec
                                                       lcpp_vocab_size,  lcpp_is_special,
                                                       lcpp_token_bytes, lcpp_destroy_tokenizer};
 
+/* A file of its own handle, so that a tokenizer may outlive the model, or do without one. */
 static dlrn_status lcpp_engine_load_tokenizer(dlrn_context *ctx, const char *path,
                                               lm_tokenizer **out) {
     lcpp_tokenizer *t = (lcpp_tokenizer *)dlrn_alloc(ctx, 1, sizeof *t);
@@ -484,6 +564,7 @@ static int64_t lcpp_row_width(const struct ggml_tensor *t, int last, int64_t n) 
     return width;
 }
 
+/* Appends a node to the list. */
 static dlrn_status lcpp_add_node(lcpp_model *m, const struct ggml_tensor *t) {
     LM_TRY(lm_grow(m->base.ctx, &m->node, &m->node_cap, m->nodes, m->nodes + 1, sizeof *m->node));
     lcpp_node *node = &m->node[m->nodes++];
@@ -504,6 +585,7 @@ static int lcpp_has_name(const char *name) {
     return name[0] && strncmp(name, "node_", 5) != 0;
 }
 
+/* The place of a node in the list; -1: it is a tensor of the file or an input. */
 static int64_t lcpp_node_of(const lcpp_model *m, const void *self) {
     for (int64_t i = 0; i < m->nodes; i++)
         if (m->node[i].self == self) return i;
@@ -583,6 +665,7 @@ static int64_t lcpp_named(const lcpp_model *m, const char *name, int64_t rank) {
     return rank < 0 ? found : -1;
 }
 
+/* The first node called NAME-LAYER. */
 static int64_t lcpp_named_in(const lcpp_model *m, const char *name, int layer) {
     char full[LCPP_NAME];
     snprintf(full, sizeof full, "%s-%d", name, layer);
@@ -616,6 +699,7 @@ static int64_t lcpp_find_mlp_out(const lcpp_model *m, int layer) {
     return sum >= 0 ? sum : lcpp_named_in(m, "ffn_moe_out", layer);
 }
 
+/* What the MLP reads; with experts, what their router reads. */
 static int64_t lcpp_find_mlp_in(const lcpp_model *m, int layer) {
     static const char *const readers[] = {"ffn_up", "ffn_gate", "ffn_gate_inp"};
     int64_t at = -1;
@@ -624,6 +708,7 @@ static int64_t lcpp_find_mlp_in(const lcpp_model *m, int layer) {
     return at;
 }
 
+/* What queries are made of: with keys and values in one product, alone, or of low rank. */
 static int64_t lcpp_find_attn_in(const lcpp_model *m, int layer) {
     static const char *const readers[] = {"attn_qkv", "attn_q", "attn_q_a"};
     int64_t at = -1;
@@ -632,6 +717,7 @@ static int64_t lcpp_find_attn_in(const lcpp_model *m, int layer) {
     return at;
 }
 
+/* Most graphs name it. Where one does not, it is what the norm behind it reads. */
 static int64_t lcpp_find_resid_out(const lcpp_model *m, int layer) {
     const int64_t named = lcpp_named_in(m, "l_out", layer);
     if (named >= 0) return named;
@@ -664,6 +750,7 @@ static int64_t lcpp_find_tensor(const lcpp_model *m, const char *tensor) {
     return lcpp_named(m, name, number ? strtoll(number + 1, NULL, 10) - 1 : -1);
 }
 
+/* The node of a site of either form. */
 static int64_t lcpp_node_at(const lcpp_model *m, const lm_site *site) {
     return site->kind == LM_TENSOR ? lcpp_find_tensor(m, site->tensor)
                                    : lcpp_find(m, site->kind, site->layer);
@@ -708,6 +795,7 @@ static void lcpp_list_nodes(const lcpp_model *m, int layer, char *out, size_t si
     }
 }
 
+/* The error lists what the layer has. */
 static dlrn_status lcpp_no_site(lcpp_model *m, const char *name, int layer, const char *why) {
     char sites[160], names[480];
     lcpp_list_sites(m, layer, sites, sizeof sites);
@@ -732,6 +820,7 @@ static dlrn_status lcpp_check_site(lcpp_model *m, const char *name, const lm_sit
                      name, m->node[at].name, m->node[at].name);
 }
 
+/* A name of the list, or tensor:NAME. */
 static dlrn_status lcpp_engine_find_site(lm_model *base, const char *name, int64_t layer,
                                          lm_site *out) {
     lcpp_model *m = (lcpp_model *)base;
@@ -762,6 +851,7 @@ static dlrn_status lcpp_engine_site_names(lm_model *base, char *out, size_t size
     return DLRN_OK;
 }
 
+/* The graph is looked at by find_site, which every site comes from. */
 static int64_t lcpp_engine_width(const lm_model *base, const lm_site *site) {
     const lcpp_model *m = (const lcpp_model *)base;
     const int64_t at = lcpp_node_at(m, site);
@@ -1021,13 +1111,6 @@ static dlrn_status lcpp_look(lcpp_model *m) {
     return s;
 }
 
-/* Tokens of a piece. */
-static int64_t lcpp_piece_tokens(const lcpp_model *m) {
-    const int64_t fits = LCPP_LOGITS / m->base.cfg.vocab;
-    if (fits < LCPP_LEAST_PIECE) return LCPP_LEAST_PIECE;
-    return fits < LCPP_PIECE ? fits : LCPP_PIECE;
-}
-
 /* Cuts a run into pieces of whole sequences. */
 static void lcpp_cut(lcpp_model *m) {
     lcpp_run *r = &m->run;
@@ -1218,6 +1301,7 @@ static dlrn_status lcpp_hold(lcpp_model *m, int64_t piece) {
     return lcpp_run_piece(&p, piece);
 }
 
+/* Whether the last run was whole, and ended. */
 static dlrn_status lcpp_check_whole(const lcpp_model *m) {
     if (m->run.whole && (m->run.pieces != 1 || m->run.held == 0 || !m->run.start[m->run.sequences]))
         return DLRN_OK;
@@ -1226,6 +1310,7 @@ static dlrn_status lcpp_check_whole(const lcpp_model *m) {
                      "none that ended");
 }
 
+/* Rows may lie in several pieces, each of which is run again if another is held. */
 static dlrn_status lcpp_engine_logits(lm_model *base, int64_t first, int64_t rows, float *logits) {
     lcpp_model *m = (lcpp_model *)base;
     const lcpp_run *r = &m->run;
@@ -1302,6 +1387,7 @@ static dlrn_status lcpp_add_nats(lcpp_model *m, int64_t piece, double *nats, int
     return s;
 }
 
+/* A piece at a time: there is never more than one piece of logits. */
 static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *batch, double *nats,
                                              int64_t *tokens) {
     lcpp_model *m = (lcpp_model *)base;
@@ -1319,6 +1405,7 @@ static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *bat
 /* ------------------------------------------------------------------------------------------ */
 // >>llama-sampling
 
+/* The cache is made at the first step, which tells how many tokens a step may have. */
 static dlrn_status lcpp_engine_begin(lm_model *base, int64_t sequences, int64_t positions) {
     lcpp_model *m = (lcpp_model *)base;
     const int64_t most = (int64_t)llama_max_parallel_sequences();
@@ -1352,6 +1439,7 @@ static dlrn_status lcpp_sample_room(lcpp_model *m, int64_t tokens) {
                           tokens > sequences ? tokens : sequences, share);
 }
 
+/* With taps all rows are wanted in the last layer too; else only those that are sampled from. */
 static dlrn_status lcpp_engine_extend(lm_model *base, const lm_batch *batch, const lm_tap *taps,
                                       int n_taps, lm_visit visit, void *user, float *logits) {
     lcpp_model *m = (lcpp_model *)base;

@@ -2,8 +2,8 @@
    one. They become words of the command line, so that flags win over them and every value passes
    the same checks.
 
-   A library is a line of a table: where its settings stand, which recipe its classes are, and which
-   flag a key sets. Keys that no line names concern data, devices and logs. */
+   A library is a line of a table: where its settings stand, how it tells a class, and which flag a
+   key sets. dlrn_recipe_info names the class of each recipe. Keys that no line names concern data, devices and logs. */
 
 typedef enum config_how {
     TAKE,         /* as it is; a list with commas                                      */
@@ -30,39 +30,28 @@ typedef struct config_key {
     const char *none; /* what null means; NULL: the recipe's     */
 } config_key;
 
-enum { CONFIG_SIGNS = 3 };
-/* A recipe is the one for which all keys have these values. */
+enum { CONFIG_SIGNS = 2, CONFIG_LAYOUTS = 2 };
+/* A recipe that needs more than the name of its class, which the library's table has: values of
+   the keys `sign`. */
 typedef struct config_class {
     const char *recipe;
-    const char *value[CONFIG_SIGNS]; /* of the library's `sign`; NULL: any                 */
+    const char *value[CONFIG_SIGNS]; /* NULL: any                                          */
 } config_class;
 
 typedef struct config_library {
     const char *name;
-    const char *places[6];          /* of keys, from the most special on; up to NULL        */
-    const char *sign[CONFIG_SIGNS]; /* keys that tell the class. The first one tells the
-                                       library, too */
-    const config_class *classes;    /* up to one without a recipe                           */
-    const config_key *keys;         /* up to one without a key; NULL: they are called as our
+    const char *places[6];               /* of keys, from the most special on; up to NULL        */
+    const char *layouts[CONFIG_LAYOUTS]; /* its recipes have one of these; {NULL}: all           */
+    const char *mark;                    /* the key that tells the library                       */
+    const char *class_key;               /* names the recipe's class; NULL: there is one recipe  */
+    const char *sign[CONFIG_SIGNS];      /* keys that choose among recipes of one class, or NULL */
+    const config_class *classes;         /* up to one without a recipe; NULL: no such class      */
+    const config_key *keys;              /* up to one without a key; NULL: they are called as our
                                        flags */
 } config_library;
 
 /* ---- dictionary_learning 0.1.0, and its fork with crosscoders */
 
-static const config_class learning_classes[] = {
-    {"dl-standard", {"StandardTrainer"}},
-    {"dl-april", {"StandardTrainerAprilUpdate"}},
-    {"dl-gated", {"GatedSAETrainer"}},
-    {"dl-jump_relu", {"JumpReluTrainer"}},
-    {"dl-top_k", {"TopKTrainer"}},
-    {"dl-batch_top_k", {"BatchTopKTrainer"}},
-    {"dl-matryoshka", {"MatryoshkaBatchTopKTrainer"}},
-    {"dl-p_anneal", {"PAnnealTrainer"}},
-    {"dl-gated_anneal", {"GatedAnnealTrainer"}},
-    {"cc-norm", {"CrossCoderTrainer"}},
-    {"cc-batch_top_k", {"BatchTopKCrossCoderTrainer"}},
-    {NULL, {NULL}},
-};
 static const config_key learning_keys[] = {
     {"out_batch_size", "--batch-size", TAKE, NULL, NULL},
     {"n_ctxs", "--n-ctxs", TAKE, NULL, NULL},
@@ -105,16 +94,10 @@ static const config_key learning_keys[] = {
 /* ---- SAELens 6: runner_cfg.json, cfg.json of a checkpoint or of the result */
 
 static const config_class saelens_classes[] = {
-    {"sl-standard", {"standard", NULL, NULL}},
-    {"sl-gated", {"gated", NULL, NULL}},
-    {"sl-jumprelu", {"jumprelu", "step", "false"}},
-    {"sl-jumprelu-tanh", {"jumprelu", "tanh", "true"}},
-    {"sl-jumprelu-quadratic", {"jumprelu", "quadratic", "false"}},
-    {"sl-topk", {"topk", NULL, NULL}},
-    {"sl-batchtopk", {"batchtopk", NULL, NULL}},
-    {"sl-matryoshka", {"matryoshka_batchtopk", NULL, NULL}},
-    {"sl-abstopk", {"abstopk", NULL, NULL}},
-    {NULL, {NULL, NULL, NULL}},
+    {"sl-jumprelu", {"step", "false"}},
+    {"sl-jumprelu-tanh", {"tanh", "true"}},
+    {"sl-jumprelu-quadratic", {"quadratic", "false"}},
+    {NULL, {NULL, NULL}},
 };
 static const config_key saelens_keys[] = {
     {"train_batch_size_tokens|train_batch_size_samples", "--batch-size", TAKE, NULL, NULL},
@@ -158,11 +141,11 @@ static const config_key saelens_keys[] = {
 /* ---- sparsify 1.3: config.json of a run */
 
 static const config_class sparsify_classes[] = {
-    {"sp-topk", {"topk", "false", "false"}},
-    {"sp-groupmax", {"groupmax", "false", "false"}},
-    {"sp-transcoder", {"topk", "true", "false"}},
-    {"sp-skip_transcoder", {"topk", "true", "true"}},
-    {NULL, {NULL, NULL, NULL}},
+    {"sp-topk", {"false", "false"}},
+    {"sp-groupmax", {"false", "false"}},
+    {"sp-transcoder", {"true", "false"}},
+    {"sp-skip_transcoder", {"true", "true"}},
+    {NULL, {NULL, NULL}},
 };
 static const config_key sparsify_keys[] = {
     {"batch_size", "--batch-size", TAKE_PRODUCT, "ctx_len", NULL},
@@ -186,12 +169,13 @@ static const config_key sparsify_keys[] = {
 
 /* ---- Llamascopium 2.0: settings of a run */
 
+/* Crosscoders are trained as SAEs of wide rows. */
 static const config_class llamascopium_classes[] = {
-    {"lc-relu", {"sae", "relu"}},          {"lc-topk", {"sae", "topk"}},
-    {"lc-jumprelu", {"sae", "jumprelu"}},  {"lc-relu", {"crosscoder", "relu"}},
-    {"lc-topk", {"crosscoder", "topk"}},   {"lc-jumprelu", {"crosscoder", "jumprelu"}},
-    {"clt-topk", {"clt", "topk"}},         {"clt-batch_top_k", {"clt", "batchlayertopk"}},
-    {"clt-jumprelu", {"clt", "jumprelu"}}, {NULL, {NULL, NULL}},
+    {"lc-relu", {"sae"}},        {"lc-topk", {"sae"}},
+    {"lc-jumprelu", {"sae"}},    {"lc-relu", {"crosscoder"}},
+    {"lc-topk", {"crosscoder"}}, {"lc-jumprelu", {"crosscoder"}},
+    {"clt-topk", {"clt"}},       {"clt-batch_top_k", {"clt"}},
+    {"clt-jumprelu", {"clt"}},   {NULL, {NULL}},
 };
 static const config_key llamascopium_keys[] = {
     {"batch_size", "--batch-size", TAKE, NULL, NULL},
@@ -229,7 +213,6 @@ static const config_key llamascopium_keys[] = {
 
 /* ---- ckkissane's crosscoders: the one class is known by a key */
 
-static const config_class ckkissane_classes[] = {{"cc-l1", {NULL}}, {NULL, {NULL}}};
 static const config_key ckkissane_keys[] = {
     {"batch_size", "--batch-size", TAKE, NULL, NULL},
     {"num_tokens", "--steps", TAKE_ROWS, NULL, NULL},
@@ -245,30 +228,41 @@ static const config_key ckkissane_keys[] = {
 };
 
 static const config_library config_libraries[] = {
-    {"dictlearn", {"settings", "", NULL}, {"recipe", NULL, NULL}, NULL, NULL},
+    {"dictlearn", {"settings", "", NULL}, {NULL}, "recipe", "recipe", {NULL}, NULL, NULL},
     {"dictionary_learning",
      {"trainer", "config", "buffer", "", NULL},
-     {"trainer_class", NULL, NULL},
-     learning_classes,
+     {"dictionary_learning", "crosscoder-fork"},
+     "trainer_class",
+     "trainer_class",
+     {NULL},
+     NULL,
      learning_keys},
     {"llamascopium",
      {"sae", "cfg", "trainer", "activation_factory", "", NULL},
-     {"sae_type", "act_fn", NULL},
+     {"llamascopium", "circuit-tracer"},
+     "sae_type",
+     "act_fn",
+     {"sae_type"},
      llamascopium_classes,
      llamascopium_keys},
     {"saelens",
      {"sae.metadata.training_architecture_details", "metadata.training_architecture_details", "sae",
       "trainer", "", NULL},
-     {"metadata.training_architecture|architecture", "jumprelu_sparsity_loss_mode",
-      "jumprelu_ste_to_input"},
+     {"saelens", NULL},
+     "metadata.training_architecture|architecture",
+     "metadata.training_architecture|architecture",
+     {"jumprelu_sparsity_loss_mode", "jumprelu_ste_to_input"},
      saelens_classes,
      saelens_keys},
     {"sparsify",
      {"sae", "cfg", "", NULL},
-     {"activation", "transcode", "skip_connection"},
+     {"sparsify", NULL},
+     "activation",
+     "activation",
+     {"transcode", "skip_connection"},
      sparsify_classes,
      sparsify_keys},
-    {"ckkissane", {"", NULL}, {"dec_init_norm", NULL, NULL}, ckkissane_classes, ckkissane_keys},
+    {"ckkissane", {"", NULL}, {"ckkissane"}, "dec_init_norm", NULL, {NULL}, NULL, ckkissane_keys},
 };
 enum { CONFIG_LIBRARIES = (int)(sizeof config_libraries / sizeof *config_libraries) };
 
@@ -525,28 +519,46 @@ static dlrn_status config_apply_own(const config_reading *r) {
     return s;
 }
 
+/* Whether a config is of this recipe. value: of the class's key and of the signs. */
+static int is_of_recipe(const config_library *library, const dlrn_recipe_info *recipe,
+                        const char *const *value) {
+    int of_library = 0, needs_more = 0;
+    for (int i = 0; i < CONFIG_LAYOUTS && library->layouts[i]; i++)
+        of_library |= recipe->layout && !strcmp(recipe->layout, library->layouts[i]);
+    if (!of_library) return 0;
+    if (library->class_key && (!recipe->class_name || strcmp(recipe->class_name, value[0])))
+        return 0;
+    for (const config_class *c = library->classes; c && c->recipe; c++) {
+        int fits = 1;
+        if (strcmp(c->recipe, recipe->name)) continue;
+        for (int i = 0; i < CONFIG_SIGNS; i++)
+            fits &= !c->value[i] || !strcmp(c->value[i], value[1 + i]);
+        if (fits) return 1;
+        needs_more = 1;
+    }
+    return !needs_more;
+}
+
 /* The recipe of the file's class. */
 static dlrn_status config_recipe(config_reading *r, const char **recipe) {
-    const char *value[CONFIG_SIGNS];
-    char text[256], list[64];
     const config_library *library = r->library;
+    const char *value[1 + CONFIG_SIGNS];
+    char text[256], list[64];
     int at = 0;
-    for (int i = 0; i < CONFIG_SIGNS; i++) {
-        const dlrn_json *v = config_get(r->root, library, library->sign[i]);
+    for (int i = 0; i <= CONFIG_SIGNS; i++) {
+        const char *key = i ? library->sign[i - 1] : library->class_key;
+        const dlrn_json *v = config_get(r->root, library, key);
         const char *word = config_text(v, list, sizeof list);
         value[i] = word ? word : "false";
-        if (library->sign[i] && v && at < (int)sizeof text)
-            at += snprintf(text + at, sizeof text - (size_t)at, "%s%s %.40s", i ? ", " : "",
+        if (v && at < (int)sizeof text)
+            at += snprintf(text + at, sizeof text - (size_t)at, "%s%s %.40s", at ? ", " : "",
                            v->key ? v->key : "", value[i]);
     }
     *recipe = value[0];
-    if (!library->classes) return DLRN_OK;
-    for (const config_class *c = library->classes; c->recipe; c++) {
-        int fits = 1;
-        for (int i = 0; i < CONFIG_SIGNS && library->sign[i]; i++)
-            fits &= !c->value[i] || !strcmp(c->value[i], value[i]);
-        *recipe = c->recipe;
-        if (fits) return DLRN_OK;
+    if (!library->layouts[0]) return DLRN_OK; /* our own */
+    for (int i = 0; dlrn_recipe(i); i++) {
+        *recipe = dlrn_recipe(i)->name;
+        if (is_of_recipe(library, dlrn_recipe(i), value)) return DLRN_OK;
     }
     return dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
                      "%s: expected a class of %s that has a recipe here, found %s", r->path,
@@ -559,7 +571,7 @@ static dlrn_status config_find_library(config_reading *r) {
     int at = 0;
     for (int i = 0; i < CONFIG_LIBRARIES; i++) {
         r->library = &config_libraries[i];
-        if (config_get(r->root, r->library, r->library->sign[0])) return DLRN_OK;
+        if (config_get(r->root, r->library, r->library->mark)) return DLRN_OK;
         at += snprintf(names + at, sizeof names - (size_t)at, "%s%s", i ? ", " : "",
                        r->library->name);
     }

@@ -2,6 +2,8 @@
 
        cc -O2 -fopenmp -I. examples/program/dictlearn.c -o dictlearn -lm
 
+   With llama.cpp for models in GGUF files: -DLM_LLAMA, -lllama -lggml -lggml-base.
+
    args.h     flags, parsing, help          source.h   rows for training and evaluation
    process.h  threads, streams, signals     inspect.h  inspect, convert
    output.h   progress, JSON, files         rows.h     encode, decode, reconstruct

@@ -252,6 +252,7 @@ static void put_recipe_json(json_writer *j, const dlrn_recipe_info *recipe) {
     json_text(j, "name", recipe->name);
     json_text(j, "family", recipe->family);
     json_text(j, "library", recipe->layout ? recipe->layout : "");
+    json_text(j, "class", recipe->class_name ? recipe->class_name : "");
     json_text(j, "formula", words);
     json_text(j, "loss", recipe->loss);
     json_open(j, "uses", '[');

@@ -6,6 +6,8 @@
 CC and CFLAGS are read from the environment. The compiler must take gcc's options: gcc, clang, MinGW.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -99,7 +101,9 @@ def write_module(target: Path) -> None:
     ffi = cffi.FFI()
     ffi.cdef(declarations())
     ffi.set_source("dlrn._abi", None)
-    ffi.emit_python_code(str(target))
+    with contextlib.redirect_stdout(io.StringIO()):
+        ffi.emit_python_code(str(target))
+    target.touch()  # also where its text is the same: make goes by the time
 
 
 if __name__ == "__main__":

@@ -157,6 +157,13 @@ def test_sparse_codes():
     assert np.array_equal(TOP.decode(wide), TOP.decode(sparse))
 
 
+def test_sparse_codes_with_duplicates_and_in_any_order():
+    given = scipy.sparse.csr_matrix((np.float32([1, 2, 3, 4]), [5, 2, 5, 1], [0, 3, 4]), shape=(2, F))
+    before = given.copy()
+    assert np.abs(TOP.decode(given) - TOP.decode(given.toarray())).max() < 1e-5
+    assert np.array_equal(given.data, before.data) and np.array_equal(given.indices, before.indices)
+
+
 def test_hostile_sparse_codes():
     for change in (lambda s: s.indices.__setitem__(0, F), lambda s: s.indices.__setitem__(0, -1),
                    lambda s: s.indptr.__setitem__(1, -5), lambda s: s.indptr.__setitem__(1, 10**9)):
@@ -182,6 +189,8 @@ def test_wrong_width():
         text = str(raises(ValueError, AE.encode, x, says=[str(D), str(x.shape[-1])]))
         assert "\n" not in text and isinstance(raises(ValueError, AE.encode, x), dlrn.DlrnError), text
     raises(ValueError, AE, X[:, :-1], says=str(D - 1))
+    for shape in ((2 * D, D - 1), (D, 2), (6, D // 2)):  # as many numbers as whole rows have
+        raises(ValueError, AE.encode, np.zeros(shape, "f"), says=str(shape[-1]))
     raises(ValueError, AE.decode, FEATURES[:, 1:], says=[str(F), str(F - 1)])
     raises(ValueError, AE.encode, np.float32(3))
 

@@ -49,6 +49,7 @@ def test_only_numpy_and_cffi_are_imported():
 import sys
 sys.path.insert(0, {str(BUILD / "python")!r})
 before = set(sys.modules)
+import dlrn
 print(sorted({{m.split(".")[0] for m in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -92,25 +92,28 @@ def test_two_threads_on_one_context_wait_for_each_other():
 
 
 def test_an_exception_goes_to_the_thread_whose_source_raised_it():
-    found = {}
+    found, both = {}, threading.Barrier(4)
 
     def work(name):
         def source():
-            for i in range(20):
+            for i in range(5):
                 yield X[:100]
+            both.wait(60)  # all raise at the same time
             raise LookupError(name)
 
         try:
-            dlrn.trainSAE(source(), D, 64, 1e-3, 1e-3, warmup_steps=1, steps=100)
-        except LookupError as error:
-            found[name] = str(error)
+            dlrn.trainSAE(source(), D, 64, 1e-3, 1e-3, warmup_steps=1, steps=100, verbose=False)
+        except BaseException as error:
+            found[name] = error
 
     threads = [threading.Thread(target=work, args=(str(i),)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == {str(i): str(i) for i in range(4)}, found
+    for name, error in found.items():
+        assert isinstance(error, LookupError) and str(error) == name, (name, repr(error))
+    assert len(found) == 4, found
 
 
 # ---- fork

@@ -104,8 +104,10 @@ def wheel():
     """The wheel that pip builds."""
     installed()
     if not list(HERE.glob("*.whl")):
+        os.environ["DICTLEARN_LIBRARY"] = str(library())  # compiled once more it would be the same
         run(PYTHON, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "-w", HERE,
             ROOT / "examples" / "python")
+        del os.environ["DICTLEARN_LIBRARY"]
     found = list(HERE.glob("*.whl"))
     assert len(found) == 1, found
     return found[0]
