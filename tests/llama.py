@@ -366,6 +366,17 @@ def graph_nodes(case):
     report(f"{case.name}: no layer 3", status == 1 and "\n" not in error and "from 0 to 2" in error, error)
 
 
+def engine(case):
+    """The engine's own test, in C, on this model."""
+    if not (BUILD / "test_llama").exists():
+        return
+    done = subprocess.run([BUILD / "test_llama"], env={**os.environ, "DLRN_TEST_GGUF": str(case.gguf)},
+                          capture_output=True, text=True, timeout=300)
+    close = ([""] + done.stdout.splitlines())[-1]
+    good = done.returncode == 0 and " 0 failed" in close
+    report(f"{case.name}: test_llama", good, close if good else done.stdout + done.stderr)
+
+
 def check(case):
     tokens(case)
     last = case.model.config.num_hidden_layers - 1
@@ -388,6 +399,7 @@ def check(case):
     for site in SITES:
         if site not in sites:
             lacks(case, site)
+    engine(case)
     if case.name == "llama":
         graph_nodes(case)
 

@@ -138,7 +138,7 @@ def test_targets():
                        ("paths", (place / "x.npy", place / "y.npy"))):
         with dlrn.source_of(data) as source:
             assert (source.d, source.d_out) == (D, 10), name
-            x, y = read_all(source)
+            x, y = read_all(source, 50)
             assert np.array_equal(x, X), name
             assert np.array_equal(y, Y), name
 
@@ -171,7 +171,7 @@ def test_data_that_are_none():
     raises(TypeError, dlrn.source_of, 3, says="iterable")
     raises(TypeError, lambda: read_all(dlrn.source_of(iter(["text"]), D)), says="arrays")
     raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:, 1:]]), D)), says=[str(D), str(D - 1)])
-    raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:5], (X[:5], Y[:5])]), D)), says="target")
+    raises(ValueError, lambda: read_all(dlrn.source_of(iter([X[:5], (X[:5], Y[:5])]), D)), says="earlier")
     raises(ValueError, lambda: read_all(dlrn.source_of(iter([(X[:5], Y[:4])]), D)), says=["5", "4"])
     raises(ValueError, dlrn.source_of, (X, Y[:-1]), says="number")
     raises(ValueError, dlrn.source_of, X, D + 1, says=str(D + 1))
@@ -214,8 +214,9 @@ def test_a_source_may_use_other_objects_of_the_package():
         for x in batches():
             yield ae(x)
 
-    trainer = dlrn.Trainer("dl-top_k", reconstructions(), shuffle=True, k=5, dict_size=F, batch_size=100, capacity=300)
-    assert [stats.rows for stats in trainer] == [100] * 12
+    trainer = dlrn.Trainer("dl-top_k", reconstructions(), shuffle=True, k=5, dict_size=F, batch_size=150, capacity=300)
+    assert trainer.context is not ae.context
+    assert [stats.rows for stats in trainer] == [150] * 8
 
 
 # ---- trainers
@@ -714,6 +715,8 @@ def test_figures_of_dictionary_learning():
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert abs(found[key] - value) < 1e-5 * max(abs(value), 1), (key, found[key], value)
+    few = dlrn.evaluate(ae, iter([X[:1], X[1:2]]), n_batches=2)
+    assert few["frac_alive"] == (by_formula(ae, X[:2])[1] != 0).any(axis=0).mean()
     normed = dlrn.evaluate(ae, iter([X[:300]]), normalize_batch=True, device="cpu")
     scaled = X[:300] * (D ** 0.5 / np.linalg.norm(X[:300], axis=-1).mean())
     assert abs(normed["l2_loss"] - by_formula(ae, scaled)[0]["l2_loss"]) < 1e-5
@@ -762,8 +765,11 @@ def test_figures_of_the_library():
 def test_figures_of_layers():
     trainer = dlrn.Trainer("cc-l1", activation_dim=D, dict_size=F, layers=2, warmup_steps=1)
     trainer.step(X[:200].reshape(-1, 2, D // 2))
-    found = dlrn.evaluate(trainer.finish(), X)
-    assert found.layers == 2 and len(found.layer) == 2 and found.layer[0].mse_loss > 0
+    ae = trainer.finish()
+    found, rest = dlrn.evaluate(ae, X), (X - np.asarray(ae(X)).reshape(X.shape)).reshape(-1, 2, D // 2)
+    assert found.layers == 2 and len(found.layer) == 2
+    for layer, part in zip(found.layer, (rest.astype(np.float64) ** 2).sum(axis=2).mean(axis=0)):
+        assert abs(layer.mse_loss - part) < 1e-5 * part
 
 
 def test_the_loss_of_a_model():

@@ -220,15 +220,12 @@ def _copy(rows: Rows, first: int, n: int, target, at: int, width: int) -> None:
 
 
 def rows_of(x: Any, d: int, name: str) -> Rows:
-    """The rows of an array, wherever it is; [.., layers, width] are rows of d = layers * width."""
+    """The rows of an array, wherever it is, and whether or not it has gradients."""
     if getattr(getattr(x, "device", None), "type", "cpu") != "cpu":
         x = x.cpu()
     if getattr(x, "requires_grad", False):
         x = x.detach()
-    layers = 1
-    if is_array(x) and len(x.shape) > 1 and x.shape[-1] != d and x.shape[-2] * x.shape[-1] == d:
-        layers = int(x.shape[-2])
-    return Rows(x, d, name, layers)
+    return Rows(x, d, name)
 
 
 def _checked(x: Any, y: Any, d: int, d_out: int) -> tuple:
@@ -337,7 +334,7 @@ class _SeekableItems(_Items):
 def _is_plain(x: Any) -> bool:
     """Whether C can read an array where it lies."""
     if isinstance(x, np.ndarray):
-        return x.dtype == np.float32 and x.flags.c_contiguous and x.dtype.isnative
+        return x.dtype == np.float32 and x.flags.c_contiguous
     return str(x.dtype) == "torch.float32" and x.is_contiguous() and x.device.type == "cpu"
 
 
