@@ -3685,12 +3685,17 @@ DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64
 /* In f32 the sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it
    is formed again in double, which holds the square of every float. The lower bound is far above
    the smallest f32, so that squares which underflow are too small to matter. */
-DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
-    float square = ctx->k->dot(a, a, n);
-    if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
+DLRNI_INTERNAL double dlrni_norm_f64(dlrn_context *ctx, const float *a, int64_t n) {
+    const float square = ctx->k->dot(a, a, n);
+    if (square > 1e-30f && square <= FLT_MAX) return sqrt((double)square);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)a[i];
-    return (float)sqrt(sum);
+    return sqrt(sum);
+}
+
+/* sqrt in double, rounded to f32, has the bits of sqrtf. */
+DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
+    return (float)dlrni_norm_f64(ctx, a, n);
 }
 
 /* y += a x, each element one fused multiply-add. */
@@ -4551,16 +4556,21 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
-/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
-   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
-   finite. */
-DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
-    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+/* The norm of an atom, or the sum of its norms by layer. What is stored of it is rounded once. */
+DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank rank,
+                                         int64_t feature) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
     const int64_t width = dict->d_out / layers;
     const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
     double norm = 0;
-    for (int64_t l = 0; l < layers; l++)
-        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    for (int64_t l = 0; l < layers; l++) norm += dlrni_norm_f64(dict->ctx, atom + l * width, width);
+    return norm;
+}
+
+/* What a pre-activation is multiplied by before gate and selection. An atom without a normal norm
+   counts as one of zeros: 1 / norm must be finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const double norm = dlrni_layered_norm(dict, dict->formula.rank, feature);
     if (norm < (double)FLT_MIN) return 0;
     return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
 }
@@ -21709,17 +21719,6 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
 /* Whether the norm enters the penalty as its square. */
 DLRNI_INTERNAL int dlrni_weighs_twice(const dlrn_trainer *t) {
     return t->rules.weigh_twice && t->dict->formula.center == DLRN_CENTER_NONE;
-}
-
-/* The norm of an atom, or the sum of the norms of its layers. */
-DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank kind, int64_t f) {
-    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
-    const int64_t width = dict->d_out / parts;
-    const float *atom = dict->param[DLRN_DECODER] + f * dict->d_out;
-    double sum = 0;
-    for (int64_t l = 0; l < parts; l++, atom += width)
-        sum += sqrt((double)dict->ctx->k->dot(atom, atom, width));
-    return sum;
 }
 
 /* ---- Penalties ----

@@ -80,8 +80,10 @@ static void draw(float *x, int64_t n) {
 static float norm_of(const dlrn_dictionary *dict, int64_t j) {
     const int64_t width = D / dict->layers;
     double norm = 0;
-    for (int64_t l = 0; l < dict->layers; l++)
-        norm += (double)dlrn_norm(dict->ctx, dict->param[DLRN_DECODER] + j * D + l * width, width);
+    for (int64_t l = 0; l < dict->layers; l++) {
+        const float *atom = dict->param[DLRN_DECODER] + j * D + l * width;
+        norm += sqrt((double)dlrn_dot(dict->ctx, atom, atom, width));
+    }
     return (float)norm;
 }
 
