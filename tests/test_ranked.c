@@ -30,15 +30,6 @@ static const struct {
      0}};
 enum { CASES = sizeof cases / sizeof *cases };
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* Atoms of many norms, some of none; thresholds around the ranked pre-activations. */
 static dlrn_dictionary *ranked(dlrn_context *ctx, int which, dlrn_rank rank) {
     dlrn_dictionary *dict = NULL;
@@ -190,7 +181,7 @@ TEST(every_way_gives_the_bits_of_plain_loops) {
 /* An encoder notices that atoms, or the rank alone, have changed. */
 TEST(an_encoder_follows_changes) {
     static float x[N * D], want[N * F], got[N * F];
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary *dict = ranked(ctx, 1, DLRN_RANK_NORM);
     dlrn_encoder *e = NULL;
     draw(x, N * D);
@@ -213,7 +204,7 @@ TEST(an_encoder_follows_changes) {
 TEST(a_saved_dictionary_has_the_same_output) {
     static float x[N * D], f[N * F], g[N * F], want[N * D], got[N * D];
     static const int saved[] = {0, 1, 3};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     draw(x, N * D);
     for (int s = 0; s < 3; s++)
         for (int as = 0; as < 2; as++) {
@@ -250,7 +241,7 @@ TEST(a_saved_dictionary_has_the_same_output) {
 /* A selection over several parts compares what the parts rank. */
 TEST(parts_are_compared_by_rank) {
     static float x[N * D];
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary *whole = ranked(ctx, 0, DLRN_RANK_NORM);
     dlrn_dictionary *joined = ranked(ctx, 1, DLRN_RANK_VALUE);
     dlrn_sparse want = {0}, got = {0};
@@ -302,7 +293,7 @@ TEST(parts_are_compared_by_rank) {
 
 TEST(what_has_no_rank_is_refused) {
     static float x[N * D], f[N * F];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *dict = ranked(ctx, 0, DLRN_RANK_NORM), *same = NULL;
     draw(x, N * D);
     dict->formula.gate = DLRN_GATE_IDENTITY;
