@@ -162,7 +162,7 @@ TEST(gradients_of_losses_and_penalties_are_differences) {
     static const dlrn_sparsity kinds[] = {DLRN_SPARSITY_L1, DLRN_SPARSITY_ENTROPY, DLRN_SPARSITY_LP,
                                           DLRN_SPARSITY_POWER, DLRN_SPARSITY_TANH};
     static const int centers[] = {-1, DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 4 * 5 * 3 * 3; c += test_brief() ? 7 : 1) {
         char name[64];
         dlrn_train_config cfg = small_config("reference", 0);
@@ -191,7 +191,7 @@ TEST(gradients_of_losses_and_penalties_are_differences) {
 
 /* AuxK in every variant, of plain features, of all nested groups, and by group. */
 TEST(gradients_of_auxiliary_losses_are_differences) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 4 * 3 * 8; c += test_brief() ? 5 : 1) {
         char name[64];
         dlrn_train_config cfg = small_config(c % 2 ? "sl-matryoshka" : "dl-matryoshka", 0);
@@ -825,7 +825,7 @@ static void check_current(void) {
     for (int set = 0; test_kernels(set); set++) {
         const int last = !test_kernels(set + 1);
         if (!last && (current.n > 300 || test_brief())) continue;
-        dlrn_context *own = open_context(test_kernels(set), last ? 2 : 1);
+        dlrn_context *own = test_context(test_kernels(set), last ? 2 : 1);
         scene waves = current;
         check_gradients(s, own, &current);
         waves.budget = t->rules.select == DLRN_SELECT_ALL ? current.n * 16 : current.n;
@@ -868,7 +868,7 @@ int main(int argc, char **argv) {
     RUN(picks_of_zero_pass_a_gradient);
     RUN(gradients_are_those_of_pytorch);
     RUN(steps_are_those_of_pytorch);
-    run_scenes(300);
-    if (!test_brief()) run_scenes(8500); /* more than a run of sums */
+    run_scenes(test_brief() ? 130 : 300); /* blocks that are full, and one that is not */
+    if (!test_brief()) run_scenes(8500);  /* more than a run of sums */
     return TEST_END();
 }
