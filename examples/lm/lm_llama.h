@@ -7,9 +7,10 @@
    There a site's rows are read, an edit writes others, and a run that needs no more ends: what is
    above is never computed.
 
-   SITES are found once in each model, in the graph of a few tokens (>>llama-graph). What counts is what a
-   node does, since names differ between architectures: attn_out is the product with the tensor
-   blk.N.attn_output.weight and what is added to it, mlp_in is what blk.N.ffn_up.weight multiplies.
+   SITES are found once in each model, in the graph of a few tokens (see >>llama-graph). What counts
+   is what a node does, since names differ between architectures: attn_out is the product with the
+   tensor blk.N.attn_output.weight and what is added to it, mlp_in is what blk.N.ffn_up.weight
+   multiplies.
    These are the inputs and outputs of the modules of the same name in Hugging Face's models.
 
    PIECES. llama.cpp runs at most so many sequences at once, the logits of a piece take tokens x
@@ -30,13 +31,13 @@
    VERSIONS. Written for llama.cpp of August 2025 (b6325: flash_attn_type, kv_unified) and later.
 
    RATE. What matters most is the tokens of a piece, as many as n_ubatch. In contexts of 128 tokens
-   SmolLM2-135M (f32, one core of a Xeon with AVX-512) runs 296 tokens a second in pieces of 256,
-   213 in pieces of 512 and 161 in pieces of 1024, since every token looks at the keys of its whole
-   piece; llama.cpp's own prompt processing (pp512) runs 219. Reading at layer 15 of 30 doubles it.
-   The logits of all tokens cost a fifth: the vocabulary is a fifth of this model. Build llama.cpp
-   for the machine (GGML_NATIVE). Formats that ggml has no blocked product for (Q4_1) run at half
-   the rate of f32: llama-quantize turns such a file into f32. Set OMP_WAIT_POLICY=passive where
-   other programs run.
+   SmolLM2-135M (f32, one core of a busy Xeon with AVX-512) ran 296 tokens a second in pieces of
+   256, 213 in pieces of 512 and 161 in pieces of 1024, since every token looks at the keys of its
+   whole piece; llama.cpp's own prompt processing (pp512) ran 219 to 258. Reading at layer 15 of 30
+   ran 430 to 460. The logits of all tokens cost a fifth, here as in llama.cpp (185 against 197):
+   the vocabulary is a fifth of this model. Build llama.cpp for the machine (GGML_NATIVE). Formats
+   that ggml has no blocked product for (Q4_1) run at half the rate of f32: llama-quantize turns
+   such a file into f32. Set OMP_WAIT_POLICY=passive where other programs run.
 
    CONTENTS
    >>llama-model      the structs; errors; loading
