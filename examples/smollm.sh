@@ -79,13 +79,18 @@ cat "$out/last.txt"
 echo "5. Features that fire on few different tokens ($(elapsed))"
 run "$dl" features $quiet --dict "$out/run" --model "$model" --text "$out/held.txt" $site --rows 16384 \
     --count 256 --contexts 5
-awk -v show="$SHOW" '
-    /^feature / { f = $0; next }
-    /^  tokens / { # the strongest token is a word, new in this list, and has a fair share of the whole
-        word = tolower($2)
-        good = n < show && $2 ~ /^"? ?[A-Za-z][A-Za-z]+/ && $3 >= 25 && !seen[word]++
-        if (good) { print f; print; n++ }
-        next
+awk -v show="$SHOW" ' # first those with half of their activation on one word, then with less
+    /^feature / { f++; text[f] = $0; next }
+    /^  tokens +" ?[A-Za-z][A-Za-z]+" / { # the strongest token, without its quotes and blank
+        split($0, part, "\"")
+        word[f] = tolower(part[2])
+        sub(/^ /, "", word[f])
+        share[f] = part[3] + 0
     }
-    good' "$out/last.txt"
+    { text[f] = text[f] "\n" $0 }
+    END {
+        for (least = 50; least >= 10; least -= 10)
+            for (i = 1; i <= f && n < show; i++)
+                if (word[i] && share[i] >= least && !seen[word[i]]++) { print text[i]; n++ }
+    }' "$out/last.txt"
 echo "$(elapsed) in all. $out/run/ae.pt opens in PyTorch, too. Commands and all output: $log"
