@@ -454,7 +454,7 @@ context = dlrn.default_context()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     try:
-        out, errors = process.communicate(timeout=20)
+        out, errors = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         process.kill()
         raise AssertionError("Ctrl-C does not end it") from None
@@ -468,12 +468,12 @@ def test_ctrl_c_in_one_long_call():
 ae = dlrn.AutoEncoder(64, 200000)
 mean = ffi.new("double[]", lib.DLRN_WEIGHT_COUNT)
 print("working", flush=True)
-began = time.time()
+began = time.process_time()  # others may have the cores
 try:
     context.call(lib.dlrn_weight_figures, ae.pointer, mean, ffi.NULL)
     print("it ended too soon")
 except KeyboardInterrupt:
-    print(time.time() - began, ae.encode(np.zeros((2, 64))).shape[0])
+    print(time.process_time() - began, ae.encode(np.zeros((2, 64))).shape[0])
 """)
     assert float(took) < 5 and after == "2", took
 
@@ -484,11 +484,11 @@ ae = dlrn.AutoEncoder(512, 2048)
 x = np.random.default_rng(0).standard_normal((1 << 16, 512), dtype=np.float32)
 f = np.zeros((len(x), 2048), np.float32)
 print("working", flush=True)
-began = time.time()
+began = time.process_time()  # others may have the cores
 try:
     while True: ae.encode(x, out=f)
 except KeyboardInterrupt:
-    print(time.time() - began, np.array_equal(f[:9], ae.encode(x[:9])))
+    print(time.process_time() - began, np.array_equal(f[:9], ae.encode(x[:9])))
 """)
     assert float(took) < 5 and after == "True", took
 
