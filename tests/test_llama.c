@@ -118,6 +118,32 @@ TEST(every_site) {
     CHECK(entropy(&b, NULL, 0, NULL) == plain);
 }
 
+/* Any node that has rows can be written back: also one that ggml would else compute together with
+   the next, as it does a norm and the product with its weight. */
+TEST(every_node) {
+    const lm_batch b = open_all();
+    const double plain = entropy(&b, NULL, 0, NULL);
+    lcpp_model *m = (lcpp_model *)model;
+    int nodes = 0;
+    for (int64_t i = 0; i < m->nodes; i++) {
+        const char *name = m->node[i].name;
+        const int at_end = !strncmp(name, "result_", 7), at_start = strstr(name, "-0") != NULL;
+        lm_tap tap;
+        eye e;
+        char site[80];
+        if (!m->node[i].width || !(at_end || at_start) || strchr(name, ' ')) continue;
+        memset(&e, 0, sizeof e);
+        snprintf(site, sizeof site, "tensor:%s", name);
+        CHECK_OK(ctx, lm_site_named(model, site, 0, &tap.x));
+        tap.y = tap.x;
+        e.width[0] = lm_site_width(model, tap.x);
+        const double back = entropy(&b, &tap, 1, &e);
+        CHECK_MSG(back == plain, "%s: %.17g, as it is %.17g", name, back, plain);
+        nodes++;
+    }
+    CHECK(nodes >= 4);
+}
+
 /* Rows of a site, [TOKENS][width]. */
 static float *rows_of(const lm_batch *b, const lm_tap *tap, int64_t *width) {
     eye e;
@@ -638,6 +664,7 @@ int main(int argc, char **argv) {
     RUN(no_rows);
     RUN(tensor);
     RUN(every_site);
+    RUN_LONG(every_node);
     RUN(one_by_one);
     RUN(heads);
     RUN(several_taps);

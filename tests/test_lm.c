@@ -516,6 +516,73 @@ TEST(source_of_a_long_document) {
     lm_destroy_tokenizer(tok);
 }
 
+/* An engine whose rows depend on the whole run, as the last bits of some do: a hash of all ids. */
+static dlrn_status run_of_hashes(lm_model *m, const lm_batch *b, const lm_tap *taps, int n_taps,
+                                 lm_visit visit, void *user, int whole) {
+    enum { MOST_ROWS = 4500 };
+    static float x[MOST_ROWS * D];
+    const int64_t n = b->start[b->sequences] - b->start[0];
+    uint64_t hash = starve_mix(0, b->id + b->start[0], (size_t)n * sizeof *b->id);
+    (void)m, (void)whole;
+    CHECK(n_taps == 1 && n <= MOST_ROWS && lm_same_site(&taps->x, &taps->y));
+    for (int64_t i = 0; i < n * D; i++)
+        x[i] = (float)(hash >> 44) + (float)(b->id[b->start[0] + i / D] + i % D);
+    return visit(user, 0, x, x, n);
+}
+
+/* Wherever a source is left and come back to, from another one, its runs are made of the same
+   contexts: uncut, cut and split documents, some of them longer than a run. */
+TEST(runs_do_not_depend_on_where_reading_begins) {
+    static const int words[] = {3, 900, 10, 4000, 40, 700, 2, 1500, 2500, 30};
+    static const lm_reading cases[] = {{512, 0, 0, NULL, {0, NULL, 0, NULL}},
+                                       {37, 1, 1, NULL, {0, NULL, 0, NULL}},
+                                       {2, 1, 1, NULL, {1, NULL, 0, NULL}},
+                                       {512, 0, 1, NULL, {0, NULL, 0, NULL}}};
+    enum { ROWS = 22000 };
+    static float once[ROWS][D], again[ROWS][D];
+    static lm_engine hashes;
+    lm_tokenizer *tok = NULL;
+    doc_reader *docs = NULL;
+    lm_tap tap;
+    open_all();
+    hashes = hf_engine;
+    hashes.run = run_of_hashes;
+    FILE *f = fopen(tmp_path("runs.txt"), "w");
+    CHECK(f != NULL);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        for (int w = 0; w <= words[i]; w++) fputs(w < words[i] ? " the" : "\n\n", f);
+    CHECK(fclose(f) == 0);
+    CHECK_OK(ctx, lm_load_tokenizer(ctx, MODEL, &tok));
+    CHECK_OK(ctx, doc_open(ctx, tmp_path("runs.txt"), &docs));
+    CHECK_OK(ctx, lm_site_named(model, "embed", 0, &tap.x));
+    tap.y = tap.x;
+    model->engine = &hashes;
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        dlrn_source source;
+        uint64_t place = 0;
+        int64_t n = 0, total = 0;
+        CHECK_OK(ctx, doc_seek(docs, 0));
+        CHECK_OK(ctx, lm_text_source(model, tok, docs, &cases[c], tap, &source));
+        CHECK_OK(ctx, source.read(source.user, ROWS, once[0], NULL, &total));
+        CHECK(total > 2500 && total < ROWS);
+        CHECK_OK(ctx, source.seek(source.user, 0));
+        for (int64_t at = 0; at < total; at += n) {
+            CHECK_OK(ctx, source.position(source.user, &place));
+            dlrn_source_destroy(&source);
+            CHECK_OK(ctx, lm_text_source(model, tok, docs, &cases[c], tap, &source));
+            CHECK_OK(ctx, source.seek(source.user, place));
+            CHECK_OK(ctx, source.read(source.user, 97, again[at], NULL, &n));
+            CHECK_MSG(!memcmp(once[at], again[at], (size_t)n * sizeof *once), "case %d, row %d",
+                      (int)c, (int)at);
+        }
+        CHECK_STATUS(source.read(source.user, 1, again[0], NULL, &n), DLRN_END);
+        dlrn_source_destroy(&source);
+    }
+    model->engine = &hf_engine;
+    doc_close(docs);
+    lm_destroy_tokenizer(tok);
+}
+
 /* A place in each form of text is come back to, from another reader; a line behind it is named. */
 TEST(places_of_each_form) {
     static const char *const forms[] = {
@@ -1881,6 +1948,7 @@ int main(int argc, char **argv) {
     RUN(draws_follow_the_softmax);
     RUN(source_of_text);
     RUN(source_of_a_long_document);
+    RUN(runs_do_not_depend_on_where_reading_begins);
     RUN(places_of_each_form);
     RUN_LONG(source_that_is_stopped);
     RUN(source_with_a_target);

@@ -7,15 +7,6 @@
 #include "tests/test.h"
 #include "tests/naive.h"
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* The settings of a recipe for small widths, and its rules. */
 static void settle(dlrn_context *ctx, const char *name, int compat, dlrn_train_config *cfg,
                    dlrni_rules *rules) {
@@ -142,7 +133,7 @@ static dlrn_train_config small_config(const char *recipe, int compat) {
 /* Every recipe, as it is and with compat. The pick of a feature whose value is 0 passes a gradient
    that no difference shows, so that is off here. */
 TEST(gradients_of_recipes_are_differences) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int r = 0; dlrn_recipe(r); r++)
         for (int compat = 0; compat < 2; compat++) {
             const char *recipe = dlrn_recipe(r)->name;
@@ -171,7 +162,7 @@ TEST(gradients_of_losses_and_penalties_are_differences) {
     static const dlrn_sparsity kinds[] = {DLRN_SPARSITY_L1, DLRN_SPARSITY_ENTROPY, DLRN_SPARSITY_LP,
                                           DLRN_SPARSITY_POWER, DLRN_SPARSITY_TANH};
     static const int centers[] = {-1, DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 4 * 5 * 3 * 3; c += test_brief() ? 7 : 1) {
         char name[64];
         dlrn_train_config cfg = small_config("reference", 0);
@@ -200,7 +191,7 @@ TEST(gradients_of_losses_and_penalties_are_differences) {
 
 /* AuxK in every variant, of plain features, of all nested groups, and by group. */
 TEST(gradients_of_auxiliary_losses_are_differences) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 4 * 3 * 8; c += test_brief() ? 5 : 1) {
         char name[64];
         dlrn_train_config cfg = small_config(c % 2 ? "sl-matryoshka" : "dl-matryoshka", 0);
@@ -235,7 +226,7 @@ TEST(gradients_of_auxiliary_losses_are_differences) {
 
 /* multi_top_k and the skip, with sparsify's rules and mended ones. */
 TEST(gradients_of_more_picks_are_differences) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 8; c++) {
         dlrn_train_config cfg = small_config(c & 1 ? "sp-skip_transcoder" : "sp-topk", c >> 1 & 1);
         dlrni_rules rules;
@@ -271,7 +262,7 @@ static double by_value(const dlrni_naive *s, int64_t i, int64_t j) {
 TEST(windows_are_as_stated) {
     static const char *const names[] = {"dl-jump_relu", "sl-jumprelu", "sl-jumprelu-quadratic",
                                         "sl-jumprelu-tanh", "lc-jumprelu"};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int c = 0; c < 5; c++) {
         double closed[2][F];
         int within = 0;
@@ -326,7 +317,7 @@ TEST(windows_are_as_stated) {
 
 /* sparsify: a feature that is picked with p < 0 has the value 0, and passes the gradient. */
 TEST(picks_of_zero_pass_a_gradient) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config("sp-topk", 1);
     dlrni_rules rules;
     int zeros = 0;
@@ -426,7 +417,7 @@ static dlrn_train_config golden_config(void) {
 TEST(gradients_are_those_of_pytorch) {
     static const char *const kinds[3] = {"plain", "target", "ghost"};
     static float x[40 * 19], y[40 * 19];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_archive *a = NULL;
     char name[64];
     CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/gradients.npz", &a));
@@ -464,7 +455,7 @@ TEST(gradients_are_those_of_pytorch) {
 TEST(steps_are_those_of_pytorch) {
     static const char *const cases[] = {"l1.", "squared.", "entropy.", "ghost."};
     static float x[5 * 32 * 19];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_archive *a = NULL;
     char name[64];
     CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/train.npz", &a));
@@ -825,7 +816,7 @@ static scene current;
 /* All kernel sets, the last with two threads and in waves of one group; long batches with that one
    alone. */
 static void check_current(void) {
-    dlrn_context *ctx = open_context("scalar", 1);
+    dlrn_context *ctx = test_context("scalar", 1);
     dlrn_trainer *t = scene_trainer(ctx, &current);
     dlrni_naive *s = naive_of(t, current.n);
     s->step = 1;
@@ -834,7 +825,7 @@ static void check_current(void) {
     for (int set = 0; test_kernels(set); set++) {
         const int last = !test_kernels(set + 1);
         if (!last && (current.n > 300 || test_brief())) continue;
-        dlrn_context *own = open_context(test_kernels(set), last ? 2 : 1);
+        dlrn_context *own = test_context(test_kernels(set), last ? 2 : 1);
         scene waves = current;
         check_gradients(s, own, &current);
         waves.budget = t->rules.select == DLRN_SELECT_ALL ? current.n * 16 : current.n;
@@ -877,7 +868,7 @@ int main(int argc, char **argv) {
     RUN(picks_of_zero_pass_a_gradient);
     RUN(gradients_are_those_of_pytorch);
     RUN(steps_are_those_of_pytorch);
-    run_scenes(300);
-    if (!test_brief()) run_scenes(8500); /* more than a run of sums */
+    run_scenes(test_brief() ? 130 : 300); /* blocks that are full, and one that is not */
+    if (!test_brief()) run_scenes(8500);  /* more than a run of sums */
     return TEST_END();
 }

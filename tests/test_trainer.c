@@ -18,15 +18,6 @@ static void fill_rows(void) {
     }
 }
 
-static dlrn_context *open_context(const char *kernels, int threads) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.kernels = kernels;
-    cfg.threads = threads;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 static dlrn_train_config small_config(void) {
     dlrn_train_config cfg = dlrn_train_defaults(NULL);
     cfg.d_in = D;
@@ -106,7 +97,7 @@ static uint64_t fingerprint(dlrn_trainer *t) {
 
 /* What is subtracted from x, and its moments, come back from a checkpoint. */
 TEST(each_center_is_resumed) {
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     for (int center = 0; center < 3; center++) {
         const char *path = tmp_path("center.safetensors");
         dlrn_train_config cfg = small_config();
@@ -129,7 +120,7 @@ TEST(each_center_is_resumed) {
 TEST(targets_of_another_width) {
     enum { OUT = 3 };
     static float y[N * OUT], wide[N * D];
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *narrow = NULL, *same = NULL;
     dlrn_dictionary *a, *b;
@@ -197,7 +188,7 @@ static uint64_t run_bits(dlrn_context *ctx, dlrn_sparsity sparsity, int64_t budg
 }
 
 TEST(panels_do_not_change_a_bit) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int s = 0; s < 2; s++)
         CHECK(run_bits(ctx, (dlrn_sparsity)s, 0) == run_bits(ctx, (dlrn_sparsity)s, 1));
     dlrn_context_destroy(ctx);
@@ -205,7 +196,7 @@ TEST(panels_do_not_change_a_bit) {
 
 TEST(threads_do_not_change_a_bit) {
     dlrn_context_config cfg = {0};
-    dlrn_context *one = open_context("auto", 1), *omp = open_context("auto", 2), *host = NULL;
+    dlrn_context *one = test_context("auto", 1), *omp = test_context("auto", 2), *host = NULL;
     cfg.threads = 3;
     cfg.parallel_for = three_workers_backwards;
     CHECK_STATUS(dlrn_context_create(&cfg, &host), DLRN_OK);
@@ -218,10 +209,10 @@ TEST(threads_do_not_change_a_bit) {
 }
 
 TEST(kernels_do_not_change_a_bit) {
-    dlrn_context *scalar = open_context("scalar", 1);
+    dlrn_context *scalar = test_context("scalar", 1);
     uint64_t wanted = run_bits(scalar, DLRN_SPARSITY_L1, 0);
     for (int i = 1; test_kernels(i); i++) {
-        dlrn_context *ctx = open_context(test_kernels(i), 1);
+        dlrn_context *ctx = test_context(test_kernels(i), 1);
         CHECK_MSG(run_bits(ctx, DLRN_SPARSITY_L1, 0) == wanted, "%s", test_kernels(i));
         dlrn_context_destroy(ctx);
     }
@@ -236,7 +227,7 @@ TEST(ghosts_in_waves) {
         DIMS = 4,
         SOME = 40
     }; /* a wave, three groups, and a part of one */
-    dlrn_context *ctx = open_context("auto", 2), *scalar = open_context("scalar", 1);
+    dlrn_context *ctx = test_context("auto", 2), *scalar = test_context("scalar", 1);
     uint64_t hash[2];
     for (int s = 0; s < 2; s++) {
         dlrn_train_config cfg = dlrn_train_defaults(NULL);
@@ -293,11 +284,11 @@ static uint64_t long_bits(dlrn_context *ctx, float bias, int64_t budget) {
 TEST(long_batches_do_not_change_a_bit) {
     for (int dense = 0; dense < 2; dense++) {
         float bias = dense ? 0.1f : -1.5f;
-        dlrn_context *scalar = open_context("scalar", 1);
+        dlrn_context *scalar = test_context("scalar", 1);
         uint64_t wanted = long_bits(scalar, bias, 0);
         CHECK(long_bits(scalar, bias, 1) == wanted);
         for (int i = 1; test_kernels(i); i++) {
-            dlrn_context *ctx = open_context(test_kernels(i), 1 + i % 2);
+            dlrn_context *ctx = test_context(test_kernels(i), 1 + i % 2);
             CHECK_MSG(long_bits(ctx, bias, 0) == wanted, "%s", test_kernels(i));
             dlrn_context_destroy(ctx);
         }
@@ -339,7 +330,7 @@ static uint64_t recipe_bits(dlrn_context *ctx, const char *recipe, int64_t budge
 /* A recipe's words agree with what it does: its formula is its family's, its settings are fields of
    the configuration, its rate is the trainer's. */
 TEST(recipes_in_words) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     char text[4096];
     for (int r = 0; dlrn_recipe(r); r++) {
         const dlrn_recipe_info *info = dlrn_recipe(r);
@@ -370,7 +361,7 @@ TEST(recipes_in_words) {
 TEST(recipes_do_not_depend_on_the_machine) {
     for (int r = 1; dlrn_recipe(r); r++) {
         const char *recipe = dlrn_recipe(r)->name;
-        dlrn_context *scalar = open_context("scalar", 1), *ctx = open_context("auto", 2);
+        dlrn_context *scalar = test_context("scalar", 1), *ctx = test_context("auto", 2);
         uint64_t wanted = recipe_bits(scalar, recipe, 0);
         CHECK_MSG(recipe_bits(scalar, recipe, 1) == wanted, "%s: waves", recipe);
         CHECK_MSG(recipe_bits(ctx, recipe, 0) == wanted, "%s: kernels and threads", recipe);
@@ -385,7 +376,7 @@ TEST(sums_over_long_batches) {
     enum { LONG = 65536, SHORT = 64, W = 16, G = 48 };
     static float x[LONG * W], grad[2][3][G * W];
     static const dlrn_role roles[3] = {DLRN_DECODER, DLRN_ENCODER, DLRN_OUTPUT_BIAS};
-    dlrn_context *ctx = open_context("auto", 2);
+    dlrn_context *ctx = test_context("auto", 2);
     for (int i = 0; i < LONG * W; i++) {
         dlrn_rng rng = {4, (uint64_t)(i % (SHORT * W)), 0}; /* the short batch, over and over */
         x[i] = 1 + 1e-3f * dlrn_rng_normal(&rng);
@@ -429,7 +420,7 @@ static int all_finite(const float *a, int n) {
 }
 
 TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     cfg.ghost_threshold = 0;
     static float zero[N * D];
@@ -471,7 +462,7 @@ TEST(rate_ramps_up_and_again_after_resampling) {
 /* A target for L0 moves the penalty by at most 2 % a step, along L0's distance and trend; up to the
    end of the warm-up, with the same bits after a resume, and with no target not at all. */
 TEST(a_target_steers_the_penalty) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults("reference");
     const char *path = tmp_path("steered.safetensors");
     double factor = 1, before = 0;
@@ -505,7 +496,7 @@ TEST(a_target_steers_the_penalty) {
 }
 
 TEST(logging_counts_twice_in_compat_alone) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int compat = 0; compat < 2; compat++) {
         dlrn_train_config cfg = small_config();
         dlrn_train_stats stats, loss;
@@ -524,7 +515,7 @@ TEST(logging_counts_twice_in_compat_alone) {
 }
 
 TEST(what_is_not_finite_is_named_and_changes_nothing) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     float x[N * D];
@@ -546,7 +537,7 @@ TEST(what_is_not_finite_is_named_and_changes_nothing) {
 }
 
 TEST(a_configuration_out_of_range_is_refused) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_trainer *t = NULL;
 #define REFUSE(change, name)                                                                       \
     do {                                                                                           \
@@ -594,7 +585,7 @@ static int origin(const dlrn_trainer *t, int j) {
 
 TEST(the_dead_begin_again_from_rows) {
     static const int dead[] = {10, 11, 50, 99};
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     int64_t revived = -1;
     cfg.resample_steps = 40; /* silent for 20 is dead */
@@ -628,7 +619,7 @@ TEST(the_dead_begin_again_from_rows) {
 
 /* A threshold that no row reaches any more goes back to where it began. */
 TEST(revived_features_have_a_threshold_of_their_beginning) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults("dl-jump_relu");
     dlrn_trainer *t = NULL;
     dlrn_train_stats stats;
@@ -650,7 +641,7 @@ TEST(revived_features_have_a_threshold_of_their_beginning) {
 
 /* A trainer with half of its weights written takes no rows for anything. */
 TEST(a_broken_trainer_refuses_all) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     cfg.resample_steps = 40;
     dlrn_trainer *t = make_trainer(ctx, &cfg);
@@ -666,7 +657,7 @@ TEST(a_broken_trainer_refuses_all) {
 
 /* A trainer without a buffer draws from the rows of the step. */
 TEST(resampling_without_a_buffer) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_train_stats stats = {0};
     int64_t revived = -1;
@@ -687,7 +678,7 @@ TEST(resampling_without_a_buffer) {
 }
 
 TEST(resampling_with_too_few_rows_or_nothing_alive) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     int64_t revived = -1;
     static float x[N * D], y[N * D];
@@ -722,7 +713,7 @@ TEST(resampling_with_too_few_rows_or_nothing_alive) {
 }
 
 TEST(weights_are_squared_losses) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     float x_hat[N * D], scratch[N * D], xc[D], loss[N];
@@ -742,7 +733,7 @@ TEST(weights_are_squared_losses) {
 }
 
 TEST(rows_are_drawn_by_weight) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     int64_t first[4] = {0}, drawn[4], count, rounds = 4000;
@@ -771,7 +762,7 @@ TEST(rows_are_drawn_by_weight) {
 }
 
 TEST(resampling_in_compat_forgets_moments_alone) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_train_stats stats;
     dlrn_dictionary *old = NULL;
@@ -823,7 +814,7 @@ TEST(the_configuration_as_json) {
 }
 
 TEST(a_resumed_trainer_goes_on_with_the_same_bits) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     cfg.ghost_threshold = 10;
     cfg.warmup_steps = 3;
@@ -879,7 +870,7 @@ TEST(checkpoints_that_lie) {
         {"steps_since_fired", "steps_since_found", "\"steps_since_fired\" is missing or malformed",
          DLRN_ERR_FORMAT},
     };
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("lies.safetensors");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
@@ -940,7 +931,7 @@ static dlrn_buffer *make_buffer(dlrn_context *ctx) {
 }
 
 TEST(a_resumed_run_draws_the_same_rows) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("run.safetensors");
     dlrn_buffer *one = make_buffer(ctx), *two = make_buffer(ctx);
@@ -968,7 +959,7 @@ TEST(a_resumed_run_draws_the_same_rows) {
 
 /* A run of one time through its rows that is resumed for two. */
 TEST(a_resumed_run_may_go_on_for_longer) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("longer.safetensors");
     for (int drained = 0; drained < 2; drained++) {
@@ -998,7 +989,7 @@ TEST(a_resumed_run_may_go_on_for_longer) {
 
 /* Fewer rows than were read: they are other rows. */
 TEST(a_run_is_not_resumed_on_fewer_rows) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("fewer.safetensors");
     dlrn_buffer *b = make_buffer(ctx);
@@ -1024,7 +1015,7 @@ TEST(a_run_is_not_resumed_on_fewer_rows) {
 
 /* Weights of another context, of other threads, which is gone when the first step is made. */
 TEST(weights_of_another_context) {
-    dlrn_context *ctx = open_context("auto", 4), *other = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 4), *other = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *init = NULL, *same = NULL;
     dlrn_trainer *t = NULL, *wanted = NULL;
@@ -1062,7 +1053,7 @@ static int stop_in_a_while(void *user) {
 /* Each resampling is stopped, and its step asked for again: by the same trainer, or by one that was
    resumed. */
 TEST(a_resampling_that_is_stopped_goes_on) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *path = tmp_path("stopped.safetensors");
     cfg.resample_steps = 6;
@@ -1113,7 +1104,7 @@ TEST(a_resampling_that_is_stopped_goes_on) {
 TEST(a_resampling_that_fails_is_given_up) {
     enum { ROWS = 96, BATCH = 16 };
     static float x[ROWS * D];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_buffer_config of = dlrn_buffer_defaults();
     const char *path = tmp_path("given_up.safetensors");
@@ -1153,7 +1144,7 @@ TEST(a_resampling_that_fails_is_given_up) {
 /* dl-top_k sets the output bias before its first loss. If that overflows, the bias is as before,
    and the next rows give step 0. */
 TEST(a_first_step_that_fails_changes_nothing) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = dlrn_train_defaults("dl-top_k");
     dlrn_trainer *t = NULL, *other = NULL;
     static float x[N * D];
@@ -1174,7 +1165,7 @@ TEST(a_first_step_that_fails_changes_nothing) {
 
 /* Errors name what the caller knows, not private functions. */
 TEST(errors_name_public_functions) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     dlrn_dictionary_desc desc = {0};
@@ -1195,7 +1186,7 @@ TEST(errors_name_public_functions) {
 
 /* While a step is unfinished no other rows are taken, and nothing of the trainer changes. */
 TEST(an_unfinished_step_refuses_other_rows) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_buffer *buffer = make_buffer(ctx);
     dlrn_trainer *t = NULL;
@@ -1223,7 +1214,7 @@ TEST(an_unfinished_step_refuses_other_rows) {
 }
 
 TEST(figures_that_nobody_asks_for) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_trainer *t = make_trainer(ctx, &cfg);
     float x[N * D];
@@ -1238,7 +1229,7 @@ TEST(figures_that_nobody_asks_for) {
 /* Rows come from all of the buffer, also where fewer are measured than it holds, and also where it
    holds but a batch in the source's order. */
 TEST(a_resampling_measures_a_sample) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     for (int shuffle = 0; shuffle < 2; shuffle++) {
         dlrn_train_config cfg = small_config();
         static const uint64_t moved[2][2] = {{1, 0}, {0, 1}}; /* seed, step */
@@ -1285,7 +1276,7 @@ TEST(a_resampling_measures_a_sample) {
 TEST(a_run_with_a_bad_row_is_saved) {
     enum { BAD = 200, RUNS = 3 };
     static float x[MANY * D];
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_buffer_config of = dlrn_buffer_defaults();
     const char *path = tmp_path("bad_row.safetensors");
@@ -1329,7 +1320,7 @@ TEST(a_run_with_a_bad_row_is_saved) {
 /* A step may leave weights that are not finite: they do not take the place of the last good file.
  */
 TEST(what_is_not_finite_is_not_saved) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     const char *state = tmp_path("good.safetensors"), *weights = tmp_path("good.pt");
     dlrn_trainer *t = make_trainer(ctx, &cfg), *again = NULL;
@@ -1357,7 +1348,7 @@ TEST(what_is_not_finite_is_not_saved) {
 }
 
 TEST(a_whole_run_ends_with_the_data_or_when_told) {
-    dlrn_context *ctx = open_context("auto", 1);
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
     dlrn_dictionary *ae = NULL;
     dlrn_source rows;

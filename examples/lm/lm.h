@@ -730,7 +730,8 @@ typedef enum lm_stage {
     LM_WAITING
 } lm_stage; /* its rows are there; not yet: read */
 
-/* Where a context begins: its document in the text, and its row within the document. */
+/* Where a run begins: the document of its first context, and that context's first row within the
+   document. */
 typedef struct lm_place {
     uint64_t document;
     int64_t row;
@@ -743,13 +744,12 @@ typedef struct lm_text {
     doc_reader *docs;
     lm_reading how;
     lm_tap tap;
-    bpe_ids ids;   /* of the document that was read last, ...            */
-    int64_t taken; /* ... and how many of them contexts were made of     */
-    lm_place next; /* where the next context begins; row: of a seek, where that document is not
-                       read yet */
+    bpe_ids ids;    /* of the document that was read last, ...            */
+    int64_t taken;  /* ... and how many of them contexts were made of     */
+    lm_place next;  /* where the next run begins; row: of a seek, the row to go to, while that
+                       document is not read yet */
+    lm_place first; /* where this one began */
     lm_documents batch;
-    lm_place *place; /* [batch.count] */
-    int64_t place_cap;
     float *x, *y;        /* [row_cap][width] rows of the batch; y NULL without a target */
     unsigned char *keep; /* [row_cap] rows of the batch that count */
     int64_t row_cap, rows, given;
@@ -759,9 +759,9 @@ typedef struct lm_text {
     dlrn_status later;  /* of the next document: the batch before it is handed out first */
 } lm_text;
 
-/* Bits of a position for the row within its document. A document has at most 16 MB, so as many
-   tokens, and with a bos token in each context of two at most twice as many rows. Uncut documents
-   leave 39 bits for the place in the text, 550 GB. */
+/* Bits of a position for the row. Split documents leave 39 bits for the place in the text, 550 GB:
+   a document has at most 16 MB, so as many tokens, and with a bos token in each context of two at
+   most twice as many rows. Others need room for the rows of a run. */
 enum { LM_ROW_BITS = 20, LM_SPLIT_BITS = 25 };
 static int lm_row_bits(const lm_text *t) {
     return t->how.split ? LM_SPLIT_BITS : LM_ROW_BITS;
@@ -777,24 +777,43 @@ static dlrn_status lm_keep_rows(void *user, int tap, const float *x, float *y, i
     return DLRN_OK;
 }
 
-/* Reads the next document, if all of the last one is used. After a seek its first contexts are
-   left out, and the first rows of the next. */
+/* Whether the document that was read last has more rows than a run. */
+static int lm_text_is_long(const lm_text *t) {
+    const int64_t bos = t->how.bos != 0, fits = t->how.ctx_len - bos;
+    if (!t->how.split) return 0;
+    return t->ids.count + bos * ((t->ids.count + fits - 1) / fits) > LM_BATCH_TOKENS;
+}
+
+/* Whether the run is full. What a run is made of must not depend on where reading began, because
+   with some engines the last bits of a row depend on the rest of its run, and a resumed training
+   needs the same bits. So a run begins with a document, and holds whole ones; only a long document
+   has runs of its own, each of as many rows. */
+static int lm_text_is_full(const lm_text *t) {
+    const int64_t rows = t->batch.count ? t->batch.start[t->batch.count] : 0;
+    const int is_used = t->taken >= t->ids.count;
+    if (rows == 0) return 0;
+    if (!lm_text_is_long(t)) return is_used && rows >= LM_BATCH_TOKENS;
+    return is_used || t->taken == 0 || rows >= LM_BATCH_TOKENS;
+}
+
+/* Reads the next document, if all of the last one is used. After a seek: that of the run to which
+   the row belongs, whose first rows are left out. */
 static dlrn_status lm_text_document(lm_text *t) {
-    const int64_t fits = t->how.ctx_len - (t->how.bos != 0);
+    const int64_t len = t->how.ctx_len, run = (LM_BATCH_TOKENS + len - 1) / len * len;
     if (t->taken < t->ids.count) return DLRN_OK;
-    int64_t row = t->next.row;
+    const int64_t row = t->next.row;
     t->next.document = doc_position(t->docs);
-    t->place[t->batch.count] = t->next;
+    if (t->batch.count == 0) t->first = t->next;
     t->ids.count = t->taken = 0;
     dlrn_status s = lm_next_ids(t->tok, t->docs, &t->ids);
     if (s != DLRN_OK) {
         t->ids.count = 0;
         return s;
     }
-    const int64_t within = t->how.split ? row % t->how.ctx_len : row;
-    if (t->batch.count == 0) t->skip = within; /* later documents begin at row 0 */
-    t->next.row = row - within;
-    t->taken = t->how.split ? t->next.row / t->how.ctx_len * fits : 0;
+    if (row == 0) return DLRN_OK; /* no seek */
+    t->next.row = lm_text_is_long(t) ? row - row % run : 0;
+    t->skip = row - t->next.row;
+    t->taken = t->next.row / len * (len - (t->how.bos != 0));
     if (t->taken <= t->ids.count) return DLRN_OK;
     return dlrn_fail(t->m->ctx, DLRN_ERR_VALUE,
                      "text: expected the document that was read before, found a shorter one");
@@ -806,16 +825,15 @@ static dlrn_status lm_text_batch(lm_text *t) {
     b->count = 0;
     LM_TRY(lm_check_reading(t->m, &t->how));
     if (t->later != DLRN_OK) return t->later;
-    while (b->count == 0 || b->start[b->count] < LM_BATCH_TOKENS) {
-        LM_TRY(
-            lm_grow(t->m->ctx, &t->place, &t->place_cap, b->count, b->count + 1, sizeof *t->place));
-        t->place[b->count] = t->next;
-        t->stage = LM_READING;
+    t->stage = LM_READING;
+    t->first = t->next;
+    while (!lm_text_is_full(t)) {
         dlrn_status s = lm_text_document(t);
         if (s != DLRN_OK && s != DLRN_END && b->count) t->later = s;
         if (s == DLRN_END || t->later != DLRN_OK) break;
         if (s != DLRN_OK) return s;
-        t->place[b->count] = t->next;
+        if (b->count == 0) t->first = t->next;
+        if (lm_text_is_full(t)) break; /* a long document has the next run */
         if (t->taken < t->ids.count) LM_TRY(lm_append(t->m, &t->how, &t->ids, &t->taken, b));
         t->next.row = t->taken < t->ids.count ? t->next.row + t->how.ctx_len : 0;
     }
@@ -868,19 +886,14 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
     return *n || max_rows == 0 ? DLRN_OK : DLRN_END;
 }
 
-/* The document of the next row, and the row within it. */
+/* The first document of the run that holds the next row, and the row, counted from there. */
 static dlrn_status lm_text_position(void *user, uint64_t *position) {
     lm_text *t = (lm_text *)user;
     lm_place at = t->next;
     if (t->taken >= t->ids.count && t->later == DLRN_OK) at.document = doc_position(t->docs);
-    if (t->stage != LM_DONE) {
-        at = t->place[0];
-        at.row += t->skip;
-    } else if (t->given < t->rows) {
-        int64_t i = 0;
-        while (t->batch.start[i + 1] <= t->given) i++;
-        at = t->place[i];
-        at.row += t->given - t->batch.start[i];
+    if (t->stage != LM_DONE || t->given < t->rows) {
+        at = t->first;
+        at.row += t->stage != LM_DONE ? t->skip : t->given;
     }
     if (at.document >> (64 - lm_row_bits(t)))
         return dlrn_fail(t->m->ctx, DLRN_ERR_VALUE,
@@ -911,7 +924,6 @@ static void lm_text_destroy(void *user) {
     dlrn_context *ctx = t->m->ctx;
     lm_documents_free(&t->batch);
     bpe_ids_free(&t->ids);
-    dlrn_free(ctx, t->place);
     dlrn_free(ctx, t->keep);
     dlrn_free(ctx, t->x);
     dlrn_free(ctx, t->y);
@@ -923,7 +935,7 @@ LM_API dlrn_status lm_text_source(lm_model *m, lm_tokenizer *tok, doc_reader *do
     const int target = !lm_same_site(&tap.x, &tap.y);
     memset(out, 0, sizeof *out);
     if (how->ctx_len < 1 || how->ctx_len > m->cfg.positions ||
-        how->ctx_len >= (int64_t)1 << LM_ROW_BITS)
+        how->ctx_len > ((int64_t)1 << LM_ROW_BITS) - 2 * LM_BATCH_TOKENS)
         return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
                          "ctx_len: expected 1 to the model's %lld positions, found %lld",
                          (long long)m->cfg.positions, (long long)how->ctx_len);
@@ -931,7 +943,7 @@ LM_API dlrn_status lm_text_source(lm_model *m, lm_tokenizer *tok, doc_reader *do
     if (!t) return DLRN_ERR_MEMORY;
     memset(t, 0, sizeof *t);
     t->m = m, t->tok = tok, t->docs = docs, t->how = *how, t->tap = tap;
-    t->row_cap = LM_BATCH_TOKENS + how->ctx_len;
+    t->row_cap = 2 * LM_BATCH_TOKENS + how->ctx_len; /* a run, and a document that is not long */
     t->x = lm_floats(m->ctx, t->row_cap, lm_site_width(m, tap.x));
     t->y = target ? lm_floats(m->ctx, t->row_cap, lm_site_width(m, tap.y)) : NULL;
     t->keep = (unsigned char *)dlrn_alloc(m->ctx, t->row_cap, 1);

@@ -158,7 +158,9 @@ def test_either_side_and_both():
 def test_rows_have_the_model_type():
     t = torch()
     for dtype in ("float16", "bfloat16"):
-        assert next(buffer(MANY, model=model("neox", dtype))).dtype == getattr(t, dtype)
+        b = buffer(MANY, model=model("neox", dtype))
+        assert next(b).dtype == getattr(t, dtype)
+        assert next(b.source()).dtype == t.float32
 
 
 def test_tokenized_batches_are_those_of_the_tokenizer():
@@ -251,6 +253,17 @@ def test_source_gives_the_same_rows_in_order_for_every_batch_size():
     assert all(t.equal(results[0], other) for other in results[1:])
     pairs = list(buffer(MANY, io="in_to_out").source())
     assert t.equal(t.cat([y for _, y in pairs]), results[0])
+
+
+def test_texts_are_taken_when_they_are_needed():
+    import itertools
+
+    taken = itertools.count()
+    endless = (f"{MANY[i % 7]} {next(taken)}" for i in itertools.count())
+    next(buffer(endless).source())
+    assert next(taken) <= 65
+    next(buffer(endless))
+    assert next(taken) <= 100
 
 
 def test_source_seeks():

@@ -95,6 +95,7 @@ def test_an_exception_goes_to_the_thread_whose_source_raised_it():
     found, both = {}, threading.Barrier(4)
 
     def work(name):
+        """Two of them read their rows from inside the library."""
         def source():
             for i in range(5):
                 yield X[:100]
@@ -102,7 +103,7 @@ def test_an_exception_goes_to_the_thread_whose_source_raised_it():
             raise LookupError(name)
 
         try:
-            dlrn.trainSAE(source(), D, 64, 1e-3, 1e-3, warmup_steps=1, steps=100, verbose=False)
+            dlrn.Trainer("reference", data=source(), shuffle=name in "02", dict_size=64).train(verbose=False)
         except BaseException as error:
             found[name] = error
 
@@ -266,6 +267,51 @@ print("working", flush=True)
 while True:
     {call}
 """))
+
+
+RUN = {"dict_size": 64, "k": 4, "steps": 60, "batch_size": 100, "warmup_steps": 3, "seed": 5}
+
+
+def whole_run(x):
+    with dlrn.Trainer("dl-top_k", data=x, epochs=0, **RUN) as trainer:
+        return np.array(trainer.train(verbose=False).encode(X))
+
+
+def test_a_run_that_ctrl_c_ended_goes_on_with_the_same_bits():
+    place = folder("threads-resume")
+    ended_by_ctrl_c(interrupted(f"""
+trainer = dlrn.Trainer("dl-top_k", data=rows(20000, seed=7), epochs=0, **{RUN!r})
+try:
+    for stats in trainer:
+        if stats.step == 20:
+            print("working", flush=True)
+            while True:
+                dlrn.Trainer("dl-top_k", d_in=D, dict_size=4096, k=4).step(x)
+finally:
+    trainer.save({str(place / "run.safetensors")!r})
+"""))
+    x = rows(20000, seed=7)
+    with dlrn.Trainer.resume(place / "run.safetensors", data=x, epochs=0) as trainer:
+        assert trainer.step_number == 21, trainer.step_number
+        found = trainer.train(verbose=False).encode(X)
+    assert np.array_equal(found, whole_run(x))
+
+
+def test_trainSAE_leaves_a_backup_that_goes_on():
+    place = folder("threads-backup")
+    settings = {name: value for name, value in RUN.items() if name not in ("batch_size", "steps")}
+    config = {"trainer": "TopKTrainer", "steps": 60, "layer": 0, "lm_name": "none", **settings}
+    ended_by_ctrl_c(interrupted(f"dlrn.trainSAE(batches(), [{config!r}], steps=60, save_dir={str(place)!r}, "
+                                "backup_steps=10)\nsignal.pause()".replace("dlrn", "import signal\ndlrn", 1)))
+    batches = [rows(20000, seed=7)[100 * i:100 * i + 100] for i in range(60)]
+    with dlrn.Trainer.resume(place / "trainer_0" / "backup.safetensors") as trainer:
+        first = trainer.step_number
+        assert first % 10 == 0 and first >= 20, first
+        for x in batches[first:]:
+            trainer.step(x)
+        found = trainer.finish().encode(X)
+    whole = dlrn.trainSAE(iter(batches), [dict(config)], steps=60)
+    assert np.array_equal(found, whole.encode(X))
 
 
 main(globals())

@@ -215,9 +215,13 @@ def _evaluate_batches(dictionary: Dictionary, activations: Any, max_len: Optiona
             out[key] += value / n_batches
         if not _has_text(activations):
             continue
-        losses = loss_recovered(activations.text_batch(batch_size=batch_size), activations.model,
-                                activations.submodule, dictionary, max_len=max_len, normalize_batch=normalize_batch,
-                                io=io, tracer_args=tracer_args,
+        try:
+            texts = activations.text_batch(batch_size=batch_size)
+        except StopIteration:
+            raise StopIteration(f"evaluate: the loss needs {batch_size} more texts, and the buffer has fewer left; "
+                                "pass more of them, or a smaller batch_size") from None
+        losses = loss_recovered(texts, activations.model, activations.submodule, dictionary, max_len=max_len,
+                                normalize_batch=normalize_batch, io=io, tracer_args=tracer_args,
                                 tokenizer=getattr(activations, "tokenizer", None))
         original, reconstructed, zero = (float(loss) for loss in losses)
         for key, value in (("loss_original", original), ("loss_reconstructed", reconstructed), ("loss_zero", zero),
