@@ -577,6 +577,7 @@ def test_trainSAE_of_march_2024():
                          steps=4, resample_steps=2, ghost_threshold=1, verbose=False)
     assert isinstance(more, dlrn.AutoEncoder)
     raises(TypeError, dlrn.trainSAE, says="data")
+    raises(TypeError, dlrn.trainSAE, None, [{"trainer": "dl-top_k", "k": 5, **SMALL}], 5, says="None")
     raises(TypeError, dlrn.trainSAE, batches(), [{"k": 3}], 5, says="trainer")
 
 

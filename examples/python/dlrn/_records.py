@@ -3,7 +3,6 @@ imported, so that none is written down twice."""
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any, Dict, Iterator
 
 from ._core import ffi, lib, text
@@ -30,7 +29,7 @@ class Record:
 
     def keys(self) -> list:
         """The names of the fields."""
-        return [field.name for field in dataclasses.fields(self)]
+        return [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.keys():
@@ -45,12 +44,15 @@ class Record:
 
     def asdict(self) -> Dict[str, Any]:
         """A dict of all fields, and of the records in it."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
-def record(name: str, struct: str, doc: str, **more) -> type:
-    """A dataclass with the fields of a struct. more: the types of fields that are structs or pointers, of which the
-    caller fills the latter; without one such a field is left out. Properties are added."""
+def record(name: str, struct: str, **more: Any) -> Any:
+    """A dataclass with the fields of a struct, the base of a class that describes them.
+
+    more: the types of fields that are structs or pointers, of which the caller fills the latter; without one such a
+    field is left out. Properties are added.
+    """
     members = []
     for field, kind in fields_of(struct):
         if kind.kind not in ("primitive", "enum") and field not in more:
@@ -58,13 +60,10 @@ def record(name: str, struct: str, doc: str, **more) -> type:
         python = more.get(field) or (float if kind.cname == "double" else int)
         members.append((field, python, dataclasses.field(default=None if field in more else 0)))
     extra = {key: value for key, value in more.items() if isinstance(value, property)}
-    made = dataclasses.make_dataclass(name, members, bases=(Record,), namespace=extra)
-    made.__doc__ = doc
-    made.__module__ = sys._getframe(1).f_globals["__name__"]    # where pickle finds it
-    return made
+    return dataclasses.make_dataclass(name, members, bases=(Record,), namespace=extra)
 
 
-def fill(kind: type, struct) -> Any:
+def fill(kind: Any, struct: Any) -> Any:
     """A record of this type from a struct of C; pointers stay None."""
     values = {}
     for field in dataclasses.fields(kind):

@@ -99,7 +99,8 @@ def resolve(recipe: str, settings: Dict[str, Any]) -> Dict[str, Any]:
     that it does; None for it is "off", and passes."""
     if recipe not in RECIPES:
         raise ValueError(f"unknown recipe '{recipe}'; there are {', '.join(RECIPES)}")
-    known, found = settings_of(recipe), {}
+    known = settings_of(recipe)
+    found: Dict[str, Any] = {}
     for given, value in settings.items():
         name = ALIASES.get(given, given)
         if given == "entropy":
@@ -162,7 +163,7 @@ def read_config(cfg) -> Dict[str, Any]:
 
 def read_buffer(cfg) -> Dict[str, Any]:
     """The settings of the buffer in a `dlrn_train_config *`."""
-    found = {}
+    found: Dict[str, Any] = {}
     for name, kind in _BUFFER.items():
         value = getattr(cfg.buffer, name.replace("buffer_seed", "seed"))
         found[name] = _word(kind, value) if kind.kind == "enum" else value

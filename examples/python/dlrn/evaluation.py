@@ -18,13 +18,32 @@ from .sources import is_array, is_data_set, iterator_of, rows_of, source_of, spl
 
 __all__ = ["Evaluator", "LayerMetrics", "Metrics", "WeightFigures", "evaluate", "loss_recovered", "weight_figures"]
 
-SaelensMetrics = record("SaelensMetrics", "dlrn_saelens_metrics", "Figures under the names of SAELens.")
-SaebenchMetrics = record("SaebenchMetrics", "dlrn_saebench_metrics", "Figures under the names of SAEBench.")
-LayerMetrics = record("LayerMetrics", "dlrn_layer_metrics", "Figures of one layer of rows that hold several.")
-Metrics = record("Metrics", "dlrn_metrics", """Figures of an evaluation: means over `rows` rows; NaN: not measured.
-fired: [F] rows on which each feature fired, an array; layer: a list of LayerMetrics, empty for plain rows; saelens and
-saebench: the same rows in the terms of these libraries.""", saelens=SaelensMetrics, saebench=SaebenchMetrics,
-                 fired=Any, layer=list)
+_Saelens: Any = record("SaelensMetrics", "dlrn_saelens_metrics")
+_Saebench: Any = record("SaebenchMetrics", "dlrn_saebench_metrics")
+_Layer: Any = record("LayerMetrics", "dlrn_layer_metrics")
+
+
+class SaelensMetrics(_Saelens):
+    """Figures under the names of SAELens."""
+
+
+class SaebenchMetrics(_Saebench):
+    """Figures under the names of SAEBench."""
+
+
+class LayerMetrics(_Layer):
+    """Figures of one layer of rows that hold several."""
+
+
+_All: Any = record("Metrics", "dlrn_metrics", saelens=SaelensMetrics, saebench=SaebenchMetrics, fired=Any, layer=list)
+
+
+class Metrics(_All):
+    """Figures of an evaluation: means over `rows` rows; NaN: not measured.
+
+    fired: [F] rows on which each feature fired, an array. layer: a list of LayerMetrics, empty for plain rows. saelens
+    and saebench: the same rows in the terms of these libraries.
+    """
 
 
 class Evaluator:

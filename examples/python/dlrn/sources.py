@@ -240,7 +240,7 @@ def _checked(x: Any, y: Any, d: int, d_out: int) -> tuple:
     return xs, ys
 
 
-def split_item(item: Any) -> tuple:
+def split_item(item: Any) -> Tuple[Any, Any]:
     """(x, y) of an item of an iterable; y is None without a target. A list of one is what torch's DataLoader gives."""
     if isinstance(item, (tuple, list)) and len(item) in (1, 2) and all(is_array(part) for part in item):
         return item[0], item[1] if len(item) == 2 else None
@@ -283,7 +283,7 @@ class _Items:
 
     rows = 0
 
-    def __init__(self, items: Iterator, d: Optional[int], d_out: Optional[int], layers: int = 1):
+    def __init__(self, items: Any, d: Optional[int], d_out: Optional[int], layers: int = 1):
         self.items = items
         self.pending: Any = None    # an item that was taken and not looked at
         self.left: Any = None       # (rows, targets, first that is unread)

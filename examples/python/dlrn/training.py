@@ -30,11 +30,17 @@ from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split
 
 __all__ = ["Trainer", "TrainStats", "trainSAE"]
 
-TrainStats = record("TrainStats", "dlrn_train_stats", """The figures of one step; losses are those of its forward pass,
-before the update. step: its number, from 0; rows; loss: the sum of the five below, with their weights;
-reconstruction_loss, sparsity_loss, auxiliary_loss, pre_act_loss, multi_top_k_loss; k; l0: mean number of active
-features; lr; penalty: weight of sparsity_loss; dead; resampled. mse_loss: reconstruction_loss, as the program's log
-calls it.""", mse_loss=property(lambda stats: stats.reconstruction_loss))
+_Stats: Any = record("TrainStats", "dlrn_train_stats", mse_loss=property(lambda stats: stats.reconstruction_loss))
+
+
+class TrainStats(_Stats):
+    """The figures of one step; losses are those of its forward pass, before the update.
+
+    step: its number, from 0; rows; loss: the sum of the five below, with their weights; reconstruction_loss,
+    sparsity_loss, auxiliary_loss, pre_act_loss, multi_top_k_loss; k; l0: mean number of active features; lr; penalty:
+    weight of sparsity_loss; dead; resampled. mse_loss: reconstruction_loss, as the program's log calls it.
+    """
+
 
 #: What a trainer is told about the model; config.json has it, and no step depends on it.
 LABELS = ("layer", "lm_name", "submodule_name", "device", "wandb_name", "dict_class")
@@ -394,7 +400,7 @@ class Trainer:
         self.labels, settings = _labels_of(settings)
         self.labels = {**kept.get("labels", {}), **self.labels}
         self.trainer_class = kept.get("trainer_class") if cls is Trainer else cls.__name__
-        self._reference = CLASSES.get(self.trainer_class)
+        self._reference = CLASSES.get(self.trainer_class or "")
         if data is None and not settings and not kept:
             return self
         cfg = ffi.new("dlrn_train_config *", self._describe().config[0])
@@ -427,8 +433,7 @@ class Trainer:
     def update(self, step: int, activations: Any) -> float:
         """A step on these rows; returns its loss. `step` is what the trainer counts itself."""
         stats = self.step(activations)
-        self._last = stats
-        return stats.loss
+        return 0.0 if stats is None else stats.loss
 
     def get_logging_parameters(self) -> Dict[str, Any]:
         """dead_features and effective_l0 of the last step."""
@@ -708,6 +713,8 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
 
     def opened() -> _Data:
         made = _open(data, given, context, epochs)
+        if made is None:
+            raise TypeError("trainSAE: expected rows, found None")
         if made.source is not None:
             cfg, _keep = make_config("reference", {**given, "batch_rows": batch_size, "d_in": made.d}, None)
             made.open(cfg)
