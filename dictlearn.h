@@ -14303,8 +14303,8 @@ DLRNI_INTERNAL void dlrni_scale_window(dlrn_dictionary *dict, int role, int64_t 
         dlrni_scale_numbers(dict->param[role] + j * width + first, n, scale);
 }
 
-/* ---- The fork's normaliser ---- x~ = (x - mean) scale for each layer, undone on x_hat: folded into
-   weights and biases. */
+/* ---- The fork's normaliser ---- x~ = (x - mean) scale for each layer, undone on x_hat: folded
+   into weights and biases. */
 
 /* The scale of a layer with these standard deviations. */
 DLRNI_INTERNAL double dlrni_fork_scale(const float *std, int64_t width, double target_rms) {

@@ -1,6 +1,6 @@
 /* test_cpp.cpp - the C++ interface: what is freed and when, moves, spans, errors with exceptions
-   and without. test_cpp.sh compiles it with each compiler and standard. All memory of a context passes
-   through its allocator here, so that blocks that are not returned show. */
+   and without. test_cpp.sh compiles it with each compiler and standard. All memory of a context
+   passes through its allocator here, so that blocks that are not returned show. */
 #include "../examples/dictlearn.hpp"
 #include <array>
 #include <cstdio>

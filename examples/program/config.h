@@ -3,7 +3,8 @@
    the same checks.
 
    A library is a line of a table: where its settings stand, how it tells a class, and which flag a
-   key sets. dlrn_recipe_info names the class of each recipe. Keys that no line names concern data, devices and logs. */
+   key sets. dlrn_recipe_info names the class of each recipe. Keys that no line names concern data,
+   devices and logs. */
 
 typedef enum config_how {
     TAKE,         /* as it is; a list with commas                                      */
