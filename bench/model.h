@@ -36,27 +36,27 @@ static dlrn_tensor_out model_tensor(const float *pool, char *name, int64_t rows,
 static void model_write(dlrn_context *ctx, const char *folder, const float *normal) {
     static char name[MODEL_TENSORS][96];
     dlrn_tensor_out t[MODEL_TENSORS];
-    const lm_config cfg = {.dim = MODEL_DIM,
-                           .inner = MODEL_INNER,
-                           .vocab = MODEL_VOCAB,
-                           .heads = 8,
-                           .kv_heads = 8,
-                           .head_dim = MODEL_DIM / 8};
+    const hf_model shape = {.base.cfg = {.dim = MODEL_DIM,
+                                         .inner = MODEL_INNER,
+                                         .vocab = MODEL_VOCAB,
+                                         .heads = 8,
+                                         .kv_heads = 8},
+                            .shape.head_dim = MODEL_DIM / 8};
     const int64_t numbers = (int64_t)MODEL_VOCAB * MODEL_DIM + MODEL_TENSORS * 4096;
     int n = 0;
     float *pool = (float *)take(ctx, numbers, sizeof *pool);
     for (int64_t i = 0; i < numbers; i++) pool[i] = 0.02f * normal[i % POOL];
     for (int l = 0; l < MODEL_LAYERS; l++)
         for (int i = 0; i < GPTNEOX_TENSORS; i++) {
-            const lm_tensor *of = &gptneox_tensors[i];
-            if ((of->role >= LM_LAYER_ROLES && l) || !strcmp(of->name, "lm_head.weight")) continue;
-            const char *prefix = of->needs & LM_BARE ? "" : "gpt_neox.";
-            if (of->role < LM_LAYER_ROLES)
+            const hf_tensor *of = &gptneox_tensors[i];
+            if ((of->role >= HF_LAYER_ROLES && l) || !strcmp(of->name, "lm_head.weight")) continue;
+            const char *prefix = of->needs & HF_BARE ? "" : "gpt_neox.";
+            if (of->role < HF_LAYER_ROLES)
                 snprintf(name[n], sizeof name[n], "%slayers.%d.%s", prefix, l, of->name);
             else
                 snprintf(name[n], sizeof name[n], "%s%s", prefix, of->name);
-            t[n] = model_tensor(pool + n * 4096, name[n], lm_size_of(&cfg, of->rows),
-                                of->cols == LM_NONE ? 0 : lm_size_of(&cfg, of->cols));
+            t[n] = model_tensor(pool + n * 4096, name[n], hf_size_of(&shape, of->rows),
+                                of->cols == HF_NONE ? 0 : hf_size_of(&shape, of->cols));
             n++;
         }
     char path[512];
@@ -85,7 +85,7 @@ static dlrn_status model_seen(void *user, int tap, const float *x, float *y, int
 
 static void model_go(void *arg) {
     model_run *r = (model_run *)arg;
-    const lm_site last = {LM_RESID_OUT, r->layers - 1};
+    const lm_site last = {LM_RESID_OUT, r->layers - 1, ""};
     const lm_tap tap = {last, last};
     const int whole = r->layers == MODEL_LAYERS;
     must(r->ctx, lm_run(r->m, &r->batch, &tap, whole ? 0 : 1, model_seen, NULL, whole));
