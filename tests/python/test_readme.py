@@ -3,9 +3,10 @@ the imports changed to ours: on tiny-neox, on random GPT-2, Llama and Gemma mode
 nnsight. Sizes are smaller; the calls are the same."""
 
 import json
+import os
 
 import numpy as np
-from harness import folder, main, skip
+from harness import ROOT, folder, main, skip
 from small_models import LAYERS, TEXTS, model, tokenizer, torch
 
 DATA = [f"{text} {i}" for i in range(60) for text in TEXTS]
@@ -242,6 +243,26 @@ def test_config_of_the_buffer_is_json():
     from dlrn import ActivationBuffer
 
     assert json.loads(json.dumps(ActivationBuffer(DATA, model("neox"), "gpt_neox.layers.1").config))
+
+
+def test_our_readme():
+    """The lines of our own README, to the letter, but for the number of steps."""
+    import re
+
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"^## From Python\n.*?^```python\n(.*?)^```", text, re.M | re.S).group(1)
+    place = folder("readme-ours")
+    (place / "examples").symlink_to(ROOT / "examples")
+    (place / "TEXT").write_text("\n\n".join(DATA * 4))
+    names = {}
+    was = os.getcwd()
+    os.chdir(place)
+    try:
+        exec(block.replace("steps=200", "steps=4").replace("n_ctxs=1000", "n_ctxs=100"), names)
+    finally:
+        os.chdir(was)
+    assert names["codes"].shape == (1024, 2048) and names["codes"].nnz == 1024 * 16
+    assert (place / "runs" / "c" / "trainer_0" / "ae.pt").exists()
 
 
 if __name__ == "__main__":
