@@ -3,7 +3,8 @@ clone of its repository when this runs: DICTIONARY_LEARNING_GIT names one, or gi
 
 Its unit tests run as written. Its end-to-end tests want a GPU, Pythia-70m and The Pile: they run with those
 constants changed, on the small model of this project and a text of this project, for a few steps; the figures
-that they expect of Pythia are then asked for by name only. test_evaluation.py compares figures with the library's.
+that they expect of Pythia are then asked for by name only. test_training.py and
+test_interp.py compare figures with the library's.
 """
 import os
 import re
