@@ -456,12 +456,14 @@ static void fuzz_model(const unsigned char *data, size_t size) {
     CHECK((s == DLRN_OK) == (m != NULL));
     if (m) {
         const lm_config *c = lm_config_of(m);
+        const hf_shape *shape = &((const hf_model *)m)->shape;
         const int64_t tokens = c->positions < 3 ? c->positions : 3, start[2] = {0, tokens};
         const int32_t id[3] = {0, (int32_t)(c->vocab - 1), (int32_t)(c->vocab / 2)};
         const lm_batch batch = {id, start, 1};
-        CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->head_dim * c->heads == c->dim &&
-              c->vocab > 0);
-        CHECK(c->rope.dims >= 0 && c->rope.dims <= c->head_dim && c->rope.dims % 2 == 0);
+        CHECK(c->dim > 0 && c->layers > 0 && c->heads > 0 && c->vocab > 0);
+        CHECK(shape->head_dim * c->heads == c->dim);
+        CHECK(shape->rope.dims >= 0 && shape->rope.dims <= shape->head_dim &&
+              shape->rope.dims % 2 == 0);
         s = lm_run(m, &batch, NULL, 0, NULL, NULL, 1);
         if (s == DLRN_OK) {
             float *logits = (float *)malloc((size_t)(tokens * c->vocab) * sizeof *logits);
