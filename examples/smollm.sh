@@ -52,6 +52,7 @@ case $TEXT in
 *) unpack=cat ;;
 esac
 echo "1. Passages of $TEXT, one in twenty held out"
+rm -f "$out/train.txt" "$out/held.txt" # of another text, if this one cannot be unpacked or is short
 $unpack "$TEXT" | awk -v RS= '{ gsub(/[ \t\r\n]+/, " "); p = p $0 " "
     if (length(p) > 600) { x = (x * 16807 + 12345) % 2147483647; printf "%010d\t%s\n", x, p; p = "" } }' |
     LC_ALL=C sort | cut -f 2 > "$out/passages.txt"

@@ -344,6 +344,7 @@ TEST(visit_fails) {
             cut(pieces);
             CHECK_STATUS(lm_run(model, &b, &tap, 1, look, &e, whole), DLRN_ERR_CALLBACK);
             CHECK(!strcmp(dlrn_error(ctx), "the visit's own words"));
+            CHECK_STATUS(lm_logits(model, 0, 1, NULL), DLRN_ERR_ARGUMENT);
         }
     cut(0);
     CHECK(e.calls == 4 && entropy(&b, NULL, 0, NULL) == plain);
@@ -387,6 +388,8 @@ TEST(sites) {
     CHECK(lm_site_width(model, site) == lm_config_of(model)->dim);
     CHECK_OK(ctx, lm_site_named(model, "tensor:l_out-0#1", 0, &site));
     CHECK_STATUS(lm_site_named(model, "tensor:l_out-0#2", 0, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(lm_site_named(model, "tensor:l_out-0#0", 0, &site), DLRN_ERR_ARGUMENT);
+    CHECK_STATUS(lm_site_named(model, "tensor:l_out-0#1x", 0, &site), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(lm_site_named(model, "tensor:result_output", 0, &site), DLRN_OK);
     CHECK(lm_site_width(model, site) == lm_config_of(model)->vocab);
     CHECK_OK(ctx, lm_site_names(model, names, sizeof names));

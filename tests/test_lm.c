@@ -85,6 +85,8 @@ TEST(logits) {
                far);
         CHECK_MSG(far < 1e-5, "text %d: %g", which, far);
     }
+    CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 0));
+    CHECK_STATUS(lm_logits(model, 0, 1, got), DLRN_ERR_ARGUMENT);
 }
 
 static float seen[MOST * D];

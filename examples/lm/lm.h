@@ -120,6 +120,7 @@ typedef struct lm_model {           /* the first member of an engine's own struc
     void *stop_user;
     int64_t whole_tokens; /* of a whole run with edits, beyond which the engine computes its lower
                              part twice; 0: LM_BATCH_TOKENS */
+    int is_whole;         /* the last run was whole, and ended: it has logits */
 } lm_model;
 
 typedef struct lm_tokenizer_kind lm_tokenizer_kind; /* see >>engine */
@@ -290,7 +291,8 @@ LM_API void lm_language_model(lm_judge *judge, dlrn_language_model *out);
 // >>engine
 
 /* One row for each engine. Functions get arguments that lm.h has checked: ids below the vocabulary,
-   sequences within the positions, sites that find_site gave. */
+   sequences within the positions, sites that find_site gave; logits and cross_entropy come after a
+   whole run. */
 struct lm_engine {
     const char *name; /* "hf", "llama.cpp" */
     /* Whether a path is this engine's. */
@@ -558,15 +560,27 @@ static dlrn_status lm_check_batch(const lm_model *m, const lm_batch *b, int64_t 
 LM_API dlrn_status lm_run(lm_model *m, const lm_batch *batch, const lm_tap *taps, int n_taps,
                           lm_visit visit, void *user, int whole) {
     LM_TRY(lm_check_batch(m, batch, 0));
-    return m->engine->run(m, batch, taps, n_taps, visit, user, whole);
+    m->is_whole = 0;
+    LM_TRY(m->engine->run(m, batch, taps, n_taps, visit, user, whole));
+    m->is_whole = whole != 0;
+    return DLRN_OK;
+}
+
+/* What a run that ended early, or failed, has left is no basis for logits. */
+static dlrn_status lm_check_whole(const lm_model *m) {
+    if (m->is_whole) return DLRN_OK;
+    return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
+                     "logits: expected a whole run before, found none that ended");
 }
 
 LM_API dlrn_status lm_logits(lm_model *m, int64_t first, int64_t rows, float *logits) {
+    LM_TRY(lm_check_whole(m));
     return m->engine->logits(m, first, rows, logits);
 }
 
 LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *nats,
                                     int64_t *tokens) {
+    LM_TRY(lm_check_whole(m));
     return m->engine->cross_entropy(m, batch, nats, tokens);
 }
 
@@ -725,10 +739,10 @@ LM_API dlrn_status lm_choose(const lm_model *m, const lm_choice *choice, const l
 }
 
 typedef enum lm_stage {
-    LM_DONE,
-    LM_READING,
-    LM_WAITING
-} lm_stage; /* its rows are there; not yet: read */
+    LM_DONE,    /* its rows are there             */
+    LM_READING, /* its documents are not all read */
+    LM_WAITING  /* they are, but are not run yet  */
+} lm_stage;
 
 /* Where a run begins: the document of its first context, and that context's first row within the
    document. */
@@ -1154,6 +1168,7 @@ static dlrn_status lm_generate_group(lm_draw *g) {
         g->next[i] = 0;
     }
     g->past = 0;
+    g->m->is_whole = 0;
     LM_TRY(g->m->engine->begin(g->m, g->room, c->prompt_len + c->tokens));
     LM_TRY(lm_advance(g, g->prompts, c->prompt_len));
     for (g->step = 0; g->step < c->tokens && open > 0; g->step++) {
@@ -1289,7 +1304,7 @@ static dlrn_status lm_find_barred(lm_model *m, const lm_sampling *cfg, int32_t *
 }
 
 LM_API dlrn_status lm_generate(lm_model *m, const lm_sampling *cfg, lm_emit emit, void *user) {
-    if (cfg->prompt_len < 1 || cfg->tokens < 1 || cfg->prompt_len + cfg->tokens > m->cfg.positions)
+    if (cfg->prompt_len < 1 || cfg->tokens < 1 || cfg->tokens > m->cfg.positions - cfg->prompt_len)
         return dlrn_fail(m->ctx, DLRN_ERR_ARGUMENT,
                          "generate: expected a prompt and tokens, together at most the model's "
                          "%lld positions, found "

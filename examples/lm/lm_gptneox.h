@@ -1,4 +1,4 @@
-/* hf_gptneox.h - GPT-NeoX (Pythia and its relatives) for lm.h, which includes this file - MIT
+/* lm_gptneox.h - GPT-NeoX (Pythia and its relatives) for lm_hf.h, which includes this file - MIT
    licence
 
    One block (HF's GPTNeoXLayer; LN: layer norm, x: residual stream [tokens][dim]):

@@ -42,6 +42,8 @@
 #define HF_MODEL_TYPES HF_ARCHITECTURE_LIST(LM_IN_TEXT)
 
 /* ------------------------------------------------------------------------------------------ */
+// >>architectures
+
 typedef enum hf_activation {
     HF_GELU,
     HF_GELU_CLIPPED, /* to [-10, 10] */
@@ -792,6 +794,7 @@ static dlrn_status hf_reserve_captures(hf_model *m, int n, int64_t width) {
     }
     return DLRN_OK;
 }
+
 /* ------------------------------------------------------------------------------------------ */
 // >>operations
 /* What blocks are made of. Each works on all tokens of the run; weights are taken by role. */

@@ -65,7 +65,7 @@ enum {
                                 number of heads, so that a dimension of 7 is that of the tokens */
     LCPP_PIECE = 256,       /* tokens of a piece: see RATE */
     LCPP_LOGITS = 64 << 20, /* floats of a piece's logits, at most, ... */
-    LCPP_LEAST_PIECE = 128, /* ... unless that are fewer tokens than these  */
+    LCPP_MIN_PIECE = 128,   /* ... but never fewer tokens than these    */
     LCPP_NO_LAYER = -1
 };
 
@@ -107,7 +107,6 @@ typedef struct lcpp_run {
     int64_t *piece; /* [pieces + 1] sequences              */
     int64_t sequences, pieces;
     int64_t held; /* the piece whose logits llama.cpp holds; -1: none */
-    int whole;
     int n_taps;
     lcpp_stop *stop; /* [2 n_taps]: x and y of each tap                    */
     int *order;      /* [n_taps] taps in the order in which y is reached   */
@@ -129,7 +128,7 @@ typedef struct lcpp_model {
     int64_t sample_sequences, sample_positions, past;
 } lcpp_model;
 
-/* The first error since lcpp_forget_log: llama.cpp says why something failed in its log alone, and
+/* The first error since lcpp_forget_log. llama.cpp says only in its log why something failed, and
    the first line is the cause. The log belongs to the process. */
 static char lcpp_log_line[256];
 
@@ -210,10 +209,12 @@ static int64_t lcpp_setting(const struct llama_model *model, const char *key, in
     return *end || end == text || n < 0 ? otherwise : (int64_t)n;
 }
 
-/* A special token, if the file names it: llama.cpp takes GPT-2's or Llama's id otherwise. */
+/* A special token, if the file names one of its vocabulary: llama.cpp takes GPT-2's or Llama's id
+   otherwise. */
 static int32_t lcpp_token(const struct llama_model *model, const char *key, llama_token id) {
     char text[16];
-    return llama_model_meta_val_str(model, key, text, sizeof text) < 1 ? -1 : id;
+    if (llama_model_meta_val_str(model, key, text, sizeof text) < 1) return -1;
+    return strtoll(text, NULL, 10) == id ? id : -1;
 }
 
 /* The settings that every engine knows. */
@@ -230,6 +231,7 @@ static dlrn_status lcpp_configure(dlrn_context *ctx, const char *path,
     c->heads = lcpp_setting(model, "attention.head_count", 0);
     if (c->heads < 1) c->heads = 1; /* none, or another number in each layer */
     c->kv_heads = lcpp_setting(model, "attention.head_count_kv", c->heads);
+    if (c->kv_heads > c->heads) c->kv_heads = c->heads; /* they differ by layer, or are wrong */
     c->vocab = llama_vocab_n_tokens(vocab);
     c->bos = lcpp_token(model, "tokenizer.ggml.bos_token_id", llama_vocab_bos(vocab));
     c->eos = lcpp_token(model, "tokenizer.ggml.eos_token_id", llama_vocab_eos(vocab));
@@ -281,7 +283,7 @@ static void lcpp_engine_destroy(lm_model *base) {
     dlrn_free(base->ctx, m);
 }
 
-/* Whether a model predicts the next token from those before. */
+/* Refuses a model that does not predict the next token from those before. */
 static dlrn_status lcpp_check_kind(const lcpp_model *m, const char *path) {
     const char *found = NULL;
     if (!llama_model_has_decoder(m->model)) found = "an encoder";
@@ -300,7 +302,7 @@ static dlrn_status lcpp_check_kind(const lcpp_model *m, const char *path) {
 /* Tokens of a piece. */
 static int64_t lcpp_piece_tokens(const lcpp_model *m) {
     const int64_t fits = LCPP_LOGITS / m->base.cfg.vocab;
-    if (fits < LCPP_LEAST_PIECE) return LCPP_LEAST_PIECE;
+    if (fits < LCPP_MIN_PIECE) return LCPP_MIN_PIECE;
     return fits < LCPP_PIECE ? fits : LCPP_PIECE;
 }
 
@@ -494,7 +496,7 @@ static const lm_tokenizer_kind lcpp_tokenizer_kind = {lcpp_encode_text, lcpp_dec
                                                       lcpp_vocab_size,  lcpp_is_special,
                                                       lcpp_token_bytes, lcpp_destroy_tokenizer};
 
-/* A file of its own handle, so that a tokenizer may outlive the model, or do without one. */
+/* Opens the file again, so that a tokenizer may outlive the model, or do without one. */
 static dlrn_status lcpp_engine_load_tokenizer(dlrn_context *ctx, const char *path,
                                               lm_tokenizer **out) {
     lcpp_tokenizer *t = (lcpp_tokenizer *)dlrn_alloc(ctx, 1, sizeof *t);
@@ -636,8 +638,8 @@ static int64_t lcpp_input_of(const lcpp_model *m, int layer, const char *module)
     return at < 0 ? -1 : lcpp_behind_views(m, lcpp_node_of(m, m->node[at].src[1]));
 }
 
-/* Whether a node is read only by a layer's weights that begin so: an edit there changes nothing
-   else. */
+/* Whether only a layer's weights whose names begin with `module` read a node: an edit there changes
+   nothing else. */
 static int lcpp_is_only_for(const lcpp_model *m, int64_t at, int layer, const char *module) {
     char name[LCPP_NAME];
     snprintf(name, sizeof name, "blk.%d.%s", layer, module);
@@ -742,13 +744,15 @@ static int64_t lcpp_find(const lcpp_model *m, lm_kind kind, int layer) {
     }
 }
 
-/* NAME, or NAME#K for the K-th of that name; of several the last, which is what the model goes on
-   with: a projection is Qcur before and after its bias and rotation. */
+/* NAME#K: the K-th node of that name, from 1. NAME: the last, which is what the model goes on with:
+   a projection is Qcur before and after its bias and rotation. -1: there is none. */
 static int64_t lcpp_find_tensor(const lcpp_model *m, const char *tensor) {
-    char name[LCPP_NAME];
+    char name[LCPP_NAME], *end = NULL;
     const char *number = strchr(tensor, '#');
+    const long long k = number ? strtoll(number + 1, &end, 10) : 0;
+    if (number && (k < 1 || *end)) return -1;
     snprintf(name, sizeof name, "%.*s", (int)strcspn(tensor, "#"), tensor);
-    return lcpp_named(m, name, number ? strtoll(number + 1, NULL, 10) - 1 : -1);
+    return lcpp_named(m, name, k - 1);
 }
 
 /* The node of a site of either form. */
@@ -762,9 +766,10 @@ static dlrn_status lcpp_look(lcpp_model *m); /* see >>llama-run */
 /* Appends a word to a list, which may be cut. */
 static void lcpp_append(char *list, size_t size, const char *word) {
     const size_t n = strlen(list);
+    if (n >= 3 && !strcmp(list + n - 3, "...")) return; /* it is cut already */
     if (n + strlen(word) + sizeof ", , ..." <= size)
         snprintf(list + n, size - n, "%s%s", n ? ", " : "", word);
-    else if (n + sizeof ", ..." <= size && (n < 3 || strcmp(list + n - 3, "...")))
+    else if (n + sizeof ", ..." <= size)
         snprintf(list + n, size - n, ", ...");
 }
 
@@ -1035,12 +1040,12 @@ static dlrn_status lcpp_make_room(lcpp_model *m, lcpp_room *room, int64_t sequen
 static dlrn_status lcpp_judge(lcpp_model *m, const lcpp_pass *p, int32_t code) {
     if (p->status != DLRN_OK) return p->status;
     if (p->stopped) return dlrn_fail(m->base.ctx, DLRN_STOPPED, "stopped within a run");
-    if (p->collect || (p->ended && code == 2)) return DLRN_OK;
+    if (p->ended && code == 2) return DLRN_OK;
     if (code == 0 && !p->waiting) return DLRN_OK;
     if (code == 0)
         return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
-                         "llama.cpp: expected a graph with the nodes of another batch, found %lld "
-                         "fewer",
+                         "llama.cpp: expected the same nodes in the graph of each batch, found "
+                         "%lld missing",
                          (long long)p->waiting);
     return dlrn_fail(m->base.ctx, code == 1 || code == -2 ? DLRN_ERR_MEMORY : DLRN_ERR_UNSUPPORTED,
                      "llama.cpp: a batch of %lld tokens failed with code %d: %s", (long long)p->n,
@@ -1107,7 +1112,7 @@ static dlrn_status lcpp_look(lcpp_model *m) {
     LM_TRY(lcpp_make_room(m, &m->run_room, 1, LCPP_PIECE, LCPP_PIECE, 1));
     lcpp_clear(&m->run_room);
     const dlrn_status s = lcpp_decode(&p, &b, 0, 1, 0, LCPP_ALL);
-    m->run_room.edited = 1; /* its cache holds anything */
+    m->run_room.edited = 1; /* what was not computed may be in its cache */
     if (s != DLRN_OK) m->nodes = 0;
     return s;
 }
@@ -1252,15 +1257,21 @@ static dlrn_status lcpp_run_stage(lcpp_pass *p, int place) {
     return p->visit(p->user, t, r->x[t] ? r->x[t] : r->y[t], r->y[t], n);
 }
 
-/* A run of one piece. */
-static dlrn_status lcpp_run_at_once(lcpp_pass *p) {
-    lcpp_model *m = p->m;
+/* Room for n rows of the x of each tap whose y is another node. */
+static dlrn_status lcpp_reserve_x(lcpp_model *m, int64_t n) {
     lcpp_run *r = &m->run;
     for (int t = 0; t < r->n_taps; t++) {
         if (r->stop[2 * t].node == r->stop[2 * t + 1].node) continue;
-        r->x[t] = lm_floats(m->base.ctx, r->start[r->sequences], r->stop[2 * t].width);
+        r->x[t] = lm_floats(m->base.ctx, n, r->stop[2 * t].width);
         if (!r->x[t]) return DLRN_ERR_MEMORY;
     }
+    return DLRN_OK;
+}
+
+/* A run of one piece. */
+static dlrn_status lcpp_run_at_once(lcpp_pass *p) {
+    const lcpp_run *r = &p->m->run;
+    LM_TRY(lcpp_reserve_x(p->m, r->start[r->sequences]));
     p->stage = -1;
     return lcpp_run_piece(p, 0);
 }
@@ -1279,7 +1290,6 @@ static dlrn_status lcpp_engine_run(lm_model *base, const lm_batch *batch, const 
     lcpp_forget_run(m);
     LM_TRY(lcpp_keep_batch(m, batch));
     LM_TRY(lcpp_mark_taps(m, taps, n_taps));
-    m->run.whole = whole;
     if (m->run.pieces == 1 && m->run.start[m->run.sequences]) {
         p.whole = whole;
         return whole || n_taps ? lcpp_run_at_once(&p) : DLRN_OK;
@@ -1302,21 +1312,11 @@ static dlrn_status lcpp_hold(lcpp_model *m, int64_t piece) {
     return lcpp_run_piece(&p, piece);
 }
 
-/* Whether the last run was whole, and ended. */
-static dlrn_status lcpp_check_whole(const lcpp_model *m) {
-    if (m->run.whole && (m->run.pieces != 1 || m->run.held == 0 || !m->run.start[m->run.sequences]))
-        return DLRN_OK;
-    return dlrn_fail(m->base.ctx, DLRN_ERR_ARGUMENT,
-                     "logits: expected a whole run before, found "
-                     "none that ended");
-}
-
 /* Rows may lie in several pieces, each of which is run again if another is held. */
 static dlrn_status lcpp_engine_logits(lm_model *base, int64_t first, int64_t rows, float *logits) {
     lcpp_model *m = (lcpp_model *)base;
     const lcpp_run *r = &m->run;
-    const int64_t v = base->cfg.vocab, tokens = r->start ? r->start[r->sequences] : 0;
-    LM_TRY(lcpp_check_whole(m));
+    const int64_t v = base->cfg.vocab, tokens = r->start[r->sequences];
     if (first < 0 || rows < 0 || first > tokens - rows)
         return dlrn_fail(
             base->ctx, DLRN_ERR_ARGUMENT,
@@ -1395,7 +1395,6 @@ static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *bat
     (void)batch; /* that of the last run, which is kept */
     *nats = 0;
     *tokens = 0;
-    LM_TRY(lcpp_check_whole(m));
     for (int64_t k = 0; k < m->run.pieces; k++) {
         LM_TRY(lcpp_hold(m, k));
         LM_TRY(lcpp_add_nats(m, k, nats, tokens));
@@ -1459,11 +1458,7 @@ static dlrn_status lcpp_engine_extend(lm_model *base, const lm_batch *batch, con
     lcpp_forget_run(m); /* its stops are this one's now */
     LM_TRY(lcpp_sample_room(m, n));
     LM_TRY(lcpp_mark_taps(m, taps, n_taps));
-    for (int t = 0; t < n_taps; t++) {
-        if (m->run.stop[2 * t].node == m->run.stop[2 * t + 1].node) continue;
-        m->run.x[t] = lm_floats(base->ctx, n, m->run.stop[2 * t].width);
-        if (!m->run.x[t]) return DLRN_ERR_MEMORY;
-    }
+    LM_TRY(lcpp_reserve_x(m, n));
     lcpp_arm(&p);
     LM_TRY(lcpp_decode(&p, batch, 0, batch->sequences, m->past,
                        n_taps ? LCPP_ALL : LCPP_LAST_OF_EACH));

@@ -338,7 +338,7 @@ static dlrn_status generate_to(model_text *mt, const options *o, generation *g) 
     how.prompt_len = ids.count;
     how.stop = lm_config_of(mt->model)->eos;
     how.tokens_of = mt->tok;
-    if (s == DLRN_OK && ids.count + o->tokens > positions)
+    if (s == DLRN_OK && o->tokens > positions - ids.count)
         s = dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,
                       "%s: expected a prompt and tokens, together at most the model's %lld "
                       "positions, found %lld and %lld: give a smaller --tokens",
