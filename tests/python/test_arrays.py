@@ -267,6 +267,11 @@ def test_closed_dictionaries():
     error = raises((ValueError, RuntimeError), ae.encode, X[:2])
     assert "closed" in str(error), error
     ae.close()
+    ae = dlrn.AutoEncoder.from_pretrained(trained(PLACE, "reference"))
+    evaluator = dlrn.Evaluator(ae)
+    evaluator.add(X[:2])
+    ae.close()
+    assert evaluator.histogram()[0].sum() > 0, "an evaluator keeps what it needs"
 
 
 main(globals())

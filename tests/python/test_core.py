@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import types
 import warnings
 
@@ -223,6 +224,11 @@ def test_names_mean_the_same_memory():
     raises(ValueError, dlrn.MatryoshkaBatchTopKSAE, D, F, 5, [1, 2], says=str(F))
 
 
+def test_messages_name_settings_and_leave_paths_alone():
+    said = dlrn._core.in_python("models--google--gemma/x.npz: give --norm-scale S (--k N)")
+    assert said == "models--google--gemma/x.npz: give norm_scale=S (k=N)"
+
+
 def test_what_is_set_is_used():
     ae, expected = of(dlrn.AutoEncoder), of(dlrn.AutoEncoder, seed=4)
     ae.encode(X)  # an encoder that has seen the old weights
@@ -257,6 +263,24 @@ def test_what_is_written_reaches_packed_weights():
     kept *= -2  # one that was handed out before the last call
     plain.encoder.weight[...] *= -2
     assert np.array_equal(ae.encode(x), plain.encode(x))
+    kept *= -1  # one that is gone before the next call
+    del kept
+    plain.encoder.weight[...] *= -1
+    assert np.array_equal(ae.encode(x), plain.encode(x))
+
+
+def test_what_is_written_through_another_object_is_seen():
+    whole, plain = (dlrn.CrossLayerTranscoder(2 * 256, 2 * 4096, layers=2, seed=0) for _ in range(2))
+    x = rows(1, 512)
+    whole.prepare().encode(x)
+    for dictionary in (whole, plain):
+        dictionary.parts[0].parameter(lib.DLRN_ENCODER)[...] *= -1
+    assert np.array_equal(whole.encode(x), plain.encode(x))
+    trainer = dlrn.Trainer("dl-standard", d_in=256, features=4096, steps=2, seed=1)
+    one, other, x = trainer.dictionary, trainer.dictionary, rows(1, 256)
+    one.prepare().encode(x)
+    other.encoder.weight[...] *= -1
+    assert np.array_equal(one.encode(x), trainer.dictionary.encode(x))
 
 
 def test_parameters_in_torch():
@@ -316,6 +340,17 @@ def test_top_k_extras():
     assert np.array_equal(f, np.where(relu > 0.5, relu, 0)) and not np.array_equal(f, ae.encode(X))
     f, values, index, relu = ae.encode(torch.from_numpy(X), return_topk=True)
     assert torch.equal(relu.gather(-1, index), values)
+    half = ae.encode(torch.from_numpy(X).bfloat16(), return_topk=True)
+    assert [part.dtype for part in half] == [torch.bfloat16, torch.bfloat16, torch.int64, torch.bfloat16]
+    context = dlrn.Context(threads=1)
+    ae = of(dlrn.AutoEncoderTopK, context=context)
+    ae.close()
+    raises(ValueError, ae.encode, X, use_threshold=True, says="closed")
+    free = []
+    thread = threading.Thread(target=lambda: free.append(context.lock.acquire(timeout=1)))
+    thread.start()
+    thread.join()
+    assert free == [True], "an error leaves no lock behind"
 
 
 def test_batch_top_k_extras():
@@ -503,8 +538,9 @@ def test_exceptions_of_callbacks():
     source.read = called = context.callback("dlrn_status(*)(void *, int64_t, float *, float *, int64_t *)", read)
     ae, out = dlrn.AutoEncoder(D, F, context=context), ffi.new("dlrn_metrics *")
     for _ in range(3):
-        raises(LookupError, context.call, lib.dlrn_evaluate, ae.pointer, ffi.NULL, source, ffi.NULL, ffi.NULL,
-               ffi.NULL, out, says="from inside")
+        error = raises(LookupError, context.call, lib.dlrn_evaluate, ae.pointer, ffi.NULL, source, ffi.NULL, ffi.NULL,
+                       ffi.NULL, out, says="from inside")
+        assert traceback.extract_tb(error.__traceback__)[-1].name == "read", "it says where it was raised"
         assert ae.encode(X[:3]).shape == (3, F), "the exception is raised once"
     assert called
 

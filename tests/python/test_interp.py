@@ -298,6 +298,13 @@ def modules(**stand_ins):
                 sys.modules[name] = value
 
 
+def test_profiles_without_scipy():
+    profile = interp.examine_dimension(model("neox"), SITE, buffer(), dictionary(), n_inputs=5, dim_idx=3, k=3)
+    with modules(scipy_sparse=None):
+        dense = interp.examine_dimension(model("neox"), SITE, buffer(), dictionary(), n_inputs=5, dim_idx=3, k=3)
+    assert profile.top_contexts == dense.top_contexts
+
+
 def test_maps_of_features():
     seen = {}
 

@@ -107,6 +107,7 @@ def test_tokens_in_any_form():
     for tokens in same:
         assert t.equal(models.rows_at(m, "gpt_neox.layers.1", tokens, tokenizer=encode), rows)
     one = models.rows_at(m, "gpt_neox.layers.1", contexts()[1])
+    assert t.equal(models.rows_at(m, "gpt_neox.layers.1", t.tensor(contexts()[1])), one)
     close(one, by_hand(m, contexts()[1:2], m.gpt_neox.layers[1]))
     close(models.rows_at(m, "gpt_neox.layers.1", TEXTS[1], tokenizer=encode), one)
     close(models.rows_at(m, "gpt_neox.layers.1", t.tensor(contexts()[1:2])), one)

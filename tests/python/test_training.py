@@ -149,6 +149,11 @@ def test_rows_of_several_layers():
         with dlrn.source_of(data, layers=2) as source:
             assert source.d == 2 * D, name
             assert np.array_equal(read_all(source)[0], X.reshape(-1, 2 * D)), name
+    for data in (X.reshape(-1, 2, D), X.astype(np.float64).reshape(-1, 2, D)):
+        with dlrn.source_of((data, data), layers=2) as source:
+            assert (source.d, source.d_out) == (2 * D, 2 * D)
+            x, y = read_all(source)
+            assert np.array_equal(x, X.reshape(-1, 2 * D)) and np.array_equal(y, x)
 
 
 def test_an_array_is_not_copied():
@@ -175,6 +180,8 @@ def test_data_that_are_none():
     raises(ValueError, lambda: read_all(dlrn.source_of(iter([(X[:5], Y[:4])]), D)), says=["5", "4"])
     raises(ValueError, dlrn.source_of, (X, Y[:-1]), says="number")
     raises(ValueError, dlrn.source_of, X, D + 1, says=str(D + 1))
+    for kind in (np.float32, np.float16):
+        raises(dlrn.ShapeError, dlrn.source_of, X.astype(kind), D // 2, says=[str(D), str(D // 2)])
     raises(ValueError, dlrn.source_of, iter([]), says="width")
     raises(OSError, dlrn.source_of, place / "none.npy", says="none.npy")
     raises(ValueError, dlrn.Trainer, "dl-top_k", iter([]), says="width")
@@ -724,6 +731,8 @@ def test_figures_of_dictionary_learning():
     raises(StopIteration, dlrn.evaluate, ae, iter([X]), n_batches=2, says="n_batches")
     raises(ValueError, dlrn.evaluate, ae, iter([X]), n_batches=0, says="n_batches")
     raises(TypeError, dlrn.evaluate, object(), iter([X]), says="object")
+    raises(TypeError, dlrn.evaluate, ae, says="rows are missing")
+    raises(dlrn.ShapeError, dlrn.evaluate, ae, [np.ones((4, 2 * D), np.float32)], says=str(2 * D))
 
 
 def test_figures_of_the_library():

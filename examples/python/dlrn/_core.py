@@ -102,6 +102,8 @@ _ERRORS = {
     lib.DLRN_ERR_VALUE: NotFinite,
     lib.DLRN_ERR_CALLBACK: CallbackError,
 }
+for _status, _kind in _ERRORS.items():
+    _kind.status = _status  # also of those that are raised in Python
 
 
 def text(pointer: Any) -> str:
@@ -126,8 +128,10 @@ def value_of(which: int, name: str) -> int:
 
 def in_python(message: str) -> str:
     """A message of the library with settings in the place of the program's flags: k=N for --k N."""
-    message = re.sub(r"--([a-z-]+) (\w+)", lambda m: f"{_keyword(m.group(1))}={m.group(2)}", message)
-    return re.sub(r"--([a-z-]+)", lambda m: _keyword(m.group(1)), message)
+    # not within words: the hub's folders in paths are called models--google--gemma
+    flag = r"(?<![^\s(])--([a-z-]+)"
+    message = re.sub(flag + r" (\w+)", lambda m: f"{_keyword(m.group(1))}={m.group(2)}", message)
+    return re.sub(flag, lambda m: _keyword(m.group(1)), message)
 
 
 def _keyword(flag: str) -> str:
@@ -253,8 +257,8 @@ class Context:
         """
         raised = self.raised
 
-        def keep(_kind: Any, error: BaseException, _trace: Any) -> Any:
-            status = raised.keep(error)
+        def keep(_kind: Any, error: BaseException, trace: Any) -> Any:
+            status = raised.keep(error.with_traceback(trace))
             return status if failed is None else failed
 
         return ffi.callback(kind, function, onerror=keep)
@@ -278,8 +282,8 @@ class Context:
 def _create_context(threads: int, kernels: Optional[str], raised: _Raised) -> Any:
     """A dlrn_context that frees itself. Its stop callback sees Ctrl-C: Python raises it there."""
 
-    def keep(_kind: Any, error: BaseException, _trace: Any) -> int:
-        raised.keep(error)
+    def keep(_kind: Any, error: BaseException, trace: Any) -> int:
+        raised.keep(error.with_traceback(trace))
         return 1
 
     stop = ffi.callback("int(*)(void *)", lambda _user: 0, onerror=keep)
@@ -310,11 +314,6 @@ def default_context() -> Context:
         if _default is None or _default._handle is None:
             _default = Context()
         return _default
-
-
-def check(context: Context, status: int) -> int:
-    """The same as context.check(status)."""
-    return context.check(status)
 
 
 def _after_fork() -> None:
@@ -410,10 +409,7 @@ class Rows:
         self.split = len(shape) > 1 and shape[-1] != width == shape[-2] * shape[-1]
         if not self.split and (not shape or shape[-1] != width):
             parts = f" or [..., {layers}, {width // layers}]" if layers > 1 else ""
-            raise error_of(
-                lib.DLRN_ERR_SHAPE,
-                f"{name}: expected shape [..., {width}]{parts}, found {list(shape)}",
-            )
+            raise ShapeError(f"{name}: expected shape [..., {width}]{parts}, found {list(shape)}")
         self.shape: Tuple[int, ...] = shape[: -2 if self.split else -1]
         # Not -1: NumPy cannot derive the number of rows where there are none.
         self.n = int(np.prod(self.shape, dtype=np.int64))

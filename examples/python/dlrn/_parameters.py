@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional
+import weakref
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 
-from ._core import ShapeError, _is_torch
+from ._core import ShapeError, _is_torch, lib
 
 
 class Parameter(np.ndarray):
@@ -79,3 +80,23 @@ def put(parameter: np.ndarray, values: Any, name: str) -> None:
             f"{name}: expected shape {list(parameter.shape)}, found {list(array.shape)}"
         )
     parameter[...] = array
+
+
+class Written:
+    """Whether parameters may have been written to since the last call of the library.
+
+    All objects for one dlrn_dictionary and its parts share one of these: what is written through
+    any of them, the calls of all of them must see.
+    """
+
+    def __init__(self, pointer: Any) -> None:
+        self.pointer = pointer
+        self.flag = False
+        # By address: what all views of that memory, also torch's, have at their root.
+        self.roots: "weakref.WeakValueDictionary[int, np.ndarray]" = weakref.WeakValueDictionary()
+
+    def tell(self) -> None:
+        """Tells the library. A view that is still in use may be written to until the next call."""
+        if self.flag:
+            lib.dlrn_dictionary_changed(self.pointer)
+        self.flag = len(self.roots) > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Dict, List, Optional
 
-from ._core import ffi, lib
+from ._core import ArgumentError, ffi, lib
 from ._records import enum_name, fields_of, words_of
 from .tables import recipes
 
@@ -54,14 +54,14 @@ def _number(name: str, kind, value: Any) -> Any:
         words = _ENUMS[enum_name(kind)]
         word = _WORDS.get(value, value)
         if word not in words:
-            raise ValueError(f"{name}: expected one of {', '.join(words)}; found {value!r}")
+            raise ArgumentError(f"{name}: expected one of {', '.join(words)}; found {value!r}")
         return words[word]
     if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, found {value!r}")
     if kind.cname == "double":
         return float(value)
     if float(value) != math.floor(float(value)):
-        raise ValueError(f"{name}: expected a whole number, found {value!r}")
+        raise ArgumentError(f"{name}: expected a whole number, found {value!r}")
     return int(value)
 
 
@@ -70,11 +70,11 @@ def _groups(cfg, values: Any) -> None:
     values = list(values)
     if values and all(isinstance(v, float) and v <= 1 for v in values):
         if not math.isclose(sum(values), 1.0):
-            raise ValueError(f"groups: the fractions add up to {sum(values):g}, expected 1")
+            raise ArgumentError(f"groups: the fractions add up to {sum(values):g}, expected 1")
         sizes = [int(v * cfg.features) for v in values[:-1]]
         values = sizes + [cfg.features - sum(sizes)]
     if len(values) > len(cfg.groups):
-        raise ValueError(f"groups: at most {len(cfg.groups)}, found {len(values)}")
+        raise ArgumentError(f"groups: at most {len(cfg.groups)}, found {len(values)}")
     cfg.n_groups = len(values)
     for i, value in enumerate(values):
         cfg.groups[i] = int(value)
@@ -85,7 +85,7 @@ def _set(cfg, name: str, kind, value: Any) -> None:
         _groups(cfg, value)
     elif kind.kind == "array":
         if len(value) > kind.length:
-            raise ValueError(f"{name}: at most {kind.length} numbers, found {len(value)}")
+            raise ArgumentError(f"{name}: at most {kind.length} numbers, found {len(value)}")
         for i, v in enumerate(value):
             getattr(cfg, name)[i] = v
     elif name in _BUFFER:
@@ -98,7 +98,7 @@ def resolve(recipe: str, settings: Dict[str, Any]) -> Dict[str, Any]:
     """The settings by the names of their fields. A name that the recipe does not use is a TypeError that lists those
     that it does; None for it is "off", and passes."""
     if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe '{recipe}'; there are {', '.join(RECIPES)}")
+        raise ArgumentError(f"unknown recipe '{recipe}'; there are {', '.join(RECIPES)}")
     known = settings_of(recipe)
     found: Dict[str, Any] = {}
     for given, value in settings.items():

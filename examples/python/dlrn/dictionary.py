@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import tempfile
 import warnings
-import weakref
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
@@ -16,13 +17,14 @@ from ._core import (
     Context,
     DlrnError,
     MissingFile,
+    OutOfMemory,
     Rows,
     ShapeError,
     Unsupported,
     _is_torch,
     array_from,
+    array_of,
     default_context,
-    error_of,
     ffi,
     give_like,
     in_python,
@@ -32,7 +34,8 @@ from ._core import (
     text,
     value_of,
 )
-from ._parameters import Parameter, as_torch_does, put
+from ._parameters import Parameter, Written, as_torch_does, put
+from .models import later
 
 # Rows that one call of the library takes. Between two calls Python looks for Ctrl-C, which should
 # take less than a second. Larger pieces are not faster.
@@ -93,6 +96,8 @@ class Linear:
         object.__setattr__(self, "_of", (dictionary, side))
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy has no _of yet
+            raise AttributeError(name)
         dictionary, side = self._of
         return dictionary._named(f"{side}.{name}")
 
@@ -126,7 +131,7 @@ class Formula:
             value = value_of(_ENUMERATIONS[name], value)
         with self._dictionary.context.lock:
             setattr(self._dictionary.pointer.formula, name, value)
-            self._dictionary._written = True
+            self._dictionary._written.flag = True
 
     def __dir__(self) -> List[str]:
         return list(_FORMULA)
@@ -148,9 +153,12 @@ class _Room:
         if out is None:
             self.array = np.empty((rows.n, width), np.float32)
             return
+        wrong = "out: expected a contiguous array of float32 that can be written"
+        if _is_torch(out) and (out.device.type != "cpu" or not str(out.dtype) == "torch.float32"):
+            raise ArgumentError(wrong)
         array = out.detach().numpy() if _is_torch(out) else np.asarray(out)
         if array.dtype != np.float32 or not array.flags.c_contiguous or not array.flags.writeable:
-            raise ArgumentError("out: expected a contiguous array of float32 that can be written")
+            raise ArgumentError(wrong)
         if array.shape not in (rows.shape + self.tail, rows.shape + (width,)):
             raise ShapeError(
                 f"out: expected shape {list(rows.shape + self.tail)}, found {list(array.shape)}"
@@ -211,14 +219,15 @@ class Dictionary:
         context.call(lib.dlrn_dictionary_create, context.pointer, desc, out)
         self._take(context, context.own(out[0], lib.dlrn_dictionary_destroy))
 
-    def _take(self, context: Context, pointer: Any, owner: Any = None) -> None:
+    def _take(
+        self, context: Context, pointer: Any, owner: Any = None, written: Optional[Written] = None
+    ) -> None:
         """Makes this object stand for a dlrn_dictionary; `owner` is what keeps it alive."""
         self.context = context
         self._pointer = pointer
         self._owner = owner
         self._encoder: Any = None
-        self._views: Dict[int, Any] = {}  # by role: a weak reference to what was handed out
-        self._written = False
+        self._written = written or Written(pointer)
 
     # ---- Loading and saving ----------------------------------------------------------------------
 
@@ -278,9 +287,7 @@ class Dictionary:
 
     def save(self, path: Union[str, "os.PathLike[str]"]) -> None:
         """Writes one file: .pt (torch and dictionary_learning open it), .safetensors or .npz."""
-        with self.context.lock:
-            self._refresh()
-            self.context.check(lib.dlrn_save(self.pointer, os.fsencode(path)))
+        self._call(lib.dlrn_save, os.fsencode(path))
 
     def save_as(
         self, path: Union[str, "os.PathLike[str]"], layout: Optional[str] = None, layer: int = 0
@@ -302,16 +309,13 @@ class Dictionary:
         name = ffi.NULL if layout is None else ffi.new("char[]", layout.encode())
         options = ffi.new("dlrn_save_options *", {"layout": name, "layer": layer})
         note = ffi.new("char[256]")
-        with self.context.lock:
-            self._refresh()
-            done = lib.dlrn_save_as(self.pointer, os.fsencode(path), options, note, 256)
-            self.context.check(done)
+        self._call(lib.dlrn_save_as, os.fsencode(path), options, note, 256)
         return text(note)
 
     def close(self) -> None:
         """Frees the dictionary now, unless views of its parameters are still in use."""
         self._encoder = self._pointer = self._owner = None
-        self._views = {}
+        self._written = Written(None)
 
     def __enter__(self) -> "Dictionary":
         return self
@@ -450,24 +454,18 @@ class Dictionary:
     def _call(self, function: Any, *arguments: Any) -> None:
         """function(dictionary, ...), with the lock held and what was written made known."""
         with self.context.lock:
-            self._refresh()
-            self.context.check(function(self.pointer, *arguments))
+            pointer = self.pointer
+            self._written.tell()
+            self.context.check(function(pointer, *arguments))
 
     def _encoder_now(self) -> Any:
         """The encoder, made at the first call: it keeps its scratch memory from call to call."""
         if self._encoder is None:
             out = ffi.new("dlrn_encoder **")
             self.context.check(lib.dlrn_encoder_create(self.pointer, out))
-            self._encoder = self.context.own(out[0], lib.dlrn_encoder_destroy, self.pointer)
+            kept = (self.pointer, self._owner)
+            self._encoder = self.context.own(out[0], lib.dlrn_encoder_destroy, kept)
         return self._encoder
-
-    def _refresh(self) -> None:
-        """Tells the library of what may have been written to parameters. A view that is still in
-        use may have been written to since the last call."""
-        alive = [role for role, view in self._views.items() if view() is not None]
-        if self._written or alive:
-            lib.dlrn_dictionary_changed(self.pointer)
-        self._written = False
 
     # ---- Parameters ------------------------------------------------------------------------------
 
@@ -554,9 +552,9 @@ class Dictionary:
     @property
     def parts(self) -> List["Dictionary"]:
         """The dictionaries of each layer, in a dictionary of several; empty: plain."""
-        part = self.pointer.part
+        part, owner = self.pointer.part, (self.pointer, self._owner)
         return [
-            dictionary_of(self.context, part[i].dict, self.pointer)
+            dictionary_of(self.context, part[i].dict, owner, self._written)
             for i in range(self.pointer.n_parts)
         ]
 
@@ -577,14 +575,15 @@ class Dictionary:
         """
         pointer = self.pointer
         if not 0 <= role < len(_ROLES) or not pointer.param[role]:
-            raise AttributeError(f"a {type(self).__name__} has no {_ROLES[role]}")
+            name = _ROLES[role] if 0 <= role < len(_ROLES) else f"role {role}"
+            raise AttributeError(f"a {type(self).__name__} has no {name}")
         shape = _shape_of(pointer, role)
-        # Every view of the memory, also torch's, has this array at its root.
-        root = self._views.get(role, lambda: None)()
+        address = int(ffi.cast("uintptr_t", pointer.param[role]))
+        root: Any = self._written.roots.get(address)
         if root is None:
             root = array_from(pointer.param[role], shape, (pointer, self._owner)).base
-            self._views[role] = weakref.ref(root)
-        self._written = True
+            self._written.roots[address] = root
+        self._written.flag = True
         return root.reshape(shape).view(Parameter)
 
     def _role_of(self, name: str) -> Tuple[int, bool]:
@@ -671,7 +670,6 @@ class Dictionary:
                     _, number, leaf = name.split(".", 2)
                     to = parts[int(number)]
                 to._put(leaf, state[name])
-        self._written = True
 
     def named_parameters(self) -> Iterator[Tuple[str, Parameter]]:
         """Names and views of all parameters."""
@@ -687,10 +685,10 @@ class Dictionary:
 
     def scale_biases(self, scale: float) -> None:
         """Multiplies biases and thresholds: for rows that are `scale` times as large."""
-        for part in self.parts:
-            part.scale_biases(scale)
         if self.pointer.param[lib.DLRN_GATE_BIAS]:
             raise Unsupported(f"the features of a {type(self).__name__} do not scale with its rows")
+        for part in self.parts:
+            part.scale_biases(scale)
         for role in _SCALED:
             if self.pointer.param[role]:
                 self.parameter(role)[...] *= np.float32(scale)
@@ -796,9 +794,7 @@ def _check_exists(path: str) -> None:
             f"hf download {repository}{include} --local-dir {local}, "
             f"then pass {os.path.join(local, inside) if inside else local!r}"
         )
-    error = MissingFile(message)
-    error.status = lib.DLRN_ERR_IO
-    raise error
+    raise MissingFile(message)
 
 
 def _load(context: Context, path: str, options: Any, layout: Optional[str]) -> Any:
@@ -810,17 +806,20 @@ def _load(context: Context, path: str, options: Any, layout: Optional[str]) -> A
     return context.own(out[0], lib.dlrn_dictionary_destroy)
 
 
-def dictionary_of(context: Context, pointer: Any, owner: Any = None) -> Dictionary:
+def dictionary_of(
+    context: Context, pointer: Any, owner: Any = None, written: Optional[Written] = None
+) -> Dictionary:
     """The object of its class for a dlrn_dictionary, which it does not destroy.
 
     Args:
         pointer: owned (context.own), or borrowed from `owner`, which is then kept alive.
+        written: of other objects for the same dictionary or its whole; None: this is the only one.
     """
     name = text(pointer.family)
     if name == "AutoEncoder" and pointer.formula.center == lib.DLRN_CENTER_NONE:
         name = "AutoEncoderNew"
     made: Dictionary = object.__new__(_CLASSES.get(name, Dictionary))
-    made._take(context, pointer, owner)
+    made._take(context, pointer, owner, written)
     return made
 
 
@@ -866,10 +865,7 @@ def _codes(context: Context) -> Any:
 
 def _matrix(pieces: List[Any], width: int) -> Any:
     """Codes as a CSR matrix. One piece is used where it lies; several are copied together."""
-    try:
-        from scipy.sparse import csr_matrix
-    except ImportError:
-        raise ImportError("sparse codes need SciPy: pip install scipy") from None
+    csr_matrix = later("scipy.sparse", "scipy", "sparse codes").csr_matrix
     parts = [_arrays_of(codes) for codes in pieces]
     if len(parts) == 1:
         values, columns, ends = parts[0]
@@ -945,13 +941,13 @@ class AutoEncoderTopK(Dictionary):
                 features before the selection.
         """
         changed = {"gate": "jump", "select": "all"} if use_threshold else {}
-        with _Formulas(self, changed):
+        with _formulas(self, changed):
             f = super().encode(x, sparse, out)
         if not return_topk:
             return f
-        with _Formulas(self, {"gate": "relu", "select": "all"}):
+        with _formulas(self, {"gate": "relu", "select": "all"}):
             relu = super().encode(x)
-        array = np.asarray(relu, np.float32)
+        array = array_of(relu)
         best = np.argsort(-array, axis=-1, kind="stable")[..., : self.k]
         values = give_like(x, np.take_along_axis(array, best, -1))
         return f, values, as_torch_does(best) if _is_torch(x) else best, relu
@@ -979,11 +975,11 @@ class BatchTopKSAE(Dictionary):
                 before the selection.
         """
         changed = {} if use_threshold else {"gate": "relu", "select": "batch_top_k"}
-        with _Formulas(self, changed):
+        with _formulas(self, changed):
             f = super().encode(x, sparse, out)
         if not return_active:
             return f
-        with _Formulas(self, {"gate": "relu", "select": "all"}):
+        with _formulas(self, {"gate": "relu", "select": "all"}):
             relu = super().encode(x)
         return f, f.reshape(-1, self.dict_size).sum(0) > 0, relu
 
@@ -1011,7 +1007,7 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         super().__init__(activation_dim, dict_size, k, **settings)
         block = lib.dlrn_alloc(self.context.pointer, len(sizes), ffi.sizeof("int64_t"))
         if not block:
-            raise error_of(lib.DLRN_ERR_MEMORY, text(lib.dlrn_error(self.context.pointer)))
+            raise OutOfMemory(text(lib.dlrn_error(self.context.pointer)))
         self.pointer.group_sizes = ffi.cast("int64_t *", block)
         self.pointer.n_groups = len(sizes)
         for group, size in enumerate(sizes):
@@ -1039,10 +1035,7 @@ class JumpReluAutoEncoder(Dictionary):
             if path is None:
                 raise ArgumentError("from_pretrained: expected a path")
             return super().from_pretrained(path, **settings)
-        try:
-            from sae_lens import SAE
-        except ImportError:
-            raise ImportError("load_from_sae_lens needs SAELens: pip install sae-lens") from None
+        SAE = later("sae_lens", "sae-lens", "dictionaries that SAELens fetches").SAE
         ours = {k: settings.pop(k) for k in _OPTIONS if k in settings}
         found = SAE.from_pretrained(**settings)
         sae = found[0] if isinstance(found, tuple) else found
@@ -1061,7 +1054,7 @@ class JumpReluAutoEncoder(Dictionary):
         f = super().encode(x, sparse, out)
         if not output_pre_jump:
             return f
-        with _Formulas(self, {"gate": "linear", "select": "all"}):
+        with _formulas(self, {"gate": "linear", "select": "all"}):
             return f, super().encode(x)
 
 
@@ -1142,35 +1135,25 @@ _CLASSES: Dict[str, Type[Dictionary]] = {
 }
 
 
-class _Formulas:
+@contextlib.contextmanager
+def _formulas(dictionary: Dictionary, changed: Dict[str, Any]) -> Iterator[None]:
     """Another gate or selection for some calls; what was there comes back afterwards."""
-
-    def __init__(self, dictionary: Dictionary, changed: Dict[str, Any]) -> None:
-        self.dictionary, self.changed = dictionary, changed
-
-    def __enter__(self) -> None:
-        self.lock = self.dictionary.context.lock
-        self.lock.__enter__()
-        self._swap()
-
-    def __exit__(self, *_: Any) -> None:
-        self._swap()
-        self.lock.__exit__(None, None, None)
-
-    def _swap(self) -> None:
-        formula = self.dictionary.formula
-        before = {name: getattr(formula, name) for name in self.changed}
-        for name, value in self.changed.items():
-            setattr(formula, name, value)
-        self.changed = before
+    formula = dictionary.formula
+    with dictionary.context.lock:
+        before = {name: getattr(formula, name) for name in changed}
+        try:
+            for name, value in changed.items():
+                setattr(formula, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(formula, name, value)
 
 
 def load_dictionary(
     path: Union[str, "os.PathLike[str]"], device: Any = None, **settings: Any
 ) -> Tuple[Any, Dict[str, Any]]:
     """The dictionary of a folder, and its config.json as a dict; settings as in from_pretrained."""
-    import json
-
     dictionary = Dictionary.from_pretrained(path, device=device, **settings)
     file, config = ffi.new("char[4096]"), ffi.new("char[4096]")
     context = dictionary.context

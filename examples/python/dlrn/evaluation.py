@@ -10,11 +10,11 @@ from typing import Any, Callable, Dict, Optional, Tuple, Union
 
 import numpy as np
 
-from ._core import array_from, ffi, lib
+from ._core import ArgumentError, array_from, ffi, lib, name_of, pointer_to
 from ._records import fill, record, words_of
 from .dictionary import Dictionary
-from .models import loss_recovered
-from .sources import is_array, is_data_set, iterator_of, rows_of, source_of, split_item
+from .models import later, loss_recovered
+from .sources import flat, is_array, is_data_set, iterator_of, rows_of, source_of, split_item
 
 __all__ = ["Evaluator", "LayerMetrics", "Metrics", "WeightFigures", "evaluate", "loss_recovered", "weight_figures"]
 
@@ -62,16 +62,17 @@ class Evaluator:
         cfg = ffi.new("dlrn_eval_config *", lib.dlrn_eval_defaults())
         words = words_of(ffi.typeof("dlrn_sparsity"))
         if sparsity not in words:
-            raise ValueError(f"sparsity: expected one of {', '.join(words)}; found {sparsity!r}")
+            raise ArgumentError(f"sparsity: expected one of {', '.join(words)}; found {sparsity!r}")
         cfg.batch_size, cfg.saelens_batch = batch_size, saelens_batch
         cfg.sparsity, cfg.compat = words[sparsity], int(compat)
         out = ffi.new("dlrn_evaluator **")
         self.context.call(lib.dlrn_evaluator_create, dictionary.pointer, cfg, out)
-        self._evaluator = self.context.own(out[0], lib.dlrn_evaluator_destroy, dictionary)
+        kept = (dictionary.pointer, dictionary._owner)    # also after dictionary.close()
+        self._evaluator = self.context.own(out[0], lib.dlrn_evaluator_destroy, kept)
 
     def _open(self):
         if self._evaluator is None:
-            raise ValueError("this evaluator is closed")
+            raise ArgumentError("this evaluator is closed")
         return self._evaluator
 
     def add(self, x: Any, y: Any = None) -> int:
@@ -79,7 +80,7 @@ class Evaluator:
         rows = rows_of(x, self.dictionary.activation_dim, "x")
         targets = None if y is None else rows_of(y, self.dictionary.d_out, "y")
         if targets is not None and targets.n != rows.n:
-            raise ValueError(f"add: {rows.n} rows x, and {targets.n} rows y")
+            raise ArgumentError(f"add: {rows.n} rows x, and {targets.n} rows y")
         self.context.call(lib.dlrn_evaluator_add, self._open(), rows.pointer,
                           ffi.NULL if targets is None else targets.pointer, rows.n)
         return rows.n
@@ -122,8 +123,8 @@ def weight_figures(dictionary: Dictionary) -> WeightFigures:
     max_encoder_cosine_sim, max_decoder_cosine_sim. Takes F^2 (d_in + d_out) multiplications."""
     n, features = lib.DLRN_WEIGHT_COUNT, dictionary.dict_size
     mean, each = ffi.new("double[]", n), np.empty((n, features), np.float32)
-    dictionary.context.call(lib.dlrn_weight_figures, dictionary.pointer, mean, ffi.from_buffer("float[]", each))
-    names = [ffi.string(lib.dlrn_name(lib.DLRN_NAMES_WEIGHT, i)).decode() for i in range(n)]
+    dictionary.context.call(lib.dlrn_weight_figures, dictionary.pointer, mean, pointer_to(each))
+    names = [name_of(lib.DLRN_NAMES_WEIGHT, i) for i in range(n)]
     found = WeightFigures(zip(names, mean))
     found.each = dict(zip(names, each))
     return found
@@ -153,25 +154,18 @@ def _count(x: Any) -> int:
     return int(x.shape[0])
 
 
-def _flat(x: Any, width: int) -> Any:
-    return None if x is None else x.reshape(-1, width)
-
-
 def _parts(dictionary: Dictionary, data: Any) -> Any:
     """Data as pairs (x [n, d_in], y [n, d_out] or None)."""
     d, d_out = dictionary.activation_dim, dictionary.d_out
     if is_array(data) or (isinstance(data, tuple) and len(data) == 2 and is_array(data[0])):
         x, y = split_item(data)
-        for part, width in ((x, d), (y, d_out)):
-            if part is not None:
-                rows_of(part[:0], width, "rows")    # refuses another width with the library's words
-        yield _flat(x, d), _flat(y, d_out)
+        yield flat(x, d, "rows"), None if y is None else flat(y, d_out, "targets")
     elif is_data_set(data):
         yield from source_of(data, d, context=dictionary.context).batches(_PIECE)
     else:
         for item in iterator_of(data):
             x, y = split_item(item)
-            yield _flat(x, d), _flat(y, d_out)
+            yield flat(x, d, "rows"), None if y is None else flat(y, d_out, "targets")
 
 
 # ---- as dictionary_learning has it
@@ -192,7 +186,7 @@ def _evaluate_batches(dictionary: Dictionary, activations: Any, max_len: Optiona
                       n_batches: int = 1) -> Dict[str, float]:
     """evaluate of today: the figures of each batch, averaged over batches."""
     if n_batches < 1:
-        raise ValueError(f"n_batches: expected at least 1, found {n_batches}")
+        raise ArgumentError(f"n_batches: expected at least 1, found {n_batches}")
     out: Dict[str, float] = defaultdict(float)
     fired = np.zeros(dictionary.dict_size, np.int64)
     items = iterator_of(activations)
@@ -255,10 +249,7 @@ def _evaluate_model(model: Any, submodule: Any, dictionary: Dictionary, activati
 
 def _draw_histogram(evaluator: Evaluator, path: Any, title: Optional[str]) -> None:
     """Writes a picture of how often features fire."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("hist_save_path needs the package matplotlib: pip install matplotlib") from None
+    Figure = later("matplotlib.figure", "matplotlib", "pictures of histograms").Figure
     counts, edges = evaluator.histogram(99)
     figure = Figure()
     axes = figure.add_subplot()
@@ -288,6 +279,8 @@ def evaluate(*arguments: Any, **settings: Any) -> Union[Metrics, Dict[str, float
         if "submodule" not in settings and len(arguments) < 3:
             raise TypeError(f"evaluate: expected a dictionary of dlrn, found {type(arguments[0]).__name__}")
         return _evaluate_model(*arguments, **settings)
+    if len(arguments) < 2 and not (settings.keys() & {"activations", "x"}):
+        raise TypeError("evaluate: the rows are missing: evaluate(dictionary, x)")
     data = arguments[1] if len(arguments) > 1 else settings.get("activations", settings.get("x"))
     if is_data_set(data) or ("activations" not in settings and isinstance(data, list)):
         return measure(*arguments, **settings)

@@ -171,7 +171,7 @@ def contexts_of(
         encode = tokenizer_of(model, tokenizer)
         words: Dict[str, Any] = {"truncation": True, "max_length": max_len} if max_len else {}
         found = encode(list(tokens), add_special_tokens=add_special_tokens, **words)["input_ids"]
-    elif len(tokens) and getattr(tokens[0], "ndim", 0) == 0 and not hasattr(tokens[0], "__len__"):
+    elif len(tokens) and getattr(tokens[0], "ndim", int(hasattr(tokens[0], "__len__"))) == 0:
         found = [list(map(int, tokens))]
     else:
         found = [list(map(int, row)) for row in tokens]

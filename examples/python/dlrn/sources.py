@@ -21,7 +21,7 @@ from typing import Any, Iterable, Iterator, Optional, Tuple
 
 import numpy as np
 
-from ._core import Context, Rows, default_context, error_of, ffi, lib, pointer_to, text
+from ._core import ArgumentError, Context, Rows, ShapeError, default_context, error_of, ffi, lib, pointer_to, text
 
 __all__ = ["Source", "source_of"]
 
@@ -57,6 +57,19 @@ def width_of(x: Any, layers: int = 1) -> int:
     if layers > 1 and len(shape) > 2 and shape[-2] == layers:
         return int(shape[-2] * shape[-1])
     return int(shape[-1])
+
+
+def _count(x: Any, width: int, name: str) -> int:
+    """How many rows an array has: its last dimension is width, or its last two make a row."""
+    shape = tuple(x.shape)
+    if width not in (shape[-1], int(np.prod(shape[-2:]))):
+        raise ShapeError(f"{name}: expected shape [..., {width}], found {list(shape)}")
+    return int(np.prod(shape)) // max(width, 1)
+
+
+def flat(x: Any, width: int, name: str) -> Any:
+    """An array as [n, width]."""
+    return x.reshape(_count(x, width, name), width)
 
 
 class Source:
@@ -231,12 +244,12 @@ def rows_of(x: Any, d: int, name: str) -> Rows:
 def _checked(x: Any, y: Any, d: int, d_out: int) -> tuple:
     """The rows of an item and those of its target, None where there is none."""
     if (y is None) != (d_out == 0):
-        raise ValueError("a source gave rows %s a target, and earlier ones %s" %
-                         (("without", "with") if y is None else ("with", "without")))
+        now, before = ("without", "with") if y is None else ("with", "without")
+        raise ArgumentError(f"a source gave rows {now} a target, and earlier ones {before}")
     xs = rows_of(x, d, "rows of a source")
     ys = None if y is None else rows_of(y, d_out, "targets of a source")
     if ys is not None and ys.n != xs.n:
-        raise ValueError(f"a source gave {xs.n} rows with {ys.n} targets")
+        raise ArgumentError(f"a source gave {xs.n} rows with {ys.n} targets")
     return xs, ys
 
 
@@ -253,7 +266,7 @@ class _Pieces:
     """Reads arrays that are not contiguous f32: converted piece by piece."""
 
     def __init__(self, x: Any, y: Any, d: int, d_out: int, epochs: int):
-        self.x, self.y = x.reshape(-1, d), None if y is None else y.reshape(-1, d_out)
+        self.x, self.y = flat(x, d, "rows"), None if y is None else flat(y, d_out, "targets")
         self.d, self.d_out, self.epochs = d, d_out, epochs
         self.rows = int(self.x.shape[0])
         self.at = 0    # rows read, of all epochs
@@ -290,7 +303,7 @@ class _Items:
         if d is None or d_out is None:
             self.pending = next(items, None)
             if self.pending is None:
-                raise ValueError("the data have no rows, so that their width is not known: state d")
+                raise ArgumentError("the data have no rows, so that their width is not known: state d")
             x, y = split_item(self.pending)
             d = width_of(x, layers) if d is None else d
             d_out = (0 if y is None else width_of(y, layers)) if d_out is None else d_out
@@ -319,7 +332,7 @@ class _SeekableItems(_Items):
     """The same of an iterator that says how many rows it gave (`position`) and goes to a row (`seek`)."""
 
     def position(self) -> int:
-        waiting = 0 if self.pending is None else int(np.prod(split_item(self.pending)[0].shape[:-1]))
+        waiting = 0 if self.pending is None else int(np.prod(split_item(self.pending)[0].shape)) // self.d
         if self.left is not None:
             waiting += self.left[0].n - self.left[2]
         return int(self.items.position) - waiting
@@ -340,12 +353,9 @@ def _is_plain(x: Any) -> bool:
 
 def _from_arrays(context: Context, x: Any, y: Any, d: int, d_out: int, epochs: int) -> Source:
     source = Source(context, keep=(x, y))
-    for part, width, name in ((x, d, "rows"), (y, d_out, "targets")):
-        count = 0 if part is None else int(np.prod(part.shape, dtype=np.int64))
-        if count and (not width or count % width):
-            raise ValueError(f"{name} of shape {tuple(part.shape)} are not of width {width}")
-    if y is not None and int(np.prod(y.shape[:-1])) * d_out * d != int(np.prod(x.shape)) * d_out:
-        raise ValueError(f"rows of shape {tuple(x.shape)} and targets of shape {tuple(y.shape)} differ in number")
+    n = _count(x, d, "rows")
+    if y is not None and _count(y, d_out, "targets") != n:
+        raise ArgumentError(f"rows of shape {tuple(x.shape)} and targets of shape {tuple(y.shape)} differ in number")
     if not (_is_plain(x) and (y is None or _is_plain(y))):
         return source._call(_Pieces(x, y, d, d_out, epochs))
     xs, ys = _checked(x, y, d, d_out)
@@ -407,7 +417,8 @@ def source_of(data: Any, d: Optional[int] = None, d_out: Optional[int] = None, *
     items = iterator_of(data)
     kind = _SeekableItems if hasattr(items, "seek") and hasattr(items, "position") else _Items
     if kind is _SeekableItems:
-        d, d_out = getattr(items, "d", d), getattr(items, "d_out", d_out)
+        d = getattr(items, "d", None) if d is None else d
+        d_out = getattr(items, "d_out", None) if d_out is None else d_out
     return Source(context)._call(kind(items, d, d_out, layers))
 
 

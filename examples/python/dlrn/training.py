@@ -22,10 +22,12 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from ._core import Context, OutOfMemory, array_from, ffi, lib, text
+from ._core import ArgumentError, Context, OutOfMemory, array_from, ffi, lib, text
+from ._parameters import Written
 from ._records import fill, record
 from ._settings import ALIASES, RECIPES, change_config, make_config, read_buffer, read_config, resolve
 from .dictionary import Dictionary, dictionary_of
+from .models import later
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
 
 __all__ = ["Trainer", "TrainStats", "trainSAE"]
@@ -91,7 +93,7 @@ def _labels_of(settings: Dict[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]
     labels = {name: settings[name] for name in LABELS if name in settings}
     rest = {name: value for name, value in settings.items() if name not in LABELS}
     if rest.pop("sparsity_queue_length", _QUEUE) != _QUEUE:
-        raise ValueError(f"sparsity_queue_length: only {_QUEUE} is supported")
+        raise ArgumentError(f"sparsity_queue_length: only {_QUEUE} is supported")
     return labels, rest
 
 
@@ -100,7 +102,7 @@ def _check_dict_class(recipe: str, wanted: Any) -> None:
     name = wanted if isinstance(wanted, str) else getattr(wanted, "__name__", None)
     family = RECIPES[recipe]["family"]
     if wanted is not None and name not in (family, "Dictionary"):
-        raise ValueError(f"dict_class: recipe '{recipe}' trains {family}, not {name}")
+        raise ArgumentError(f"dict_class: recipe '{recipe}' trains {family}, not {name}")
 
 
 # ---- the data of a trainer
@@ -139,6 +141,7 @@ class _Data:
         until the next call."""
         if self.buffer is None:
             return self.next()
+        assert self.d is not None    # a buffer's source knows it
         x, y, n = ffi.new("const float **"), ffi.new("const float **"), ffi.new("int64_t *")
         if self.context.call(lib.dlrn_buffer_next, self.buffer, x, y, n) == lib.DLRN_END:
             return None
@@ -161,7 +164,7 @@ def _open(data: Any, given: Dict[str, Any], context: Context, epochs: int) -> Op
     made.items = iterator_of(data)
     made._first = next(made.items, None)
     if made._first is None and made.d is None:
-        raise ValueError("the data have no rows, so that their width is not known: state activation_dim")
+        raise ArgumentError("the data have no rows, so that their width is not known: state activation_dim")
     if made._first is not None:
         x, y = split_item(made._first)
         made.d = made.d or width_of(x, layers)
@@ -195,7 +198,8 @@ class Trainer:
         self._reference = CLASSES.get(recipe)
         self.trainer_class = recipe if self._reference else None
         if self._reference:
-            recipe, settings = self._reference.recipe, self._reference.complete(self.trainer_class, settings)
+            settings = self._reference.complete(recipe, settings)
+            recipe = self._reference.recipe
         self.labels, settings = _labels_of(settings)
         given = resolve(recipe, settings)
         _check_dict_class(recipe, self.labels.get("dict_class"))
@@ -225,12 +229,13 @@ class Trainer:
 
     def _own(self, trainer) -> None:
         self._trainer = self.context.own(trainer, lib.dlrn_trainer_destroy, self._data)
+        self._written = Written(self._describe().dictionary)
         self._stats = ffi.new("dlrn_train_stats *")
         self._held: Any = None    # rows of a step that was interrupted
 
     def _describe(self):
         if self._trainer is None:
-            raise ValueError("this trainer is closed")
+            raise ArgumentError("this trainer is closed")
         return lib.dlrn_trainer_describe(self._trainer)
 
     # ---- steps
@@ -266,7 +271,7 @@ class Trainer:
             rows = rows_of(x, int(info.config.d_in), "x")
             targets = None if y is None else rows_of(y, int(info.config.d_out), "y")
         if targets is not None and targets.n != rows.n:
-            raise ValueError(f"step: {rows.n} rows x, and {targets.n} rows y")
+            raise ArgumentError(f"step: {rows.n} rows x, and {targets.n} rows y")
         return self._step_on(rows, targets)
 
     def _step_on(self, rows, targets) -> TrainStats:
@@ -329,7 +334,7 @@ class Trainer:
     def dictionary(self) -> Dictionary:
         """The dictionary that is being trained, not a copy: read it and encode with it between steps. Training writes
         to it; finish() gives the one to keep."""
-        return dictionary_of(self.context, self._describe().dictionary, self._trainer)
+        return dictionary_of(self.context, self._describe().dictionary, self._trainer, self._written)
 
     ae = dictionary
 
@@ -409,7 +414,8 @@ class Trainer:
         how = {"d_in": int(cfg.d_in), **given, "layers": int(cfg.layers)}
         self._data = _open(data, {**how, "shuffle": True} if kept.get("buffered") else how, self.context, epochs)
         if self._data and self._data.source and not kept and "batch_rows" not in given:
-            raise ValueError(f"{os.fspath(path)}: no file .json beside it says how rows were batched: state batch_size")
+            path = os.fspath(path)
+            raise ArgumentError(f"{path}: no file .json beside it says how rows were batched: state batch_size")
         if self._data:
             self._data.open(cfg)
         self.context.call(lib.dlrn_trainer_resume, self.context.pointer, file, cfg, self._buffer, out)
@@ -499,10 +505,7 @@ def _progress(total: Optional[int], wanted: bool, what: str = "training") -> Cal
 
 def _wandb_run(config: Dict[str, Any], more: Dict[str, Any], **names: Any) -> Any:
     """A new run of wandb, beside others of this process."""
-    try:
-        import wandb
-    except ImportError:
-        raise ImportError("logging to wandb needs the package wandb: pip install wandb") from None
+    wandb = later("wandb", "wandb", "logs of runs")
     return wandb.init(config={**config, **more}, name=config.get("wandb_name"), reinit="create_new",
                       **{key: value or None for key, value in names.items()})
 
@@ -679,7 +682,7 @@ def _norm_factor(batches: Iterator[Any], steps: int = 100) -> float:
         total += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64)) / max(rows.shape[0], 1)
         count += 1
     if not count:
-        raise ValueError("normalize_activations: the data have no rows")
+        raise ArgumentError("normalize_activations: the data have no rows")
     return float(np.sqrt(total / count))
 
 
@@ -739,7 +742,7 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
             _write_json(os.path.join(run.folder, "config.json"), config)
         if use_wandb:
             run.wandb = _wandb_run(config["trainer"], run_cfg or {}, entity=wandb_entity, project=wandb_project)
-    shows = (use_wandb or verbose) and log_steps
+    every = log_steps if log_steps and (use_wandb or verbose) else 0
     bar = _progress(steps, progress)
     try:
         for step, item in enumerate(_batches_of(rows)):
@@ -747,8 +750,8 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
                 item = tuple(None if part is None else part / factor for part in item)
             for head, run in enumerate(runs):
                 x, y = _head_of(item, head if heads else None)
-                _one_step(run, step, x, y, shows and step % log_steps == 0, verbose, save_steps or (), backup_steps,
-                          factor)
+                shows = every > 0 and step % every == 0
+                _one_step(run, step, x, y, shows, verbose, save_steps or (), backup_steps, factor)
             bar(step)
             if steps is not None and step + 1 >= steps:
                 break
@@ -774,7 +777,7 @@ def _one_step(run: _Run, step: int, x: Any, y: Any, shows: bool, verbose: bool, 
         run.trainer.save(os.path.join(run.folder, "backup.safetensors"))
     explained = _variance_explained(run.trainer, x, y) if shows else None
     stats = run.trainer.step(x, y)
-    if not shows:
+    if stats is None or not shows:
         return
     if verbose:
         print(f"Step {step}: L0 = {stats.l0}, frac_variance_explained = {explained}")
