@@ -77,21 +77,25 @@ echo "4. The table, on text that was held out ($(elapsed))"
 run "$dl" eval $quiet --dict "$out/run" --model "$model" --text "$out/held.txt" $site --rows 16384 \
     --documents 64
 cat "$out/last.txt"
-echo "5. Features that fire on few different tokens ($(elapsed))"
+echo "5. Features of a few words ($(elapsed))"
 run "$dl" features $quiet --dict "$out/run" --model "$model" --text "$out/held.txt" $site --rows 16384 \
-    --count 256 --contexts 5
-awk -v show="$SHOW" ' # first those with half of their activation on one word, then with less
-    /^feature / { f++; text[f] = $0; next }
-    /^  tokens +" ?[A-Za-z][A-Za-z]+" / { # the strongest token, without its quotes and blank
-        split($0, part, "\"")
-        word[f] = tolower(part[2])
-        sub(/^ /, "", word[f])
-        share[f] = part[3] + 0
+    --count 256 --contexts 2
+# A person sees best what a feature stands for where it is rare, and its tokens are words of one meaning,
+# not one word: four that begin differently.
+awk -v show="$SHOW" '
+    function meanings(line,    word, n, i, count, seen) {
+        n = split(line, word, "\"")
+        for (i = 2; i <= n; i += 2) {
+            gsub(/[^A-Za-z]/, "", word[i])
+            if (length(word[i]) > 3 && !seen[tolower(substr(word[i], 1, 3))]++) count++
+        }
+        return count
     }
-    { text[f] = text[f] "\n" $0 }
-    END {
-        for (least = 50; least >= 10; least -= 10)
-            for (i = 1; i <= f && n < show; i++)
-                if (word[i] && share[i] >= least && !seen[word[i]]++) { print text[i]; n++ }
-    }' "$out/last.txt"
+    /^feature / { feature = $0; rare = $5 < 1; next }
+    /^  tokens / {
+        good = shown < show && rare && meanings($0) >= 4
+        if (good) { print feature; print; shown++ }
+        next
+    }
+    good' "$out/last.txt"
 echo "$(elapsed) in all. $out/run/ae.pt opens in PyTorch, too. Commands and all output: $log"
