@@ -43,7 +43,7 @@ def settings_of(recipe: str) -> List[str]:
 
 
 def _number(name: str, kind, value: Any) -> Any:
-    """A value for a field of C; what is not a number of its kind is refused here, with the setting's name."""
+    """A value for a field of C; values of another kind are refused here, with the setting's name."""
     if kind.kind == "enum" and enum_name(kind) == "dlrn_switch":
         if value in ("on", "off"):
             return int(value == "on")
