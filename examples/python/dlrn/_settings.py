@@ -35,6 +35,11 @@ RECIPES = {recipe["name"]: recipe for recipe in recipes()}
 _SPECIAL = {name for recipe in RECIPES.values() for name in recipe["settings"]}
 
 
+def is_setting(name: str) -> bool:
+    """Whether some recipe, or the buffer, has a setting of this name."""
+    return name in _BUFFER or (name in _FIELDS and name not in _OTHER)
+
+
 def settings_of(recipe: str) -> List[str]:
     """The names of all settings that a recipe uses."""
     own = RECIPES[recipe]["settings"]

@@ -25,7 +25,7 @@ import numpy as np
 from ._core import ArgumentError, Context, OutOfMemory, array_from, ffi, lib, text
 from ._parameters import Written
 from ._records import fill, record
-from ._settings import ALIASES, RECIPES, change_config, make_config, read_buffer, read_config, resolve
+from ._settings import ALIASES, RECIPES, change_config, is_setting, make_config, read_buffer, read_config, resolve
 from .dictionary import Dictionary, dictionary_of
 from .models import later
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
@@ -711,6 +711,9 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
                    shuffle: Optional[bool] = None, progress: bool = True, context: Optional[Context] = None,
                    **buffer: Any) -> Union[Dictionary, List[Dictionary]]:
     """trainSAE of today."""
+    for name in buffer:
+        if not is_setting(name):
+            raise TypeError(f"trainSAE: there is no argument '{name}'")
     context = context or Context()
     given = {"shuffle": shuffle, **buffer}
 
