@@ -553,6 +553,8 @@ def test_trainSAE_on_arrays_and_files():
     same(found[0], found[2])
     shuffled = dlrn.trainSAE(X, [config], 6, batch_size=200)
     assert not np.array_equal(shuffled.encoder.weight, found[0].encoder.weight)
+    for data in (X, batches()):
+        raises(TypeError, dlrn.trainSAE, data, [config], 6, stepz=3, says="stepz")
 
 
 def test_heads_of_activations():

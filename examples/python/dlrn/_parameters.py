@@ -12,7 +12,7 @@ from ._core import ShapeError, _is_torch, lib
 
 
 class Parameter(np.ndarray):
-    """A view of a dictionary's weights, f32. What is written to it, the dictionary computes with.
+    """A view of a dictionary's weights, f32. The dictionary computes with what is written to it.
 
     It is a NumPy array that also has what code for torch's parameters uses: torch's functions take
     it, and `p.data = x` copies x into it.

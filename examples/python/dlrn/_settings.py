@@ -35,6 +35,11 @@ RECIPES = {recipe["name"]: recipe for recipe in recipes()}
 _SPECIAL = {name for recipe in RECIPES.values() for name in recipe["settings"]}
 
 
+def is_setting(name: str) -> bool:
+    """Whether some recipe, or the buffer, has a setting of this name."""
+    return name in _BUFFER or (name in _FIELDS and name not in _OTHER)
+
+
 def settings_of(recipe: str) -> List[str]:
     """The names of all settings that a recipe uses."""
     own = RECIPES[recipe]["settings"]
@@ -43,7 +48,7 @@ def settings_of(recipe: str) -> List[str]:
 
 
 def _number(name: str, kind, value: Any) -> Any:
-    """A value for a field of C; what is not a number of its kind is refused here, with the setting's name."""
+    """A value for a field of C; values of another kind are refused here, with the setting's name."""
     if kind.kind == "enum" and enum_name(kind) == "dlrn_switch":
         if value in ("on", "off"):
             return int(value == "on")

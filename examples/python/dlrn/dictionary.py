@@ -248,13 +248,13 @@ class Dictionary:
     ) -> Any:
         """Loads a dictionary of any layout that the library knows: a file, or a folder with one.
 
-        The result is of the class that the file holds, whichever class is asked. Where a file does
-        not tell its class, the class that is asked decides.
+        The result has the class of the file, whichever class you call this on. The class that you
+        call it on decides only where the file does not tell.
 
         Args:
             k: features kept per row, where the file has no k.
             device: None or "cpu".
-            dtype: taken for the reference's sake. Weights are f32, results have x's type.
+            dtype: accepted and ignored. Weights are f32, results have x's type.
             layout: the library that wrote the file, or its class, where that cannot be told.
             norm_scale: sqrt(d) / mean norm of the rows, where training scaled them and the file
                 does not say by how much.
@@ -571,7 +571,7 @@ class Dictionary:
     def parameter(self, role: int) -> Parameter:
         """A view of a parameter as it lies in memory: parameter(lib.DLRN_DECODER) is [F, d_out].
 
-        What is written to it, the next call computes with. It keeps the dictionary alive.
+        The next call computes with what is written to it. It keeps the dictionary alive.
         """
         pointer = self.pointer
         if not 0 <= role < len(_ROLES) or not pointer.param[role]:
@@ -582,7 +582,7 @@ class Dictionary:
         root: Any = self._written.roots.get(address)
         if root is None:
             root = array_from(pointer.param[role], shape, (pointer, self._owner)).base
-            self._written.roots[address] = root
+            root = self._written.roots.setdefault(address, root)  # another thread's, if it was first
         self._written.flag = True
         return root.reshape(shape).view(Parameter)
 
@@ -760,7 +760,9 @@ class Dictionary:
 
 
 # What from_pretrained does not pass on to SAELens.
-_OPTIONS = ("k", "device", "dtype", "norm_scale", "threshold", "compat", "context")
+_OPTIONS = (
+    *("k", "device", "dtype", "norm_scale", "threshold", "compat", "normalize_decoder", "context"),
+)
 
 # The roles that are in the units of a row.
 _SCALED = (

@@ -490,7 +490,7 @@ def loss_recovered(
             are reconstructed, and scaled back.
         io: "out", "in", or for a transcoder "in_and_out" or "in_to_out": the reconstruction from
             the input replaces the output.
-        tracer_args: has no effect; it is taken for the sake of older calls.
+        tracer_args: accepted and ignored.
         batch_size: contexts in one pass. The results do not depend on it, except for rounding.
 
     Returns:

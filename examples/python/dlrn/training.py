@@ -25,7 +25,7 @@ import numpy as np
 from ._core import ArgumentError, Context, OutOfMemory, array_from, ffi, lib, text
 from ._parameters import Written
 from ._records import fill, record
-from ._settings import ALIASES, RECIPES, change_config, make_config, read_buffer, read_config, resolve
+from ._settings import ALIASES, RECIPES, change_config, is_setting, make_config, read_buffer, read_config, resolve
 from .dictionary import Dictionary, dictionary_of
 from .models import later
 from .sources import Source, is_data_set, iterator_of, rows_of, source_of, split_item, width_of
@@ -374,9 +374,9 @@ class Trainer:
     # ---- checkpoints
 
     def save(self, path: Union[str, os.PathLike]) -> None:
-        """Writes a checkpoint, path.safetensors: weights, moments, counters, settings, the unread rows of the buffer
-        and the position of the data. resume() goes on from it with the same bits. Beside it lies path.safetensors.json
-        with what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
+        """Writes a checkpoint, a .safetensors file: weights, moments, counters, settings, the unread rows of the buffer
+        and the position of the data. resume() goes on from it with the same bits. A file of the same name and .json
+        has what the library does not keep: the settings of the buffer, the labels, the class of the trainer."""
         cfg = self._describe().config
         kept = {"buffer": read_buffer(cfg), "buffered": self._buffer != ffi.NULL, "trainer_class": self.trainer_class,
                 "labels": {name: _plain(value) for name, value in self.labels.items()}}
@@ -557,8 +557,8 @@ def trainSAE(*arguments: Any, **settings: Any) -> Any:
             What is saved and returned takes rows as they are.
         activations_split_by_head: rows are [.., heads, d_head]; trainer i trains on head i.
         verbose: prints figures every log_steps. progress: shows a bar of tqdm, if that is installed.
-        device, autocast_dtype, transcoder: taken as they are. All is computed in f32 on the CPU, and pairs tell
-            themselves.
+        device, autocast_dtype, transcoder: accepted and ignored. Everything is computed in f32 on the CPU, and pairs
+            (x, y) train a transcoder.
 
     Returns:
         The dictionary, or a list of them where there are several configs.
@@ -711,6 +711,9 @@ def _train_configs(data: Any, trainer_configs: Sequence[Dict[str, Any]], steps: 
                    shuffle: Optional[bool] = None, progress: bool = True, context: Optional[Context] = None,
                    **buffer: Any) -> Union[Dictionary, List[Dictionary]]:
     """trainSAE of today."""
+    for name in buffer:
+        if not is_setting(name):
+            raise TypeError(f"trainSAE: there is no argument '{name}'")
     context = context or Context()
     given = {"shuffle": shuffle, **buffer}
 

@@ -13,7 +13,9 @@ class SAETrainer(Trainer):
     submodule_name, device and wandb_name are labels for config.json."""
 
     def __init__(self, *arguments: Any, **settings: Any):
-        known = next(kind.__name__ for kind in type(self).__mro__ if kind.__name__ in CLASSES)
+        known = next((kind.__name__ for kind in type(self).__mro__ if kind.__name__ in CLASSES), None)
+        if known is None:
+            raise TypeError(f"{type(self).__name__}: use one of {', '.join(CLASSES)}, or Trainer with a recipe")
         positional = CLASSES[known].positional
         if len(arguments) > len(positional):
             raise TypeError(f"{type(self).__name__}: at most {len(positional)} arguments have a place")
