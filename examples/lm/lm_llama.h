@@ -492,6 +492,30 @@ static dlrn_status lcpp_spell(lcpp_tokenizer *t) {
     return DLRN_OK;
 }
 
+/* llama.cpp ends the process at a byte of a text for which a SentencePiece vocabulary has no token:
+   neither <0x41> nor A. */
+static dlrn_status lcpp_check_bytes(const lcpp_tokenizer *t, const char *path) {
+    unsigned char has[256] = {0};
+    int missing = 0;
+    if (llama_vocab_type(t->vocab) != LLAMA_VOCAB_TYPE_SPM) return DLRN_OK;
+    for (int32_t id = 0; id < llama_vocab_n_tokens(t->vocab); id++) {
+        const char *text = llama_vocab_get_text(t->vocab, id);
+        char name[8] = "";
+        unsigned byte = 0;
+        if (!text || !*text) continue;
+        if (!text[1]) has[(unsigned char)*text] = 1;
+        if (strlen(text) != 6 || sscanf(text, "<0x%2X>", &byte) != 1) continue;
+        snprintf(name, sizeof name, "<0x%02X>", byte & 255);
+        if (!strcmp(name, text)) has[byte & 255] = 1;
+    }
+    for (int i = 0; i < 256; i++) missing += !has[i];
+    if (!missing) return DLRN_OK;
+    return dlrn_fail(t->base.ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: expected a tokenizer with a token for each byte, as llama.cpp needs it, "
+                     "found %d bytes without one",
+                     path, missing);
+}
+
 static const lm_tokenizer_kind lcpp_tokenizer_kind = {lcpp_encode_text, lcpp_decode_text,
                                                       lcpp_vocab_size,  lcpp_is_special,
                                                       lcpp_token_bytes, lcpp_destroy_tokenizer};
@@ -511,6 +535,7 @@ static dlrn_status lcpp_engine_load_tokenizer(dlrn_context *ctx, const char *pat
         if (llama_vocab_type(t->vocab) == LLAMA_VOCAB_TYPE_NONE)
             s = dlrn_fail(ctx, DLRN_ERR_FORMAT, "%s: expected a tokenizer, found none", path);
     }
+    if (s == DLRN_OK) s = lcpp_check_bytes(t, path);
     if (s == DLRN_OK) s = lcpp_spell(t);
     if (s == DLRN_OK)
         *out = &t->base;
