@@ -489,7 +489,7 @@ def damaged(case):
     of("a count of 2^60 tensors", whole[:8] + struct.pack("<Q", 1 << 60) + whole[16:])
     of("an unknown architecture", whole.replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"lxama"))
     of("a tensor of another name", whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"), "blk.1.ffn_up.weight")
-    bad.write_bytes(whole.replace(b"<0x41>", b"<0xZZ>"))
+    bad.write_bytes(whole.replace(b"<0xC3>", b"<0xZZ>"))
     status, _, error = attempt("tokenize", "--model", bad, "--text", WORK / "one.txt")
     report("a byte without a token: an error", status == 1 and "found 1 bytes without" in error, error[:300])
     vocabulary = WORK / "vocabulary.gguf"
