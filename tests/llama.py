@@ -473,6 +473,15 @@ def refused(name, path, *words):
         out.unlink(missing_ok=True)
 
 
+def lacks_a_byte(case):
+    """A SentencePiece vocabulary without a token for a byte: llama.cpp would end the process."""
+    bad = WORK / "bad.gguf"
+    bad.write_bytes(case.gguf.read_bytes().replace(b"<0xC3>", b"<0xZZ>"))
+    (WORK / "one.txt").write_text(TEXTS[0] + "\n")
+    status, _, error = attempt("tokenize", "--model", bad, "--text", WORK / "one.txt")
+    report("a byte without a token: an error", status == 1 and "found 1 bytes without" in error, error[:300])
+
+
 def damaged(case):
     (WORK / "one.txt").write_text(TEXTS[0] + "\n")
     whole = case.gguf.read_bytes()
@@ -489,9 +498,6 @@ def damaged(case):
     of("a count of 2^60 tensors", whole[:8] + struct.pack("<Q", 1 << 60) + whole[16:])
     of("an unknown architecture", whole.replace(struct.pack("<Q", 5) + b"llama", struct.pack("<Q", 5) + b"lxama"))
     of("a tensor of another name", whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"), "blk.1.ffn_up.weight")
-    bad.write_bytes(whole.replace(b"<0xC3>", b"<0xZZ>"))
-    status, _, error = attempt("tokenize", "--model", bad, "--text", WORK / "one.txt")
-    report("a byte without a token: an error", status == 1 and "found 1 bytes without" in error, error[:300])
     vocabulary = WORK / "vocabulary.gguf"
     config = ModelBase.load_hparams(case.folder, False)
     kind = get_model_class(get_model_architecture(config, ModelType.TEXT))
@@ -522,6 +528,8 @@ def main():
             against_itself(kept[name])
     if "llama" in kept:
         damaged(kept["llama"])
+    if "gemma 2" in kept:
+        lacks_a_byte(kept["gemma 2"])
     for name, row in worst.items():
         print(f"{name:22s}", ", ".join(f"{what} {distance:.1e}" for what, distance in row.items()))
     print(f"{passed} passed, {failed} failed")
