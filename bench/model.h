@@ -36,7 +36,7 @@ static dlrn_tensor_out model_tensor(const float *pool, char *name, int64_t rows,
 static void model_write(dlrn_context *ctx, const char *folder, const float *normal) {
     static char name[MODEL_TENSORS][96];
     dlrn_tensor_out t[MODEL_TENSORS];
-    const hf_model shape = {.base.cfg = {.dim = MODEL_DIM,
+    const hf_model model = {.base.cfg = {.dim = MODEL_DIM,
                                          .inner = MODEL_INNER,
                                          .vocab = MODEL_VOCAB,
                                          .heads = 8,
@@ -55,8 +55,8 @@ static void model_write(dlrn_context *ctx, const char *folder, const float *norm
                 snprintf(name[n], sizeof name[n], "%slayers.%d.%s", prefix, l, of->name);
             else
                 snprintf(name[n], sizeof name[n], "%s%s", prefix, of->name);
-            t[n] = model_tensor(pool + n * 4096, name[n], hf_size_of(&shape, of->rows),
-                                of->cols == HF_NONE ? 0 : hf_size_of(&shape, of->cols));
+            t[n] = model_tensor(pool + n * 4096, name[n], hf_size_of(&model, of->rows),
+                                of->cols == HF_NONE ? 0 : hf_size_of(&model, of->cols));
             n++;
         }
     char path[512];
