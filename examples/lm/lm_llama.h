@@ -1084,7 +1084,7 @@ static dlrn_status lcpp_decode(lcpp_pass *p, const lm_batch *b, int64_t from, in
     lcpp_model *m = p->m;
     const int64_t first = b->start[from], n = b->start[to] - first;
     int64_t i = 0, sequence = -1;
-    char *block = (char *)dlrn_alloc(m->base.ctx, n, sizeof(void *) + 3 * sizeof(int32_t) + 1);
+    void *block = dlrn_alloc(m->base.ctx, n, sizeof(void *) + 4 * sizeof(int32_t) + 1);
     if (!block) return DLRN_ERR_MEMORY;
     struct llama_batch batch;
     memset(&batch, 0, sizeof batch);
@@ -1093,8 +1093,9 @@ static dlrn_status lcpp_decode(lcpp_pass *p, const lm_batch *b, int64_t from, in
     batch.pos = (llama_pos *)(batch.seq_id + n);
     batch.n_seq_id = (int32_t *)(batch.pos + n);
     llama_seq_id *number = (llama_seq_id *)(batch.n_seq_id + n);
-    batch.logits = (int8_t *)(number + n);
-    batch.token = (llama_token *)b->id + first; /* it is only read */
+    batch.token = (llama_token *)(number + n);
+    batch.logits = (int8_t *)(batch.token + n);
+    memcpy(batch.token, b->id + first, (size_t)n * sizeof *batch.token);
     for (int64_t s = from; s < to; s++) {
         const int64_t length = b->start[s + 1] - b->start[s];
         sequence += length > 0;
