@@ -7,6 +7,7 @@ A function fails by an exception; it skips itself by skip(why), the rest of it u
 """
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ SHARED = pathlib.Path(os.environ.get("DICTLEARN_SHARED", ROOT.parent / "shared")
 TINY = ROOT / "examples" / "data" / "tiny-neox"
 PROGRAM = BUILD / "dictlearn"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a shell's background jobs ignore Ctrl-C, and so would the processes of the tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(0, str(BUILD / "python"))
 
