@@ -592,11 +592,10 @@ def test_trainSAE_of_march_2024():
 
 def reference():
     """dictionary_learning, with stand-ins for what its buffers and texts import."""
-    for name in ("nnsight", "datasets", "zstandard", "wandb"):
-        if name not in sys.modules:
-            module = types.ModuleType(name)
-            module.LanguageModel = module.load_dataset = None
-            sys.modules[name] = module
+    placed = [name for name in ("nnsight", "datasets", "zstandard", "wandb") if name not in sys.modules]
+    for name in placed:
+        sys.modules[name] = module = types.ModuleType(name)
+        module.LanguageModel = module.load_dataset = None
     try:
         import dictionary_learning.training as training
         import dictionary_learning.trainers as classes
@@ -604,6 +603,9 @@ def reference():
         import dictionary_learning.trainers.matryoshka_batch_top_k as matryoshka
     except ImportError as error:
         skip(f"no {error.name}")
+    finally:
+        for name in placed:  # transformers asks whether they are installed
+            del sys.modules[name]
     found = {name: getattr(classes, name, None) or getattr(standard, name, None) or getattr(matryoshka, name, None)
              for name in CLASSES}
     return training, found
