@@ -29,10 +29,8 @@ static dlrn_status keep(void *user, int64_t document, const int32_t *id, int64_t
 
 static dlrn_status write_texts(lm_model *m, int64_t documents, uint64_t seed, lm_documents *d) {
     const int32_t bos = lm_config_of(m)->bos;
-    lm_sampling how = {0};
-    how.documents = documents, how.tokens = LENGTH, how.temperature = 1, how.seed = seed;
-    how.prompt = &bos, how.prompt_len = 1, how.stop = lm_config_of(m)->eos;
-    memset(d, 0, sizeof *d);
+    lm_sampling how = {documents, LENGTH, 1, 0,    seed, &bos, 1, lm_config_of(m)->eos,
+                       NULL,      NULL,   0, NULL, NULL};
     d->ctx = ctx;
     d->id = dlrn_alloc(ctx, documents * LENGTH, sizeof *d->id);
     d->start = dlrn_alloc(ctx, documents + 1, sizeof *d->start);
@@ -74,22 +72,17 @@ static dlrn_status report(const char *name, lm_model *m, const lm_tap *taps, con
     return s;
 }
 
-static dlrn_status tap_mlp(lm_model *m, int64_t layer, lm_tap *out) {
-    lm_site site;
-    const dlrn_status s = lm_site_named(m, "mlp_out", layer, &site);
-    return s == DLRN_OK ? lm_tap_at(m, site, LM_IO_OUT, out) : s;
-}
-
 static dlrn_status compare(lm_model *m) {
     const int64_t d = lm_config_of(m)->dim;
-    lm_tap taps[2];
+    lm_tap taps[2] = {0};
     lm_documents texts = {0}, held = {0};
     dlrn_trainer *trainer = NULL;
     dlrn_dictionary *identity = NULL, *untrained = NULL;
     dlrn_dictionary_desc of_identity = {.family = "IdentityDict", .d_in = d};
     dlrn_dictionary_desc of_untrained = {.d_in = d, .features = 4 * d, .seed = 1};
-    dlrn_status s = tap_mlp(m, 0, &taps[0]);
-    if (s == DLRN_OK) s = tap_mlp(m, 1, &taps[1]);
+    dlrn_status s = lm_site_named(m, "mlp_out", 0, &taps[0].x);
+    if (s == DLRN_OK) s = lm_site_named(m, "mlp_out", 1, &taps[1].x);
+    taps[0].y = taps[0].x, taps[1].y = taps[1].x;
     if (s == DLRN_OK) s = write_texts(m, 400, 1, &texts);
     if (s == DLRN_OK) s = write_texts(m, 32, 2, &held);
     if (s == DLRN_OK) s = train(m, taps[0], &texts, &trainer);

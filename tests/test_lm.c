@@ -1888,9 +1888,9 @@ TEST(engines_are_chosen_by_path) {
     write_text(tmp_path("text.gguf"), "GGU");
     CHECK_STATUS(lm_load_tokenizer(ctx, tmp_path("text.gguf"), &tok), DLRN_ERR_FORMAT);
     CHECK_STR(dlrn_error(ctx), "expected a model: a Hugging Face folder or a GGUF file");
-    CHECK(!lm_is_gguf(tmp_path("text.gguf")) && !lm_is_gguf(tmp_path("no.gguf")));
+    CHECK(!lm_is_gguf(ctx, tmp_path("text.gguf")) && !lm_is_gguf(ctx, tmp_path("no.gguf")));
     write_text(tmp_path("text.gguf"), "GGUF");
-    CHECK(lm_is_gguf(tmp_path("text.gguf")));
+    CHECK(lm_is_gguf(ctx, tmp_path("text.gguf")));
 #ifndef LM_LLAMA
     CHECK_STATUS(lm_load(ctx, tmp_path("text.gguf"), &m), DLRN_ERR_UNSUPPORTED);
     CHECK_STR(dlrn_error(ctx), "text.gguf: this program was built without llama.cpp");

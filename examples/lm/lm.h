@@ -132,8 +132,9 @@ typedef struct lm_tokenizer {                       /* the first member of a kin
 /* path: a model's folder or file, as an engine takes it; borrowed during the call. */
 LM_API dlrn_status lm_load(dlrn_context *ctx, const char *path, lm_model **out);
 LM_API void lm_destroy(lm_model *m); /* NULL is fine */
-/* Whether a file begins as GGUF files do. */
-LM_API int lm_is_gguf(const char *path);
+/* Whether a path is a file that begins as GGUF files do. -1: it cannot be read, and the error is
+   set. */
+LM_API int lm_is_gguf(dlrn_context *ctx, const char *path);
 LM_API const lm_config *lm_config_of(const lm_model *m);
 /* The configuration alone, without the weights. */
 LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config *out);
@@ -464,12 +465,17 @@ static const lm_engine *const lm_engines[] = {
 #endif
 };
 
-LM_API int lm_is_gguf(const char *path) {
+LM_API int lm_is_gguf(dlrn_context *ctx, const char *path) {
     char magic[4] = {0};
+    if (dlrn_file_exists(ctx, path) != 1) return 0;
     FILE *f = fopen(path, "rb");
-    if (!f) return 0;
-    const size_t got = fread(magic, 1, sizeof magic, f);
-    fclose(f);
+    const size_t got = f ? fread(magic, 1, sizeof magic, f) : 0;
+    const int bad = !f || ferror(f);
+    if (f) fclose(f);
+    if (bad) {
+        (void)dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be read", path);
+        return -1;
+    }
     return got == sizeof magic && !memcmp(magic, "GGUF", 4);
 }
 
@@ -482,7 +488,9 @@ static dlrn_status lm_choose_engine(dlrn_context *ctx, const char *path, const l
         }
     if (!dlrn_file_exists(ctx, path))
         return dlrn_fail(ctx, DLRN_ERR_IO, "%s: no such file or folder", path);
-    if (lm_is_gguf(path))
+    const int is_gguf = lm_is_gguf(ctx, path);
+    if (is_gguf < 0) return DLRN_ERR_IO;
+    if (is_gguf)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: this program was built without llama.cpp, which runs GGUF files: "
                          "make LLAMA=PREFIX builds one with it",

@@ -155,7 +155,7 @@ static const char *lcpp_reason(void) {
 
 /* A file begins with "GGUF". */
 static int lcpp_engine_opens(dlrn_context *ctx, const char *path) {
-    return dlrn_file_exists(ctx, path) == 1 && lm_is_gguf(path);
+    return lm_is_gguf(ctx, path) > 0;
 }
 
 /* Whether ggml would multiply in AMX tiles. GCC 12.2 and its contemporaries compile ggml's setup of

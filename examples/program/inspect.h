@@ -94,7 +94,9 @@ static dlrn_status open_contents(dlrn_context *ctx, const char *path, const opti
     dlrn_status tried = DLRN_OK;
     int of_model;
     memset(c, 0, sizeof *c);
-    if (lm_is_gguf(path)) return open_model_file(ctx, path, c);
+    const int is_gguf = lm_is_gguf(ctx, path);
+    if (is_gguf < 0) return DLRN_ERR_IO;
+    if (is_gguf) return open_model_file(ctx, path, c);
     dlrn_status s = find_tensors(ctx, path, c, &of_model);
     if (s != DLRN_OK) return s;
     snprintf(config, sizeof config, "%s/config.json", path);
