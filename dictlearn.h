@@ -24,6 +24,7 @@
    >>api-buffer     sources of rows, the activation buffer
    >>api-train      configuration, trainer, checkpoints, the whole run in one call
    >>api-metrics    evaluation with and without a language model
+   >>api-survey     what each feature fires on; nearest atoms
    >>api-tensor     matrices, products, threads, random numbers
    >>api-files      archives of tensors, .npy and CSR writers, streams, whole files, JSON
    -                end of the interface
@@ -44,6 +45,7 @@
    >>encode         the encoder object and the easy calls
    >>encoders       families with an encoder of their own
    >>parts          dictionaries of several layers: their parts' features, joined and selected
+   >>nearest        cosines between the atoms of two dictionaries
    >>bytes          cursor, byte order, UTF-8, growing text, a table of names
    >>files          files of the C library or of the host: reading, atomic writing, spools
    >>json           strict JSON reader, the one writer
@@ -78,6 +80,7 @@
    >>checkpoint     saves and resumes trainers
    >>metrics        streaming evaluation
    >>splice         loss recovered, the whole evaluation
+   >>survey         one sweep over a text: totals of all features, reports on some
    >>undef          undefines private macros
    >>kernel-bodies  the kernels, compiled once per instruction set
    >>licence        MIT
@@ -2071,6 +2074,141 @@ typedef enum dlrn_weight {
 DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean,
                                                     float *each);
 #endif /* DICTLEARN_NO_TRAINING */
+
+/* ------------------------------------------------------------------------------------------ */
+// >>api-survey
+
+/* For each feature of `a` in list [n] (NULL: all, n is a->features), the k features of `b` whose
+   rows of a parameter have the largest cosines, in descending order; among equal ones the lower
+   number comes first. role: DLRN_DECODER, whose rows are the atoms, or DLRN_ENCODER. index [n][k],
+   cosine [n][k]; where there are fewer than k, the rest is -1 and NaN. A row of zeros is nobody's
+   neighbour. Where a and b are one dictionary, a feature is not its own neighbour. In dictionaries
+   of parts the features of one part are compared with those of the other's part at the same place.
+   Takes n F d multiplications; asks the context's `stop`. DLRN_ERR_SHAPE: widths, or parts, that
+   differ; _UNSUPPORTED: a family without such a parameter. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b,
+                                             int role, const int64_t *list, int64_t n, int64_t k,
+                                             int32_t *index, float *cosine);
+
+/* A survey is one sweep over the activations of a text. It counts every feature; codes are kept, in
+   memory or in a temporary file, so that any features can be reported on afterwards, exactly, and
+   without a second pass of the model. The last column: defaults. */
+typedef struct dlrn_survey_config {
+    int64_t memory;          /* bytes of codes to hold in memory; beyond them a temporary
+                            file takes all                                           2^30 */
+    const char *scratch;     /* a path: the temporary file is in TMPDIR, or else beside it;
+                            NULL: in the working folder. Copied                      NULL */
+    const int64_t *features; /* [n_features] the only ones that reports will be asked for;
+                                copied. NULL: any                                    NULL */
+    int64_t n_features;
+    dlrn_switch neurons;   /* ON: correlations with the coordinates of x, for 8 d_in bytes
+                             of memory a feature that may be asked for                 ON */
+    int64_t bins;          /* of the histogram of activations                           50 */
+    int64_t top;           /* examples with the largest activations                     20 */
+    int64_t intervals;     /* equal parts of (0, max], from which examples are drawn     5 */
+    int64_t per_interval;  /* examples drawn from each                                   5 */
+    int64_t before, after; /* rows of an example's window before and after the one that
+                              fires, within its context; -1: all                   32, 16 */
+    int64_t tokens;        /* tokens of a report                                       10 */
+    int64_t together;      /* features of a report that fire together with it          10 */
+    uint64_t seed;         /* of the draws                                              0 */
+    dlrn_switch compat;    /* ON: counts as SAEDashboard 0.8 does (see the manual)     OFF */
+} dlrn_survey_config;
+
+/* What a feature did on all rows that count. */
+typedef struct dlrn_feature_totals {
+    int64_t fired;           /* rows on which it is not 0            */
+    float min, max;          /* of these values; 0: it never fired   */
+    double sum, sum_squares; /* over all rows                        */
+} dlrn_feature_totals;
+
+/* What a survey holds; pointers are borrowed until the next call on it. */
+typedef struct dlrn_survey_info {
+    int64_t rows, counted, contexts;   /* rows added; of those, not left out; contexts        */
+    int64_t codes;                     /* active features of all rows                         */
+    int64_t memory, file;              /* bytes in memory; bytes in the temporary file        */
+    const dlrn_feature_totals *totals; /* [F]                                               */
+} dlrn_survey_info;
+
+/* A place where a feature fires, with the rows around it. */
+typedef struct dlrn_example {
+    int64_t row;          /* that row, numbered over all rows added                               */
+    int64_t context;      /* its context, numbered over all contexts added                        */
+    int64_t first, count; /* the window: rows [first, first + count), all of that context         */
+    const int32_t *token; /* [count] their tokens                                                 */
+    const float *value;   /* [count] the feature's activation on each                             */
+    float peak;           /* its activation on `row`                                              */
+    int interval;         /* -1: among the largest; otherwise drawn from this interval            */
+} dlrn_example;
+
+/* An interval of activations: from the highest, 0, down. */
+typedef struct dlrn_interval {
+    float low, high;
+    double share; /* of the counted rows, whose activation is in it */
+} dlrn_interval;
+
+/* A token, and what a feature does on it. */
+typedef struct dlrn_token_mean {
+    int32_t token;
+    int64_t count, fired; /* counted rows of this token; of those, on which the feature fires */
+    double mean;          /* of the activation over all `count` rows                           */
+    double share;         /* of the feature's whole activation                                 */
+} dlrn_token_mean;
+
+/* Another feature, or a coordinate of x, that varies with a feature. */
+typedef struct dlrn_companion {
+    int32_t index;
+    int64_t both;           /* counted rows on which both are not 0; of a coordinate: 0 */
+    double pearson, cosine; /* over the counted rows                                     */
+} dlrn_companion;
+
+/* A report on a feature; pointers are borrowed for the visit. */
+typedef struct dlrn_feature_report {
+    int64_t feature;
+    dlrn_feature_totals totals;
+    double density;                /* share of the counted rows on which it fires              */
+    double low, high;              /* the histogram's first and last edge: min and max         */
+    const int64_t *histogram;      /* [bins] of the activations that are not 0                 */
+    const dlrn_interval *interval; /* [cfg.intervals]                                     */
+    int64_t examples; /* the largest first, then those drawn, from the highest interval   */
+    const dlrn_example *example;
+    int64_t tokens; /* in both orders; by mean, and by share, the largest first           */
+    const dlrn_token_mean *by_mean, *by_share;
+    int64_t companions; /* the largest pearson first                                      */
+    const dlrn_companion *companion;
+    int64_t neurons; /* at most 3: the largest pearson first; 0 with cfg.neurons OFF      */
+    const dlrn_companion *neuron;
+} dlrn_feature_report;
+
+typedef struct dlrn_survey dlrn_survey;
+/* The defaults above. */
+DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
+/* The memory, and the temporary file, that a survey of so many rows with `l0` active features each
+   will need at most, in bytes; `reported` features at a time. cfg NULL: the defaults. */
+DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
+                               int64_t rows, double l0, int64_t reported, double *memory,
+                               double *file);
+/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_survey_create(const dlrn_dictionary *dict,
+                                                   const dlrn_survey_config *cfg,
+                                                   dlrn_survey **out);
+DLRN_API void dlrn_survey_destroy(dlrn_survey *s);
+/* Adds whole contexts: context i is rows start[i] - start[0] .. start[i + 1] - start[0] - 1 of x
+   [n][d_in], with the tokens id [n]; start [contexts + 1], n = start[contexts] - start[0]. keep
+   [n]: 0 leaves a row out of all figures, though it is shown in the windows of others; NULL: all
+   rows count. The result does not depend on how the contexts are grouped into calls. After a
+   failure the survey refuses further calls but dlrn_survey_destroy. DLRN_ERR_VALUE: a row that is
+   not finite. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32_t *id,
+                                                const int64_t *start, int64_t contexts,
+                                                const unsigned char *keep);
+DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s);
+/* Called for each feature of a report, in the order of the list. */
+typedef dlrn_status (*dlrn_report_visit)(void *user, const dlrn_feature_report *report);
+/* Reports on list [n], in passes over the codes that need little memory each. More rows may
+   follow. DLRN_ERR_ARGUMENT: a feature that the configuration leaves out. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
+                                                   dlrn_report_visit visit, void *user);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-tensor
@@ -7648,6 +7786,16 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>nearest
+
+DLRN_API dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b, int role,
+                                  const int64_t *list, int64_t n, int64_t k, int32_t *index,
+                                  float *cosine) {
+    (void)b, (void)role, (void)list, (void)n, (void)k, (void)index, (void)cosine;
+    return dlrn_fail(a->ctx, DLRN_ERR_UNSUPPORTED, "dlrn_nearest: to be built");
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -27724,6 +27872,19 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 #ifdef __cplusplus
 }
 #endif
+
+/* ------------------------------------------------------------------------------------------ */
+// >>survey
+
+DLRN_API dlrn_survey_config dlrn_survey_defaults(void) {
+    dlrn_survey_config cfg;
+    memset(&cfg, 0, sizeof cfg);
+    cfg.memory = (int64_t)1 << 30;
+    cfg.neurons = DLRN_ON;
+    cfg.bins = 50, cfg.top = 20, cfg.intervals = 5, cfg.per_interval = 5;
+    cfg.before = 32, cfg.after = 16, cfg.tokens = 10, cfg.together = 10;
+    return cfg;
+}
 
 /* ------------------------------------------------------------------------------------------ */
 // >>undef

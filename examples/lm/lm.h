@@ -181,6 +181,16 @@ LM_API dlrn_status lm_logits(lm_model *m, int64_t first, int64_t rows, float *lo
 LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *nats,
                                     int64_t *tokens);
 
+/* What rows added at the end of the residual stream add to the logits: x [n][dim], logits [n][vocab].
+   The unembedding is linear. The final norm is not: its weight is applied, and a LayerNorm's
+   centring; it then divides by the length of the whole stream there, which is left out, so the
+   result is in units of logits times that length. plain 1: x times the unembedding alone, as
+   SAEDashboard computes it. */
+LM_API dlrn_status lm_direct_logits(lm_model *m, const float *x, int64_t n, int plain,
+                                    float *logits);
+/* The final norm's name: "LayerNorm", "RMSNorm" or "none"; static. */
+LM_API const char *lm_final_norm(const lm_model *m);
+
 typedef struct lm_sampling {
     int64_t documents, tokens; /* how many; the longest one, without the prompt */
     double temperature;        /* 0, or below 1e-9: always the most likely token */

@@ -14,11 +14,19 @@ enum { /* commands, as bits of flag.commands */
        C_ACTIVATIONS = 512,
        C_LOGITS = 1024,
        C_FEATURES = 2048,
+       C_EFFECT = 4096,
+       C_STEER = 8192,
+       C_COMPARE = 16384,
+       C_PLOT = 32768,
+       C_SWEEP = 65536,              /* beside C_TRAIN: it takes all flags of train */
+       C_EDITS = C_EFFECT | C_STEER, /* change a model's activations while it runs */
        C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
-       C_SITES = C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES, /* read a model's activations */
+       C_SITES =
+           C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES | C_EDITS, /* read a model's activations */
        C_TEXTS = C_SITES | C_TOKENIZE | C_LOGITS,
-       C_DICTIONARIES = C_INSPECT | C_CONVERT | C_ARRAYS | C_TRAIN | C_EVAL | C_FEATURES,
-       C_ALL = 4095
+       C_DICTIONARIES =
+           C_INSPECT | C_CONVERT | C_ARRAYS | C_TRAIN | C_EVAL | C_FEATURES | C_EDITS | C_COMPARE,
+       C_ALL = 131071
 };
 
 typedef struct options {
@@ -26,12 +34,16 @@ typedef struct options {
     const char *model, *text, *site, *prompt, *features, *layout, *from, *recipe, *tensor, *dtype;
     const char *config, *groups, *group_weights;
     const char *text_key, *tokens_key, *long_documents;
+    const char *vary, *scales, *x_axis, *y_axis;
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     int64_t skip_first, saelens_batch;
     double temperature, max_norm_ratio, norm_scale, threshold;
+    double set;      /* NaN: --set is not given */
+    int64_t feature; /* -1: --feature is not given */
+    int all;
     dlrn_train_config train; /* begins as the recipe's defaults; k -1: --k is not given */
     int sparse, json, entropy, no_shuffle, skip_nonfinite, skip_special, resume, compat, quiet,
         help, bos;
@@ -71,7 +83,7 @@ typedef struct flag {
 #endif
 static const flag flags[] = {
     /* what is read */
-    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES, 1, TEXT_MAX, "D",
+    {"--dict", F_TEXT, AT(dict), C_ARRAYS | C_EVAL | C_FEATURES | C_EDITS, 1, TEXT_MAX, "D",
      "the dictionary: a file (.pt, .safetensors, .npz) or a folder"},
     {"--layout", F_TEXT, AT(layout), C_DICTIONARIES, 1, TEXT_MAX, "NAME",
      "the library that wrote the dictionary (saelens, ...) or its class (AutoEncoderTopK, ...), if "
@@ -125,19 +137,22 @@ static const flag flags[] = {
     {"--bos", F_SWITCH, AT(bos), C_TEXTS | C_GENERATE, 0, 0, "",
      "start each context with the model's bos token"},
     /* what is written */
-    {"--out", F_TEXT, AT(out), C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS, 1, TEXT_MAX,
-     "FILE", "the file to write; - writes to standard output"},
+    {"--out", F_TEXT, AT(out),
+     C_ARRAYS | C_GENERATE | C_ACTIVATIONS | C_LOGITS | C_FEATURES | C_PLOT, 1, TEXT_MAX, "FILE",
+     "the file to write; - writes to standard output"},
     {"--sparse", F_SWITCH, AT(sparse), C_ENCODE, 0, 0, "",
      "write only active features, as a CSR .npz for scipy.sparse.load_npz"},
-    {"--json", F_SWITCH, AT(json), C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES | C_TRAIN, 0, 0, "",
-     "print JSON (train: with --recipe list)"},
+    {"--json", F_SWITCH, AT(json),
+     C_INSPECT | C_EVAL | C_TOKENIZE | C_FEATURES | C_TRAIN | C_EFFECT | C_STEER | C_COMPARE, 0, 0,
+     "", "print JSON (train: with --recipe list)"},
     /* sampling */
-    {"--prompt", F_TEXT, AT(prompt), C_GENERATE, 0, 0, "TEXT",
+    {"--prompt", F_TEXT, AT(prompt), C_GENERATE | C_EDITS, 0, 0, "TEXT",
      "the start of each document (default: the bos token)"},
-    {"--tokens", F_INT, AT(tokens), C_GENERATE, 1, 0, "N", "sample up to N tokens per document"},
-    {"--temperature", F_REAL, AT(temperature), C_GENERATE, 0, 0, "T",
+    {"--tokens", F_INT, AT(tokens), C_GENERATE | C_STEER, 1, 0, "N",
+     "sample up to N tokens per document"},
+    {"--temperature", F_REAL, AT(temperature), C_GENERATE | C_STEER, 0, 0, "T",
      "higher: more random; 0: always the most likely token (default 1)"},
-    {"--top-k", F_INT, AT(top_k), C_GENERATE, 0, 0, "K",
+    {"--top-k", F_INT, AT(top_k), C_GENERATE | C_STEER, 0, 0, "K",
      "sample from the K most likely tokens (default: all)"},
     {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
      "number of documents, or all (default: generate 1, tokenize all; eval 128, for the "
@@ -309,6 +324,16 @@ static const flag flags[] = {
      "how many features to show, without --features (default 8)"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
      "contexts to show per feature (default 4)"},
+    {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
+    {"--feature", F_INT, AT(feature), C_EDITS, 0, INT32_MAX, "I", "the feature to change"},
+    {"--set", F_REAL, AT(set), C_EDITS, -1e300, 0, "V",
+     "the feature's activation instead of its own (effect: default 0)"},
+    {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
+     "add A times the feature's atom to the activations"},
+    {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the horizontal axis shows"},
+    {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the vertical axis shows"},
+    {"--vary", F_TEXT, AT(vary), C_SWEEP, 1, TEXT_MAX, "FLAG=V,V,...",
+     "the flag of train that differs between the dictionaries, and its values"},
     /* of all commands */
     {"--threads", F_INT, AT(threads), C_ALL, 0, 1024, "N",
      "number of threads (default 0: all cores)"},
@@ -409,6 +434,7 @@ static options default_options(const char *recipe) {
     o.n_ctxs = 30000, o.ctx_len = -1, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = 4;
+    o.feature = -1, o.set = NAN;
     return o;
 }
 

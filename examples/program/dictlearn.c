@@ -53,6 +53,11 @@
 #include "train.h"
 #include "eval.h"
 #include "features.h"
+#include "effect.h"
+#include "steer.h"
+#include "compare.h"
+#include "plot.h"
+#include "sweep.h"
 
 #define TINY "--model examples/data/tiny-neox"
 #define TINY_SITE TINY " \\\n    --text build/text.jsonl --site mlp_out --layer 0"
@@ -145,6 +150,31 @@ static const command commands[] = {
      "Shows features, with the tokens and contexts on which they fire most.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
+    {"effect", C_EFFECT, 0,
+     "--dict D --model M --prompt TEXT|--text FILE --site S --layer N --feature I",
+     "Shows what a feature does to the next-token log-probabilities.",
+     "build/run: see train --help",
+     "build/dictlearn effect --dict build/run " TINY
+     " --site mlp_out --layer 0 --prompt the --feature 3",
+     run_effect},
+    {"steer", C_STEER, 0,
+     "--dict D --model M --site S --layer N --feature I --scale A|--set V --prompt TEXT --tokens N",
+     "Samples text with a feature changed, beside the plain text.", "build/run: see train --help",
+     "build/dictlearn steer --dict build/run " TINY
+     " --site mlp_out --layer 0 --prompt the --feature 3 --scale 4 --tokens 20",
+     run_steer},
+    {"compare", C_COMPARE, 2, "D1 D2 [--json]", "Compares the atoms of two dictionaries.",
+     "build/run: see train --help", "build/dictlearn compare build/run build/ae.safetensors",
+     run_compare},
+    {"plot", C_PLOT, 1, "RUN... --out FILE.svg", "Draws curves of runs.",
+     "build/run: see train --help", "build/dictlearn plot build/run --out build/run.svg", run_plot},
+    {"sweep", C_TRAIN | C_SWEEP, 0, "SOURCE --save-dir DIR --vary FLAG=V,V,... ...",
+     "Trains several dictionaries on one stream of activations.",
+     "build/text.jsonl: see generate --help",
+     "build/dictlearn sweep " TINY_SITE
+     " --save-dir build/sweep --expansion 8 --batch-size 512 --lr 3e-3 --warmup-steps 20 --n-ctxs "
+     "300 --vary sparsity-penalty=0.06,0.12",
+     run_sweep},
 };
 enum { COMMANDS = (int)(sizeof commands / sizeof *commands) };
 
