@@ -2090,123 +2090,129 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlr
                                              int role, const int64_t *list, int64_t n, int64_t k,
                                              int32_t *index, float *cosine);
 
-/* A survey is one sweep over the activations of a text. It counts every feature; codes are kept, in
-   memory or in a temporary file, so that any features can be reported on afterwards, exactly, and
-   without a second pass of the model. The last column: defaults. */
+/* A survey is one sweep over the activations of a text. It counts every feature, and keeps the codes
+   in memory or in a temporary file, so that any features can be reported on afterwards, exactly, and
+   without a second pass of the model. The manual has its formulas (SURVEYS). The last column:
+   defaults. */
 typedef struct dlrn_survey_config {
-    int64_t memory;          /* bytes of codes to hold in memory; beyond them a temporary
-                            file takes all                                           2^30 */
+    int64_t memory;          /* bytes for codes, and for what a report gathers of them; codes
+                                beyond three quarters of it go to a temporary file     2^30 */
     const char *scratch;     /* a path: the temporary file is in TMPDIR, or else beside it;
-                            NULL: in the working folder. Copied                      NULL */
+                                NULL: in the working folder. Copied                    NULL */
     const int64_t *features; /* [n_features] the only ones that reports will be asked for;
-                                copied. NULL: any                                    NULL */
+                                copied. NULL: any                                      NULL */
     int64_t n_features;
     dlrn_switch neurons;   /* ON: correlations with the coordinates of x, for 8 d_in bytes
-                             of memory a feature that may be asked for                 ON */
-    int64_t bins;          /* of the histogram of activations                           50 */
-    int64_t top;           /* examples with the largest activations                     20 */
-    int64_t intervals;     /* equal parts of (0, max], from which examples are drawn     5 */
-    int64_t per_interval;  /* examples drawn from each                                   5 */
+                              of memory a feature that may be asked for                  ON */
+    int64_t bins;          /* of the histogram of activations                            50 */
+    int64_t top;           /* examples with the largest activations                      20 */
+    int64_t intervals;     /* equal parts of (0, max], from which examples are drawn      5 */
+    int64_t per_interval;  /* examples drawn from each                                    5 */
     int64_t before, after; /* rows of an example's window before and after the one that
-                              fires, within its context; -1: all                   32, 16 */
-    int64_t tokens;        /* tokens of a report                                       10 */
-    int64_t together;      /* features of a report that fire together with it          10 */
-    uint64_t seed;         /* of the draws                                              0 */
-    dlrn_switch compat;    /* ON: counts as SAEDashboard 0.8 does (see the manual)     OFF */
+                              fires, within its context; -1: all                    32, 16 */
+    int64_t tokens;        /* tokens of a report                                        10 */
+    int64_t together;      /* features of a report that fire together with it           10 */
+    uint64_t seed;         /* of the draws                                               0 */
+    dlrn_switch compat;    /* ON: counts as SAEDashboard 0.8 does                      OFF */
 } dlrn_survey_config;
 
 /* What a feature did on all rows that count. */
 typedef struct dlrn_feature_totals {
-    int64_t fired;           /* rows on which it is not 0            */
-    float min, max;          /* of these values; 0: it never fired   */
-    double sum, sum_squares; /* over all rows                        */
+    int64_t fired;           /* rows on which it is not 0                */
+    float min, max;          /* of these values; both 0: it never fired  */
+    double sum, sum_squares; /* of its activation                        */
 } dlrn_feature_totals;
 
 /* What a survey holds; pointers are borrowed until the next call on it. */
 typedef struct dlrn_survey_info {
     int64_t rows, counted, contexts;   /* rows added; of those, not left out; contexts        */
-    int64_t codes;                     /* active features of all rows                         */
-    int64_t memory, file;              /* bytes in memory; bytes in the temporary file        */
-    const dlrn_feature_totals *totals; /* [F]                                               */
+    int64_t codes;                     /* active features of all rows that are kept           */
+    int64_t memory, file;              /* bytes that it holds in memory, and in a file        */
+    const dlrn_feature_totals *totals; /* [F] */
 } dlrn_survey_info;
 
 /* A place where a feature fires, with the rows around it. */
 typedef struct dlrn_example {
-    int64_t row;          /* that row, numbered over all rows added                               */
-    int64_t context;      /* its context, numbered over all contexts added                        */
-    int64_t first, count; /* the window: rows [first, first + count), all of that context         */
-    const int32_t *token; /* [count] their tokens                                                 */
-    const float *value;   /* [count] the feature's activation on each                             */
-    float peak;           /* its activation on `row`                                              */
-    int interval;         /* -1: among the largest; otherwise drawn from this interval            */
+    int64_t row;          /* that row, numbered over all rows added                           */
+    int64_t context;      /* its context, numbered over all contexts added                    */
+    int64_t first, count; /* the window: rows [first, first + count), all of that context     */
+    const int32_t *token; /* [count] their tokens                                             */
+    const float *value;   /* [count] the feature's activation on each, also where left out    */
+    float peak;           /* its activation on `row`                                          */
+    int interval;         /* -1: among the largest; otherwise drawn from this interval        */
 } dlrn_example;
 
-/* An interval of activations: from the highest, 0, down. */
+/* An interval of activations, (low, high]; number 0 is the highest. */
 typedef struct dlrn_interval {
     float low, high;
-    double share; /* of the counted rows, whose activation is in it */
+    double share; /* of the counted rows whose activation is in it */
 } dlrn_interval;
 
 /* A token, and what a feature does on it. */
 typedef struct dlrn_token_mean {
     int32_t token;
-    int64_t count, fired; /* counted rows of this token; of those, on which the feature fires */
-    double mean;          /* of the activation over all `count` rows                           */
-    double share;         /* of the feature's whole activation                                 */
+    int64_t count, fired; /* counted rows of this token; of those, on which the feature fires   */
+    double mean;          /* of the activation over all `count` rows                            */
+    double share;         /* of the sum of the magnitudes of the feature's activations          */
 } dlrn_token_mean;
 
 /* Another feature, or a coordinate of x, that varies with a feature. */
 typedef struct dlrn_companion {
     int32_t index;
     int64_t both;           /* counted rows on which both are not 0; of a coordinate: 0 */
-    double pearson, cosine; /* over the counted rows                                     */
+    double pearson, cosine; /* over the counted rows                                    */
 } dlrn_companion;
 
 /* A report on a feature; pointers are borrowed for the visit. */
 typedef struct dlrn_feature_report {
     int64_t feature;
     dlrn_feature_totals totals;
-    double density;                /* share of the counted rows on which it fires              */
-    double low, high;              /* the histogram's first and last edge: min and max         */
-    const int64_t *histogram;      /* [bins] of the activations that are not 0                 */
-    const dlrn_interval *interval; /* [cfg.intervals]                                     */
-    int64_t examples; /* the largest first, then those drawn, from the highest interval   */
+    double density;                /* share of the counted rows on which it fires             */
+    double low, high;              /* the histogram's first and last edge: min and max        */
+    const int64_t *histogram;      /* [bins] of the activations that are not 0                */
+    const dlrn_interval *interval; /* [cfg.intervals]                                         */
+    int64_t examples; /* the largest first, then those drawn, from the highest interval down  */
     const dlrn_example *example;
-    int64_t tokens; /* in both orders; by mean, and by share, the largest first           */
+    int64_t tokens; /* in both orders: by mean, and by share, the largest first               */
     const dlrn_token_mean *by_mean, *by_share;
-    int64_t companions; /* the largest pearson first                                      */
+    int64_t companions; /* the largest pearson first                                          */
     const dlrn_companion *companion;
-    int64_t neurons; /* at most 3: the largest pearson first; 0 with cfg.neurons OFF      */
+    int64_t neurons; /* at most 3: the largest pearson first; 0 with cfg.neurons OFF          */
     const dlrn_companion *neuron;
 } dlrn_feature_report;
 
 typedef struct dlrn_survey dlrn_survey;
 /* The defaults above. */
 DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
-/* The memory, and the temporary file, that a survey of so many rows with `l0` active features each
-   will need at most, in bytes; `reported` features at a time. cfg NULL: the defaults. */
+/* The memory, and the temporary file, that a survey of so many rows in so many contexts, with `l0`
+   active features a row, will need at most, in bytes, and reports on `reported` features. The
+   vocabulary counts as 2^18 tokens; windows as cfg says, in contexts of the mean length. cfg NULL:
+   the defaults. */
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
-                               int64_t rows, double l0, int64_t reported, double *memory,
-                               double *file);
-/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed. */
+                               int64_t rows, int64_t contexts, double l0, int64_t reported,
+                               double *memory, double *file);
+/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed, and must not change. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_create(const dlrn_dictionary *dict,
                                                    const dlrn_survey_config *cfg,
                                                    dlrn_survey **out);
 DLRN_API void dlrn_survey_destroy(dlrn_survey *s);
 /* Adds whole contexts: context i is rows start[i] - start[0] .. start[i + 1] - start[0] - 1 of x
-   [n][d_in], with the tokens id [n]; start [contexts + 1], n = start[contexts] - start[0]. keep
-   [n]: 0 leaves a row out of all figures, though it is shown in the windows of others; NULL: all
-   rows count. The result does not depend on how the contexts are grouped into calls. After a
-   failure the survey refuses further calls but dlrn_survey_destroy. DLRN_ERR_VALUE: a row that is
-   not finite. */
+   [n][d_in], with the tokens id [n], none negative; start [contexts + 1], n = start[contexts] -
+   start[0]. keep [n]: 0 leaves a row out of all figures, though it is shown in the windows of
+   others; NULL: all rows count. The result does not depend on how contexts are grouped into calls:
+   a dictionary that encodes or selects rows together takes each context alone. After a failure the
+   survey refuses further calls but dlrn_survey_destroy; so it does after a report. DLRN_ERR_VALUE:
+   a row, or a feature, that is not finite; _SHAPE: starts that do not ascend. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32_t *id,
                                                 const int64_t *start, int64_t contexts,
                                                 const unsigned char *keep);
 DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s);
-/* Called for each feature of a report, in the order of the list. */
+/* Called for each feature of a report, in the order of the list. Any status but DLRN_OK ends the
+   report with that status. */
 typedef dlrn_status (*dlrn_report_visit)(void *user, const dlrn_feature_report *report);
-/* Reports on list [n], in passes over the codes that need little memory each. More rows may
-   follow. DLRN_ERR_ARGUMENT: a feature that the configuration leaves out. */
+/* Reports on list [n], a block of features that fit cfg.memory at a time, each block in one pass
+   over the codes. May be called again. DLRN_ERR_ARGUMENT: a feature that does not exist, or that the
+   configuration leaves out; _IO: the temporary file. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
                                                    dlrn_report_visit visit, void *user);
 
@@ -3072,6 +3078,17 @@ DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t ma
    outside is checked with this: one NaN would reach all weights within a few steps. */
 DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
     return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
+}
+
+/* A row that is not finite would poison every weight. The error names its place in the stream, so
+   that the caller can find it. x [rows][d]; `first`: rows before these. */
+DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
+                                              int64_t d, int64_t first, const char *what) {
+    int64_t i = dlrni_first_not_finite(x, rows * d);
+    if (i == rows * d) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s row %lld, column %lld: expected a finite number, found %g", what,
+                     (long long)(first + i / d), (long long)(i % d), (double)x[i]);
 }
 
 /* Widens n numbers of two bytes, at any address. bf16 goes sixteen at a time, as above. Measured on
@@ -19486,17 +19503,6 @@ DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index
     dlrni_copy_out(&job);
 }
 
-/* A row that is not finite would poison every weight. The error names its place in the stream, so
-   that the caller can find it. x [rows][d]; `first`: rows before these. */
-DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
-                                              int64_t d, int64_t first, const char *what) {
-    int64_t i = dlrni_first_not_finite(x, rows * d);
-    if (i == rows * d) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                     "%s row %lld, column %lld: expected a finite number, found %g", what,
-                     (long long)(first + i / d), (long long)(i % d), (double)x[i]);
-}
-
 /* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
    f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
    bf16 has the same rule. */
@@ -27869,10 +27875,6 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 }
 #endif /* DICTLEARN_NO_TRAINING */
 
-#ifdef __cplusplus
-}
-#endif
-
 /* ------------------------------------------------------------------------------------------ */
 // >>survey
 
@@ -27885,6 +27887,10 @@ DLRN_API dlrn_survey_config dlrn_survey_defaults(void) {
     cfg.before = 32, cfg.after = 16, cfg.tokens = 10, cfg.together = 10;
     return cfg;
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
