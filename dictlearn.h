@@ -27877,6 +27877,74 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
 
 /* ------------------------------------------------------------------------------------------ */
 // >>survey
+/* One sweep over a text, and reports on any of its features afterwards.
+
+      add      rows -> codes -> totals of each feature, sums with the coordinates of x
+                        `-----> the store: blocks in memory, or a temporary file
+      report   the store -> chunks -> firings of some features, sums with all other features
+                                      firings -> histogram, examples, tokens: a task a feature
+
+   A report needs the firings of a feature together, the store has them by row: rows come in that
+   order, and the row is what features are compared on. So a pass over the store gathers the
+   firings of as many features as fit in memory. Every sum is taken in row order, in double, where
+   the product of two floats is exact. Therefore neither threads nor kernels nor the grouping of
+   contexts into calls change a bit, and FMA does not, either. */
+
+/* Sizes. Rows and codes at a time: enough to share among threads, and 32 MB at most for the codes
+   and their transpose. A block of the store: from 64 KB, so that a small survey takes little, to 16
+   MB, so that the sums of products (16 F bytes a feature), which one chunk visits for each feature
+   in turn, are fetched from memory rarely. */
+enum {
+    DLRNI_SURVEY_ROWS = DLRNI_STRETCH,
+    DLRNI_SURVEY_CODES = 1 << 21,
+    DLRNI_SURVEY_MIN_BLOCK = 1 << 14, /* words of 4 bytes */
+    DLRNI_SURVEY_MAX_BLOCK = 1 << 22,
+    DLRNI_SURVEY_IDS = 1 << 18,       /* tokens of a block                                       */
+    DLRNI_SURVEY_MAX_COUNT = 1 << 16, /* of bins, examples, ...: lists of that length are sorted */
+    DLRNI_SURVEY_BATCH = 128,         /* features that SAEDashboard compares with each other     */
+    DLRNI_SURVEY_NEURONS = 3
+};
+
+/* Some rows of the store, one after another: how many codes, their features, their values (the
+   bits of a float). A row is never split. */
+typedef struct dlrni_code_block {
+    uint32_t *word;
+    int64_t used, size; /* in words */
+} dlrni_code_block;
+
+/* The rows in hand by feature: entries at[f] .. at[f + 1] are those of feature f, in row order. */
+typedef struct dlrni_by_feature {
+    int64_t *at; /* [F + 2] */
+    int32_t *row;
+    float *value;
+    int64_t row_cap, value_cap;
+} dlrni_by_feature;
+
+struct dlrn_survey {
+    dlrn_context *ctx;
+    const dlrn_dictionary *dict; /* borrowed */
+    dlrn_survey_config cfg;      /* its `features` and `scratch` are copies */
+    int closed;                  /* 1: a call failed; 2: there was a report */
+    dlrn_encoder *encoder;
+    dlrn_sparse codes; /* of the rows in hand */
+    dlrni_by_feature by;
+    int64_t rows, counted, contexts, n_codes;
+    dlrn_feature_totals *totals; /* [F]                                                        */
+    double *every;               /* [F][2] compat: sum and sum of squares over all rows, or NULL */
+    int64_t *stored;             /* [F] codes in the store                                     */
+    int32_t *place;              /* [F] a feature's place in xy; -1: never reported on         */
+    int64_t places;
+    double *xy;                /* [places][d_in] sums of f x, or NULL               */
+    double *x_sum, *x_squares; /* [d_in] of x                                       */
+    int64_t *start;            /* [contexts + 1]                                    */
+    int32_t **id;              /* [id_blocks] tokens; ~token: the row is left out   */
+    int64_t *count;            /* [tokens] counted rows of each token               */
+    dlrni_code_block *block;   /* [blocks] the store in memory; with a spool only 1 */
+    dlrni_spool spool;
+    int64_t start_cap, id_blocks, id_cap, tokens, count_cap, blocks, block_cap;
+    int64_t block_bytes, spooled; /* in memory; in the spool          */
+    int64_t widest;               /* words of the longest row stored  */
+};
 
 DLRN_API dlrn_survey_config dlrn_survey_defaults(void) {
     dlrn_survey_config cfg;
@@ -27886,6 +27954,1289 @@ DLRN_API dlrn_survey_config dlrn_survey_defaults(void) {
     cfg.bins = 50, cfg.top = 20, cfg.intervals = 5, cfg.per_interval = 5;
     cfg.before = 32, cfg.after = 16, cfg.tokens = 10, cfg.together = 10;
     return cfg;
+}
+
+/* ---- Creation ---- */
+
+DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
+    if (!s) return;
+    dlrn_context *ctx = s->ctx;
+    dlrn_encoder_destroy(s->encoder);
+    dlrn_sparse_free(&s->codes);
+    for (int64_t i = 0; i < s->blocks; i++) dlrn_free(ctx, s->block[i].word);
+    for (int64_t i = 0; i < s->id_blocks; i++) dlrn_free(ctx, s->id[i]);
+    dlrni_spool_free(&s->spool);
+    dlrn_free(ctx, (void *)(uintptr_t)s->cfg.features);
+    dlrn_free(ctx, (void *)(uintptr_t)s->cfg.scratch);
+    dlrn_free(ctx, s->by.at);
+    dlrn_free(ctx, s->by.row);
+    dlrn_free(ctx, s->by.value);
+    dlrn_free(ctx, s->totals);
+    dlrn_free(ctx, s->every);
+    dlrn_free(ctx, s->stored);
+    dlrn_free(ctx, s->place);
+    dlrn_free(ctx, s->xy);
+    dlrn_free(ctx, s->x_sum); /* with x_squares */
+    dlrn_free(ctx, s->start);
+    dlrn_free(ctx, s->id);
+    dlrn_free(ctx, s->count);
+    dlrn_free(ctx, s->block);
+    dlrn_free(ctx, s);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
+                                              const dlrn_survey_config *cfg) {
+    const char *const place = "dlrn_survey_create";
+    const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
+                              cfg->per_interval, cfg->tokens, cfg->together};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        DLRNI_REQUIRE_IN(dict->ctx, place, counts[i] >= 0 && counts[i] <= DLRNI_SURVEY_MAX_COUNT,
+                         "bins, top, intervals, per_interval, tokens and together must be from 0 "
+                         "to 65536");
+    DLRNI_REQUIRE_IN(dict->ctx, place, cfg->memory >= 0 && cfg->before >= -1 && cfg->after >= -1,
+                     "memory must not be negative, before and after must be -1 or more");
+    DLRNI_REQUIRE_IN(dict->ctx, place, cfg->features ? cfg->n_features >= 0 : cfg->n_features == 0,
+                     "n_features must be the number of features, which is 0 without any");
+    for (int64_t i = 0; i < cfg->n_features; i++)
+        if (cfg->features[i] < 0 || cfg->features[i] >= dict->features)
+            return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                             "%s: expected features below %lld, found %lld", place,
+                             (long long)dict->features, (long long)cfg->features[i]);
+    return DLRN_OK;
+}
+
+/* Copies what the configuration points to. The pointers are replaced first: an error must not free
+   the caller's. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_copy(dlrn_survey *s, const dlrn_survey_config *cfg) {
+    s->cfg = *cfg;
+    s->cfg.features = NULL;
+    s->cfg.scratch = NULL;
+    if (cfg->features) {
+        int64_t *list = DLRNI_NEW(s->ctx, int64_t, cfg->n_features);
+        if (!list) return DLRN_ERR_MEMORY;
+        if (cfg->n_features) memcpy(list, cfg->features, (size_t)cfg->n_features * sizeof *list);
+        s->cfg.features = list;
+    }
+    const char *path = cfg->scratch ? cfg->scratch : "survey";
+    char *text = DLRNI_NEW(s->ctx, char, (int64_t)strlen(path) + 1);
+    if (!text) return DLRN_ERR_MEMORY;
+    memcpy(text, path, strlen(path) + 1);
+    s->cfg.scratch = text;
+    return DLRN_OK;
+}
+
+/* Gives each feature that may be reported on a place, in the order of their numbers. */
+DLRNI_INTERNAL void dlrni_survey_places(dlrn_survey *s) {
+    const int64_t F = s->dict->features;
+    for (int64_t f = 0; f < F; f++) s->place[f] = s->cfg.features ? -1 : 0;
+    for (int64_t i = 0; i < s->cfg.n_features; i++) s->place[s->cfg.features[i]] = 0;
+    for (int64_t f = 0; f < F; f++)
+        if (s->place[f] == 0) s->place[f] = (int32_t)s->places++;
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_config *cfg) {
+    const int64_t F = s->dict->features, d = s->dict->d_in;
+    int64_t sums = 0;
+    DLRNI_TRY(dlrni_survey_copy(s, cfg));
+    s->totals = DLRNI_NEW_ZERO(s->ctx, dlrn_feature_totals, F);
+    s->stored = DLRNI_NEW_ZERO(s->ctx, int64_t, F);
+    s->by.at = DLRNI_NEW_ZERO(s->ctx, int64_t, F + 2);
+    s->place = DLRNI_NEW(s->ctx, int32_t, F);
+    s->x_sum = DLRNI_NEW_ZERO(s->ctx, double, 2 * d);
+    s->every = cfg->compat ? DLRNI_NEW_ZERO(s->ctx, double, 2 * F) : NULL;
+    if (!s->totals || !s->stored || !s->by.at || !s->place || !s->x_sum) return DLRN_ERR_MEMORY;
+    if ((cfg->compat && !s->every) || !DLRNI_GROW(s->ctx, &s->start, &s->start_cap, 0, 1))
+        return DLRN_ERR_MEMORY;
+    s->x_squares = s->x_sum + d;
+    s->start[0] = 0;
+    dlrni_survey_places(s);
+    if (!dlrni_mul(s->places, d, &sums))
+        return dlrn_fail(s->ctx, DLRN_ERR_MEMORY,
+                         "dlrn_survey_create: the sums of %lld features do not fit in memory",
+                         (long long)s->places);
+    s->xy = cfg->neurons ? DLRNI_NEW_ZERO(s->ctx, double, sums) : NULL;
+    if (cfg->neurons && !s->xy) return DLRN_ERR_MEMORY;
+    return dlrn_encoder_create(s->dict, &s->encoder);
+}
+
+DLRN_API dlrn_status dlrn_survey_create(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
+                                        dlrn_survey **out) {
+    const dlrn_survey_config defaults = dlrn_survey_defaults();
+    *out = NULL;
+    if (!cfg) cfg = &defaults;
+    DLRNI_TRY(dlrni_survey_check(dict, cfg));
+    dlrn_survey *s = DLRNI_NEW_ZERO(dict->ctx, dlrn_survey, 1);
+    if (!s) return DLRN_ERR_MEMORY;
+    s->ctx = dict->ctx;
+    s->dict = dict;
+    dlrn_status status = dlrni_survey_alloc(s, cfg);
+    if (status == DLRN_OK)
+        *out = s;
+    else
+        dlrn_survey_destroy(s);
+    return status;
+}
+
+/* ---- The store ---- */
+
+/* Whether codes of a feature are stored. Where no report looks at features that it is not asked
+   for, theirs are of no use. */
+DLRNI_INTERNAL int dlrni_survey_stores(const dlrn_survey *s, int64_t feature) {
+    return s->place[feature] >= 0 || (s->cfg.together && !s->cfg.compat);
+}
+
+/* Bytes of codes that are held in memory. The rest of cfg.memory is for reports. */
+DLRNI_INTERNAL int64_t dlrni_survey_limit(const dlrn_survey_config *cfg) {
+    return cfg->memory - cfg->memory / 4;
+}
+
+/* Writes a block to the spool and empties it. */
+DLRNI_INTERNAL dlrn_status dlrni_store_flush(dlrn_survey *s, dlrni_code_block *block) {
+    const int64_t bytes = block->used * (int64_t)sizeof *block->word;
+    DLRNI_TRY(dlrni_spool_add(&s->spool, block->word, (size_t)bytes));
+    s->spooled += bytes;
+    block->used = 0;
+    return DLRN_OK;
+}
+
+/* Moves all blocks to a new spool, and keeps the last as its buffer: it is the largest. */
+DLRNI_INTERNAL dlrn_status dlrni_store_spill(dlrn_survey *s) {
+    DLRNI_TRY(dlrni_spool_open(s->ctx, s->cfg.scratch, &s->spool));
+    for (int64_t i = 0; i < s->blocks; i++) DLRNI_TRY(dlrni_store_flush(s, &s->block[i]));
+    while (s->blocks > 1) {
+        const dlrni_code_block last = s->block[--s->blocks];
+        dlrn_free(s->ctx, s->block[s->blocks - 1].word);
+        s->block_bytes -= s->block[s->blocks - 1].size * (int64_t)sizeof *last.word;
+        s->block[s->blocks - 1] = last;
+    }
+    return DLRN_OK;
+}
+
+/* The size of the next block, for a row of so many words: twice the last one, but no more than an
+   eighth of what memory may hold. */
+DLRNI_INTERNAL int64_t dlrni_store_next_size(const dlrn_survey *s, int64_t words) {
+    const int64_t last = s->blocks ? s->block[s->blocks - 1].size : 0;
+    int64_t size = dlrni_max(DLRNI_SURVEY_MIN_BLOCK, 2 * last);
+    size = dlrni_min(size, DLRNI_SURVEY_MAX_BLOCK);
+    size = dlrni_min(size, dlrni_survey_limit(&s->cfg) / 8 / (int64_t)sizeof(uint32_t));
+    return dlrni_max(size, words);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_store_grow(dlrn_survey *s, int64_t size) {
+    dlrni_code_block block = {NULL, 0, size};
+    if (!DLRNI_GROW(s->ctx, &s->block, &s->block_cap, s->blocks, s->blocks + 1))
+        return DLRN_ERR_MEMORY;
+    block.word = DLRNI_NEW(s->ctx, uint32_t, size);
+    if (!block.word) return DLRN_ERR_MEMORY;
+    s->block[s->blocks++] = block;
+    s->block_bytes += size * (int64_t)sizeof *block.word;
+    return DLRN_OK;
+}
+
+/* Makes room for a row of so many words: in the last block, in a new one, or in the emptied buffer
+   of the spool. A host without temporary files keeps all in memory. */
+DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
+    const dlrn_io *io = dlrni_io_of(s->ctx);
+    const int64_t size = dlrni_store_next_size(s, words);
+    const int64_t bytes = s->block_bytes + size * (int64_t)sizeof(uint32_t);
+    dlrni_code_block *last = s->blocks ? &s->block[s->blocks - 1] : NULL;
+    if (last && last->size - last->used >= words) return DLRN_OK;
+    if (!s->spool.is_open && last && io->temporary_file && io->rewind_file &&
+        bytes > dlrni_survey_limit(&s->cfg))
+        DLRNI_TRY(dlrni_store_spill(s));
+    if (!s->spool.is_open) return dlrni_store_grow(s, size);
+    DLRNI_TRY(dlrni_store_flush(s, &s->block[0]));
+    if (s->block[0].size >= words) return DLRN_OK;
+    /* the row is wider than any before */
+    dlrn_free(s->ctx, s->block[0].word);
+    s->blocks = 0;
+    s->block_bytes = 0;
+    return dlrni_store_grow(s, words);
+}
+
+/* Appends the codes of a row. */
+DLRNI_INTERNAL dlrn_status dlrni_store_row(dlrn_survey *s, const int32_t *col, const float *value,
+                                           int64_t n) {
+    int64_t kept = 0, at = 0;
+    for (int64_t i = 0; i < n; i++) kept += value[i] != 0 && dlrni_survey_stores(s, col[i]);
+    DLRNI_TRY(dlrni_store_reserve(s, 1 + 2 * kept));
+    dlrni_code_block *block = &s->block[s->blocks - 1];
+    uint32_t *word = block->word + block->used;
+    *word++ = (uint32_t)kept;
+    for (int64_t i = 0; i < n; i++) {
+        if (!(value[i] != 0 && dlrni_survey_stores(s, col[i]))) continue;
+        word[at] = (uint32_t)col[i];
+        memcpy(&word[kept + at++], &value[i], sizeof *value);
+        s->stored[col[i]]++;
+    }
+    block->used += 1 + 2 * kept;
+    s->n_codes += kept;
+    s->widest = dlrni_max(s->widest, 1 + 2 * kept);
+    return DLRN_OK;
+}
+
+/* Reads the store from its first row on. With a spool through a buffer of its own. */
+typedef struct dlrni_store_reader {
+    dlrn_survey *s;
+    int64_t block; /* the next block in memory */
+    uint32_t *buffer;
+    int64_t size, held, used; /* of the buffer, in words: `used` of those held were handed out */
+} dlrni_store_reader;
+
+DLRNI_INTERNAL dlrn_status dlrni_reader_open(dlrn_survey *s, dlrni_store_reader *r) {
+    memset(r, 0, sizeof *r);
+    r->s = s;
+    if (!s->spool.is_open) return DLRN_OK;
+    DLRNI_TRY(dlrni_store_flush(s, &s->block[0]));
+    DLRNI_TRY(dlrni_spool_rewind(&s->spool, s->cfg.scratch));
+    r->size = dlrni_min(DLRNI_SURVEY_MAX_BLOCK, dlrni_survey_limit(&s->cfg) / 8 / 4);
+    r->size = dlrni_max(r->size, s->widest);
+    r->buffer = DLRNI_NEW(s->ctx, uint32_t, r->size);
+    return r->buffer ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+/* The next chunk: whole rows. *words is 0 at the end. */
+DLRNI_INTERNAL dlrn_status dlrni_reader_next(dlrni_store_reader *r, const uint32_t **word,
+                                             int64_t *words) {
+    dlrn_survey *s = r->s;
+    size_t got = 0;
+    *words = 0;
+    if (!s->spool.is_open) {
+        if (r->block == s->blocks) return DLRN_OK;
+        *word = s->block[r->block].word;
+        *words = s->block[r->block++].used;
+        return DLRN_OK;
+    }
+    r->held -= r->used;
+    memmove(r->buffer, r->buffer + r->used, (size_t)r->held * sizeof *r->buffer);
+    DLRNI_TRY(dlrni_spool_fill(&s->spool, (unsigned char *)(r->buffer + r->held),
+                               (size_t)(r->size - r->held) * sizeof *r->buffer, &got));
+    r->held += (int64_t)(got / sizeof *r->buffer);
+    for (r->used = 0; r->used < r->held;) {
+        const int64_t end = r->used + 1 + 2 * (int64_t)r->buffer[r->used];
+        if (end > r->held) break;
+        r->used = end;
+    }
+    *word = r->buffer;
+    *words = r->used;
+    if (r->used || !r->held) return DLRN_OK;
+    return dlrn_fail(s->ctx, DLRN_ERR_IO, "a temporary file for %s: ends within a row",
+                     s->cfg.scratch);
+}
+
+/* ---- Adding rows ---- */
+
+/* Whether the rows of a context must be encoded together, and no others with them. */
+DLRNI_INTERNAL int dlrni_survey_whole(const dlrn_dictionary *dict) {
+    const dlrn_formula *f = &dict->formula;
+    return dict->heads || f->select == DLRN_SELECT_BATCH_TOP_K || f->standardise ||
+           dlrni_parts_compare_rows(dict);
+}
+
+/* Some rows on their way into a survey. */
+typedef struct dlrni_survey_job {
+    dlrn_survey *s;
+    const float *x;            /* [n][d_in] */
+    const unsigned char *keep; /* [n] or NULL */
+    int64_t n;
+} dlrni_survey_job;
+
+DLRNI_INTERNAL int dlrni_job_counts(const dlrni_survey_job *j, int64_t row) {
+    return !j->keep || j->keep[row];
+}
+
+/* Sorts the codes of the rows in hand by feature, without those of value 0. at[f + 1] counts, then
+   is where feature f begins, and after filling where it ends. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
+    const dlrn_sparse *c = &s->codes;
+    const int64_t F = s->dict->features, n = c->row_ptr[c->rows];
+    dlrni_by_feature *by = &s->by;
+    if (!DLRNI_GROW(s->ctx, &by->row, &by->row_cap, 0, n) ||
+        !DLRNI_GROW(s->ctx, &by->value, &by->value_cap, 0, n))
+        return DLRN_ERR_MEMORY;
+    memset(by->at, 0, (size_t)(F + 2) * sizeof *by->at);
+    for (int64_t p = 0; p < n; p++) by->at[c->col[p] + 2] += c->val[p] != 0;
+    for (int64_t f = 0; f < F; f++) by->at[f + 2] += by->at[f + 1];
+    for (int64_t i = 0; i < c->rows; i++)
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) {
+            if (!(c->val[p] != 0)) continue;
+            const int64_t to = by->at[c->col[p] + 1]++;
+            by->row[to] = (int32_t)i;
+            by->value[to] = c->val[p];
+        }
+    return DLRN_OK;
+}
+
+/* sum [d] += a x [d]. Twice as wide as f32, so written for the compiler's vectors: no kernel. */
+DLRNI_INTERNAL void dlrni_add_wide(double *sum, double a, const float *x, int64_t d) {
+    for (int64_t i = 0; i < d; i++) sum[i] += a * (double)x[i];
+}
+
+/* Adds the rows in hand to the totals of a feature. */
+DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
+    dlrn_survey *s = j->s;
+    dlrn_feature_totals *t = &s->totals[f];
+    const int64_t d = s->dict->d_in;
+    double *xy = s->xy && s->place[f] >= 0 ? s->xy + s->place[f] * d : NULL;
+    for (int64_t p = s->by.at[f]; p < s->by.at[f + 1]; p++) {
+        const float v = s->by.value[p];
+        const double wide = (double)v;
+        const int counts = dlrni_job_counts(j, s->by.row[p]);
+        if (s->every) {
+            s->every[2 * f] += wide;
+            s->every[2 * f + 1] += wide * wide;
+        }
+        if (xy && (counts || s->every)) dlrni_add_wide(xy, wide, j->x + s->by.row[p] * d, d);
+        if (!counts) continue;
+        if (!t->fired || v < t->min) t->min = v;
+        if (!t->fired || v > t->max) t->max = v;
+        t->fired++;
+        t->sum += wide;
+        t->sum_squares += wide * wide;
+    }
+}
+
+/* Task: a group of features. */
+DLRNI_INTERNAL void dlrni_survey_group(void *arg, int64_t group, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, j->s->dict->features);
+    (void)worker;
+    for (int64_t f = group * DLRNI_GROUP; f < end; f++) dlrni_survey_feature(j, f);
+}
+
+/* Task: a group of coordinates of x. */
+DLRNI_INTERNAL void dlrni_survey_coordinates(void *arg, int64_t group, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const int64_t d = j->s->dict->d_in, begin = group * DLRNI_GROUP;
+    const int64_t end = dlrni_min(begin + DLRNI_GROUP, d);
+    (void)worker;
+    for (int64_t i = 0; i < j->n; i++) {
+        if (!j->s->every && !dlrni_job_counts(j, i)) continue;
+        for (int64_t c = begin; c < end; c++) {
+            const double x = (double)j->x[i * d + c];
+            j->s->x_sum[c] += x;
+            j->s->x_squares[c] += x * x;
+        }
+    }
+}
+
+/* Weights may overflow on an unusual row: one infinite value would be in every sum. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_finite(const dlrn_survey *s) {
+    const dlrn_sparse *c = &s->codes;
+    const int64_t n = c->row_ptr[c->rows], bad = dlrni_first_not_finite(c->val, n);
+    int64_t row = 0;
+    if (bad == n) return DLRN_OK;
+    while (c->row_ptr[row + 1] <= bad) row++;
+    return dlrn_fail(s->ctx, DLRN_ERR_VALUE,
+                     "survey: row %lld, feature %lld: expected a finite activation, found %g",
+                     (long long)(s->rows + row), (long long)c->col[bad], (double)c->val[bad]);
+}
+
+/* Takes n rows, which are encoded together. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
+    dlrn_survey *s = j->s;
+    const dlrn_sparse *c = &s->codes;
+    const int64_t F = s->dict->features, d = s->dict->d_in;
+    DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, &s->codes, NULL));
+    DLRNI_TRY(dlrni_survey_finite(s));
+    DLRNI_TRY(dlrni_survey_transpose(s));
+    const int64_t n = c->row_ptr[c->rows];
+    dlrni_parallel_for(s->ctx, dlrni_ceil_div(F, DLRNI_GROUP),
+                       (double)F + dlrni_ns(n, s->xy ? d / 4 + 1 : 4), dlrni_survey_group, j);
+    if (s->xy)
+        dlrni_parallel_for(s->ctx, dlrni_ceil_div(d, DLRNI_GROUP), dlrni_ns(j->n, d),
+                           dlrni_survey_coordinates, j);
+    for (int64_t i = 0; i < j->n; i++)
+        DLRNI_TRY(dlrni_store_row(s, c->col + c->row_ptr[i], c->val + c->row_ptr[i],
+                                  c->row_ptr[i + 1] - c->row_ptr[i]));
+    s->rows += j->n;
+    return DLRN_OK;
+}
+
+/* Takes x [n][d_in], as many rows at a time as the codes of the last ones allow: a dictionary that
+   is not trained may have half of its features active. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
+                                              const unsigned char *keep, int64_t n) {
+    for (int64_t i = 0, rows; i < n; i += rows) {
+        const int64_t before = s->codes.row_ptr ? s->codes.row_ptr[s->codes.rows] : 0;
+        const int64_t each = before ? before / s->codes.rows + 1 : s->dict->features;
+        rows = dlrni_max(DLRNI_BLOCK, dlrni_min(DLRNI_SURVEY_ROWS, DLRNI_SURVEY_CODES / each));
+        rows = dlrni_min(rows, n - i);
+        dlrni_survey_job j = {s, x + i * s->dict->d_in, keep ? keep + i : NULL, rows};
+        DLRNI_TRY(dlrni_survey_rows(&j));
+    }
+    return DLRN_OK;
+}
+
+/* Keeps the tokens of n rows, the first of which is s->rows, and counts them. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_tokens(dlrn_survey *s, const int32_t *id,
+                                               const unsigned char *keep, int64_t n) {
+    int64_t high = 0;
+    for (int64_t i = 0; i < n; i++) high = dlrni_max(high, id[i] + (int64_t)1);
+    if (!DLRNI_GROW(s->ctx, &s->count, &s->count_cap, s->tokens, high)) return DLRN_ERR_MEMORY;
+    for (; s->tokens < high; s->tokens++) s->count[s->tokens] = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = s->rows + i, block = row / DLRNI_SURVEY_IDS;
+        const int counts = !keep || keep[i];
+        if (block == s->id_blocks) {
+            if (!DLRNI_GROW(s->ctx, &s->id, &s->id_cap, block, block + 1)) return DLRN_ERR_MEMORY;
+            s->id[block] = DLRNI_NEW(s->ctx, int32_t, DLRNI_SURVEY_IDS);
+            if (!s->id[block]) return DLRN_ERR_MEMORY;
+            s->id_blocks++;
+        }
+        s->id[block][row % DLRNI_SURVEY_IDS] = counts ? id[i] : ~id[i];
+        s->count[id[i]] += counts;
+        s->counted += counts;
+    }
+    return DLRN_OK;
+}
+
+/* What can be wrong with the arguments of dlrn_survey_add. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_check_rows(const dlrn_survey *s, const float *x,
+                                                   const int32_t *id, const int64_t *start,
+                                                   int64_t contexts) {
+    const char *const place = "dlrn_survey_add";
+    for (int64_t i = 0; i < contexts; i++)
+        if (start[i + 1] < start[i])
+            return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: context %lld ends before it starts",
+                             place, (long long)(s->contexts + i));
+    const int64_t n = start[contexts] - start[0];
+    DLRNI_REQUIRE_IN(s->ctx, place, n == 0 || (x && id), "x and id must not be NULL");
+    for (int64_t i = 0; i < n; i++)
+        if (id[i] < 0)
+            return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
+                             "%s: row %lld: expected a token from 0 on, found %d", place,
+                             (long long)(s->rows + i), (int)id[i]);
+    return dlrni_check_finite(s->ctx, x, n, s->dict->d_in, s->rows, "survey: x,");
+}
+
+/* Takes whole contexts, all at once or one after another. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_take(dlrn_survey *s, const float *x, const int32_t *id,
+                                             const int64_t *start, int64_t contexts,
+                                             const unsigned char *keep) {
+    const int whole = dlrni_survey_whole(s->dict);
+    const int64_t n = start[contexts] - start[0], d = s->dict->d_in, first = s->rows;
+    DLRNI_TRY(dlrni_survey_check_rows(s, x, id, start, contexts));
+    if (!DLRNI_GROW(s->ctx, &s->start, &s->start_cap, s->contexts + 1, s->contexts + contexts + 1))
+        return DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_survey_tokens(s, id, keep, n));
+    if (!whole) DLRNI_TRY(dlrni_survey_sweep(s, x, keep, n));
+    for (int64_t i = 0; i < contexts; i++) {
+        const int64_t at = start[i] - start[0], end = start[i + 1] - start[0];
+        dlrni_survey_job j = {s, x + at * d, keep ? keep + at : NULL, end - at};
+        if (whole && j.n) DLRNI_TRY(dlrni_survey_rows(&j));
+        s->start[s->contexts + i + 1] = first + end;
+    }
+    s->contexts += contexts;
+    return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32_t *id,
+                                     const int64_t *start, int64_t contexts,
+                                     const unsigned char *keep) {
+    DLRNI_REQUIRE(s->ctx, s->closed != 2, "a survey takes no more rows after a report");
+    DLRNI_REQUIRE(s->ctx, !s->closed, "an earlier call failed: start again with a new survey");
+    DLRNI_REQUIRE(s->ctx, contexts >= 0 && (start || !contexts), "start must not be NULL");
+    if (!contexts) return DLRN_OK;
+    const dlrn_status status = dlrni_survey_take(s, x, id, start, contexts, keep);
+    s->closed = status != DLRN_OK;
+    return status;
+}
+
+/* ---- Gathering: one pass over the store for a block of features ---- */
+
+/* Sums over the rows on which a feature and another one fire. */
+typedef struct dlrni_shared {
+    double product;
+    int64_t both;
+} dlrni_shared;
+
+/* A report in progress. The block: the features list[begin] .. list[begin + slots - 1]. */
+typedef struct dlrni_reporting {
+    dlrn_survey *s;
+    const int64_t *list; /* [n] borrowed */
+    int64_t n, begin, slots;
+    int32_t *slot;        /* [F] a feature's slot in the block, or -1                      */
+    int64_t *fire;        /* [n + 1] where the firings of each slot begin                  */
+    int64_t *filled;      /* [n] firings of each slot that are gathered                    */
+    int64_t *place;       /* [fire[slots]] row * 2 + 1 if that is left out                 */
+    float *value;         /* [fire[slots]] activations                                     */
+    dlrni_shared *shared; /* [slots][F], or NULL                                           */
+    const uint32_t *word; /* the chunk                                                     */
+    int64_t first;        /* its first row                                                 */
+    uint32_t *row;        /* [rows of the chunk] where each begins                         */
+    int64_t *entry_at;    /* [n + 2] where the entries of each slot begin                  */
+    uint32_t *entry;      /* [2 entries] row in the chunk, and which of its codes          */
+    int64_t row_cap, entry_cap, place_cap, value_cap, shared_cap;
+} dlrni_reporting;
+
+DLRNI_INTERNAL float dlrni_word_float(uint32_t word) {
+    float value;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+/* The token of a row, ~token if the row is left out. */
+DLRNI_INTERNAL int32_t dlrni_survey_id(const dlrn_survey *s, int64_t row) {
+    return s->id[row / DLRNI_SURVEY_IDS][row % DLRNI_SURVEY_IDS];
+}
+
+/* Bytes that a feature takes in a pass. */
+DLRNI_INTERNAL int64_t dlrni_slot_bytes(const dlrn_survey *s, int64_t feature) {
+    const int64_t each = (int64_t)(sizeof(int64_t) + sizeof(float));
+    return s->stored[feature] * each +
+           (s->cfg.together ? s->dict->features * (int64_t)sizeof(dlrni_shared) : 0);
+}
+
+/* Takes features from list[begin] on into the block: as many as fit, and at least one. A feature
+   that is listed twice gets two blocks. */
+DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
+    dlrn_survey *s = r->s;
+    const int64_t F = s->dict->features, room = s->cfg.memory - s->block_bytes;
+    int64_t budget = dlrni_max(room, s->cfg.memory / 4), shared = 0;
+    for (int64_t f = 0; f < F; f++) r->slot[f] = -1;
+    for (r->slots = 0, r->fire[0] = 0; r->begin + r->slots < r->n; r->slots++) {
+        const int64_t f = r->list[r->begin + r->slots], bytes = dlrni_slot_bytes(s, f);
+        if (r->slot[f] >= 0 || (r->slots && bytes > budget)) break;
+        r->slot[f] = (int32_t)r->slots;
+        r->filled[r->slots] = 0;
+        r->fire[r->slots + 1] = r->fire[r->slots] + s->stored[f];
+        budget -= bytes;
+    }
+    if (!DLRNI_GROW(s->ctx, &r->place, &r->place_cap, 0, r->fire[r->slots]) ||
+        !DLRNI_GROW(s->ctx, &r->value, &r->value_cap, 0, r->fire[r->slots]))
+        return DLRN_ERR_MEMORY;
+    if (!s->cfg.together) return DLRN_OK;
+    if (!dlrni_mul(r->slots, F, &shared))
+        return dlrn_fail(s->ctx, DLRN_ERR_MEMORY,
+                         "a report on %lld features does not fit in memory", (long long)r->slots);
+    if (!DLRNI_GROW(s->ctx, &r->shared, &r->shared_cap, 0, shared)) return DLRN_ERR_MEMORY;
+    memset(r->shared, 0, (size_t)shared * sizeof *r->shared);
+    return DLRN_OK;
+}
+
+/* Finds the rows of a chunk, and sorts the codes of the block's features by slot. *rows: how many
+   rows there are. */
+DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words, int64_t *rows) {
+    const uint32_t *w = r->word;
+    int64_t n = 0, *at = r->entry_at;
+    for (int64_t p = 0; p < words; p += 1 + 2 * (int64_t)w[p]) n++;
+    if (!DLRNI_GROW(r->s->ctx, &r->row, &r->row_cap, 0, n)) return DLRN_ERR_MEMORY;
+    memset(at, 0, (size_t)(r->slots + 2) * sizeof *at);
+    *rows = n;
+    for (int64_t i = 0, p = 0; i < n; i++, p += 1 + 2 * (int64_t)w[p]) {
+        r->row[i] = (uint32_t)p;
+        for (uint32_t q = 0; q < w[p]; q++) {
+            const int32_t slot = r->slot[w[p + 1 + q]];
+            if (slot >= 0) at[slot + 2]++;
+        }
+    }
+    for (int64_t i = 0; i < r->slots; i++) at[i + 2] += at[i + 1];
+    if (!DLRNI_GROW(r->s->ctx, &r->entry, &r->entry_cap, 0, 2 * at[r->slots + 1]))
+        return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i++)
+        for (uint32_t q = 0, p = r->row[i]; q < w[p]; q++) {
+            const int32_t slot = r->slot[w[p + 1 + q]];
+            if (slot < 0) continue;
+            const int64_t to = 2 * at[slot + 1]++;
+            r->entry[to] = (uint32_t)i;
+            r->entry[to + 1] = q;
+        }
+    return DLRN_OK;
+}
+
+/* Task: the firings of a slot in the chunk. */
+DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
+    dlrni_reporting *r = (dlrni_reporting *)arg;
+    const dlrn_survey *s = r->s;
+    dlrni_shared *shared = r->shared ? r->shared + slot * s->dict->features : NULL;
+    int64_t to = r->fire[slot] + r->filled[slot];
+    (void)worker;
+    for (int64_t e = r->entry_at[slot]; e < r->entry_at[slot + 1]; e++) {
+        const int64_t row = r->first + r->entry[2 * e];
+        const int left_out = dlrni_survey_id(s, row) < 0;
+        const uint32_t *w = r->word + r->row[r->entry[2 * e]], n = w[0];
+        const float value = dlrni_word_float(w[1 + n + r->entry[2 * e + 1]]);
+        r->place[to] = row * 2 + left_out;
+        r->value[to++] = value;
+        if (!shared || (left_out && !s->cfg.compat)) continue;
+        for (uint32_t q = 0; q < n; q++) {
+            dlrni_shared *with = &shared[w[1 + q]];
+            with->product += (double)value * (double)dlrni_word_float(w[1 + n + q]);
+            with->both++;
+        }
+    }
+    r->filled[slot] = to - r->fire[slot];
+}
+
+/* One pass over the store. */
+DLRNI_INTERNAL dlrn_status dlrni_report_pass(dlrni_reporting *r, dlrni_store_reader *reader) {
+    int64_t words = 0, rows = 0;
+    r->first = 0;
+    for (;; r->first += rows) {
+        DLRNI_TRY(dlrni_reader_next(reader, &r->word, &words));
+        if (!words) return DLRN_OK;
+        DLRNI_TRY(dlrni_report_index(r, words, &rows));
+        dlrni_parallel_for(r->s->ctx, r->slots, dlrni_ns(r->entry_at[r->slots], words / rows),
+                           dlrni_report_gather, r);
+    }
+}
+
+/* ---- A feature's report ---- */
+
+/* An element of a list that is kept in order: the largest key first, the lower index among equal
+   ones. */
+typedef struct dlrni_ranked {
+    double key;
+    int64_t index;
+} dlrni_ranked;
+
+/* Puts an element into a list of at most `cap`. */
+DLRNI_INTERNAL void dlrni_rank(dlrni_ranked *list, int64_t *n, int64_t cap, double key,
+                               int64_t index) {
+    int64_t at = *n;
+    while (at > 0 &&
+           (key > list[at - 1].key || (!(key < list[at - 1].key) && index < list[at - 1].index)))
+        at--;
+    if (at == cap) return;
+    *n = dlrni_min(*n + 1, cap);
+    memmove(list + at + 1, list + at, (size_t)(*n - at - 1) * sizeof *list);
+    list[at].key = key;
+    list[at].index = index;
+}
+
+/* What a feature does on a token. */
+typedef struct dlrni_token_sum {
+    double sum, magnitude;
+    int64_t fired;
+} dlrni_token_sum;
+
+/* Scratch of a worker. */
+typedef struct dlrni_report_scratch {
+    dlrni_token_sum *token; /* [tokens] zeros between features                      */
+    int32_t *touched;       /* [tokens] those that are not 0                        */
+    dlrni_ranked *list;     /* [longest list]                                       */
+    dlrni_ranked *draw;     /* [intervals][per_interval]                            */
+    int64_t *drawn;         /* [intervals] how many of them                         */
+} dlrni_report_scratch;
+
+/* Reports on some slots at a time: a part of the block, so that their windows need little memory.
+   Arrays have a row for each. */
+typedef struct dlrni_report_group {
+    dlrni_reporting *r;
+    int64_t begin, size; /* slots begin .. begin + size - 1 */
+    int64_t examples;    /* of a report, at most            */
+    dlrn_feature_report *report;
+    int64_t *histogram;
+    dlrn_interval *interval;
+    dlrn_example *example;
+    dlrn_token_mean *by_mean, *by_share;
+    dlrn_companion *companion, *neuron;
+    dlrni_report_scratch *scratch; /* [threads] */
+    int32_t *token;                /* windows */
+    float *value;
+    int64_t token_cap, value_cap;
+} dlrni_report_group;
+
+/* The firings of a slot, in row order. */
+typedef struct dlrni_firings {
+    const dlrn_survey *s;
+    int64_t feature, n;
+    const int64_t *place;
+    const float *value;
+} dlrni_firings;
+
+/* Whether firing i is looked at: its row counts, and in compat it is positive. */
+DLRNI_INTERNAL int dlrni_firing_counts(const dlrni_firings *f, int64_t i) {
+    return !(f->place[i] & 1) && (!f->s->cfg.compat || f->value[i] > 0);
+}
+
+/* Density, edges and bins. compat takes a bin of width 2 where all values are equal, as
+   torch.histc does. */
+DLRNI_INTERNAL void dlrni_report_histogram(const dlrni_firings *f, dlrn_feature_report *out,
+                                           int64_t *count) {
+    const dlrn_survey *s = f->s;
+    const int64_t bins = s->cfg.bins;
+    const double rows = (double)(s->cfg.compat ? s->rows : s->counted);
+    int64_t fired = 0;
+    for (int64_t i = 0; i < f->n; i++) {
+        const double v = (double)f->value[i];
+        if (!dlrni_firing_counts(f, i)) continue;
+        if (!fired || v < out->low) out->low = v;
+        if (!fired || v > out->high) out->high = v;
+        fired++;
+    }
+    out->density = rows > 0 ? (double)fired / rows : 0;
+    memset(count, 0, (size_t)bins * sizeof *count);
+    if (!fired || !bins) return;
+    if (s->cfg.compat && !(out->high > out->low)) {
+        out->low -= 1;
+        out->high += 1;
+    }
+    const double width = out->high - out->low;
+    for (int64_t i = 0; i < f->n; i++) {
+        if (!dlrni_firing_counts(f, i)) continue;
+        const double share = width > 0 ? ((double)f->value[i] - out->low) / width : 0;
+        count[dlrni_min((int64_t)(share * (double)bins), bins - 1)]++;
+    }
+}
+
+/* The number that decides whether a row is drawn: Philox' for seed, feature and row. Of the rows
+   of an interval those with the smallest numbers are drawn, so neither their order nor others
+   matter. As a key, which ranks the largest first: 53 bits of it, negated. */
+DLRNI_INTERNAL double dlrni_draw_key(const dlrni_firings *f, int64_t row) {
+    const dlrni_philox b = dlrni_philox_block(f->s->cfg.seed, (uint64_t)f->feature, (uint64_t)row);
+    return -(double)(b.lo >> 11);
+}
+
+/* Adds an activation to the interval that it is in, or in compat to both where it is a bound, and
+   its row to the draws. */
+DLRNI_INTERNAL void dlrni_report_offer(const dlrni_firings *f, dlrn_interval *interval,
+                                       const dlrni_report_scratch *w, int64_t row, float v) {
+    const dlrn_survey_config *cfg = &f->s->cfg;
+    const double key = cfg->per_interval ? dlrni_draw_key(f, row) : 0;
+    for (int64_t k = 0; k < cfg->intervals; k++) {
+        const float low = interval[k].low;
+        if (!(v <= interval[k].high && (v > low || (cfg->compat && v >= low)))) continue;
+        interval[k].share += 1;
+        dlrni_rank(w->draw + k * cfg->per_interval, &w->drawn[k], cfg->per_interval, key, row);
+    }
+}
+
+/* compat: the rows on which a feature does not fire are in the lowest interval, and may be drawn.
+   Rows that are left out count as such rows, but are not drawn. */
+DLRNI_INTERNAL void dlrni_report_zeros(const dlrni_firings *f, dlrn_interval *lowest,
+                                       const dlrni_report_scratch *w) {
+    const dlrn_survey *s = f->s;
+    const int64_t k = s->cfg.intervals - 1, per = s->cfg.per_interval;
+    int64_t zeros = s->rows, next = 0;
+    for (int64_t i = 0; i < f->n; i++) zeros -= !(f->place[i] & 1);
+    lowest->share += (double)zeros;
+    for (int64_t row = 0; per && row < s->rows; row++) {
+        while (next < f->n && f->place[next] / 2 < row) next++;
+        if ((next < f->n && f->place[next] / 2 == row) || dlrni_survey_id(s, row) < 0) continue;
+        dlrni_rank(w->draw + k * per, &w->drawn[k], per, dlrni_draw_key(f, row), row);
+    }
+}
+
+/* The intervals and their draws. Where no activation is positive, all are empty. */
+DLRNI_INTERNAL void dlrni_report_intervals(const dlrni_firings *f, dlrn_interval *interval,
+                                           const dlrni_report_scratch *w) {
+    const dlrn_survey *s = f->s;
+    const int64_t n = s->cfg.intervals;
+    const double max = s->totals[f->feature].max > 0 ? (double)s->totals[f->feature].max : 0;
+    for (int64_t k = 0; k < n; k++) {
+        interval[k].low = (float)(max * (double)(n - 1 - k) / (double)n);
+        interval[k].high = (float)(max * (double)(n - k) / (double)n);
+        interval[k].share = 0;
+        w->drawn[k] = 0;
+    }
+    if (!(max > 0) || !n) return;
+    for (int64_t i = 0; i < f->n; i++)
+        if (dlrni_firing_counts(f, i) && f->value[i] > 0)
+            dlrni_report_offer(f, interval, w, f->place[i] / 2, f->value[i]);
+    if (s->cfg.compat) dlrni_report_zeros(f, &interval[n - 1], w);
+    for (int64_t k = 0; k < n; k++)
+        interval[k].share /= (double)(s->cfg.compat ? s->rows : s->counted);
+}
+
+/* The first firing on `row` or later. */
+DLRNI_INTERNAL int64_t dlrni_firing_from(const dlrni_firings *f, int64_t row) {
+    int64_t low = 0, high = f->n;
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (f->place[middle] / 2 < row)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+DLRNI_INTERNAL float dlrni_firing_value(const dlrni_firings *f, int64_t row) {
+    const int64_t i = dlrni_firing_from(f, row);
+    return i < f->n && f->place[i] / 2 == row ? f->value[i] : 0;
+}
+
+/* The context of a row: the last that starts at or before it. */
+DLRNI_INTERNAL int64_t dlrni_survey_context(const dlrn_survey *s, int64_t row) {
+    int64_t low = 0, high = s->contexts;
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        if (s->start[middle] <= row)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* The rows with the largest activations: of each context only the best one, in compat all. */
+DLRNI_INTERNAL void dlrni_report_top(const dlrni_firings *f, dlrni_ranked *list, int64_t *n) {
+    const dlrn_survey *s = f->s;
+    int64_t end = 0, best = -1; /* end of the context, and its best firing */
+    *n = 0;
+    for (int64_t i = 0; i < f->n; i++) {
+        const int64_t row = f->place[i] / 2;
+        if (!dlrni_firing_counts(f, i) || !(f->value[i] > 0)) continue;
+        if (row >= end || s->cfg.compat) {
+            if (best >= 0)
+                dlrni_rank(list, n, s->cfg.top, (double)f->value[best], f->place[best] / 2);
+            end = s->start[dlrni_survey_context(s, row) + 1];
+            best = i;
+        } else if (f->value[i] > f->value[best]) {
+            best = i;
+        }
+    }
+    if (best >= 0) dlrni_rank(list, n, s->cfg.top, (double)f->value[best], f->place[best] / 2);
+}
+
+/* Appends an example to the report: its place and its window, whose contents come later. */
+DLRNI_INTERNAL void dlrni_report_example(const dlrni_firings *f, dlrn_feature_report *out,
+                                         dlrn_example *example, const dlrni_ranked *at,
+                                         int64_t interval) {
+    const dlrn_survey *s = f->s;
+    const int64_t before = s->cfg.before, after = s->cfg.after, row = at->index;
+    dlrn_example *e = &example[out->examples++];
+    memset(e, 0, sizeof *e);
+    e->row = row;
+    e->context = dlrni_survey_context(s, row);
+    const int64_t first = s->start[e->context], end = s->start[e->context + 1];
+    e->first = before < 0 || row - first <= before ? first : row - before;
+    e->count = (after < 0 || end - 1 - row <= after ? end : row + after + 1) - e->first;
+    e->peak = (float)at->key;
+    e->interval = (int)interval;
+}
+
+/* The examples: first the largest, then the draws of each interval, by activation. */
+DLRNI_INTERNAL void dlrni_report_examples(const dlrni_firings *f, dlrn_feature_report *out,
+                                          dlrn_example *example, const dlrni_report_scratch *w) {
+    const int64_t per = f->s->cfg.per_interval;
+    int64_t n = 0;
+    dlrni_report_top(f, w->list, &n);
+    for (int64_t i = 0; i < n; i++) dlrni_report_example(f, out, example, &w->list[i], -1);
+    for (int64_t k = 0; k < f->s->cfg.intervals; k++) {
+        n = 0;
+        for (int64_t i = 0; i < w->drawn[k]; i++) {
+            const int64_t row = w->draw[k * per + i].index;
+            dlrni_rank(w->list, &n, per, (double)dlrni_firing_value(f, row), row);
+        }
+        for (int64_t i = 0; i < n; i++) dlrni_report_example(f, out, example, &w->list[i], k);
+    }
+}
+
+/* Writes the tokens of a list. */
+DLRNI_INTERNAL void dlrni_report_put_tokens(const dlrni_firings *f, const dlrni_report_scratch *w,
+                                            int64_t n, double all, dlrn_token_mean *out) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t token = w->list[i].index;
+        out[i].token = (int32_t)token;
+        out[i].count = f->s->count[token];
+        out[i].fired = w->token[token].fired;
+        out[i].mean = w->token[token].sum / (double)out[i].count;
+        out[i].share = w->token[token].magnitude / all;
+    }
+}
+
+/* The tokens on which a feature fires most, in both orders. */
+DLRNI_INTERNAL void dlrni_report_tokens(const dlrni_firings *f, dlrn_feature_report *out,
+                                        dlrn_token_mean *by_mean, dlrn_token_mean *by_share,
+                                        const dlrni_report_scratch *w) {
+    const int64_t cap = f->s->cfg.tokens;
+    int64_t touched = 0, n = 0;
+    double all = 0;
+    for (int64_t i = 0; i < f->n; i++) {
+        const double v = (double)f->value[i];
+        if (f->place[i] & 1) continue;
+        const int32_t id = dlrni_survey_id(f->s, f->place[i] / 2);
+        dlrni_token_sum *t = &w->token[id];
+        if (!t->fired++) w->touched[touched++] = id;
+        t->sum += v;
+        t->magnitude += fabs(v);
+        all += fabs(v);
+    }
+    for (int64_t i = 0; i < touched; i++) {
+        const int32_t id = w->touched[i];
+        dlrni_rank(w->list, &n, cap, w->token[id].sum / (double)f->s->count[id], id);
+    }
+    dlrni_report_put_tokens(f, w, n, all, by_mean);
+    n = 0;
+    for (int64_t i = 0; i < touched; i++)
+        dlrni_rank(w->list, &n, cap, w->token[w->touched[i]].magnitude, w->touched[i]);
+    dlrni_report_put_tokens(f, w, n, all, by_share);
+    out->tokens = n;
+    for (int64_t i = 0; i < touched; i++) memset(&w->token[w->touched[i]], 0, sizeof *w->token);
+}
+
+/* Sums of one quantity over the rows of correlations. */
+typedef struct dlrni_moments {
+    double sum, squares;
+} dlrni_moments;
+
+DLRNI_INTERNAL dlrni_moments dlrni_moments_of(const dlrn_survey *s, int64_t feature) {
+    const dlrn_feature_totals *t = &s->totals[feature];
+    const dlrni_moments m = {s->every ? s->every[2 * feature] : t->sum,
+                             s->every ? s->every[2 * feature + 1] : t->sum_squares};
+    return m;
+}
+
+/* n^2 times a variance. 0 where it is nothing but the rounding of the sums. */
+DLRNI_INTERNAL double dlrni_spread(double n, dlrni_moments m) {
+    const double spread = n * m.squares - m.sum * m.sum;
+    return spread > 1e-12 * n * m.squares ? spread : 0;
+}
+
+/* The Pearson correlation and the cosine of two quantities, from their sums and that of their
+   products. 0: one of them does not vary. SAEDashboard adds 1e-6 to both denominators, so there is
+   always a number. */
+DLRNI_INTERNAL int dlrni_correlate(const dlrn_survey *s, dlrni_moments a, dlrni_moments b,
+                                   double product, dlrn_companion *out) {
+    const double n = (double)(s->every ? s->rows : s->counted), more = s->every ? 1e-6 : 0;
+    const double spread = sqrt(dlrni_spread(n, a)) * sqrt(dlrni_spread(n, b)) + more;
+    if (!(spread > 0)) return 0;
+    out->pearson = (n * product - a.sum * b.sum) / spread;
+    out->cosine = product / (sqrt(a.squares) * sqrt(b.squares) + more);
+    return 1;
+}
+
+/* The feature that a slot's feature is compared with at step i, of `steps`: any, or one of those
+   that SAEDashboard has in the same batch, itself with 0. */
+DLRNI_INTERNAL int64_t dlrni_report_other(const dlrni_reporting *r, int64_t slot, int64_t i) {
+    const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
+    return r->s->cfg.compat ? r->list[batch + i] : i;
+}
+
+DLRNI_INTERNAL int64_t dlrni_report_others(const dlrni_reporting *r, int64_t slot) {
+    const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
+    return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->dict->features;
+}
+
+/* How a slot's feature goes with another one; 0: there is no correlation. */
+DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int64_t other,
+                                     dlrn_companion *out) {
+    const dlrn_survey *s = r->s;
+    const int64_t F = s->dict->features, feature = r->list[r->begin + slot];
+    const dlrni_shared *with = &r->shared[slot * F + other];
+    memset(out, 0, sizeof *out);
+    out->index = (int32_t)other;
+    if (other == feature) return s->cfg.compat;
+    out->both = with->both;
+    return dlrni_correlate(s, dlrni_moments_of(s, feature), dlrni_moments_of(s, other),
+                           with->product, out);
+}
+
+/* The features that fire with a slot's. */
+DLRNI_INTERNAL void dlrni_report_companions(const dlrni_reporting *r, int64_t slot,
+                                            dlrn_feature_report *out, dlrn_companion *companion,
+                                            const dlrni_report_scratch *w) {
+    const int64_t others = dlrni_report_others(r, slot);
+    dlrn_companion c;
+    if (!r->s->cfg.together) return;
+    for (int64_t i = 0; i < others; i++)
+        if (dlrni_report_pair(r, slot, dlrni_report_other(r, slot, i), &c))
+            dlrni_rank(w->list, &out->companions, r->s->cfg.together, c.pearson, c.index);
+    for (int64_t i = 0; i < out->companions; i++)
+        (void)dlrni_report_pair(r, slot, w->list[i].index, &companion[i]);
+}
+
+/* How a feature goes with a coordinate of x; 0: there is no correlation. */
+DLRNI_INTERNAL int dlrni_report_coordinate(const dlrn_survey *s, int64_t feature, int64_t i,
+                                           dlrn_companion *out) {
+    const dlrni_moments x = {s->x_sum[i], s->x_squares[i]};
+    memset(out, 0, sizeof *out);
+    out->index = (int32_t)i;
+    return dlrni_correlate(s, dlrni_moments_of(s, feature), x,
+                           s->xy[s->place[feature] * s->dict->d_in + i], out);
+}
+
+DLRNI_INTERNAL void dlrni_report_neurons(const dlrn_survey *s, int64_t feature,
+                                         dlrn_feature_report *out, dlrn_companion *neuron,
+                                         const dlrni_report_scratch *w) {
+    dlrn_companion c;
+    for (int64_t i = 0; s->xy && i < s->dict->d_in; i++)
+        if (dlrni_report_coordinate(s, feature, i, &c))
+            dlrni_rank(w->list, &out->neurons, DLRNI_SURVEY_NEURONS, c.pearson, i);
+    for (int64_t i = 0; i < out->neurons; i++)
+        (void)dlrni_report_coordinate(s, feature, w->list[i].index, &neuron[i]);
+}
+
+DLRNI_INTERNAL dlrni_firings dlrni_firings_of(const dlrni_reporting *r, int64_t slot) {
+    const int64_t begin = r->fire[slot];
+    const dlrni_firings f = {r->s, r->list[r->begin + slot], r->filled[slot], r->place + begin,
+                             r->value + begin};
+    return f;
+}
+
+/* Task: all of a report but the contents of its windows. */
+DLRNI_INTERNAL void dlrni_report_feature(void *arg, int64_t i, int worker) {
+    const dlrni_report_group *g = (const dlrni_report_group *)arg;
+    const dlrn_survey_config *cfg = &g->r->s->cfg;
+    const dlrni_report_scratch *w = &g->scratch[worker];
+    const dlrni_firings f = dlrni_firings_of(g->r, g->begin + i);
+    dlrn_feature_report *out = &g->report[i];
+    memset(out, 0, sizeof *out);
+    out->feature = f.feature;
+    out->totals = f.s->totals[f.feature];
+    dlrni_report_histogram(&f, out, g->histogram + i * cfg->bins);
+    dlrni_report_intervals(&f, g->interval + i * cfg->intervals, w);
+    dlrni_report_examples(&f, out, g->example + i * g->examples, w);
+    dlrni_report_tokens(&f, out, g->by_mean + i * cfg->tokens, g->by_share + i * cfg->tokens, w);
+    dlrni_report_companions(g->r, g->begin + i, out, g->companion + i * cfg->together, w);
+    dlrni_report_neurons(f.s, f.feature, out, g->neuron + i * DLRNI_SURVEY_NEURONS, w);
+    out->histogram = g->histogram + i * cfg->bins;
+    out->interval = g->interval + i * cfg->intervals;
+    out->example = g->example + i * g->examples;
+    out->by_mean = g->by_mean + i * cfg->tokens;
+    out->by_share = g->by_share + i * cfg->tokens;
+    out->companion = g->companion + i * cfg->together;
+    out->neuron = g->neuron + i * DLRNI_SURVEY_NEURONS;
+}
+
+/* Task: the windows of a report. The pointers of examples are const to the caller alone. */
+DLRNI_INTERNAL void dlrni_report_windows(void *arg, int64_t i, int worker) {
+    const dlrni_report_group *g = (const dlrni_report_group *)arg;
+    const dlrni_firings f = dlrni_firings_of(g->r, g->begin + i);
+    (void)worker;
+    for (int64_t k = 0; k < g->report[i].examples; k++) {
+        const dlrn_example *e = &g->report[i].example[k];
+        int32_t *token = g->token + (e->token - g->token);
+        float *value = g->value + (e->value - g->value);
+        for (int64_t q = 0; q < e->count; q++) {
+            const int32_t id = dlrni_survey_id(f.s, e->first + q);
+            token[q] = id < 0 ? ~id : id;
+            value[q] = 0;
+        }
+        for (int64_t p = dlrni_firing_from(&f, e->first);
+             p < f.n && f.place[p] / 2 < e->first + e->count; p++)
+            value[f.place[p] / 2 - e->first] = f.value[p];
+    }
+}
+
+/* Reserves the windows of a group and says where each is. */
+DLRNI_INTERNAL dlrn_status dlrni_report_place_windows(dlrni_report_group *g) {
+    int64_t all = 0, at = 0;
+    for (int64_t i = 0; i < g->size; i++)
+        for (int64_t k = 0; k < g->report[i].examples; k++)
+            all += g->example[i * g->examples + k].count;
+    if (!DLRNI_GROW(g->r->s->ctx, &g->token, &g->token_cap, 0, all) ||
+        !DLRNI_GROW(g->r->s->ctx, &g->value, &g->value_cap, 0, all))
+        return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < g->size; i++)
+        for (int64_t k = 0; k < g->report[i].examples; k++) {
+            dlrn_example *e = &g->example[i * g->examples + k];
+            e->token = g->token + at;
+            e->value = g->value + at;
+            at += e->count;
+        }
+    return DLRN_OK;
+}
+
+/* The reports of a block, some at a time, each visited in the order of the list. */
+DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t most,
+                                               dlrn_report_visit visit, void *user) {
+    dlrni_reporting *r = g->r;
+    for (g->begin = 0; g->begin < r->slots; g->begin += g->size) {
+        g->size = dlrni_min(most, r->slots - g->begin);
+        const double codes = (double)(r->fire[g->begin + g->size] - r->fire[g->begin]);
+        const double others = (double)r->s->dict->features * (double)g->size;
+        dlrni_parallel_for(r->s->ctx, g->size, 50 * codes + 10 * others, dlrni_report_feature, g);
+        DLRNI_TRY(dlrni_report_place_windows(g));
+        dlrni_parallel_for(r->s->ctx, g->size, dlrni_ns(g->size, g->examples * 64),
+                           dlrni_report_windows, g);
+        for (int64_t i = 0; i < g->size; i++) DLRNI_TRY(visit(user, &g->report[i]));
+    }
+    return DLRN_OK;
+}
+
+/* ---- The whole report ---- */
+
+DLRNI_INTERNAL void dlrni_group_free(dlrn_context *ctx, dlrni_report_group *g) {
+    dlrn_free(ctx, g->report);
+    dlrn_free(ctx, g->histogram);
+    dlrn_free(ctx, g->interval);
+    dlrn_free(ctx, g->example);
+    dlrn_free(ctx, g->by_mean);
+    dlrn_free(ctx, g->by_share);
+    dlrn_free(ctx, g->companion);
+    dlrn_free(ctx, g->neuron);
+    for (int i = 0; g->scratch && i < ctx->threads; i++) {
+        dlrn_free(ctx, g->scratch[i].token);
+        dlrn_free(ctx, g->scratch[i].touched);
+        dlrn_free(ctx, g->scratch[i].list);
+        dlrn_free(ctx, g->scratch[i].draw);
+        dlrn_free(ctx, g->scratch[i].drawn);
+    }
+    dlrn_free(ctx, g->scratch);
+    dlrn_free(ctx, g->token);
+    dlrn_free(ctx, g->value);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_scratch_alloc(const dlrn_survey *s, dlrni_report_scratch *w) {
+    const dlrn_survey_config *cfg = &s->cfg;
+    const int64_t longest =
+        dlrni_max(dlrni_max(cfg->top, cfg->per_interval), dlrni_max(cfg->tokens, cfg->together));
+    w->token = DLRNI_NEW_ZERO(s->ctx, dlrni_token_sum, s->tokens);
+    w->touched = DLRNI_NEW(s->ctx, int32_t, s->tokens);
+    w->list = DLRNI_NEW(s->ctx, dlrni_ranked, dlrni_max(longest, DLRNI_SURVEY_NEURONS));
+    w->draw = DLRNI_NEW(s->ctx, dlrni_ranked, cfg->intervals * cfg->per_interval);
+    w->drawn = DLRNI_NEW(s->ctx, int64_t, cfg->intervals);
+    return w->token && w->touched && w->list && w->draw && w->drawn ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+/* Allocates for `size` reports at a time. The counts of a configuration are below 2^16, so that no
+   product overflows. */
+DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size) {
+    const dlrn_survey *s = g->r->s;
+    const dlrn_survey_config *cfg = &s->cfg;
+    g->examples = cfg->top + cfg->intervals * cfg->per_interval;
+    g->report = DLRNI_NEW(s->ctx, dlrn_feature_report, size);
+    g->histogram = DLRNI_NEW(s->ctx, int64_t, size * cfg->bins);
+    g->interval = DLRNI_NEW(s->ctx, dlrn_interval, size * cfg->intervals);
+    g->example = DLRNI_NEW(s->ctx, dlrn_example, size * g->examples);
+    g->by_mean = DLRNI_NEW(s->ctx, dlrn_token_mean, size * cfg->tokens);
+    g->by_share = DLRNI_NEW(s->ctx, dlrn_token_mean, size * cfg->tokens);
+    g->companion = DLRNI_NEW(s->ctx, dlrn_companion, size * cfg->together);
+    g->neuron = DLRNI_NEW(s->ctx, dlrn_companion, size * DLRNI_SURVEY_NEURONS);
+    g->scratch = DLRNI_NEW_ZERO(s->ctx, dlrni_report_scratch, s->ctx->threads);
+    if (!g->report || !g->histogram || !g->interval || !g->example || !g->by_mean || !g->by_share ||
+        !g->companion || !g->neuron || !g->scratch)
+        return DLRN_ERR_MEMORY;
+    for (int i = 0; i < s->ctx->threads; i++) DLRNI_TRY(dlrni_scratch_alloc(s, &g->scratch[i]));
+    return DLRN_OK;
+}
+
+DLRNI_INTERNAL void dlrni_reporting_free(dlrni_reporting *r) {
+    dlrn_context *ctx = r->s->ctx;
+    dlrn_free(ctx, r->slot);
+    dlrn_free(ctx, r->fire);
+    dlrn_free(ctx, r->filled);
+    dlrn_free(ctx, r->entry_at);
+    dlrn_free(ctx, r->place);
+    dlrn_free(ctx, r->value);
+    dlrn_free(ctx, r->shared);
+    dlrn_free(ctx, r->row);
+    dlrn_free(ctx, r->entry);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
+    dlrn_context *ctx = r->s->ctx;
+    r->slot = DLRNI_NEW(ctx, int32_t, r->s->dict->features);
+    r->fire = DLRNI_NEW(ctx, int64_t, r->n + 1);
+    r->filled = DLRNI_NEW(ctx, int64_t, r->n);
+    r->entry_at = DLRNI_NEW(ctx, int64_t, r->n + 2);
+    return r->slot && r->fire && r->filled && r->entry_at ? DLRN_OK : DLRN_ERR_MEMORY;
+}
+
+/* Block after block: gather, report. */
+DLRNI_INTERNAL dlrn_status dlrni_report_blocks(dlrni_reporting *r, dlrn_report_visit visit,
+                                               void *user) {
+    const int64_t most = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
+    dlrni_report_group g;
+    memset(&g, 0, sizeof g);
+    g.r = r;
+    dlrn_status status = dlrni_group_alloc(&g, most);
+    for (r->begin = 0; status == DLRN_OK && r->begin < r->n; r->begin += r->slots) {
+        dlrni_store_reader reader;
+        status = dlrni_report_block(r);
+        if (status != DLRN_OK) break;
+        status = dlrni_reader_open(r->s, &reader);
+        if (status == DLRN_OK) status = dlrni_report_pass(r, &reader);
+        dlrn_free(r->s->ctx, reader.buffer);
+        if (status == DLRN_OK) status = dlrni_report_visits(&g, most, visit, user);
+    }
+    dlrni_group_free(r->s->ctx, &g);
+    return status;
+}
+
+DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
+                                        dlrn_report_visit visit, void *user) {
+    dlrni_reporting r;
+    DLRNI_REQUIRE(s->ctx, s->closed != 1, "an earlier call failed: start again with a new survey");
+    DLRNI_REQUIRE(s->ctx, n >= 0 && (list || !n), "n must not be negative, list not NULL");
+    for (int64_t i = 0; i < n; i++)
+        if (list[i] < 0 || list[i] >= s->dict->features || s->place[list[i]] < 0)
+            return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_survey_report: expected one of the features that the survey is "
+                             "for, found %lld",
+                             (long long)list[i]);
+    s->closed = 2;
+    memset(&r, 0, sizeof r);
+    r.s = s;
+    r.list = list;
+    r.n = n;
+    dlrn_status status = dlrni_reporting_alloc(&r);
+    if (status == DLRN_OK) status = dlrni_report_blocks(&r, visit, user);
+    dlrni_reporting_free(&r);
+    return status;
+}
+
+/* ---- What a survey is and needs ---- */
+
+/* Bytes of a feature, whether it fires or not: totals, counts, where its codes are in the rows in
+   hand, its place among the sums; in compat its sums over all rows. */
+DLRNI_INTERNAL int64_t dlrni_survey_feature_bytes(const dlrn_survey_config *cfg) {
+    const size_t each = sizeof(dlrn_feature_totals) + 2 * sizeof(int64_t) + sizeof(int32_t);
+    return (int64_t)(each + (cfg->compat ? 2 * sizeof(double) : 0));
+}
+
+/* Scratch of an encoder: its lists, at most 8 M entries (room encode) and as much again while they
+   grow; the rows in hand; one screen's panels. */
+DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict) {
+    const double F = (double)dict->features, d = (double)dict->d_in;
+    return 2 * 8.0 * (8 << 20) + 6.0 * DLRNI_SURVEY_ROWS * d + 2 * F * d;
+}
+
+/* What a report needs at most: what it gathers of some features, but at least one that fires on
+   every row; a chunk's index; windows and tokens of those that are reported on at the same time. */
+DLRNI_INTERNAL double dlrni_plan_report(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
+                                        double rows, double length, double reported, double held) {
+    const double threads = (double)dict->ctx->threads, memory = (double)cfg->memory;
+    const double one = 12 * rows + (cfg->together ? 16 * (double)dict->features : 0);
+    const double room = fmax(fmax(memory / 4, memory - held), one);
+    const double before = cfg->before < 0 ? length : fmin((double)cfg->before, length);
+    const double after = cfg->after < 0 ? length : fmin((double)cfg->after, length);
+    const double examples = (double)cfg->top + (double)cfg->intervals * (double)cfg->per_interval;
+    const double window = fmin(before + after + 1, length);
+    return fmin(reported * one, room) + 3 * 4.0 * DLRNI_SURVEY_MAX_BLOCK +
+           threads * (28.0 * (1 << 18) + 4 * examples * (12 * window + 100));
+}
+
+DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
+                               int64_t rows, int64_t contexts, double l0, int64_t reported,
+                               double *memory, double *file) {
+    const dlrn_survey_config defaults = dlrn_survey_defaults();
+    if (!cfg) cfg = &defaults;
+    const double n = (double)rows, F = (double)dict->features, d = (double)dict->d_in;
+    const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
+    const double places = cfg->features ? (double)cfg->n_features : F;
+    /* blocks are twice as large as the last, up to 16 MB */
+    const double last = fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) + 4.0 * DLRNI_SURVEY_MIN_BLOCK;
+    const double held = fmin(codes + last, fmax(limit, 4.0 * DLRNI_SURVEY_MIN_BLOCK));
+    const double in_hand = fmin(DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax(DLRNI_SURVEY_CODES, 64 * F));
+    const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
+    const double sums = cfg->neurons ? 8 * places * d : 0;
+    /* starts and counts grow by half, and are in memory twice while they do */
+    const double text = 4 * (n + DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
+    *file = codes + last > limit ? codes : 0;
+    *memory = each + sums + text + held + 20 * in_hand + dlrni_plan_encoder(dict) +
+              dlrni_plan_report(dict, cfg, n, contexts ? n / (double)contexts : 0, (double)reported,
+                                held);
+}
+
+DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
+    const int64_t F = s->dict->features, d = s->dict->d_in;
+    dlrn_survey_info info;
+    memset(&info, 0, sizeof info);
+    info.rows = s->rows;
+    info.counted = s->counted;
+    info.contexts = s->contexts;
+    info.codes = s->n_codes;
+    info.file = s->spooled;
+    info.totals = s->totals;
+    info.memory = s->block_bytes + s->id_blocks * DLRNI_SURVEY_IDS * 4 + 8 * s->start_cap +
+                  8 * s->count_cap + F * dlrni_survey_feature_bytes(&s->cfg) + 16 * d +
+                  (s->xy ? 8 * s->places * d : 0);
+    return info;
 }
 
 #ifdef __cplusplus
