@@ -2090,10 +2090,10 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlr
                                              int role, const int64_t *list, int64_t n, int64_t k,
                                              int32_t *index, float *cosine);
 
-/* A survey is one sweep over the activations of a text. It counts every feature, and keeps the codes
-   in memory or in a temporary file, so that any features can be reported on afterwards, exactly, and
-   without a second pass of the model. The manual has its formulas (SURVEYS). The last column:
-   defaults. */
+/* A survey is one sweep over the activations of a text. It counts every feature, and keeps the
+   codes in memory or in a temporary file, so that any features can be reported on afterwards,
+   exactly, and without a second pass of the model. The manual has its formulas (SURVEYS). The last
+   column: defaults. */
 typedef struct dlrn_survey_config {
     int64_t memory;          /* bytes for codes, and for what a report gathers of them; codes
                                 beyond three quarters of it go to a temporary file     2^30 */
@@ -2211,8 +2211,8 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s);
    report with that status. */
 typedef dlrn_status (*dlrn_report_visit)(void *user, const dlrn_feature_report *report);
 /* Reports on list [n], a block of features that fit cfg.memory at a time, each block in one pass
-   over the codes. May be called again. DLRN_ERR_ARGUMENT: a feature that does not exist, or that the
-   configuration leaves out; _IO: the temporary file. */
+   over the codes. May be called again. DLRN_ERR_ARGUMENT: a feature that does not exist, or that
+   the configuration leaves out; _IO: the temporary file. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
                                                    dlrn_report_visit visit, void *user);
 
@@ -28681,12 +28681,12 @@ DLRNI_INTERNAL void dlrni_report_histogram(const dlrni_firings *f, dlrn_feature_
     }
 }
 
-/* The number that decides whether a row is drawn: Philox' for seed, feature and row. Of the rows
-   of an interval those with the smallest numbers are drawn, so neither their order nor others
-   matter. As a key, which ranks the largest first: 53 bits of it, negated. */
+/* The key that decides whether a row is drawn: of an interval's rows those with the smallest random
+   numbers of {seed, feature, row} are, so neither their order nor other rows matter. Negated, since
+   lists begin with the largest. */
 DLRNI_INTERNAL double dlrni_draw_key(const dlrni_firings *f, int64_t row) {
-    const dlrni_philox b = dlrni_philox_block(f->s->cfg.seed, (uint64_t)f->feature, (uint64_t)row);
-    return -(double)(b.lo >> 11);
+    dlrn_rng rng = {f->s->cfg.seed, (uint64_t)f->feature, (uint64_t)row};
+    return -dlrn_rng_uniform_f64(&rng);
 }
 
 /* Adds an activation to the interval that it is in, or in compat to both where it is a bound, and
