@@ -28113,7 +28113,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_spill(dlrn_survey *s) {
 }
 
 /* The size of the next block, for a row of so many words: twice the last one, but no more than an
-   eighth of what memory may hold. */
+   eighth of the limit. */
 DLRNI_INTERNAL int64_t dlrni_store_next_size(const dlrn_survey *s, int64_t words) {
     const int64_t last = s->blocks ? s->block[s->blocks - 1].size : 0;
     int64_t size = dlrni_max(DLRNI_SURVEY_MIN_BLOCK, 2 * last);
@@ -28155,8 +28155,8 @@ DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
 }
 
 /* Appends the codes of a row. */
-DLRNI_INTERNAL dlrn_status dlrni_store_row(dlrn_survey *s, const int32_t *col, const float *value,
-                                           int64_t n) {
+DLRNI_INTERNAL dlrn_status dlrni_store_codes(dlrn_survey *s, const int32_t *col, const float *value,
+                                             int64_t n) {
     int64_t kept = 0, at = 0;
     for (int64_t i = 0; i < n; i++) kept += value[i] != 0 && dlrni_survey_stores(s, col[i]);
     DLRNI_TRY(dlrni_store_reserve(s, 1 + 2 * kept));
@@ -28347,8 +28347,8 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
         dlrni_parallel_for(s->ctx, dlrni_ceil_div(d, DLRNI_GROUP), dlrni_ns(j->n, d),
                            dlrni_survey_coordinates, j);
     for (int64_t i = 0; i < j->n; i++)
-        DLRNI_TRY(dlrni_store_row(s, c->col + c->row_ptr[i], c->val + c->row_ptr[i],
-                                  c->row_ptr[i + 1] - c->row_ptr[i]));
+        DLRNI_TRY(dlrni_store_codes(s, c->col + c->row_ptr[i], c->val + c->row_ptr[i],
+                                    c->row_ptr[i + 1] - c->row_ptr[i]));
     s->rows += j->n;
     return DLRN_OK;
 }
@@ -28446,28 +28446,28 @@ DLRN_API dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32
 /* ---- Gathering: one pass over the store for a block of features ---- */
 
 /* Sums over the rows on which a feature and another one fire. */
-typedef struct dlrni_shared {
+typedef struct dlrni_overlap {
     double product;
     int64_t both;
-} dlrni_shared;
+} dlrni_overlap;
 
 /* A report in progress. The block: the features list[begin] .. list[begin + slots - 1]. */
 typedef struct dlrni_reporting {
     dlrn_survey *s;
     const int64_t *list; /* [n] borrowed */
     int64_t n, begin, slots;
-    int32_t *slot;        /* [F] a feature's slot in the block, or -1                      */
-    int64_t *fire;        /* [n + 1] where the firings of each slot begin                  */
-    int64_t *filled;      /* [n] firings of each slot that are gathered                    */
-    int64_t *place;       /* [fire[slots]] row * 2 + 1 if that is left out                 */
-    float *value;         /* [fire[slots]] activations                                     */
-    dlrni_shared *shared; /* [slots][F], or NULL                                           */
-    const uint32_t *word; /* the chunk                                                     */
-    int64_t first;        /* its first row                                                 */
-    uint32_t *row;        /* [rows of the chunk] where each begins                         */
-    int64_t *entry_at;    /* [n + 2] where the entries of each slot begin                  */
-    uint32_t *entry;      /* [2 entries] row in the chunk, and which of its codes          */
-    int64_t row_cap, entry_cap, place_cap, value_cap, shared_cap;
+    int32_t *slot;          /* [F] a feature's slot in the block, or -1                      */
+    int64_t *fire;          /* [n + 1] where the firings of each slot begin                  */
+    int64_t *filled;        /* [n] firings of each slot that are gathered                    */
+    int64_t *place;         /* [fire[slots]] row * 2 + 1 if that is left out                 */
+    float *value;           /* [fire[slots]] activations                                     */
+    dlrni_overlap *overlap; /* [slots][F], or NULL                                           */
+    const uint32_t *word;   /* the chunk                                                     */
+    int64_t first;          /* its first row                                                 */
+    uint32_t *row;          /* [rows of the chunk] where each begins                         */
+    int64_t *entry_at;      /* [n + 2] where the entries of each slot begin                  */
+    uint32_t *entry;        /* [2 entries] row in the chunk, and which of its codes          */
+    int64_t row_cap, entry_cap, place_cap, value_cap, overlap_cap;
 } dlrni_reporting;
 
 DLRNI_INTERNAL float dlrni_word_float(uint32_t word) {
@@ -28485,7 +28485,7 @@ DLRNI_INTERNAL int32_t dlrni_survey_id(const dlrn_survey *s, int64_t row) {
 DLRNI_INTERNAL int64_t dlrni_slot_bytes(const dlrn_survey *s, int64_t feature) {
     const int64_t each = (int64_t)(sizeof(int64_t) + sizeof(float));
     return s->stored[feature] * each +
-           (s->cfg.together ? s->dict->features * (int64_t)sizeof(dlrni_shared) : 0);
+           (s->cfg.together ? s->dict->features * (int64_t)sizeof(dlrni_overlap) : 0);
 }
 
 /* Takes features from list[begin] on into the block: as many as fit, and at least one. A feature
@@ -28493,7 +28493,7 @@ DLRNI_INTERNAL int64_t dlrni_slot_bytes(const dlrn_survey *s, int64_t feature) {
 DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
     dlrn_survey *s = r->s;
     const int64_t F = s->dict->features, room = s->cfg.memory - s->block_bytes;
-    int64_t budget = dlrni_max(room, s->cfg.memory / 4), shared = 0;
+    int64_t budget = dlrni_max(room, s->cfg.memory / 4), overlaps = 0;
     for (int64_t f = 0; f < F; f++) r->slot[f] = -1;
     for (r->slots = 0, r->fire[0] = 0; r->begin + r->slots < r->n; r->slots++) {
         const int64_t f = r->list[r->begin + r->slots], bytes = dlrni_slot_bytes(s, f);
@@ -28507,11 +28507,11 @@ DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
         !DLRNI_GROW(s->ctx, &r->value, &r->value_cap, 0, r->fire[r->slots]))
         return DLRN_ERR_MEMORY;
     if (!s->cfg.together) return DLRN_OK;
-    if (!dlrni_mul(r->slots, F, &shared))
+    if (!dlrni_mul(r->slots, F, &overlaps))
         return dlrn_fail(s->ctx, DLRN_ERR_MEMORY,
                          "a report on %lld features does not fit in memory", (long long)r->slots);
-    if (!DLRNI_GROW(s->ctx, &r->shared, &r->shared_cap, 0, shared)) return DLRN_ERR_MEMORY;
-    memset(r->shared, 0, (size_t)shared * sizeof *r->shared);
+    if (!DLRNI_GROW(s->ctx, &r->overlap, &r->overlap_cap, 0, overlaps)) return DLRN_ERR_MEMORY;
+    memset(r->overlap, 0, (size_t)overlaps * sizeof *r->overlap);
     return DLRN_OK;
 }
 
@@ -28549,7 +28549,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words,
 DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
     dlrni_reporting *r = (dlrni_reporting *)arg;
     const dlrn_survey *s = r->s;
-    dlrni_shared *shared = r->shared ? r->shared + slot * s->dict->features : NULL;
+    dlrni_overlap *overlaps = r->overlap ? r->overlap + slot * s->dict->features : NULL;
     int64_t to = r->fire[slot] + r->filled[slot];
     (void)worker;
     for (int64_t e = r->entry_at[slot]; e < r->entry_at[slot + 1]; e++) {
@@ -28559,9 +28559,9 @@ DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
         const float value = dlrni_word_float(w[1 + n + r->entry[2 * e + 1]]);
         r->place[to] = row * 2 + left_out;
         r->value[to++] = value;
-        if (!shared || (left_out && !s->cfg.compat)) continue;
+        if (!overlaps || (left_out && !s->cfg.compat)) continue;
         for (uint32_t q = 0; q < n; q++) {
-            dlrni_shared *with = &shared[w[1 + q]];
+            dlrni_overlap *with = &overlaps[w[1 + q]];
             with->product += (double)value * (double)dlrni_word_float(w[1 + n + q]);
             with->both++;
         }
@@ -28792,7 +28792,7 @@ DLRNI_INTERNAL void dlrni_report_top(const dlrni_firings *f, dlrni_ranked *list,
 }
 
 /* Appends an example to the report: its place and its window, whose contents come later. */
-DLRNI_INTERNAL void dlrni_report_example(const dlrni_firings *f, dlrn_feature_report *out,
+DLRNI_INTERNAL void dlrni_append_example(const dlrni_firings *f, dlrn_feature_report *out,
                                          dlrn_example *example, const dlrni_ranked *at,
                                          int64_t interval) {
     const dlrn_survey *s = f->s;
@@ -28814,14 +28814,14 @@ DLRNI_INTERNAL void dlrni_report_examples(const dlrni_firings *f, dlrn_feature_r
     const int64_t per = f->s->cfg.per_interval;
     int64_t n = 0;
     dlrni_report_top(f, w->list, &n);
-    for (int64_t i = 0; i < n; i++) dlrni_report_example(f, out, example, &w->list[i], -1);
+    for (int64_t i = 0; i < n; i++) dlrni_append_example(f, out, example, &w->list[i], -1);
     for (int64_t k = 0; k < f->s->cfg.intervals; k++) {
         n = 0;
         for (int64_t i = 0; i < w->drawn[k]; i++) {
             const int64_t row = w->draw[k * per + i].index;
             dlrni_rank(w->list, &n, per, (double)dlrni_firing_value(f, row), row);
         }
-        for (int64_t i = 0; i < n; i++) dlrni_report_example(f, out, example, &w->list[i], k);
+        for (int64_t i = 0; i < n; i++) dlrni_append_example(f, out, example, &w->list[i], k);
     }
 }
 
@@ -28901,12 +28901,12 @@ DLRNI_INTERNAL int dlrni_correlate(const dlrn_survey *s, dlrni_moments a, dlrni_
 
 /* The feature that a slot's feature is compared with at step i, of `steps`: any, or one of those
    that SAEDashboard has in the same batch, itself with 0. */
-DLRNI_INTERNAL int64_t dlrni_report_other(const dlrni_reporting *r, int64_t slot, int64_t i) {
+DLRNI_INTERNAL int64_t dlrni_partner_of(const dlrni_reporting *r, int64_t slot, int64_t i) {
     const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
     return r->s->cfg.compat ? r->list[batch + i] : i;
 }
 
-DLRNI_INTERNAL int64_t dlrni_report_others(const dlrni_reporting *r, int64_t slot) {
+DLRNI_INTERNAL int64_t dlrni_batch_size(const dlrni_reporting *r, int64_t slot) {
     const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
     return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->dict->features;
 }
@@ -28916,7 +28916,7 @@ DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int
                                      dlrn_companion *out) {
     const dlrn_survey *s = r->s;
     const int64_t F = s->dict->features, feature = r->list[r->begin + slot];
-    const dlrni_shared *with = &r->shared[slot * F + other];
+    const dlrni_overlap *with = &r->overlap[slot * F + other];
     memset(out, 0, sizeof *out);
     out->index = (int32_t)other;
     if (other == feature) return s->cfg.compat;
@@ -28929,11 +28929,11 @@ DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int
 DLRNI_INTERNAL void dlrni_report_companions(const dlrni_reporting *r, int64_t slot,
                                             dlrn_feature_report *out, dlrn_companion *companion,
                                             const dlrni_report_scratch *w) {
-    const int64_t others = dlrni_report_others(r, slot);
+    const int64_t others = dlrni_batch_size(r, slot);
     dlrn_companion c;
     if (!r->s->cfg.together) return;
     for (int64_t i = 0; i < others; i++)
-        if (dlrni_report_pair(r, slot, dlrni_report_other(r, slot, i), &c))
+        if (dlrni_report_pair(r, slot, dlrni_partner_of(r, slot, i), &c))
             dlrni_rank(w->list, &out->companions, r->s->cfg.together, c.pearson, c.index);
     for (int64_t i = 0; i < out->companions; i++)
         (void)dlrni_report_pair(r, slot, w->list[i].index, &companion[i]);
@@ -29113,7 +29113,7 @@ DLRNI_INTERNAL void dlrni_reporting_free(dlrni_reporting *r) {
     dlrn_free(ctx, r->entry_at);
     dlrn_free(ctx, r->place);
     dlrn_free(ctx, r->value);
-    dlrn_free(ctx, r->shared);
+    dlrn_free(ctx, r->overlap);
     dlrn_free(ctx, r->row);
     dlrn_free(ctx, r->entry);
 }
@@ -29128,8 +29128,8 @@ DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
 }
 
 /* Block after block: gather, report. */
-DLRNI_INTERNAL dlrn_status dlrni_report_blocks(dlrni_reporting *r, dlrn_report_visit visit,
-                                               void *user) {
+DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visit visit,
+                                            void *user) {
     const int64_t most = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
     dlrni_report_group g;
     memset(&g, 0, sizeof g);
@@ -29165,7 +29165,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
     r.list = list;
     r.n = n;
     dlrn_status status = dlrni_reporting_alloc(&r);
-    if (status == DLRN_OK) status = dlrni_report_blocks(&r, visit, user);
+    if (status == DLRN_OK) status = dlrni_report_all(&r, visit, user);
     dlrni_reporting_free(&r);
     return status;
 }
