@@ -28056,7 +28056,9 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_
                          (long long)s->places);
     s->xy = cfg->neurons ? DLRNI_NEW_ZERO(s->ctx, double, sums) : NULL;
     if (cfg->neurons && !s->xy) return DLRN_ERR_MEMORY;
-    return dlrn_encoder_create(s->dict, &s->encoder);
+    DLRNI_TRY(dlrn_encoder_create(s->dict, &s->encoder));
+    /* calls with one context each would spend two thirds of their time on packing weights */
+    return dlrn_encoder_prepare(s->encoder);
 }
 
 DLRN_API dlrn_status dlrn_survey_create(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
@@ -28267,8 +28269,11 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
     return DLRN_OK;
 }
 
-/* sum [d] += a x [d]. Twice as wide as f32, so written for the compiler's vectors: no kernel. */
+/* sum [d] += a x [d]. In pieces of a fixed length, which compilers turn into vectors at -O2, too. */
 DLRNI_INTERNAL void dlrni_add_wide(double *sum, double a, const float *x, int64_t d) {
+    enum { PIECE = 16 };
+    for (; d >= PIECE; d -= PIECE, sum += PIECE, x += PIECE)
+        for (int i = 0; i < PIECE; i++) sum[i] += a * (double)x[i];
     for (int64_t i = 0; i < d; i++) sum[i] += a * (double)x[i];
 }
 
@@ -29179,26 +29184,39 @@ DLRNI_INTERNAL int64_t dlrni_survey_feature_bytes(const dlrn_survey_config *cfg)
     return (int64_t)(each + (cfg->compat ? 2 * sizeof(double) : 0));
 }
 
-/* Scratch of an encoder: its lists, at most 8 M entries (room encode) and as much again while they
-   grow; the rows in hand; one screen's panels. */
-DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict) {
+/* Scratch of an encoder: its lists, at most 8 M entries (room encode), with half as much again, and
+   twice while they grow; the rows in hand; packed weights. */
+DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict, double l0) {
     const double F = (double)dict->features, d = (double)dict->d_in;
-    return 2 * 8.0 * (8 << 20) + 6.0 * DLRNI_SURVEY_ROWS * d + 2 * F * d;
+    const double entries = fmin(8 << 20, 1.5 * DLRNI_SURVEY_ROWS * l0);
+    return 2 * 8 * entries + 6.0 * DLRNI_SURVEY_ROWS * d + 2 * F * d;
 }
 
-/* What a report needs at most: what it gathers of some features, but at least one that fires on
-   every row; a chunk's index; windows and tokens of those that are reported on at the same time. */
-DLRNI_INTERNAL double dlrni_plan_report(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
-                                        double rows, double length, double reported, double held) {
-    const double threads = (double)dict->ctx->threads, memory = (double)cfg->memory;
-    const double one = 12 * rows + (cfg->together ? 16 * (double)dict->features : 0);
-    const double room = fmax(fmax(memory / 4, memory - held), one);
+/* What a report gathers at most: codes of some features, but at least of one that fires on every
+   row, and sums of products. `held`: bytes of codes in memory. */
+DLRNI_INTERNAL double dlrni_plan_gathered(const dlrn_dictionary *dict,
+                                          const dlrn_survey_config *cfg, double rows, double l0,
+                                          double reported, double held) {
+    const double memory = (double)cfg->memory, F = (double)dict->features;
+    const double sums = cfg->together ? F * (double)sizeof(dlrni_overlap) : 0;
+    const double room = fmax(memory / 4, memory - held);
+    const double all = 12 * rows * fmin(l0, reported) + reported * sums;
+    return fmin(all, fmax(room, 12 * rows + sums));
+}
+
+/* What a report needs beside that: the index of a chunk, and its copy if it comes from a file; the
+   tokens, windows and lists of the features that are reported on at the same time. */
+DLRNI_INTERNAL double dlrni_plan_scratch(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
+                                         double length, double codes) {
+    const double threads = (double)dict->ctx->threads;
     const double before = cfg->before < 0 ? length : fmin((double)cfg->before, length);
     const double after = cfg->after < 0 ? length : fmin((double)cfg->after, length);
     const double examples = (double)cfg->top + (double)cfg->intervals * (double)cfg->per_interval;
-    const double window = fmin(before + after + 1, length);
-    return fmin(reported * one, room) + 3 * 4.0 * DLRNI_SURVEY_MAX_BLOCK +
-           threads * (28.0 * (1 << 18) + 4 * examples * (12 * window + 100));
+    const double window = 8 * 1.5 * fmin(before + after + 1, length) + sizeof(dlrn_example);
+    const double lists =
+        8 * (double)cfg->bins + 100 * ((double)cfg->tokens + (double)cfg->together);
+    return 3 * fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) +
+           threads * (28.0 * (1 << 18) + 4 * (examples * window + lists));
 }
 
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
@@ -29209,18 +29227,18 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     const double n = (double)rows, F = (double)dict->features, d = (double)dict->d_in;
     const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
     const double places = cfg->features ? (double)cfg->n_features : F;
-    /* blocks are twice as large as the last, up to 16 MB */
+    /* the last block is half empty at worst, and not larger than all before it */
     const double last = fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) + 4.0 * DLRNI_SURVEY_MIN_BLOCK;
     const double held = fmin(codes + last, fmax(limit, 4.0 * DLRNI_SURVEY_MIN_BLOCK));
     const double in_hand = fmin(DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax(DLRNI_SURVEY_CODES, 64 * F));
     const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
     const double sums = cfg->neurons ? 8 * places * d : 0;
     /* starts and counts grow by half, and are in memory twice while they do */
-    const double text = 4 * (n + DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
+    const double tokens = 4 * (n + DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
     *file = codes + last > limit ? codes : 0;
-    *memory = each + sums + text + held + 20 * in_hand + dlrni_plan_encoder(dict) +
-              dlrni_plan_report(dict, cfg, n, contexts ? n / (double)contexts : 0, (double)reported,
-                                held);
+    *memory = each + sums + tokens + held + 20 * in_hand + dlrni_plan_encoder(dict, l0) +
+              dlrni_plan_gathered(dict, cfg, n, l0, (double)reported, held) +
+              dlrni_plan_scratch(dict, cfg, contexts ? n / (double)contexts : 0, codes);
 }
 
 DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
