@@ -28401,6 +28401,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_check_rows(const dlrn_survey *s, const f
                                                    const int32_t *id, const int64_t *start,
                                                    int64_t contexts) {
     const char *const place = "dlrn_survey_add";
+    DLRNI_REQUIRE_IN(s->ctx, place, start[0] >= 0, "start must not be negative");
     for (int64_t i = 0; i < contexts; i++)
         if (start[i + 1] < start[i])
             return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: context %lld ends before it starts",

@@ -5,7 +5,7 @@
 #include "tests/starve.h"
 #include "tests/test.h"
 
-enum { D = 12, F = 90, CONTEXTS = 60, MOST_ROWS = 1200, TOKENS = 23, MOST_EXAMPLES = 60 };
+enum { D = 12, F = 140, CONTEXTS = 60, MOST_ROWS = 1200, TOKENS = 23, MOST_EXAMPLES = 60 };
 
 /* The text of most tests: contexts of 0 to 40 rows, every fifth row as it was 37 rows before, so
    that activations are tied, and every seventh left out. */
@@ -161,7 +161,7 @@ static void check_totals(const scene *s, const dlrn_feature_report *r) {
     CHECK(r->low == low && r->high == high);
     for (int64_t i = 0; i < text.n; i++) {
         const double v = (double)masked(s, i, r->feature);
-        if (v == 0 || (s->cfg->compat && v < 0)) continue;
+        if (v == 0 || (s->cfg->compat && v < 0) || !s->cfg->bins) continue;
         int64_t bin = high > low ? (int64_t)((v - low) / (high - low) * (double)s->cfg->bins) : 0;
         bins[bin < s->cfg->bins ? bin : s->cfg->bins - 1]++;
     }
@@ -173,10 +173,9 @@ static void check_example(const scene *s, const dlrn_feature_report *r, int64_t 
                           int interval) {
     const dlrn_example *x = &r->example[e];
     const int64_t c = context_of(row), before = s->cfg->before, after = s->cfg->after;
-    int64_t first = before < 0 ? text.start[c] : row - before;
-    int64_t end = after < 0 ? text.start[c + 1] : row + after + 1;
-    if (first < text.start[c]) first = text.start[c];
-    if (end > text.start[c + 1]) end = text.start[c + 1];
+    int64_t first = row, end = row + 1;
+    while (first > text.start[c] && (before < 0 || row - first < before)) first--;
+    while (end < text.start[c + 1] && (after < 0 || end - 1 - row < after)) end++;
     CHECK(e < r->examples);
     CHECK_MSG(x->row == row && x->context == c && x->interval == interval,
               "feature %d, example %d: row %d of %d", (int)r->feature, (int)e, (int)x->row,
@@ -416,9 +415,568 @@ TEST(reports_are_those_of_plain_loops) {
     dlrn_context_destroy(ctx);
 }
 
+/* ---- Other dictionaries ---- */
+
+/* Encodes each context alone. */
+static void encode_contexts(const dlrn_dictionary *dict) {
+    for (int c = 0; c < CONTEXTS; c++)
+        CHECK_OK(dict->ctx,
+                 dlrn_encode(dict, text.x + text.start[c] * D, text.start[c + 1] - text.start[c],
+                             text.f + text.start[c] * F));
+}
+
+/* Features of both signs. */
+TEST(negative_activations) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *dict = make_family(ctx, "AbsTopK", 6);
+    int64_t negative = 0;
+    encode_text(dict);
+    for (int64_t i = 0; i < text.n * F; i++) negative += text.f[i] < 0;
+    CHECK(negative > text.n);
+    for (int compat = 0; compat < 2; compat++) {
+        dlrn_survey_config cfg = dlrn_survey_defaults();
+        cfg.compat = compat ? DLRN_ON : DLRN_OFF;
+        survey(dict, &cfg, text.keep, 7, NULL, 0, 1);
+    }
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+static dlrn_dictionary *temporal(dlrn_context *ctx) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_rng rng = {5, 0, 0};
+    const dlrni_family *family = dlrni_family_named("Temporal");
+    CHECK_OK(ctx, dlrni_dictionary_new(ctx, family, D, D, F, &dict));
+    dict->heads = 2, dict->head_width = 3, dict->formula.k = 6;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!(family->roles >> role & 1)) continue;
+        CHECK_OK(ctx, dlrni_param_alloc(dict, role));
+        for (int64_t i = 0; i < dlrni_role_size(dict, role); i++)
+            dict->param[role][i] = 0.3f * dlrn_rng_normal(&rng);
+    }
+    return dict;
+}
+
+/* Rows that are encoded or selected together: those of a context, in calls of any size. */
+TEST(contexts_are_encoded_alone) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    for (int kind = 0; kind < 3; kind++) {
+        dlrn_dictionary *dict = kind == 0 ? temporal(ctx) : make_family(ctx, "BatchTopKSAE", 3);
+        if (kind == 1) {
+            dict->formula.gate = DLRN_GATE_RELU;
+            dict->formula.select = DLRN_SELECT_BATCH_TOP_K;
+        } else if (kind == 2) {
+            dict->formula.gate = DLRN_GATE_RELU;
+            dict->formula.select = DLRN_SELECT_TOP_K;
+            dict->formula.standardise = DLRN_ON;
+        }
+        encode_contexts(dict);
+        const uint64_t one = survey(dict, &cfg, text.keep, 1, NULL, 0, 1);
+        CHECK(survey(dict, &cfg, text.keep, CONTEXTS, NULL, 0, 1) == one);
+        dlrn_dictionary_destroy(dict);
+    }
+    dlrn_context_destroy(ctx);
+}
+
+TEST(dictionaries_of_parts) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    dlrn_dictionary_desc desc;
+    dlrn_dictionary *dict = NULL;
+    memset(&desc, 0, sizeof desc);
+    desc.family = "CrossLayerTranscoder", desc.d_in = D, desc.features = F, desc.seed = 2;
+    desc.layers = 4;
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    CHECK(dict->n_parts == 4);
+    encode_text(dict);
+    survey(dict, &cfg, text.keep, 7, NULL, 0, 1);
+    /* one part compares the rows of a call */
+    dict->part[1].dict->formula.select = DLRN_SELECT_BATCH_TOP_K;
+    dict->part[1].dict->formula.k = 2;
+    dlrn_dictionary_changed(dict);
+    encode_contexts(dict);
+    survey(dict, &cfg, text.keep, 7, NULL, 0, 1);
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- The same bits ---- */
+
+TEST(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit) {
+    uint64_t wanted[2] = {0, 0};
+    for (int k = 0; test_kernels(k); k++)
+        for (int threads = 1; threads <= 4; threads *= 2) {
+            dlrn_context *ctx = open_context(threads, test_kernels(k));
+            dlrn_dictionary *ae = make_dictionary(ctx);
+            for (int way = 0; way < 6; way++) {
+                dlrn_survey_config cfg = dlrn_survey_defaults();
+                cfg.compat = way % 2 ? DLRN_ON : DLRN_OFF;
+                if (way / 2 == 1) cfg.memory = 0;
+                if (way / 2 == 2) cfg.memory = 100000;
+                const uint64_t hash =
+                    survey(ae, &cfg, text.keep, way < 2 ? CONTEXTS : 1 + threads, NULL, 0, 0);
+                if (!wanted[way % 2]) wanted[way % 2] = hash;
+                CHECK_MSG(hash == wanted[way % 2], "%s, %d threads, way %d", test_kernels(k),
+                          threads, way);
+            }
+            dlrn_dictionary_destroy(ae);
+            dlrn_context_destroy(ctx);
+        }
+}
+
+/* ---- Lists of features ---- */
+
+/* A survey for some features reports on them as one for all does; lists may repeat a feature. In
+   compat companions are those of the same 128 of a list, so the order of the list matters. */
+TEST(lists_of_features) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const int64_t some[] = {40, 7, 3, 5, 139}, twice[] = {9, 40, 9, 9, 40};
+    int64_t backwards[F];
+    encode_text(ae);
+    for (int i = 0; i < F; i++) backwards[i] = F - 1 - i;
+    for (int compat = 0; compat < 2; compat++)
+        for (int64_t together = 0; together < 2; together++) {
+            dlrn_survey_config cfg = dlrn_survey_defaults();
+            cfg.compat = compat ? DLRN_ON : DLRN_OFF;
+            cfg.together = 10 * together;
+            const uint64_t all = survey(ae, &cfg, text.keep, 7, some, 5, 1);
+            survey(ae, &cfg, NULL, 7, backwards, F, 1);
+            if (!compat) survey(ae, &cfg, NULL, 7, twice, 5, 1);
+            CHECK(survey(ae, &cfg, NULL, 7, some, 0, 1) == 0);
+            cfg.features = some, cfg.n_features = 5;
+            CHECK(survey(ae, &cfg, text.keep, 7, some, 5, 1) == all);
+            cfg.memory = 1000;
+            CHECK(survey(ae, &cfg, text.keep, 7, some, 5, 1) == all);
+        }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* Nothing of everything, and windows of every kind. */
+TEST(less_and_more) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    encode_text(ae);
+    cfg.neurons = DLRN_OFF;
+    cfg.before = cfg.after = -1, cfg.intervals = 3, cfg.per_interval = 1;
+    survey(ae, &cfg, text.keep, 7, NULL, 0, 1);
+    cfg.before = 0, cfg.after = INT64_MAX, cfg.top = 0, cfg.intervals = 1, cfg.tokens = 99;
+    survey(ae, &cfg, text.keep, 7, NULL, 0, 1);
+    cfg.before = INT64_MAX, cfg.after = 0, cfg.top = 65536, cfg.intervals = 0, cfg.bins = 1;
+    survey(ae, &cfg, text.keep, 7, NULL, 0, 1);
+    cfg.bins = cfg.top = cfg.per_interval = cfg.tokens = cfg.together = 0;
+    survey(ae, &cfg, text.keep, 7, NULL, 0, 1);
+    cfg.intervals = 5;
+    survey(ae, &cfg, text.keep, 7, NULL, 0, 1);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+static dlrn_status count_visit(void *user, const dlrn_feature_report *r) {
+    int64_t *visits = (int64_t *)user;
+    CHECK(r->totals.fired >= 0);
+    ++*visits;
+    return *visits == 3 ? DLRN_STOPPED : DLRN_OK;
+}
+
+/* No rows, rows that are all left out, one row. */
+TEST(few_rows) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const int64_t none[] = {3, 3, 3}, one[] = {5, 6}, list[] = {0, 1};
+    const unsigned char drop = 0;
+    for (int rows = 0; rows < 3; rows++)
+        for (int compat = 0; compat < 2; compat++) {
+            dlrn_survey_config cfg = dlrn_survey_defaults();
+            dlrn_survey *s = NULL;
+            int64_t visits = 0;
+            cfg.compat = compat ? DLRN_ON : DLRN_OFF;
+            CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+            CHECK_OK(ctx, dlrn_survey_add(s, NULL, NULL, none, 2, NULL));
+            CHECK_OK(ctx, dlrn_survey_add(s, NULL, NULL, NULL, 0, NULL));
+            if (rows)
+                CHECK_OK(ctx, dlrn_survey_add(s, text.x, text.id, one, 1, rows > 1 ? NULL : &drop));
+            const dlrn_survey_info info = dlrn_survey_describe(s);
+            CHECK(info.rows == (rows > 0) && info.counted == (rows > 1));
+            CHECK(info.contexts == 2 + (rows > 0) && info.file == 0);
+            CHECK_OK(ctx, dlrn_survey_report(s, list, 2, count_visit, &visits));
+            dlrn_survey_destroy(s);
+        }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Errors ---- */
+
+static dlrn_status add_text(dlrn_survey *s) {
+    return dlrn_survey_add(s, text.x, text.id, text.start, CONTEXTS, text.keep);
+}
+
+static void check_refused(dlrn_context *ctx, dlrn_status found, dlrn_status wanted,
+                          const char *words) {
+    CHECK_STATUS(found, wanted);
+    CHECK_STR(dlrn_error(ctx), words);
+}
+
+/* A visit that stops ends the report, which may be repeated; then no more rows are taken. */
+TEST(a_visit_may_stop) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const int64_t list[] = {0, 1, 2, 4, 6};
+    for (int spooled = 0; spooled < 2; spooled++) {
+        dlrn_survey_config cfg = dlrn_survey_defaults();
+        dlrn_survey *s = NULL;
+        int64_t visits = 0;
+        if (spooled) cfg.memory = 4096;
+        CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+        CHECK_OK(ctx, add_text(s));
+        CHECK((dlrn_survey_describe(s).file > 0) == spooled);
+        CHECK_STATUS(dlrn_survey_report(s, list, 5, count_visit, &visits), DLRN_STOPPED);
+        CHECK(visits == 3);
+        CHECK_OK(ctx, dlrn_survey_report(s, list, 5, count_visit, &visits));
+        CHECK(visits == 8);
+        check_refused(ctx, add_text(s), DLRN_ERR_ARGUMENT, "no more rows after a report");
+        dlrn_survey_destroy(s);
+    }
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* Arguments of dlrn_survey_add that are wrong; a failure ends the survey. */
+TEST(rows_that_are_refused) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const int64_t back[] = {0, 4, 2}, below[] = {-1, 2}, three[] = {0, 1, 3};
+    const int64_t list[] = {0};
+    float x[3 * D];
+    int32_t id[3] = {1, 2, 3};
+    memcpy(x, text.x, sizeof x);
+    ae->param[DLRN_ENCODER][5] = 10; /* 3e38 overflows */
+    dlrn_dictionary_changed(ae);
+    for (int what = 0; what < 6; what++) {
+        dlrn_survey *s = NULL;
+        int64_t visits = 0;
+        CHECK_OK(ctx, dlrn_survey_create(ae, NULL, &s));
+        CHECK_OK(ctx, add_text(s));
+        x[2 * D + 5] = what == 3 ? (float)NAN : what == 5 ? 3e38f : 0.5f;
+        id[2] = what == 4 ? -7 : 3;
+        const dlrn_status status = dlrn_survey_add(s, what == 2 ? NULL : x, id,
+                                                   what == 0   ? back
+                                                   : what == 1 ? below
+                                                               : three,
+                                                   what == 1 ? 1 : 2, NULL);
+        if (what == 0) check_refused(ctx, status, DLRN_ERR_SHAPE, "context 61 ends before");
+        if (what == 1) check_refused(ctx, status, DLRN_ERR_ARGUMENT, "start must not be");
+        if (what == 2) check_refused(ctx, status, DLRN_ERR_ARGUMENT, "x and id must not");
+        if (what == 3) check_refused(ctx, status, DLRN_ERR_VALUE, "survey: x, row ");
+        if (what == 4) check_refused(ctx, status, DLRN_ERR_ARGUMENT, "a token from 0 on, found -7");
+        if (what == 5) check_refused(ctx, status, DLRN_ERR_VALUE, "a finite activation");
+        check_refused(ctx, add_text(s), DLRN_ERR_ARGUMENT, "an earlier call failed");
+        check_refused(ctx, dlrn_survey_report(s, list, 1, count_visit, &visits), DLRN_ERR_ARGUMENT,
+                      "an earlier call failed");
+        CHECK(visits == 0);
+        dlrn_survey_destroy(s);
+    }
+    dlrn_survey_destroy(NULL);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(configurations_and_lists_that_are_refused) {
+    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    const int64_t some[] = {4, 7}, beyond[] = {4, F}, negative[] = {-1}, other[] = {7, 5};
+    dlrn_survey *s = NULL;
+    int64_t visits = 0;
+    for (int what = 0; what < 7; what++) {
+        dlrn_survey_config cfg = dlrn_survey_defaults();
+        if (what == 0) cfg.top = 65537;
+        if (what == 1) cfg.bins = -1;
+        if (what == 2) cfg.memory = -1;
+        if (what == 3) cfg.after = -2;
+        if (what == 4) cfg.n_features = 2;
+        if (what == 5) cfg.features = beyond, cfg.n_features = 2;
+        if (what == 6) cfg.features = negative, cfg.n_features = 1;
+        s = (dlrn_survey *)&visits;
+        check_refused(ctx, dlrn_survey_create(ae, &cfg, &s), DLRN_ERR_ARGUMENT,
+                      "dlrn_survey_create: ");
+        CHECK(s == NULL);
+    }
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    cfg.features = some, cfg.n_features = 2;
+    CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+    CHECK_OK(ctx, add_text(s));
+    check_refused(ctx, dlrn_survey_report(s, other, 2, count_visit, &visits), DLRN_ERR_ARGUMENT,
+                  "the survey is for, found 5");
+    check_refused(ctx, dlrn_survey_report(s, beyond, 2, count_visit, &visits), DLRN_ERR_ARGUMENT,
+                  "found 140");
+    check_refused(ctx, dlrn_survey_report(s, some, -1, count_visit, &visits), DLRN_ERR_ARGUMENT,
+                  "n must not be negative");
+    CHECK_OK(ctx, dlrn_survey_report(s, some, 2, count_visit, &visits));
+    dlrn_survey_destroy(s);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* ---- Files of a host ---- */
+
+/* One temporary file in memory, whose calls fail from the given one on. */
+static struct {
+    char *bytes;
+    size_t size, cap, at;
+    int left, open; /* calls until one fails; negative: none does */
+} disk;
+
+static dlrn_status disk_call(dlrn_context *ctx) {
+    if (disk.left == 0) return dlrn_fail(ctx, DLRN_ERR_IO, "the disk is gone");
+    if (disk.left > 0) disk.left--;
+    return DLRN_OK;
+}
+
+static dlrn_status disk_open(void *user, dlrn_context *ctx, const char *path, int writing,
+                             void **file) {
+    (void)user, (void)path, (void)writing, (void)file;
+    return dlrn_fail(ctx, DLRN_ERR_IO, "no such file");
+}
+
+static dlrn_status disk_temporary(void *user, dlrn_context *ctx, const char *path, void **file) {
+    (void)user;
+    CHECK(!strcmp(path, "here/scratch"));
+    CHECK(disk.open == 0);
+    if (disk_call(ctx)) return DLRN_ERR_IO;
+    disk.size = disk.at = 0;
+    disk.open++;
+    *file = &disk;
+    return DLRN_OK;
+}
+
+static dlrn_status disk_write(void *user, dlrn_context *ctx, void *file, const void *bytes,
+                              size_t size) {
+    (void)user, (void)file;
+    if (disk_call(ctx)) return DLRN_ERR_IO;
+    if (disk.size + size > disk.cap) disk.cap = 2 * (disk.size + size);
+    disk.bytes = (char *)realloc(disk.bytes, disk.cap);
+    CHECK(disk.bytes != NULL);
+    memcpy(disk.bytes + disk.size, bytes, size);
+    disk.size += size;
+    return DLRN_OK;
+}
+
+/* At most 1000 bytes a call, as a slow file gives them. */
+static dlrn_status disk_read(void *user, dlrn_context *ctx, void *file, void *bytes, size_t size,
+                             size_t *got) {
+    (void)user, (void)file;
+    if (disk_call(ctx)) return DLRN_ERR_IO;
+    *got = disk.size - disk.at < size ? disk.size - disk.at : size;
+    if (*got > 1000) *got = 1000;
+    memcpy(bytes, disk.bytes + disk.at, *got);
+    disk.at += *got;
+    return DLRN_OK;
+}
+
+static int disk_rewind(void *user, void *file) {
+    (void)user, (void)file;
+    if (disk.left == 0) return 0;
+    if (disk.left > 0) disk.left--;
+    disk.at = 0;
+    return 1;
+}
+
+static dlrn_status disk_close(void *user, dlrn_context *ctx, void *file, int keep) {
+    (void)user, (void)ctx, (void)file;
+    CHECK(!keep);
+    disk.open--;
+    return DLRN_OK;
+}
+
+static int disk_exists(void *user, const char *path) {
+    (void)user, (void)path;
+    return 0;
+}
+
+static const int64_t on_disk[] = {5, 2, 8};
+
+/* A whole survey through the disk; returns its status and hash. */
+static dlrn_status survey_on_disk(const dlrn_dictionary *ae, uint64_t *hash) {
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    dlrn_survey *s = NULL;
+    gathering g;
+    memset(&g, 0, sizeof g);
+    g.s.cfg = &cfg, g.s.list = on_disk;
+    cfg.memory = 30000, cfg.scratch = "here/scratch";
+    dlrn_status status = dlrn_survey_create(ae, &cfg, &s);
+    if (!status) status = add_text(s);
+    if (!status) status = dlrn_survey_report(s, on_disk, 3, visit, &g);
+    dlrn_survey_destroy(s);
+    *hash = g.hash;
+    return status;
+}
+
+TEST(files_of_a_host) {
+    dlrn_context_config config = {0};
+    dlrn_context *ctx = NULL;
+    const dlrn_io io = {disk_open,   disk_read,   disk_write,     disk_close,
+                        disk_exists, disk_rewind, disk_temporary, NULL};
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    uint64_t wanted = 0, found = 0;
+    int faults = 0;
+    config.threads = 1, config.io = io;
+    CHECK_STATUS(dlrn_context_create(&config, &ctx), DLRN_OK);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    wanted = survey(ae, &cfg, text.keep, 7, on_disk, 3, 0);
+    for (disk.left = -1;; faults++) {
+        const int from = faults;
+        if (faults) disk.left = from - 1;
+        const dlrn_status status = survey_on_disk(ae, &found);
+        CHECK(disk.open == 0);
+        if (status == DLRN_OK) {
+            CHECK(found == wanted && disk.size > 20000);
+            if (faults) break;
+            continue;
+        }
+        CHECK_STATUS(status, DLRN_ERR_IO);
+        CHECK(strstr(dlrn_error(ctx), "the disk is gone") ||
+              strstr(dlrn_error(ctx), "a temporary file for here/scratch: cannot go back"));
+    }
+    CHECK(faults > 10);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+    /* without temporary files codes stay in memory */
+    config.io.temporary_file = NULL;
+    CHECK_STATUS(dlrn_context_create(&config, &ctx), DLRN_OK);
+    ae = make_dictionary(ctx);
+    disk.left = 0;
+    CHECK_OK(ctx, survey_on_disk(ae, &found));
+    CHECK(found == wanted);
+    disk.left = -1;
+    free(disk.bytes);
+    memset(&disk, 0, sizeof disk);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
+/* A file that lost its end while it was open. */
+TEST(a_file_that_is_cut) {
+    dlrn_context_config config = {0};
+    dlrn_context *ctx = NULL;
+    const dlrn_io io = {disk_open,   disk_read,   disk_write,     disk_close,
+                        disk_exists, disk_rewind, disk_temporary, NULL};
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    dlrn_survey *s = NULL;
+    const int64_t list[] = {0};
+    int64_t visits = 0;
+    disk.left = -1;
+    config.threads = 1, config.io = io;
+    CHECK_STATUS(dlrn_context_create(&config, &ctx), DLRN_OK);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    cfg.memory = 30000, cfg.scratch = "here/scratch";
+    CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+    CHECK_OK(ctx, add_text(s));
+    disk.size -= 6;
+    check_refused(ctx, dlrn_survey_report(s, list, 1, count_visit, &visits), DLRN_ERR_IO,
+                  "here/scratch: ends within a row");
+    dlrn_survey_destroy(s);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+    free(disk.bytes);
+    memset(&disk, 0, sizeof disk);
+}
+
+/* ---- Memory ---- */
+
+static dlrn_dictionary *starved;
+
+/* A survey through the spool; every allocation of it fails once. */
+static dlrn_status survey_starved(void) {
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    dlrn_survey *s = NULL;
+    int64_t visits = 10;
+    const int64_t list[] = {0, 5, 17};
+    cfg.memory = 20000, cfg.compat = DLRN_ON;
+    cfg.features = list, cfg.n_features = 3;
+    dlrn_status status = dlrn_survey_create(starved, &cfg, &s);
+    CHECK((status == DLRN_OK) == (s != NULL));
+    if (!status) status = add_text(s);
+    if (!status) status = dlrn_survey_report(s, list, 3, count_visit, &visits);
+    dlrn_survey_destroy(s);
+    return status;
+}
+
+TEST(without_memory) {
+    dlrn_context *ctx = starve_context(2);
+    starved = make_dictionary(ctx);
+    starve_all("a survey", ctx, survey_starved);
+    dlrn_dictionary_destroy(starved);
+    dlrn_context_destroy(ctx);
+}
+
+/* What the plan says is enough, and not many times too much; the file is what it says. */
+TEST(the_plan_is_kept) {
+    dlrn_context *ctx = starve_context(2);
+    dlrn_dictionary *ae = NULL;
+    enum { ROWS = 40000, WIDE = 600 };
+    float *x = (float *)malloc((size_t)ROWS * D * sizeof *x);
+    int32_t *id = (int32_t *)malloc(ROWS * sizeof *id);
+    int64_t start[401], list[WIDE];
+    dlrn_rng rng = {3, 0, 0};
+    CHECK(x && id);
+    for (int i = 0; i < ROWS * D; i++) x[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < ROWS; i++) id[i] = (int32_t)dlrn_rng_below(&rng, 1000);
+    for (int i = 0; i <= 400; i++) start[i] = 100 * i;
+    for (int i = 0; i < WIDE; i++) list[i] = i;
+    CHECK_OK(ctx, new_autoencoder(ctx, D, WIDE, 4, &ae));
+    for (int f = 0; f < WIDE; f++) ae->param[DLRN_ENCODER_BIAS][f] -= 0.9f;
+    dlrn_dictionary_changed(ae);
+    for (int way = 0; way < 4; way++) {
+        dlrn_survey_config cfg = dlrn_survey_defaults();
+        dlrn_survey *s = NULL;
+        double memory, file;
+        int64_t visits = 10;
+        if (way % 2) cfg.memory = 2000000;
+        if (way > 1) cfg.before = cfg.after = -1, cfg.neurons = DLRN_OFF;
+        const size_t before = starve.in_use;
+        starve.peak = before;
+        CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+        for (int i = 0; i < 400; i += 20)
+            CHECK_OK(ctx, dlrn_survey_add(s, x + start[i] * D, id + start[i], start + i, 20, NULL));
+        const dlrn_survey_info info = dlrn_survey_describe(s);
+        CHECK(info.codes > 10 * ROWS);
+        CHECK_OK(ctx, dlrn_survey_report(s, list, WIDE, count_visit, &visits));
+        dlrn_survey_plan(ae, &cfg, ROWS, 400, (double)info.codes / ROWS, WIDE, &memory, &file);
+        const double peak = (double)(starve.peak - before);
+        CHECK_MSG(peak <= memory && memory < 5 * peak + 5e7, "way %d: planned %g, took %g", way,
+                  memory, peak);
+        CHECK_MSG(info.file <= file && (file > 0) == (info.file > 0), "way %d: planned %g, took %g",
+                  way, file, (double)info.file);
+        CHECK((double)info.memory <= peak);
+        dlrn_survey_destroy(s);
+    }
+    free(x);
+    free(id);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     make_text();
     RUN(reports_are_those_of_plain_loops);
+    RUN(negative_activations);
+    RUN(contexts_are_encoded_alone);
+    RUN(dictionaries_of_parts);
+    RUN(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit);
+    RUN(lists_of_features);
+    RUN(less_and_more);
+    RUN(few_rows);
+    RUN(a_visit_may_stop);
+    RUN(rows_that_are_refused);
+    RUN(configurations_and_lists_that_are_refused);
+    RUN(files_of_a_host);
+    RUN(a_file_that_is_cut);
+    RUN(without_memory);
+    RUN(the_plan_is_kept);
     return TEST_END();
 }
