@@ -15,7 +15,7 @@
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
                     options, memory, threads, speed, errors, trust, limits, compat, names in Python,
-                    words of the code, how to add a family, layout, recipe or kernel set
+                    surveys, words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -183,7 +183,7 @@
    1. Easy calls: dlrn_load, dlrn_forward, dlrn_encode, dlrn_decode, dlrn_train, dlrn_evaluate.
    2. Objects that your program drives: dlrn_encoder (reuses its memory from call to call),
       dlrn_buffer, dlrn_trainer (step by step; can be saved and resumed), dlrn_evaluator (rows as
-      they come).
+      they come), dlrn_survey (what features fire on).
    3. Parts: products of matrices, random numbers, tensor files, .npy, CSR, JSON: for a model runner
       or a tool of your own.
 
@@ -858,6 +858,59 @@
    DLRN_ENCODER_BIAS, its feature_density metrics.fired / metrics.rows. Not computed: SAELens'
    consistent_activation_heuristic, which needs the bounds of the prompts, and kl_div, which needs
    the logits of the model.
+
+   ---- SURVEYS ------------------------------------------------------------------------------------
+
+   A survey (dlrn_survey) tells what features stand for: on which tokens of a text they fire, how
+   strongly, and together with what. Rows come context by context (a document, or a part of one).
+   Every feature is counted; reports, for any features, come afterwards. Formulas, for a feature f
+   on the N rows that count (those with `keep` 0 do not, though windows show them):
+
+   density         rows with f != 0, divided by N
+   histogram       cfg.bins equal bins from the smallest to the largest f that is not 0; the last
+                   has its upper edge
+   top examples    of each context the row with the largest f > 0, the earlier of equal ones; of
+                   these the cfg.top largest
+   intervals       of n: number k is (max (n - 1 - k) / n, max (n - k) / n]; its share is the rows
+                   in it, divided by N
+   drawn examples  of each interval the cfg.per_interval rows with the smallest random numbers
+                   (dlrn_rng_uniform_f64) of {cfg.seed, feature, row}. A row may be among the
+                   largest, too
+   by mean         tokens by the mean of f over all their rows (examine_dimension of the reference)
+   by share        tokens by their part of the sum of |f|
+   companions      other features g by sum (f - mean f)(g - mean g) / (N sd f sd g); `both` counts
+                   the rows where both fire; cosine is sum f g / sqrt(sum f^2 sum g^2)
+   neurons         coordinates of x, by the same two formulas
+
+   Companions and neurons are exact, over all rows and all other features. A feature that never
+   varies has none. f may be negative (abs_top_k, identity, linear and signed gates): density,
+   totals and histogram then cover both signs, and tokens by mean may be negative; examples and
+   intervals are those of f > 0.
+
+   A dictionary that encodes or selects rows together (heads, batch_top_k, standardise, also of a
+   part) is given each context alone, so that calls of any size have the same result.
+
+   Memory: 8 bytes for an active feature and 4 for a row, up to three quarters of cfg.memory; beyond
+   that they go to a temporary file. A report gathers as many features as fit what is left of
+   cfg.memory, but at least one, in a pass over the codes: 12 bytes for each row on which a feature
+   fires and, with cfg.together, 16 F. In memory besides: 4 bytes a row and 8 a context; 8 for each
+   number up to the largest token, and 28 a thread during reports; 60 bytes a feature; with
+   cfg.neurons 8 d_in a feature that may be asked for. dlrn_survey_plan() adds it up.
+
+   cfg.compat counts as SAEDashboard 0.8 does, so that its files can be reproduced:
+
+   matter           default                            compat
+   correlations     rows that count                    all rows; 1e-6 added to denominators
+   companions       all other features                 those of the same 128 of the list, the
+                                                       feature itself with 0
+   density, shares  of the rows that count             of all rows
+   active           f != 0                             f > 0
+   top examples     one of a context                   any
+   intervals        (low, high]                        [low, high]; the lowest has all rows where f
+                                                       is 0 or that are left out; of the former
+                                                       draws are made
+   histogram of     all in the first bin               bins from f - 1 to f + 1
+   equal values
 
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
@@ -28269,7 +28322,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
     return DLRN_OK;
 }
 
-/* sum [d] += a x [d]. In pieces of a fixed length, which compilers turn into vectors at -O2, too. */
+/* sum [d] += a x [d]. In pieces of a fixed length: compilers make vectors of them at -O2, too. */
 DLRNI_INTERNAL void dlrni_add_wide(double *sum, double a, const float *x, int64_t d) {
     enum { PIECE = 16 };
     for (; d >= PIECE; d -= PIECE, sum += PIECE, x += PIECE)
