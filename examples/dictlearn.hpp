@@ -42,7 +42,8 @@ template <class T = Done> T done(dlrn_context *ctx, dlrn_status s, T &&value = T
 template <class T> struct Span {
     T *data;
     int64_t size;
-    Span(T *p = nullptr, std::size_t n = 0) : data(n ? p : nullptr), size(int64_t(n)) {}
+    Span() : Span(nullptr, 0) {}
+    Span(T *p, std::size_t n) : data(n ? p : nullptr), size(int64_t(n)) {}
     template <std::size_t N> Span(T (&array)[N]) : Span(array, N) {}
     template <class C, class = decltype(std::declval<C &>().data())>
     Span(C &&of) : Span(of.data(), of.size()) {}
@@ -144,6 +145,26 @@ struct Evaluator : Handle<dlrn_evaluator, dlrn_evaluator_destroy> {
     }
 };
 #endif
+struct Survey : Handle<dlrn_survey, dlrn_survey_destroy> {
+    DLRN_MAKES(Survey, create, dlrn_survey_create)
+    Result<Done> add(Span<const float> x, Span<const int32_t> id, Span<const int64_t> start,
+                     const unsigned char *keep = nullptr) {
+        const int64_t contexts = start.size ? start.size - 1 : 0;
+        const int64_t n = contexts ? start.data[contexts] - start.data[0] : 0;
+        dlrn_status s = x.fits(ctx, n, dict->d_in);
+        if (!s) s = id.fits(ctx, n, 1);
+        if (!s) s = dlrn_survey_add(get(), x.data, id.data, start.data, contexts, keep);
+        return done(ctx, s);
+    }
+    /* visit(const dlrn_feature_report &) must not throw. */
+    template <class F> Result<Done> report(Span<const int64_t> list, F visit) {
+        auto each = [](void *user, const dlrn_feature_report *r) {
+            (*static_cast<F *>(user))(*r);
+            return DLRN_OK;
+        };
+        return done(ctx, dlrn_survey_report(get(), list.data, list.size, each, &visit));
+    }
+};
 } // namespace
 } // namespace dlrn
 #endif
