@@ -8,7 +8,8 @@
 enum { D = 12, F = 140, CONTEXTS = 60, MOST_ROWS = 1200, TOKENS = 23, MOST_EXAMPLES = 60 };
 
 /* The text of most tests: contexts of 0 to 40 rows. Activations are tied: every fifth row is as it
-   was 37 rows before, every fourth as the one before it. Every seventh is left out. */
+   was 37 rows before, every fourth as the one before it; the first coordinate is from 0 to 5, so
+   that feature 2, which is that, is on bounds of intervals. Every seventh row is left out. */
 static struct {
     float x[MOST_ROWS * D], f[MOST_ROWS * F];
     int32_t id[MOST_ROWS];
@@ -29,6 +30,7 @@ static void make_text(void) {
         for (int j = 0; j < D; j++)
             text.x[i * D + j] =
                 as >= 0 ? text.x[as * D + j] : dlrn_rng_normal(&rng) + 0.2f * (float)j;
+        if (as < 0) text.x[i * D] = (float)dlrn_rng_below(&rng, 6);
         text.id[i] = (int32_t)dlrn_rng_below(&rng, TOKENS);
         text.keep[i] = dlrn_rng_below(&rng, 7) != 0;
     }
@@ -43,20 +45,22 @@ static dlrn_context *open_context(int threads, const char *kernels) {
     return ctx;
 }
 
-/* Features that never fire, that fire now and then, and always. */
-static void set_biases(dlrn_dictionary *ae) {
+/* Features that never fire, that fire now and then, and always; and the first coordinate. */
+static void set_features(dlrn_dictionary *ae) {
     for (int f = 0; f < F; f++)
         ae->param[DLRN_ENCODER_BIAS][f] += f % 11 == 3   ? -50.0f
                                            : f % 11 == 5 ? 50.0f
                                            : f % 3 == 0  ? -2.0f
                                                          : 0.0f;
+    for (int j = 0; j < D; j++) ae->param[DLRN_ENCODER][2 * D + j] = j == 0;
+    ae->param[DLRN_ENCODER_BIAS][2] = 0;
     dlrn_dictionary_changed(ae);
 }
 
 static dlrn_dictionary *make_dictionary(dlrn_context *ctx) {
     dlrn_dictionary *ae = NULL;
     CHECK_OK(ctx, new_autoencoder(ctx, D, F, 4, &ae));
-    set_biases(ae);
+    set_features(ae);
     return ae;
 }
 
