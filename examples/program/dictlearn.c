@@ -38,6 +38,7 @@
 #include "args.h"
 #include "process.h"
 #include "output.h"
+#include "figure.h"
 #include "recipes.h"
 #include "paths.h"
 #include "config.h"
