@@ -422,7 +422,7 @@ static void recipes_of(const flag *f, char *text, size_t size) {
 
 typedef struct command {
     const char *name;
-    int bit, words; /* words: number of arguments without a flag */
+    int bit, words; /* words: number of arguments without a flag, at least that of C_MANY_WORDS */
     const char *usage, *what;
     const char *needs; /* how to make the inputs of the example; "": they are in the tree */
     const char *example;
@@ -663,7 +663,7 @@ static int parse_words(const command *c, int argc, const char *const *argv, cons
         else
             status = take_value(c, f, takes_next(f, value, argv[i + 1]) ? argv[++i] : value, o);
     } /* argv ends with NULL */
-    if (status || o->help || words == c->words) return status;
+    if (status || o->help || words >= c->words) return status;
     return missing_word(c, words);
 }
 
