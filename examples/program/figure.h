@@ -278,9 +278,13 @@ static void put_axes(FILE *f, const figure_panel *p, const axis *x, const axis *
     fprintf(f, "%s</text>\n", x->log ? ", log scale" : "");
 }
 
+static int is_finite(double value) {
+    return value - value == 0;
+}
+
 /* Whether a point can be drawn. */
 static int is_drawn(const axis *a, double value) {
-    return value - value == 0 && (!a->log || value > 0);
+    return is_finite(value) && (!a->log || value > 0);
 }
 
 /* A curve, broken where a number is missing. Of many points on one column of pixels the lowest and
@@ -422,7 +426,7 @@ static void find_range(const figure_panel *p, int of_x, double *low, double *hig
         const double *v = of_x ? s->x : s->y;
         for (int64_t i = 0; i < s->n + (of_x && p->kind == FIGURE_BARS); i++) {
             const double value = v[i * s->stride];
-            if (value - value != 0) continue;
+            if (!is_finite(value)) continue;
             if (value < *low) *low = value;
             if (value > *high) *high = value;
         }
