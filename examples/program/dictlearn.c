@@ -185,7 +185,15 @@ static const command commands[] = {
      "for each feature).",
      "build/run: see train --help; build/ae.safetensors: see convert --help",
      "build/dictlearn compare build/run build/ae.safetensors", run_compare},
-    {"plot", C_PLOT, 1, "RUN... --out FILE.svg", "Draws curves of runs.",
+    {"plot", C_PLOT, 1, "RUN... --out FILE.svg [--x KEY --y KEY,KEY,...]",
+     "Draws a figure with a panel for each --y. RUN is a folder of train, or a log.jsonl: curves "
+     "over --x, by default the main keys of its lines over step; a folder of sweep: a line through "
+     "its dictionaries (with --x step: the curves of their logs); a file with what eval --json has "
+     "printed: a point; keys such as saelens.mse go into its objects. Sweeps and evaluations show "
+     "by default variance_explained, ce_recovered, mse_loss and dead over l0. A histogram that "
+     "eval --histogram has written as .csv, or what compare --json has printed: bars. An axis of "
+     "positive numbers is logarithmic from a factor of 10 on, and says so. Each run has a colour, "
+     "dashes and markers of its own; light or dark is the viewer's choice.",
      "build/run: see train --help", "build/dictlearn plot build/run --out build/run.svg", run_plot},
     {"sweep", C_TRAIN | C_SWEEP, 0, "SOURCE --save-dir DIR --vary FLAG=V,V,... ...",
      "Trains several dictionaries on one stream of activations.",

@@ -154,7 +154,7 @@ static void log_ticks(axis *a, int snug) {
         a->low = pow(10, floor(log10(a->low) + 1e-9));
         a->high = pow(10, ceil(log10(a->high) - 1e-9));
     } else if (!snug) {
-        a->low /= 1.08, a->high *= 1.08;
+        a->low /= 1.15, a->high *= 1.15; /* air beside the first and last number */
     }
     const int first = (int)floor(log10(a->low)), last = (int)ceil(log10(a->high));
     const int every = decades > 2 && last - first > 9 ? (last - first) / 6 + 1 : 1;
@@ -193,14 +193,15 @@ static const char *tick_text(const axis *a, double value, char *text, size_t siz
         "\xE2\x81\xB0", "\xC2\xB9",     "\xC2\xB2",     "\xC2\xB3",     "\xE2\x81\xB4",
         "\xE2\x81\xB5", "\xE2\x81\xB6", "\xE2\x81\xB7", "\xE2\x81\xB8", "\xE2\x81\xB9"};
     const int power = (int)floor(log10(value > 0 ? value : 1) + 0.5), digits = abs(power);
-    if (a->powers)
+    if (!(value < 0 || value > 0))
+        snprintf(text, size, "0");
+    else if (a->powers)
         snprintf(text, size, "10%s%s%s", power < 0 ? "\xE2\x81\xBB" : "",
                  digits > 9 ? raised[digits / 10 % 10] : "", raised[digits % 10]);
     else if (a->log || a->decimals > 5)
         snprintf(text, size, "%g", value);
     else
-        snprintf(text, size, "%.*f%s", a->decimals, value / a->unit + 0.0,
-                 a->unit > 1 && (value < 0 || value > 0) ? "k" : "");
+        snprintf(text, size, "%.*f%s", a->decimals, value / a->unit, a->unit > 1 ? "k" : "");
     return text;
 }
 
@@ -349,7 +350,7 @@ typedef struct label_box {
     double x0, y0, x1, y1;
 } label_box;
 
-enum { LABEL_BOXES = 512 };
+enum { LABEL_BOXES = 4096 };
 typedef struct label_boxes {
     label_box box[LABEL_BOXES];
     int n;
@@ -372,10 +373,19 @@ static double covered(const label_boxes *all, const label_box *b) {
     return sum;
 }
 
+/* Adds what a line between two points covers, in small boxes. */
+static void add_line(label_boxes *all, double x0, double y0, double x1, double y1) {
+    const int steps = 1 + (int)(hypot(x1 - x0, y1 - y0) / 6);
+    for (int i = 0; i <= steps; i++) {
+        const double x = x0 + (x1 - x0) * i / steps, y = y0 + (y1 - y0) * i / steps;
+        add_box(all, x - 2, y - 2, x + 2, y + 2);
+    }
+}
+
 /* Puts a label at the first of six places that is free, or else at the least covered. */
 static void put_label(FILE *f, label_boxes *all, const char *text, double x, double y,
-                      const axis *across) {
-    static const double place[6][2] = {{-0.5, -10}, {0, 4}, {-0.5, 19}, {-1, 4}, {0, -8}, {-1, 17}};
+                      const axis *across, const axis *up) {
+    static const double place[6][2] = {{-0.5, -10}, {-0.5, 19}, {0, 4}, {-1, 4}, {-1, -8}, {0, 17}};
     const double width = 6.8 * (double)(strlen(text) < 24 ? strlen(text) : 24);
     double least = HUGE_VAL;
     label_box best = {0, 0, 0, 0};
@@ -384,7 +394,9 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
         const double left = x + place[i][0] * width + side, base = y + place[i][1];
         const label_box b = {left, base - 10, left + width, base + 3};
         const double cost =
-            covered(all, &b) + (b.x1 > across->to + FIGURE_RIGHT || b.x0 < across->from ? 1e6 : 0);
+            covered(all, &b) +
+            (b.x1 > across->to + FIGURE_RIGHT || b.x0 < across->from - 9 ? 1e6 : 0) +
+            (b.y1 > up->from ? 1e6 : 0);
         if (cost < least) least = cost, best = b;
     }
     fprintf(f, "<text class=\"halo\" x=\"%.1f\" y=\"%.1f\">", best.x0, best.y1 - 3);
@@ -393,27 +405,52 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
     add_box(all, best.x0, best.y0, best.x1, best.y1);
 }
 
+/* A point of a panel, and where the line to it begins. */
+typedef struct drawn_point {
+    const figure_series *s;
+    int series, starts; /* starts: no line leads to it */
+    double x, y, from_x, from_y;
+    const char *label;
+    char text[300];
+} drawn_point;
+
+/* Goes to the next point, from series *k, point *i on. 0: there are no more. */
+static int next_point(const figure_panel *p, const axis *x, const axis *y, int *k, int64_t *i,
+                      drawn_point *d) {
+    for (; *k < p->n; ++*k, *i = 0) {
+        const figure_series *s = &p->series[*k];
+        for (; *i < s->n; ++*i) {
+            const double vx = s->x[*i * s->stride], vy = s->y[*i * s->stride];
+            if (!is_drawn(x, vx) || !is_drawn(y, vy)) continue;
+            d->from_x = d->x, d->from_y = d->y;
+            d->starts = *i == 0 || d->s != s;
+            d->s = s, d->series = *k;
+            d->x = axis_at(x, vx), d->y = axis_at(y, vy);
+            d->label = s->label && s->label[*i] ? s->label[*i] : "";
+            snprintf(d->text, sizeof d->text, "%.200s%s%.6g, %.6g", d->label, *d->label ? ": " : "",
+                     vx, vy);
+            ++*i;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /* Markers of all points, then their labels. */
 static void put_points(FILE *f, const figure_panel *p, const axis *x, const axis *y) {
     static label_boxes all; /* too large for some stacks */
+    drawn_point d;
+    int k = 0;
+    int64_t i = 0;
+    memset(&d, 0, sizeof d);
     all.n = 0;
-    for (int labels = 0; labels < 2; labels++) {
-        for (int k = 0; k < p->n; k++) {
-            const figure_series *s = &p->series[k];
-            for (int64_t i = 0; i < s->n; i++) {
-                const double vx = s->x[i * s->stride], vy = s->y[i * s->stride];
-                const char *label = s->label && s->label[i] ? s->label[i] : "";
-                char text[300];
-                if (!is_drawn(x, vx) || !is_drawn(y, vy)) continue;
-                const double px = axis_at(x, vx), py = axis_at(y, vy);
-                snprintf(text, sizeof text, "%.200s%s%.6g, %.6g", label, *label ? ": " : "", vx,
-                         vy);
-                if (!labels) put_marker(f, k, px, py, text);
-                if (!labels) add_box(&all, px - 5, py - 5, px + 5, py + 5);
-                if (labels && *label) put_label(f, &all, label, px, py, x);
-            }
-        }
+    while (next_point(p, x, y, &k, &i, &d)) {
+        put_marker(f, d.series, d.x, d.y, d.text);
+        add_box(&all, d.x - 5, d.y - 5, d.x + 5, d.y + 5);
+        if (!d.starts) add_line(&all, d.from_x, d.from_y, d.x, d.y);
     }
+    for (k = 0, i = 0; next_point(p, x, y, &k, &i, &d);)
+        if (*d.label) put_label(f, &all, d.label, d.x, d.y, x, y);
 }
 
 /* ---- panels */
@@ -431,7 +468,7 @@ static void find_range(const figure_panel *p, int of_x, double *low, double *hig
             if (value > *high) *high = value;
         }
     }
-    if (!of_x && p->kind == FIGURE_BARS) *low = 0;
+    if (!of_x && p->kind == FIGURE_BARS) *low = 0, *high *= 1.04; /* air above the bars */
 }
 
 /* A panel whose upper left corner is at (left, top). */
