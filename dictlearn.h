@@ -1160,8 +1160,8 @@ typedef struct dlrn_context_config {
     /* Runs body(arg, task, worker) for all tasks, and returns when they are done; set `threads` to
        the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
-    /* Asked now and then during a resampling, and by dlrn_weight_figures and dlrn_nearest, which may
-       take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they are
+    /* Asked now and then during a resampling, and by dlrn_weight_figures and dlrn_nearest, which
+       may take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they are
        never stopped. */
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
@@ -2086,11 +2086,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict,
    neighbour and has none. Where a and b are one dictionary, a feature is not its own neighbour. In
    dictionaries of parts the features of one part are compared with those of the other's part at the
    same place; a list that is sorted by part is searched fastest. cos(a, b) has the bits of
-   cos(b, a); rounding may put it a little above 1. Norms up to 1e18 and from 1e-18 are exact enough.
-   Takes n F d multiplications, half of them where all features of one dictionary are asked for, and
-   memory for n k results beside a few MB; asks the context's `stop`. DLRN_ERR_ARGUMENT: a role, k, n
-   or a number of the list out of range; _SHAPE: widths, or parts, that differ; _UNSUPPORTED: a
-   family without such a parameter. */
+   cos(b, a); rounding may put it a little above 1. Norms must be within 1e-18 and 1e18, or products
+   of rows overflow or vanish. Takes n F d multiplications, half of them for all features of one
+   dictionary, and memory for n k results beside a few MB; asks the context's `stop`.
+   DLRN_ERR_ARGUMENT: a role, k, n or a number of the list out of range; _SHAPE: widths, or parts,
+   that differ; _UNSUPPORTED: a family without such a parameter. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b,
                                              int role, const int64_t *list, int64_t n, int64_t k,
                                              int32_t *index, float *cosine);
@@ -7837,7 +7837,7 @@ typedef struct dlrni_search {
     int64_t i0, rows, j0, cols; /* the block in hand           */
 } dlrni_search;
 
-/* Each pair of a dictionary is computed once, if all its rows are asked for. */
+/* Each pair of a dictionary is computed once if there is no list. */
 DLRNI_INTERNAL int dlrni_is_symmetric(const dlrni_search *s) {
     return s->same && !s->list;
 }
@@ -7914,7 +7914,7 @@ DLRNI_INTERNAL dlrn_status dlrni_near_block(dlrni_search *s, const float *left) 
 }
 
 /* Goes through all blocks. */
-DLRNI_INTERNAL dlrn_status dlrni_near_blocks(dlrni_search *s) {
+DLRNI_INTERNAL dlrn_status dlrni_scan_blocks(dlrni_search *s) {
     const int64_t d = s->a.width;
     for (s->i0 = 0; s->i0 < s->n; s->i0 += DLRNI_NEAREST_ROWS) {
         const float *left = s->list ? s->left : s->a.row + s->i0 * d;
@@ -7958,7 +7958,7 @@ DLRNI_INTERNAL dlrn_status dlrni_run_search(dlrni_search *s, int64_t k, int64_t 
     s->product = DLRNI_NEW(s->ctx, float, rows *DLRNI_NEAREST_COLS);
     s->left = s->list ? DLRNI_NEW(s->ctx, float, rows * s->a.width) : NULL;
     dlrn_status status = s->best && s->kept && s->product && (s->left || !s->list)
-                             ? dlrni_near_blocks(s)
+                             ? dlrni_scan_blocks(s)
                              : DLRN_ERR_MEMORY;
     if (status == DLRN_OK) dlrni_near_results(s, k, at, index, cosine);
     dlrn_free(s->ctx, s->left);

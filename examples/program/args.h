@@ -18,8 +18,8 @@ enum { /* commands, as bits of flag.commands */
        C_STEER = 8192,
        C_COMPARE = 16384,
        C_PLOT = 32768,
-       C_SWEEP = 65536,              /* beside C_TRAIN: it takes all flags of train */
-       C_EDITS = C_EFFECT | C_STEER, /* change a model's activations while it runs */
+       C_SWEEP = 65536,                   /* beside C_TRAIN: it takes all flags of train */
+       C_EDITS = C_EFFECT | C_STEER,      /* change a model's activations while it runs */
        C_MANY_WORDS = C_COMPARE | C_PLOT, /* take more words than the table of commands says */
        C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
        C_SITES =

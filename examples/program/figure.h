@@ -13,7 +13,8 @@ enum {
     FIGURE_STYLES = 7,  /* colours, dashes, markers; series beyond them get other pairs */
     FIGURE_PANELS = 12, /* of a figure, at the most */
     FIGURE_TICKS = 24,
-    FIGURE_LEFT = 68, /* margins of a panel */
+    FIGURE_DECIMALS = 5, /* of a tick, at the most; others are written with an exponent */
+    FIGURE_LEFT = 68,    /* margins of a panel */
     FIGURE_RIGHT = 20,
     FIGURE_TOP = 34,
     FIGURE_BOTTOM = 50,
@@ -117,7 +118,7 @@ typedef struct axis {
 
 /* Where a number stands, in pixels. */
 static double axis_at(const axis *a, double value) {
-    const double part = a->log ? log(value / a->low) / log(a->high / a->low)
+    const double part = a->log ? (log(value) - log(a->low)) / (log(a->high) - log(a->low))
                                : (value - a->low) / (a->high - a->low);
     return a->from + part * (a->to - a->from);
 }
@@ -140,6 +141,7 @@ static void linear_ticks(axis *a, int snug, int whole) {
     a->unit = largest >= 1e4 && step >= 100 ? 1000 : 1;
     a->decimals = (int)ceil(-log10(step / a->unit) - 1e-9);
     if (a->decimals < 0) a->decimals = 0;
+    if (largest >= 1e7) a->decimals = FIGURE_DECIMALS + 1;
     for (double i = ceil(a->low / step - 1e-9); a->ticks < FIGURE_TICKS; i++) {
         if (i * step > a->high + step * 1e-9) return;
         a->tick[a->ticks++] = i * step;
@@ -149,7 +151,7 @@ static void linear_ticks(axis *a, int snug, int whole) {
 /* Ticks at powers of ten; of fewer than two decades also at 2 and 5 times such. */
 static void log_ticks(axis *a, int snug) {
     static const double between[] = {1, 2, 5};
-    const double decades = log10(a->high / a->low);
+    const double decades = log10(a->high) - log10(a->low);
     if (decades > 2 && !snug) {
         a->low = pow(10, floor(log10(a->low) + 1e-9));
         a->high = pow(10, ceil(log10(a->high) - 1e-9));
@@ -158,7 +160,7 @@ static void log_ticks(axis *a, int snug) {
     }
     const int first = (int)floor(log10(a->low)), last = (int)ceil(log10(a->high));
     const int every = decades > 2 && last - first > 9 ? (last - first) / 6 + 1 : 1;
-    a->powers = decades > 2 && (first < -3 || last > 4);
+    a->powers = decades > 2 && (first < -3 || last > 4) && first > -100 && last < 100;
     for (int e = first; e <= last; e += every) {
         for (int m = 0; m < (decades > 2 ? 1 : 3) && a->ticks < FIGURE_TICKS; m++) {
             const double tick = between[m] * (e < 0 ? 1 / pow(10, -e) : pow(10, e));
@@ -173,10 +175,11 @@ static axis make_axis(double low, double high, int may_log, int snug, int whole)
     axis a;
     memset(&a, 0, sizeof a);
     if (!(low <= high)) low = 0, high = 1; /* no numbers */
-    a.log = may_log && low > 0 && high >= 10 * low;
-    if (!(high > low)) { /* a single one, in the middle */
-        const double room = low < 0 || low > 0 ? 0.1 * fabs(low) : 1;
-        low -= room, high += room;
+    a.log = may_log && low > 1e-300 && high >= 10 * low;
+    if (!(high > low)) { /* a single one, in the middle; 0 is mostly a count */
+        const double room = 0.1 * fabs(low);
+        high += room > 0 ? room : 1;
+        low -= room;
         snug = 0;
     }
     a.low = low, a.high = high, a.unit = 1;
@@ -198,7 +201,7 @@ static const char *tick_text(const axis *a, double value, char *text, size_t siz
     else if (a->powers)
         snprintf(text, size, "10%s%s%s", power < 0 ? "\xE2\x81\xBB" : "",
                  digits > 9 ? raised[digits / 10 % 10] : "", raised[digits % 10]);
-    else if (a->log || a->decimals > 5)
+    else if (a->log || a->decimals > FIGURE_DECIMALS)
         snprintf(text, size, "%g", value);
     else
         snprintf(text, size, "%.*f%s", a->decimals, value / a->unit, a->unit > 1 ? "k" : "");
@@ -279,8 +282,9 @@ static void put_axes(FILE *f, const figure_panel *p, const axis *x, const axis *
     fprintf(f, "%s</text>\n", x->log ? ", log scale" : "");
 }
 
+/* Whether a number has a place on an axis; ranges of larger ones would overflow. */
 static int is_finite(double value) {
-    return value - value == 0;
+    return fabs(value) < 1e300;
 }
 
 /* Whether a point can be drawn. */
@@ -578,10 +582,11 @@ static dlrn_status draw_figure(dlrn_context *ctx, const char *path, const figure
 
 /* ---- frontiers */
 
-/* By series, in the order of their first points, then by x. */
+/* By series, in the order of their first points, then by x; what has no x comes last. */
 static int point_is_after(const frontier_point *a, int rank_a, const frontier_point *b,
                           int rank_b) {
-    return rank_a != rank_b ? rank_a > rank_b : a->x > b->x;
+    if (rank_a != rank_b) return rank_a > rank_b;
+    return a->x > b->x || (!is_finite(a->x) && is_finite(b->x));
 }
 
 static int same_series(const frontier_point *a, const frontier_point *b) {

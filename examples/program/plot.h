@@ -28,11 +28,11 @@ typedef struct plot_bins {
 typedef struct plot {
     dlrn_context *ctx;
     const options *o;
-    const char *key[PLOT_KEYS]; /* the first: of the horizontal axis */
-    int keys, chosen;           /* chosen: by a flag, so a run that lacks one is an error */
-    char words[TEXT_MAX + 1];   /* the text of keys */
-    plot_run *run;              /* [runs] */
-    int runs, room;
+    const char *key[PLOT_KEYS];  /* the first: of the horizontal axis */
+    int keys, chosen;            /* chosen: by a flag, so a run that lacks one is an error */
+    char words[TEXT_MAX + 1];    /* the text of keys */
+    plot_run *run;               /* [runs] */
+    int runs, room, evaluations; /* evaluations: the number of their run, from 1; 0: none yet */
     plot_bins bins[FIGURE_PANELS];
     int n_bins;
     char title[200];
@@ -85,9 +85,8 @@ static double number_of(const dlrn_json *object, const char *key) {
     return dlrn_json_number(object, "percent_recovered", NAN);
 }
 
-/* Adds the numbers of an object to the last run. */
-static dlrn_status add_row(plot *p, const dlrn_json *object, const char *label) {
-    plot_run *r = &p->run[p->runs - 1];
+/* Adds the numbers of an object to a run. */
+static dlrn_status add_row(plot *p, plot_run *r, const dlrn_json *object, const char *label) {
     if (r->n == r->room) {
         const int64_t room = 2 * r->room + 64;
         double *value = (double *)realloc(r->value, (size_t)(room * p->keys) * sizeof *r->value);
@@ -118,12 +117,13 @@ static void list_keys(const dlrn_json *object, char *text, size_t size) {
             at += (size_t)snprintf(text + at, size - at, "%s%s", at ? ", " : "", v->key);
 }
 
-/* Whether the last run has all keys that a flag has asked for. object: its last row. */
-static dlrn_status check_keys(const plot *p, const char *path, const dlrn_json *object) {
+/* Whether a run has all keys that a flag has asked for. object: its last row. */
+static dlrn_status check_keys(const plot *p, const plot_run *r, const char *path,
+                              const dlrn_json *object) {
     char keys[400];
     list_keys(object, keys, sizeof keys);
     for (int k = 0; k < p->keys; k++)
-        if ((p->chosen || !k) && !has_key(p, &p->run[p->runs - 1], k))
+        if ((p->chosen || !k) && !has_key(p, r, k))
             return dlrn_fail(p->ctx, DLRN_ERR_VALUE, "%s: expected numbers '%s', found %s", path,
                              p->key[k], *keys ? keys : "none");
     return DLRN_OK;
@@ -154,7 +154,7 @@ static dlrn_status read_log_line(plot *p, const char *path, int64_t number, cons
     dlrn_status s = dlrn_json_parse(p->ctx, line, n, place, &object);
     if (s == DLRN_OK && object->type != DLRN_JSON_OBJECT)
         s = dlrn_fail(p->ctx, DLRN_ERR_FORMAT, "%s: expected a JSON object", place);
-    if (s == DLRN_OK) s = add_row(p, object, "");
+    if (s == DLRN_OK) s = add_row(p, &p->run[p->runs - 1], object, "");
     if (s != DLRN_OK) return dlrn_free(p->ctx, object), s;
     dlrn_free(p->ctx, *last);
     *last = object;
@@ -176,7 +176,7 @@ static dlrn_status read_log(plot *p, const char *path, const char *name) {
     }
     if (s == DLRN_OK && !last)
         s = dlrn_fail(p->ctx, DLRN_ERR_VALUE, "%s: expected at least one line, found none", path);
-    if (s == DLRN_OK) s = check_keys(p, path, last);
+    if (s == DLRN_OK) s = check_keys(p, &p->run[p->runs - 1], path, last);
     dlrn_free(p->ctx, last);
     dlrn_free(p->ctx, bytes);
     return s;
@@ -193,12 +193,12 @@ static dlrn_status read_sweep(plot *p, const char *path, const char *folder, con
         const char *own = dlrn_json_text(m, "folder", "");
         snprintf(label, sizeof label, "%.30s=%.30s", vary, dlrn_json_text(m, "value", ""));
         snprintf(log, sizeof log, "%s/%.200s/log.jsonl", folder, own);
-        s = logs ? read_log(p, log, label) : add_row(p, m, label);
+        s = logs ? read_log(p, log, label) : add_row(p, &p->run[p->runs - 1], m, label);
         last = m;
     }
     if (s == DLRN_OK && !last)
         s = dlrn_fail(p->ctx, DLRN_ERR_VALUE, "%s: expected members, found none", path);
-    if (s == DLRN_OK && !logs) s = check_keys(p, path, last);
+    if (s == DLRN_OK && !logs) s = check_keys(p, &p->run[p->runs - 1], path, last);
     if (!*p->title) snprintf(p->title, sizeof p->title, "%.120s, by %.60s", folder, vary);
     return s;
 }
@@ -210,9 +210,11 @@ static dlrn_status read_evaluation(plot *p, const char *path, const dlrn_json *r
     size_t n = strlen(name);
     if (n > 5 && ends_with(name, ".json")) n -= 5;
     snprintf(label, sizeof label, "%.*s", (int)n, name);
-    dlrn_status s = p->runs ? DLRN_OK : add_run(p, "evaluations");
-    if (s == DLRN_OK) s = add_row(p, root, label);
-    return s == DLRN_OK ? check_keys(p, path, root) : s;
+    dlrn_status s = p->evaluations ? DLRN_OK : add_run(p, "evaluations");
+    if (!p->evaluations) p->evaluations = p->runs;
+    plot_run *r = &p->run[p->evaluations - 1];
+    if (s == DLRN_OK) s = add_row(p, r, root, label);
+    return s == DLRN_OK ? check_keys(p, r, path, root) : s;
 }
 
 /* ---- histograms */
