@@ -1161,8 +1161,8 @@ typedef struct dlrn_context_config {
        the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
     /* Asked now and then during a resampling, and by dlrn_weight_figures and dlrn_nearest, which
-       may take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they are
-       never stopped. */
+       may take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they
+       are never stopped. */
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
     dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */

@@ -173,7 +173,8 @@ wrong "plot without words" "expected RUN..., found no argument" "$dl" plot --out
 wrong "plot without --out" "--out: this flag is required" "$dl" plot "$d/a"
 wrong "a figure in .png" "expected a name ending in .svg" "$dl" plot "$d/a" --out "$d/no.png"
 wrong "an empty key" "expected keys with commas as --y" "$dl" plot "$d/a" --y loss, --out "$d/no.svg"
-wrong "too many keys" "expected at most 12 keys as --y" "$dl" plot "$d/a" --y a,b,c,d,e,f,g,h,i,j,k,l,m --out "$d/no.svg"
+wrong "too many keys" "expected at most 12 keys as --y" \
+    "$dl" plot "$d/a" --y a,b,c,d,e,f,g,h,i,j,k,l,m --out "$d/no.svg"
 mkdir "$d/empty"
 : > "$d/nothing.jsonl"
 printf '[1]\n' > "$d/list.jsonl"
@@ -191,11 +192,13 @@ refused "a log of lists" "$d/list.jsonl: line 1: expected a JSON object" "$dl" p
 refused "a log with a bad line" "$d/bad.jsonl: line 2" "$dl" plot "$d/bad.jsonl" --out "$d/no.svg"
 refused "a key that is not there" "$d/a/log.jsonl: expected numbers 'lr', found step, loss, l0, dead" \
     "$dl" plot "$d/a" --y loss,lr --out "$d/no.svg"
-refused "an axis that is not there" "$d/a/log.jsonl: expected numbers 'rows'" "$dl" plot "$d/a" --x rows --out "$d/no.svg"
+refused "an axis that is not there" "$d/a/log.jsonl: expected numbers 'rows'" \
+    "$dl" plot "$d/a" --x rows --out "$d/no.svg"
 refused "no numbers" "$d/none.json: expected numbers 'l0', found none" "$dl" plot "$d/none.json" --out "$d/no.svg"
 refused "no members" "$d/members.json: expected members" "$dl" plot "$d/members.json" --out "$d/no.svg"
 refused "no JSON" "$d/x.npy" "$dl" plot "$d/x.npy" --out "$d/no.svg"
-refused "no histogram" "$d/bad.csv: line 1: expected the line from,to,features" "$dl" plot "$d/bad.csv" --out "$d/no.svg"
+refused "no histogram" "$d/bad.csv: line 1: expected the line from,to,features" \
+    "$dl" plot "$d/bad.csv" --out "$d/no.svg"
 refused "bins with a gap" "$d/gap.csv: line 3: expected from,to,features, numbers" \
     "$dl" plot "$d/gap.csv" --out "$d/no.svg"
 refused "no histograms in JSON" "$d/compared.json: expected histograms" "$dl" plot "$d/compared.json" --out "$d/no.svg"
