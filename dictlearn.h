@@ -859,6 +859,13 @@
    consistent_activation_heuristic, which needs the bounds of the prompts, and kl_div, which needs
    the logits of the model.
 
+   dlrn_nearest finds the atoms of one dictionary, or of the same, that are nearest to those of
+   another by cosine. With k = 1 the mean of its cosines is the mean max cosine (MMCS) that papers
+   use to say whether training with another seed finds the same features:
+       MMCS(A, B) = 1 / F_A sum_i max_j cos(a_i, b_j)
+   It is not symmetric, and a B with more features has a higher one. Results are exact, the same
+   bits for any number of threads and kernels, and need no F x F matrix.
+
    ---- FOR READERS OF THE CODE --------------------------------------------------------------------
 
    The path of a row through training, and the room of each stage. Start with room naive: the same

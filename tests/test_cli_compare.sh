@@ -169,6 +169,8 @@ says "all others" "all 3 others  *0    0.00 %" "$d/out"
 says "two of them" "2 others  *94   97.92 %" "$d/out"
 says "one of them" "1 other  *2    2.08 %" "$d/out"
 says "none" "none  *0    0.00 %" "$d/out"
+status "compare three" 0 "$dl" compare "$d/a.safetensors" "$d/turned.safetensors" "$d/a" --match 0.9
+says "both others" "both others  *94   97.92 %" "$d/out"
 status "compare three as JSON" 0 "$dl" compare --json "$d/a.safetensors" --match 0.9 "$d/turned.safetensors" "$d/a"
 check "in how many each is found" python3 -c '
 import json, sys

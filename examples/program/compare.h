@@ -262,10 +262,11 @@ static void print_stability(const char *path, int64_t features, const int64_t *c
     for (int n = others; n >= 0; n--) {
         char name[64];
         snprintf(name, sizeof name,
-                 n == others ? "all %d others"
-                 : n > 1     ? "%d others"
-                 : n         ? "%d other"
-                             : "none",
+                 n == 2 && n == others ? "both others"
+                 : n == others         ? "all %d others"
+                 : n > 1               ? "%d others"
+                 : n                   ? "%d other"
+                                       : "none",
                  n);
         put_count(name, count[n], features);
     }
