@@ -18,8 +18,9 @@ enum { /* commands, as bits of flag.commands */
        C_STEER = 8192,
        C_COMPARE = 16384,
        C_PLOT = 32768,
-       C_SWEEP = 65536,              /* beside C_TRAIN: it takes all flags of train */
-       C_EDITS = C_EFFECT | C_STEER, /* change a model's activations while it runs */
+       C_SWEEP = 65536,                   /* beside C_TRAIN: it takes all flags of train */
+       C_EDITS = C_EFFECT | C_STEER,      /* change a model's activations while it runs */
+       C_MANY_WORDS = C_COMPARE | C_PLOT, /* take more words than the table of commands says */
        C_ARRAYS = C_ENCODE | C_DECODE | C_RECONSTRUCT,
        C_SITES =
            C_TRAIN | C_EVAL | C_ACTIVATIONS | C_FEATURES | C_EDITS, /* read a model's activations */
@@ -35,12 +36,13 @@ typedef struct options {
     const char *config, *groups, *group_weights;
     const char *text_key, *tokens_key, *long_documents;
     const char *vary, *scales, *x_axis, *y_axis;
-    const char *path, *path2; /* arguments without a flag */
+    const char *path, *path2; /* the first two arguments without a flag; see also next_word */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
     int64_t skip_first, saelens_batch;
     double temperature, max_norm_ratio, norm_scale, threshold;
+    double match;    /* cosine from which two atoms may be the same feature */
     double set;      /* NaN: --set is not given */
     int64_t feature; /* -1: --feature is not given */
     int all;
@@ -330,8 +332,12 @@ static const flag flags[] = {
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
      "add A times the feature's atom to the activations"},
-    {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the horizontal axis shows"},
-    {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the vertical axis shows"},
+    {"--match", F_REAL, AT(match), C_COMPARE, 0, 1, "COSINE",
+     "nearest atoms whose cosine is at least this may be the same feature (default 0.7)"},
+    {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY",
+     "what the horizontal axis shows (default: of logs step, of others l0)"},
+    {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY,KEY,...",
+     "what the vertical axes show, each in a panel of its own (default: the main ones there are)"},
     {"--vary", F_TEXT, AT(vary), C_SWEEP, 1, TEXT_MAX, "FLAG=V,V,...",
      "the flag of train that differs between the dictionaries, and its values"},
     /* of all commands */
@@ -416,7 +422,7 @@ static void recipes_of(const flag *f, char *text, size_t size) {
 
 typedef struct command {
     const char *name;
-    int bit, words; /* words: number of arguments without a flag */
+    int bit, words; /* words: number of arguments without a flag, at least that of C_MANY_WORDS */
     const char *usage, *what;
     const char *needs; /* how to make the inputs of the example; "": they are in the tree */
     const char *example;
@@ -435,6 +441,7 @@ static options default_options(const char *recipe) {
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = 4;
     o.feature = -1, o.set = NAN;
+    o.match = 0.7;
     return o;
 }
 
@@ -606,10 +613,11 @@ static int check_recipe_flag(const command *c, const flag *f, const char *recipe
 
 /* Takes an argument without a flag. 0, or the exit status of a wrong call. */
 static int take_word(const command *c, const char *word, int *words, options *o) {
-    if (*words == c->words) return usage_error(c->name, "one argument too many", word);
-    *(*words ? &o->path2 : &o->path) = word;
-    return check_length(c->name, (*words)++ ? "the second argument" : "the first argument", word, 1,
-                        TEXT_MAX);
+    static const char *const names[] = {"the first argument", "the second argument", "an argument"};
+    if (*words >= c->words && !(c->bit & C_MANY_WORDS))
+        return usage_error(c->name, "one argument too many", word);
+    if (*words < 2) *(*words ? &o->path2 : &o->path) = word;
+    return check_length(c->name, names[*words < 2 ? (*words)++ : 2], word, 1, TEXT_MAX);
 }
 
 /* The exit status of a call that lacks arguments: they come first in the command's usage. */
@@ -655,7 +663,7 @@ static int parse_words(const command *c, int argc, const char *const *argv, cons
         else
             status = take_value(c, f, takes_next(f, value, argv[i + 1]) ? argv[++i] : value, o);
     } /* argv ends with NULL */
-    if (status || o->help || words == c->words) return status;
+    if (status || o->help || words >= c->words) return status;
     return missing_word(c, words);
 }
 
@@ -669,6 +677,18 @@ static int parse_options(const command *c, int argc, const char *const *argv, co
     int status = parse_words(c, argc, argv, recipe, o);
     if (o->ctx_len < 0) o->ctx_len = c->bit == C_TOKENIZE ? CTX_LEN_WHOLE : 128;
     return status;
+}
+
+/* Goes to the next argument without a flag: *at, where to look first, begins as 0. NULL: there are
+   no more. */
+static const char *next_word(const options *o, int *at) {
+    while (*at < o->argc) {
+        const char *value, *word = o->argv[(*at)++];
+        const flag *f = find_flag(word, &value);
+        if (!f) return word;
+        *at += takes_next(f, value, *at < o->argc ? o->argv[*at] : NULL);
+    }
+    return NULL;
 }
 
 /* Whether the command line has a flag. */

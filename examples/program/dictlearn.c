@@ -12,7 +12,9 @@
    recall.h   words that stand in files     saved.h    what a run writes of its dictionary
    paths.h    files, folders, patterns      train.h    train
    choose.h   rows that count               eval.h     eval
-                                            features.h features */
+   figure.h   SVG: axes, curves, bars       features.h features
+                                            compare.h  compare
+                                            plot.h     plot */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -38,6 +40,7 @@
 #include "args.h"
 #include "process.h"
 #include "output.h"
+#include "figure.h"
 #include "recipes.h"
 #include "paths.h"
 #include "config.h"
@@ -163,10 +166,34 @@ static const command commands[] = {
      "build/dictlearn steer --dict build/run " TINY
      " --site mlp_out --layer 0 --prompt the --feature 3 --scale 4 --tokens 20",
      run_steer},
-    {"compare", C_COMPARE, 2, "D1 D2 [--json]", "Compares the atoms of two dictionaries.",
-     "build/run: see train --help", "build/dictlearn compare build/run build/ae.safetensors",
-     run_compare},
-    {"plot", C_PLOT, 1, "RUN... --out FILE.svg", "Draws curves of runs.",
+    {"compare", C_COMPARE, 2, "D1 D2 ... [--match COSINE] [--json]",
+     "Compares the atoms of dictionaries by cosine. Of two: the mean max cosine both ways, which "
+     "is "
+     "1/F sum_i max_j cos(a_i, b_j) of the atoms a_i in b; how many are nearest to each other; how "
+     "many of these pairs match, with a cosine of at least --match, and the cosines of their "
+     "encoder rows; the features without a match, with those that are farthest from all others; a "
+     "histogram of the max cosines. Of more (the same training with other seeds): D1 with each of "
+     "the others, and how many of its features have a match in all of them, or in fewer. Atoms of "
+     "zeros count as unmatched, and not in means. Dictionaries of several layers: layer with "
+     "layer. "
+     "Takes 2 F^2 d multiplications a pair. JSON has match, width, comparisons (mutual, matched, "
+     "mean_matched_cosine, mean_matched_encoder_cosine; first and second: path, features, "
+     "mean_max_cosine, unmatched, zero_atoms, farthest, histogram (20 equal bins from 0 to 1, and "
+     "below 0 in the first), nearest, max_cosine; pairs [i, j, cosine, encoder cosine]), "
+     "features_found_in (how many features have a match in 0, 1, ... others) and found_in (the "
+     "same "
+     "for each feature).",
+     "build/run: see train --help; build/ae.safetensors: see convert --help",
+     "build/dictlearn compare build/run build/ae.safetensors", run_compare},
+    {"plot", C_PLOT, 1, "RUN... --out FILE.svg [--x KEY --y KEY,KEY,...]",
+     "Draws a figure with a panel for each --y. RUN is a folder of train, or a log.jsonl: curves "
+     "over --x, by default the main keys of its lines over step; a folder of sweep: a line through "
+     "its dictionaries (with --x step: the curves of their logs); a file with what eval --json has "
+     "printed: a point; keys such as saelens.mse go into its objects. Sweeps and evaluations show "
+     "by default variance_explained, ce_recovered, mse_loss and dead over l0. A histogram that "
+     "eval --histogram has written as .csv, or what compare --json has printed: bars. An axis of "
+     "positive numbers is logarithmic from a factor of 10 on, and says so. Each run has a colour, "
+     "dashes and markers of its own; light or dark is the viewer's choice.",
      "build/run: see train --help", "build/dictlearn plot build/run --out build/run.svg", run_plot},
     {"sweep", C_TRAIN | C_SWEEP, 0, "SOURCE --save-dir DIR --vary FLAG=V,V,... ...",
      "Trains several dictionaries on one stream of activations.",

@@ -221,39 +221,35 @@ static dlrn_status print_histogram(const dlrn_evaluator *e) {
     return DLRN_OK;
 }
 
-static const char svg_head[] =
-    "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"540\" height=\"240\" "
-    "font-family=\"sans-serif\" font-size=\"11\">\n"
-    "<text x=\"20\" y=\"235\">firing frequency, 1e-5 to 1 (log scale)</text>\n";
-
-/* A bin of the file: a bar of the SVG, or a line of the CSV. */
-static void put_bin(FILE *f, int svg, int b, const double *edge, int64_t count, int64_t max) {
-    double h = 200.0 * (double)count / (double)max;
-    if (svg)
-        fprintf(f,
-                "<rect x=\"%d\" y=\"%.1f\" width=\"9\" height=\"%.1f\" fill=\"#36c\"><title>%.2e "
-                "to %.2e: "
-                "%lld</title></rect>\n",
-                20 + 10 * b, 215 - h, h, edge[b], edge[b + 1], (long long)count);
-    else
-        fprintf(f, "%.6e,%.6e,%lld\n", edge[b], edge[b + 1], (long long)count);
+/* The histogram as bars. never: how many features are in no bar. */
+static dlrn_status draw_histogram(dlrn_context *ctx, const char *path, const double *edge,
+                                  const int64_t *count, int64_t never) {
+    double number[BINS];
+    char title[80];
+    const figure_series series = {NULL, edge, number, BINS, 1, NULL};
+    const figure_panel panel = {"firing frequency (share of the rows)", "features", FIGURE_BARS,
+                                &series, 1};
+    const figure fig = {title, &panel, 1};
+    for (int b = 0; b < BINS; b++) number[b] = (double)count[b];
+    snprintf(title, sizeof title, "How often features fire (%lld never do)", (long long)never);
+    return draw_figure(ctx, path, &fig);
 }
 
 /* Writes the histogram as CSV or SVG, or prints it for -. */
-static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path) {
+static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, const char *path,
+                                   int64_t never) {
     double edge[BINS + 1];
-    int64_t count[BINS], max = 1;
+    int64_t count[BINS];
     page text;
-    int svg = ends_with(path, ".svg");
     if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
+    if (s == DLRN_OK && ends_with(path, ".svg"))
+        return draw_histogram(ctx, path, edge, count, never);
+    if (s == DLRN_OK) s = page_open(ctx, &text);
     if (s != DLRN_OK) return s;
-    for (int b = 0; b < BINS; b++) max = count[b] > max ? count[b] : max;
-    s = page_open(ctx, &text);
-    if (s != DLRN_OK) return s;
-    fputs(svg ? svg_head : "from,to,features\n", text.f);
-    for (int b = 0; b < BINS; b++) put_bin(text.f, svg, b, edge, count[b], max);
-    fputs(svg ? "</svg>\n" : "", text.f);
+    fputs("from,to,features\n", text.f);
+    for (int b = 0; b < BINS; b++)
+        fprintf(text.f, "%.6e,%.6e,%lld\n", edge[b], edge[b + 1], (long long)count[b]);
     s = page_end(ctx, &text);
     if (s == DLRN_OK) s = dlrn_file_write(ctx, path, text.text, text.size);
     page_free(&text);
@@ -463,7 +459,7 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     if (s == DLRN_OK) s = measure(o, dict, mt, f, e, &r);
     if (s == DLRN_OK && o->json) print_eval_json(o, &r);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &r);
-    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram);
+    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram, r.m.dead);
     dlrn_evaluator_destroy(e);
     return s;
 }
