@@ -1269,6 +1269,24 @@ static dlrn_status hf_logits(lm_model *base, int64_t first, int64_t rows, float 
     return DLRN_OK;
 }
 
+/* The architectures that there are end in a LayerNorm. */
+static dlrn_status hf_describe_head(lm_model *base, lm_head *out) {
+    hf_model *m = (hf_model *)base;
+    LM_TRY(hf_need_head(m));
+    out->norm = "LayerNorm";
+    out->eps = m->shape.eps;
+    out->weight = m->part[HF_LAST_NORM];
+    out->is_product = 1;
+    return DLRN_OK;
+}
+
+static dlrn_status hf_unembed(lm_model *base, const float *x, int64_t n, float *logits) {
+    const int64_t d = base->cfg.dim, v = base->cfg.vocab;
+    return dlrn_matmul(base->ctx, DLRN_NT, dlrn_view(x, n, d, d),
+                       dlrn_view(((hf_model *)base)->part[HF_UNEMBEDDING], v, d, d), 0,
+                       dlrn_view(logits, n, v, v), NULL);
+}
+
 /* log-sum-exp over the vocabulary. A task: HF_TILE_ROWS tokens and HF_PART entries, a tile of
    logits at a time. */
 typedef struct hf_lse {
@@ -1495,7 +1513,7 @@ static dlrn_status hf_find_site(lm_model *m, const char *name, int64_t layer, lm
 }
 
 static const lm_engine hf_engine = {
-    "hf",         hf_opens, hf_load, hf_read_config, hf_load_tokenizer, hf_destroy,
-    hf_find_site, hf_width, hf_run,  hf_logits,      hf_cross_entropy,  hf_begin,
-    hf_extend,    hf_fork,  NULL};
+    "hf",      hf_opens, hf_load,   hf_read_config,   hf_load_tokenizer, hf_destroy, hf_find_site,
+    hf_width,  hf_run,   hf_logits, hf_cross_entropy, hf_describe_head,  hf_unembed, hf_begin,
+    hf_extend, hf_fork,  NULL};
 #endif /* LM_HF_H */
