@@ -12,7 +12,8 @@
    recall.h   words that stand in files     saved.h    what a run writes of its dictionary
    paths.h    files, folders, patterns      train.h    train
    choose.h   rows that count               eval.h     eval
-                                            features.h features */
+   edit.h     one feature changed          features.h features
+   effect.h   effect                       steer.h    steer */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -53,6 +54,7 @@
 #include "train.h"
 #include "eval.h"
 #include "features.h"
+#include "edit.h"
 #include "effect.h"
 #include "steer.h"
 #include "compare.h"
