@@ -437,13 +437,14 @@ static dlrn_status find_token(effect *e, int64_t *token) {
 
 /* How exact the figures are, and what they cost. */
 static void method_text(const effect *e, char *text, size_t size) {
-    snprintf(text, size,
-             e->linear ? "exact for the logits with the final norm's length held: effects add up; "
-                         "what the change of the length does is left out (effect --feature I has "
-                         "it): %lld forward pass%s of an input, %lld run%s"
-                       : "exact: %lld forward pass%s of an input, %lld run%s",
+    char cost[96];
+    snprintf(cost, sizeof cost, "%lld forward pass%s of an input, in %lld run%s",
              (long long)e->passes, e->passes == 1 ? "" : "es", (long long)e->runs,
              e->runs == 1 ? "" : "s");
+    snprintf(text, size, "%s: exact%s", cost,
+             e->linear ? " for logits under the final norm's unchanged length, so that effects add "
+                         "up; effect --feature I has what the change of that length adds"
+                       : "");
 }
 
 static void json_tokens(json_writer *j, const effect *e, const feature_sum *f, const char *key,
@@ -524,8 +525,7 @@ static dlrn_status print_effect(const effect *e) {
     if (!order) return DLRN_ERR_MEMORY;
     printf("activation  %.4f on average, active on %lld of %lld tokens\n",
            f->activation / (double)e->rows, (long long)f->active, (long long)e->rows);
-    printf("KL          %.6f nats, of the changed next token from the unchanged\n",
-           f->kl / (double)e->rows);
+    printf("KL          %.6f nats (unchanged || changed)\n", f->kl / (double)e->rows);
     puts("    change     log p     after  up");
     for (int64_t i = 0; i < n; i++) print_token_change(e, f, order[i]);
     puts("    change     log p     after  down");
