@@ -66,6 +66,8 @@ within "changes nothing" 1e-9 0 "$(field "$d/out" kl)"
 within "of its activation" 1e-6 "$own" "$(field "$d/out" activation)"
 status "effect --token" 0 $effect --count 1 --token ' the' --json
 says "takes that token" '"token_text": " the"' "$d/out"
+status "effect --by p" 0 $effect --feature "$feature" --by p --count 1
+check "takes likelier tokens" sh -c "awk '/^ *[-+]/ { exit !(\$2 > -8) }' $d/out"
 status "two tokens" 1 $effect --token 'the cat'
 says "are counted" "--token: expected one token, found [2-9]" "$d/err"
 
@@ -153,6 +155,7 @@ says "are counted" "at most the model's 512 positions, found [0-9]* and 4000" "$
 wrong "neither prompt nor text" "--prompt: this flag is required, or --text" "$dl" effect --dict "$d/run" $at
 wrong "both" "expected --prompt or --text, found both" $effect --prompt a
 wrong "a place that is none" "first: expected last or all as --positions" $effect --positions first
+wrong "an order that is none" "x: expected log_p or p as --by" $effect --by x
 wrong "steer without a change" "--scale: this flag is required, or --set" $steer
 wrong "two changes" "--scale: expected --scale or --set, found both" $steer --scale 1 --set 2
 wrong "no feature" "--feature: this flag is required" "$dl" steer --dict "$d/run" $at --tokens 3 --scale 1

@@ -34,7 +34,7 @@ typedef struct options {
     const char *model, *text, *site, *prompt, *features, *layout, *from, *recipe, *tensor, *dtype;
     const char *config, *groups, *group_weights;
     const char *text_key, *tokens_key, *long_documents;
-    const char *vary, *scales, *x_axis, *y_axis, *positions, *token;
+    const char *vary, *scales, *x_axis, *y_axis, *positions, *token, *by;
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
@@ -333,6 +333,9 @@ static const flag flags[] = {
      "(default), or all tokens"},
     {"--token", F_TEXT, AT(token), C_EFFECT, 1, TEXT_MAX, "TEXT",
      "the next token whose log-probability is shown for each feature (default: the most likely)"},
+    {"--by", F_TEXT, AT(by), C_EFFECT, 1, TEXT_MAX, "log_p|p",
+     "the change by which a feature's tokens are sorted, that of log p (default) or of p: a token "
+     "that nearly never comes next can change its log p most"},
     {"--set", F_REAL, AT(set), C_EDITS, -1e300, 0, "V",
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",

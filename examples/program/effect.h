@@ -25,6 +25,7 @@ typedef struct effect {
     lm_documents inputs;
     double set;             /* the feature's value instead of its own */
     int everywhere;         /* --positions all */
+    int by_p;               /* --by p */
     int linear;             /* see linear_effects */
     feature_sum *of;        /* [count] */
     double *change, *log_p; /* [count][vocabulary] of `of`; [vocabulary] unchanged, summed */
@@ -305,7 +306,7 @@ static dlrn_status measure_inputs(effect *e) {
     for (int64_t i = 0, end; i < n && s == DLRN_OK; i = end) {
         end = end_of_batch(e, i, copies);
         s = measure_copies(e, i, end);
-        if (e->o->quiet || seconds() - e->told < 2) continue;
+        if (e->o->quiet || end == n || seconds() - e->told < 2) continue;
         e->told = seconds();
         tell("%lld of %lld inputs", (long long)end, (long long)n);
     }
@@ -409,13 +410,25 @@ static int by_change(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
+/* A token's change of log p or of p, averaged over the rows: of p it is the geometric mean's. */
+static double change_of(const effect *e, const feature_sum *f, int64_t id, int by_p) {
+    const double before = e->log_p[id] / (double)e->rows, change = f->change[id] / (double)e->rows;
+    return by_p ? exp(before + change) - exp(before) : change;
+}
+
 /* The tokens by their change, the largest gain first; freed with dlrn_free. */
-static int32_t *tokens_by_change(const effect *e, const feature_sum *f) {
+static int32_t *tokens_by_change(const effect *e, const feature_sum *f, int by_p) {
     int32_t *order = (int32_t *)dlrn_alloc(e->mt.ctx, e->vocab, sizeof *order);
-    for (int32_t i = 0; order && i < e->vocab; i++) order[i] = i;
-    sorted_by = f->change;
-    if (order) qsort(order, (size_t)e->vocab, sizeof *order, by_change);
-    return order;
+    double *key = (double *)dlrn_alloc(e->mt.ctx, e->vocab, sizeof *key);
+    for (int32_t i = 0; order && key && i < e->vocab; i++) {
+        order[i] = i;
+        key[i] = change_of(e, f, i, by_p);
+    }
+    sorted_by = key;
+    if (order && key) qsort(order, (size_t)e->vocab, sizeof *order, by_change);
+    if (!key) dlrn_free(e->mt.ctx, order);
+    dlrn_free(e->mt.ctx, key);
+    return key ? order : NULL;
 }
 
 /* The token whose log p is shown: --token, or the most likely one. */
@@ -457,7 +470,7 @@ static void json_tokens(json_writer *j, const effect *e, const feature_sum *f, c
         json_key(j, "text");
         put_token(j->f, e->mt.tok, id);
         json_real(j, "log_p", 9, e->log_p[id] / (double)e->rows);
-        json_real(j, "change", 9, f->change[id] / (double)e->rows);
+        json_real(j, "change", 9, change_of(e, f, id, 0));
         json_close(j, '}');
     }
     json_close(j, ']');
@@ -465,14 +478,14 @@ static void json_tokens(json_writer *j, const effect *e, const feature_sum *f, c
 
 static dlrn_status json_feature(json_writer *j, const effect *e, const feature_sum *f,
                                 int64_t token) {
-    int32_t *order = tokens_by_change(e, f);
+    int32_t *order = tokens_by_change(e, f, e->by_p);
     if (!order) return DLRN_ERR_MEMORY;
     json_open(j, NULL, '{');
     json_int(j, "feature", f->feature);
     json_real(j, "activation", 9, f->activation / (double)e->rows);
     json_int(j, "active", f->active);
     json_real(j, "kl", 9, f->kl / (double)e->rows);
-    json_real(j, "change", 9, f->change[token] / (double)e->rows);
+    json_real(j, "change", 9, change_of(e, f, token, 0));
     json_tokens(j, e, f, "up", order, 0, 1);
     json_tokens(j, e, f, "down", order, e->vocab - 1, -1);
     json_close(j, '}');
@@ -490,6 +503,7 @@ static dlrn_status print_effects_json(const effect *e, int64_t token, int64_t sh
     json_site(&j, e->o);
     json_real(&j, "set", 9, e->set);
     json_text(&j, "positions", e->everywhere ? "all" : "last");
+    json_text(&j, "by", e->by_p ? "p" : "log_p");
     json_int(&j, "inputs", e->inputs.count);
     json_int(&j, "rows", e->rows);
     json_text(&j, "method", e->linear ? "linear" : "forward passes");
@@ -511,7 +525,7 @@ static dlrn_status print_effects_json(const effect *e, int64_t token, int64_t sh
 
 /* A token of the list: log p before and after, and its change. */
 static void print_token_change(const effect *e, const feature_sum *f, int32_t id) {
-    const double before = e->log_p[id] / (double)e->rows, change = f->change[id] / (double)e->rows;
+    const double before = e->log_p[id] / (double)e->rows, change = change_of(e, f, id, 0);
     printf("  %+8.4f  %8.3f  %8.3f  ", change, before, before + change);
     put_token(stdout, e->mt.tok, id);
     putchar('\n');
@@ -521,7 +535,7 @@ static void print_token_change(const effect *e, const feature_sum *f, int32_t id
 static dlrn_status print_effect(const effect *e) {
     const feature_sum *f = e->of;
     const int64_t n = e->o->count < e->vocab ? e->o->count : e->vocab;
-    int32_t *order = tokens_by_change(e, f);
+    int32_t *order = tokens_by_change(e, f, e->by_p);
     if (!order) return DLRN_ERR_MEMORY;
     printf("activation  %.4f on average, active on %lld of %lld tokens\n",
            f->activation / (double)e->rows, (long long)f->active, (long long)e->rows);
@@ -534,20 +548,19 @@ static dlrn_status print_effect(const effect *e) {
     return DLRN_OK;
 }
 
-/* A line for each feature. */
+/* A line for each feature. Its tokens by p: one each, which had better be a likely one. */
 static dlrn_status print_each_effect(const effect *e, int64_t token, int64_t shown) {
     printf("next token  ");
     put_token(stdout, e->mt.tok, token);
     printf(": log p %.3f; %lld of %lld active features\n", e->log_p[token] / (double)e->rows,
            (long long)shown, (long long)e->active);
-    puts("   feature  activation  log p change          KL  most up, most down");
+    puts("   feature  activation  log p change          KL  p most up, down");
     for (int64_t k = 0; k < shown; k++) {
         const feature_sum *f = &e->of[k];
-        int32_t *order = tokens_by_change(e, f);
+        int32_t *order = tokens_by_change(e, f, 1);
         if (!order) return DLRN_ERR_MEMORY;
         printf("  %8lld  %10.4f  %+12.4f  %10.6f  ", (long long)f->feature,
-               f->activation / (double)e->rows, f->change[token] / (double)e->rows,
-               f->kl / (double)e->rows);
+               f->activation / (double)e->rows, change_of(e, f, token, 0), f->kl / (double)e->rows);
         put_token(stdout, e->mt.tok, order[0]);
         fputs(", ", stdout);
         put_token(stdout, e->mt.tok, order[e->vocab - 1]);
@@ -651,6 +664,8 @@ static int check_effect_flags(const options *o) {
         return usage_error("effect", "expected --prompt or --text, found both", "--prompt");
     if (o->positions && strcmp(o->positions, "last") && strcmp(o->positions, "all"))
         return usage_error("effect", "expected last or all as --positions", o->positions);
+    if (o->by && strcmp(o->by, "log_p") && strcmp(o->by, "p"))
+        return usage_error("effect", "expected log_p or p as --by", o->by);
     return check_site("effect", o);
 }
 
@@ -662,6 +677,7 @@ static int run_effect(dlrn_context *ctx, const options *o) {
     e.o = o;
     e.set = o->set == o->set ? o->set : 0;
     e.everywhere = o->positions && !strcmp(o->positions, "all");
+    e.by_p = o->by && !strcmp(o->by, "p");
     dlrn_status s = open_edited("effect", ctx, o, &e.dict, &e.mt);
     if (s == DLRN_OK) e.vocab = lm_config_of(e.mt.model)->vocab;
     if (s == DLRN_OK) e.linear = is_linear(&e);
