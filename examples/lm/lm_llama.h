@@ -1622,7 +1622,7 @@ static dlrn_status lcpp_engine_unembed(lm_model *base, const float *x, int64_t n
     lcpp_tensor t;
     LM_TRY(lcpp_open_tensor(m, m->unembed, v, d, &t));
     float *tile = lm_floats(base->ctx, LCPP_TILE, d);
-    void *raw = dlrn_alloc(base->ctx, LCPP_TILE, (int64_t)ggml_row_size(t.type, d));
+    void *raw = dlrn_alloc(base->ctx, LCPP_TILE, ggml_row_size(t.type, d));
     dlrn_status s = DLRN_ERR_MEMORY;
     if (tile && raw) s = lcpp_unembed_tiles(m, &t, x, n, tile, raw, logits);
     dlrn_free(base->ctx, raw);

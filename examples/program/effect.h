@@ -503,9 +503,9 @@ static dlrn_status print_effects_json(const effect *e, int64_t token, int64_t sh
     json_site(&j, e->o);
     json_real(&j, "set", 9, e->set);
     json_text(&j, "positions", e->everywhere ? "all" : "last");
-    json_text(&j, "by", e->by_p ? "p" : "log_p");
     json_int(&j, "inputs", e->inputs.count);
     json_int(&j, "rows", e->rows);
+    json_text(&j, "by", e->by_p ? "p" : "log_p");
     json_text(&j, "method", e->linear ? "linear" : "forward passes");
     json_text(&j, "exactness", method);
     json_int(&j, "forward_passes", e->passes);
@@ -636,12 +636,16 @@ static dlrn_status reserve_runs(effect *e) {
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-/* Whether the effects can be had without changing anything on the way. */
-static int is_linear(const effect *e) {
+/* Whether the effects can be had without changing anything on the way: behind the last layer, unless
+   this engine or this architecture cannot tell how the stream becomes logits. */
+static dlrn_status find_method(effect *e) {
     const lm_site *y = &e->mt.tap.y;
-    return e->o->feature < 0 && y->kind == LM_RESID_OUT &&
-           y->layer == lm_config_of(e->mt.model)->layers - 1 &&
-           lm_final_length(e->mt.model, NULL, 0, NULL) == DLRN_OK;
+    if (e->o->feature >= 0 || y->kind != LM_RESID_OUT ||
+        y->layer != lm_config_of(e->mt.model)->layers - 1)
+        return DLRN_OK;
+    const dlrn_status s = lm_final_length(e->mt.model, NULL, 0, NULL);
+    e->linear = s == DLRN_OK;
+    return s == DLRN_ERR_UNSUPPORTED ? DLRN_OK : s;
 }
 
 static void effect_close(effect *e) {
@@ -680,7 +684,7 @@ static int run_effect(dlrn_context *ctx, const options *o) {
     e.by_p = o->by && !strcmp(o->by, "p");
     dlrn_status s = open_edited("effect", ctx, o, &e.dict, &e.mt);
     if (s == DLRN_OK) e.vocab = lm_config_of(e.mt.model)->vocab;
-    if (s == DLRN_OK) e.linear = is_linear(&e);
+    if (s == DLRN_OK) s = find_method(&e);
     if (s == DLRN_OK) s = read_inputs(&e);
     if (s == DLRN_OK) s = reserve_runs(&e);
     if (s == DLRN_OK) s = choose_effects(&e);
