@@ -471,10 +471,10 @@ def check(case):
 # ---- Quantised files
 
 
-def quantised(source, out, kind):
-    """A copy of an f32 file whose matrices are of another type."""
+def quantised(source, out, kind, **how):
+    """A copy of an f32 file whose matrices are of another type. how: settings of GGUFWriter."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
+    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents(), **how)
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
@@ -518,6 +518,31 @@ def against_itself(case):
         moved = abs(found["loss_original"] - f32) / f32
         report(f"{case.name}, {kind.name}: cross-entropy is near that in f32", moved < 0.1, f"{moved:.1e}")
     case.gguf = exact
+
+
+def weights(path):
+    """What inspect lists of a file, and what gguf's own reader does."""
+    found = json.loads(run("inspect", path, "--json"))["tensors"]
+    wanted = [{"name": t.name, "dtype": t.tensor_type.name.lower(), "shape": [int(n) for n in reversed(t.shape)]}
+              for t in gguf.GGUFReader(path).tensors]
+    return found, wanted
+
+
+def in_parts(case):
+    """A model in several files: its tensors are listed, and the unembedding is found in one of them."""
+    found, wanted = weights(case.gguf)
+    report(f"{case.name}: inspect lists the tensors", found == wanted and len(found) > 9, f"{len(found)}")
+    quantised(case.gguf, case.folder / "parts.gguf", gguf.GGMLQuantizationType.F32, split_max_tensors=9)
+    first = sorted(case.folder.glob("parts-*.gguf"))[0]
+    parts, _ = weights(first)
+    key = lambda t: t["name"]  # noqa: E731
+    report(f"{case.name}: and those of several files", sorted(parts, key=key) == sorted(wanted, key=key))
+    layer = case.model.config.num_hidden_layers - 1
+    flags = ["--dict", dictionary(case, case.model.config.hidden_size), "--prompt", "She walked home.",
+             *where(case, "resid_out", layer), "--json"]
+    whole, part = (json.loads(run("effect", "--model", path, *flags)) for path in (case.gguf, first))
+    report(f"{case.name}: effects from several files", whole["method"] == "linear" and
+           whole["features"] == part["features"] and len(whole["features"]) == 8)
 
 
 # ---- Files that are not models
@@ -590,6 +615,7 @@ def main():
         if name in kept:
             against_itself(kept[name])
     if "llama" in kept:
+        in_parts(kept["llama"])
         damaged(kept["llama"])
     if "gemma 2" in kept:
         lacks_a_byte(kept["gemma 2"])

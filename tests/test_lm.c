@@ -1954,6 +1954,33 @@ TEST(engines_are_chosen_by_path) {
     CHECK(!strcmp(few, "embed, attn"));
 }
 
+/* e^x against the C library's, a NaN, and what is as good as 0; and two sums of it, of which one
+   leaves the numbers as they are. */
+TEST(exponentials) {
+    static float x[1000 + 16], copy[1000 + 16];
+    dlrn_rng rng = {4, 0, 0};
+    open_all();
+    for (int i = 0; i < 1000; i++) x[i] = -90 * (float)dlrn_rng_uniform_f64(&rng);
+    x[7] = -INFINITY, x[8] = -87, x[9] = -1e30f, x[10] = 0;
+    for (int n = 1; n <= 1000; n += n < 40 ? 1 : 37) {
+        float top[2] = {-INFINITY, -INFINITY};
+        double sum[2];
+        memcpy(copy, x, sizeof x);
+        lm_softmax(hf_of(model)->width, copy, n, 1, &top[0], &sum[0]);
+        lm_sum_exp(hf_of(model)->width, x, n, &top[1], &sum[1]);
+        CHECK_MSG(top[0] == top[1] && sum[0] == sum[1], "%d: %.17g and %.17g", n, sum[0], sum[1]);
+        for (int i = 0; i < n; i++) {
+            const double want = exp((double)x[i] - (double)top[0]);
+            CHECK_MSG(fabs((double)copy[i] - want) <= 3e-7 * want + 1e-37, "e^%g: %g", (double)x[i],
+                      (double)copy[i]);
+        }
+    }
+    x[20] = -NAN;
+    memcpy(copy, x, sizeof x);
+    lm_exp16(copy + 16);
+    CHECK(isnan(copy[20]) && !isnan(copy[21]));
+}
+
 /* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
 TEST(kernel_sets_agree) {
     static float want[MOST * V], got[MOST * V];
@@ -2028,6 +2055,7 @@ int main(int argc, char **argv) {
     RUN(generation_with_an_edit_of_two_sites);
     RUN(generation_that_fails);
     RUN(engines_are_chosen_by_path);
+    RUN(exponentials);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);

@@ -142,6 +142,17 @@ LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config
 /* The file with a folder's weights (or with the index of its shards), in the order in which
    transformers looks for it; 0: there is none. */
 LM_API int lm_find_weights(dlrn_context *ctx, const char *folder, char *path, size_t size);
+/* A tensor of a model's file: its name, its type as ggml names it ("f32", "q4_1"), its shape, the
+   last dimension along a row. Borrowed during the call. */
+typedef struct lm_weight {
+    const char *name, *type;
+    int64_t shape[4];
+    int ndim;
+} lm_weight;
+typedef dlrn_status (*lm_list)(void *user, const lm_weight *weight);
+/* Lists the tensors of a model in a GGUF file, in the file's order; those of other models are listed
+   by dlrn_archive_open. */
+LM_API dlrn_status lm_list_weights(dlrn_context *ctx, const char *path, lm_list list, void *user);
 /* asked(user) is called between layers, on any thread; non-zero ends the run with DLRN_STOPPED.
    NULL: never. A source of activations that was stopped loses no row. */
 LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user);
@@ -354,6 +365,8 @@ struct lm_engine {
     dlrn_status (*fork)(lm_model *m, dlrn_context *ctx, int64_t positions, lm_model **out);
     /* The names of this model's sites, with commas between. NULL: it has all of LM_KIND_LIST. */
     dlrn_status (*site_names)(lm_model *m, char *out, size_t size);
+    /* Calls list for each tensor. NULL: it reads files that dlrn_archive_open opens. */
+    dlrn_status (*list_weights)(dlrn_context *ctx, const char *path, lm_list list, void *user);
 };
 
 /* The functions of a tokenizer. */
@@ -555,6 +568,12 @@ LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config
     const lm_engine *engine = NULL;
     LM_TRY(lm_choose_engine(ctx, path, &engine));
     return engine->read_config(ctx, path, out);
+}
+
+LM_API dlrn_status lm_list_weights(dlrn_context *ctx, const char *path, lm_list list, void *user) {
+    const lm_engine *engine = NULL;
+    LM_TRY(lm_choose_engine(ctx, path, &engine));
+    return engine->list_weights ? engine->list_weights(ctx, path, list, user) : DLRN_OK;
 }
 
 LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user) {

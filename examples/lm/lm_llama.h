@@ -1387,23 +1387,23 @@ typedef struct lcpp_nats {
     double *nats;        /* [n]                              */
     int64_t vocab;
     lm_width width;
-    float *tile; /* [threads][LCPP_TILE] */
 } lcpp_nats;
 enum { LCPP_TILE = 4096 };
 
-/* log-sum-exp by parts, since lm_softmax overwrites what it reads and the logits may be wanted. */
+/* log-sum-exp by parts that stay in the cache between the pass for the largest and that for the sum.
+   */
 static void lcpp_nats_task(void *arg, int64_t task, int worker) {
     const lcpp_nats *j = (const lcpp_nats *)arg;
     const float *row = j->logits + task * j->vocab;
-    float *tile = j->tile + (int64_t)worker * LCPP_TILE, top = -INFINITY;
+    float top = -INFINITY;
     double sum = 0, more = 0;
+    (void)worker;
     j->nats[task] = 0;
     if (j->next[task] < 0) return;
     for (int64_t i = 0; i < j->vocab; i += LCPP_TILE) {
         const int64_t n = j->vocab - i < LCPP_TILE ? j->vocab - i : LCPP_TILE;
         const float before = top;
-        memcpy(tile, row + i, (size_t)n * sizeof *tile);
-        lm_softmax(j->width, tile, n, 1, &top, &more);
+        lm_sum_exp(j->width, row + i, n, &top, &more);
         sum = (before < top ? sum * exp((double)before - (double)top) : sum) + more;
     }
     j->nats[task] = (double)top + log(sum) - (double)row[j->next[task]];
@@ -1415,11 +1415,10 @@ static dlrn_status lcpp_add_nats(lcpp_model *m, int64_t piece, double *nats, int
     dlrn_context *ctx = m->base.ctx;
     const int64_t begin = r->start[r->piece[piece]], n = r->start[r->piece[piece + 1]] - begin;
     int32_t *next = (int32_t *)dlrn_alloc(ctx, n, sizeof *next);
-    lcpp_nats j = {NULL, next, NULL, m->base.cfg.vocab, lm_width_of(ctx), NULL};
+    lcpp_nats j = {NULL, next, NULL, m->base.cfg.vocab, lm_width_of(ctx)};
     j.logits = n ? llama_get_logits(m->run_room.at) : NULL;
     j.nats = (double *)dlrn_alloc(ctx, n, sizeof *j.nats);
-    j.tile = lm_floats(ctx, dlrn_context_describe(ctx).threads, LCPP_TILE);
-    const dlrn_status s = next && j.nats && j.tile ? DLRN_OK : DLRN_ERR_MEMORY;
+    const dlrn_status s = next && j.nats ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int64_t q = r->piece[piece]; q < r->piece[piece + 1] && s == DLRN_OK; q++)
         for (int64_t i = r->start[q]; i < r->start[q + 1]; i++)
             next[i - begin] = i + 1 < r->start[q + 1] ? r->id[i + 1] : -1;
@@ -1430,7 +1429,6 @@ static dlrn_status lcpp_add_nats(lcpp_model *m, int64_t piece, double *nats, int
     }
     dlrn_free(ctx, next);
     dlrn_free(ctx, j.nats);
-    dlrn_free(ctx, j.tile);
     return s;
 }
 
@@ -1452,46 +1450,86 @@ static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *bat
 // >>llama-unembedding
 /* The graph tells how the residual stream becomes logits, and the file has the weights. */
 
-/* Finds a tensor in one file. found 0: it is in another. */
-static dlrn_status lcpp_find_in_file(lcpp_model *m, const char *path, lcpp_tensor *t, int *found) {
-    const struct gguf_init_params how = {true, NULL};
+/* Opens file i of a model in one file or several. *files: how many there are; the first tells. meta:
+   gets the shapes of its tensors, to be freed with ggml_free; or NULL. */
+static dlrn_status lcpp_open_part(dlrn_context *ctx, const char *first, int i, int *files,
+                                  char *path, size_t size, struct gguf_context **out,
+                                  struct ggml_context **meta) {
+    const struct gguf_init_params how = {true, meta};
+    char prefix[4096];
+    snprintf(path, size, "%s", first);
+    if (i > 0 && !llama_split_prefix(prefix, sizeof prefix, first, 0, *files))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected the first of %d files", first, *files);
+    if (i > 0) llama_split_path(path, size, prefix, i, *files);
     lcpp_forget_log();
-    struct gguf_context *file = gguf_init_from_file(path, how);
-    if (!file)
-        return dlrn_fail(m->base.ctx, DLRN_ERR_IO, "%s: cannot be read: %s", path, lcpp_reason());
-    const int64_t i = gguf_find_tensor(file, t->name);
-    *found = i >= 0;
-    if (i >= 0) {
-        t->type = gguf_get_tensor_type(file, i);
-        t->at = (int64_t)(gguf_get_data_offset(file) + gguf_get_tensor_offset(file, i));
-        if (gguf_get_tensor_size(file, i) == (size_t)t->rows * ggml_row_size(t->type, t->cols))
-            t->f = fopen(path, "rb");
-    }
-    gguf_free(file);
-    if (i < 0 || t->f) return DLRN_OK;
-    return dlrn_fail(m->base.ctx, DLRN_ERR_IO, "%s: cannot be read", path);
+    *out = gguf_init_from_file(path, how);
+    if (!*out) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be read: %s", path, lcpp_reason());
+    const int64_t key = gguf_find_key(*out, "split.count");
+    if (i == 0)
+        *files = key >= 0 && gguf_get_kv_type(*out, key) == GGUF_TYPE_UINT16
+                     ? gguf_get_val_u16(*out, key)
+                     : 1;
+    return DLRN_OK;
 }
 
-/* Opens a tensor [rows][cols], also of a model in several files. Close t->f. */
+/* Opens a tensor [rows][cols]. Close t->f. */
 static dlrn_status lcpp_open_tensor(lcpp_model *m, const char *name, int64_t rows, int64_t cols,
                                     lcpp_tensor *t) {
-    char prefix[4096], path[4200], text[16] = "1";
-    int found = 0;
+    dlrn_context *ctx = m->base.ctx;
+    char path[4200];
+    int files = 1, found = 0;
     memset(t, 0, sizeof *t);
     t->name = name, t->rows = rows, t->cols = cols;
-    llama_model_meta_val_str(m->model, "split.count", text, sizeof text);
-    const int files = (int)strtol(text, NULL, 10);
-    snprintf(path, sizeof path, "%s", m->path);
-    if (files > 1 && !llama_split_prefix(prefix, sizeof prefix, m->path, 0, files))
-        return dlrn_fail(m->base.ctx, DLRN_ERR_IO, "%s: expected the first of %d files", m->path,
-                         files);
-    for (int i = 0; i == 0 || (i < files && !found); i++) {
-        if (files > 1) llama_split_path(path, sizeof path, prefix, i, files);
-        LM_TRY(lcpp_find_in_file(m, path, t, &found));
+    for (int i = 0; i < files && !found; i++) {
+        struct gguf_context *file;
+        LM_TRY(lcpp_open_part(ctx, m->path, i, &files, path, sizeof path, &file, NULL));
+        const int64_t at = gguf_find_tensor(file, name);
+        found = at >= 0;
+        if (found) {
+            t->type = gguf_get_tensor_type(file, at);
+            t->at = (int64_t)(gguf_get_data_offset(file) + gguf_get_tensor_offset(file, at));
+            if (gguf_get_tensor_size(file, at) == (size_t)rows * ggml_row_size(t->type, cols))
+                t->f = fopen(path, "rb");
+        }
+        gguf_free(file);
     }
-    if (found) return DLRN_OK;
-    return dlrn_fail(m->base.ctx, DLRN_ERR_FORMAT, "%s: tensor '%s': expected it, found none",
-                     m->path, name);
+    if (t->f) return DLRN_OK;
+    return dlrn_fail(ctx, found ? DLRN_ERR_IO : DLRN_ERR_FORMAT,
+                     "%s: tensor '%s': expected %lld x %lld numbers, found %s", path, name,
+                     (long long)rows, (long long)cols,
+                     found ? "others, or a file that cannot be read" : "no such tensor");
+}
+
+/* The tensors of a file, in its order. */
+static dlrn_status lcpp_list_file(struct gguf_context *file, struct ggml_context *meta,
+                                  lm_list list, void *user) {
+    for (int64_t i = 0; i < gguf_get_n_tensors(file); i++) {
+        lm_weight w;
+        memset(&w, 0, sizeof w);
+        w.name = gguf_get_tensor_name(file, i);
+        w.type = ggml_type_name(gguf_get_tensor_type(file, i));
+        const struct ggml_tensor *t = ggml_get_tensor(meta, w.name);
+        w.ndim = t ? ggml_n_dims(t) : 0;
+        for (int k = 0; k < w.ndim; k++) w.shape[k] = t->ne[w.ndim - 1 - k];
+        LM_TRY(list(user, &w));
+    }
+    return DLRN_OK;
+}
+
+static dlrn_status lcpp_engine_list(dlrn_context *ctx, const char *first, lm_list list,
+                                    void *user) {
+    char path[4200];
+    int files = 1;
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < files && s == DLRN_OK; i++) {
+        struct gguf_context *file;
+        struct ggml_context *meta = NULL;
+        LM_TRY(lcpp_open_part(ctx, first, i, &files, path, sizeof path, &file, &meta));
+        s = lcpp_list_file(file, meta, list, user);
+        gguf_free(file);
+        ggml_free(meta);
+    }
+    return s;
 }
 
 /* Reads rows [first, first + n) as f32. raw: scratch for their bytes. */
@@ -1719,5 +1757,6 @@ static const lm_engine llama_engine = {"llama.cpp",
                                        lcpp_engine_begin,
                                        lcpp_engine_extend,
                                        NULL,
-                                       lcpp_engine_site_names};
+                                       lcpp_engine_site_names,
+                                       lcpp_engine_list};
 #endif /* LM_LLAMA_H */
