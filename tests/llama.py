@@ -44,6 +44,7 @@ INPUTS = ("attn_z", "mlp_in", "mlp_hidden")  # what a module reads
 CTX_LEN = 40
 LIMIT = 1e-4  # of the largest number of an array
 OF_CE = 1e-5  # of a cross-entropy, in which rounding averages out
+OF_EFFECT = 1e-3  # nats
 # llama.cpp looks GELU up in a table of f16 numbers, and knows only the approximation by tanh. In random models most of
 # what GELU sees is beyond the table, where it is exact; tiny-neox may be this far from transformers, and this far
 # from transformers with GELU rounded likewise: a number between two of the table can go either way, by f16's spacing.
@@ -225,6 +226,11 @@ class Case:
         attention = first(block, "self_attn", "attention", "attn")
         return attention if site == "attn_out" else first(attention, "o_proj", "dense", "c_proj")
 
+    def norm(self):
+        """The final norm."""
+        base = self.model.base_model
+        return next(getattr(base, n) for n in ("norm", "final_layer_norm", "ln_f", "norm_f") if hasattr(base, n))
+
     def hook(self, site, layer, change):
         """change(value) is what the site's value becomes."""
         module = self.module(site, layer)
@@ -324,9 +330,12 @@ def dictionary(case, d, features=160):
     return path
 
 
+def encode(state, x):
+    return torch.relu((x - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"])
+
+
 def reconstruct(state, x):
-    f = torch.relu((x - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"])
-    return f @ state["decoder.weight"].T + state["bias"]
+    return encode(state, x) @ state["decoder.weight"].T + state["bias"]
 
 
 def evaluate(case, path, site, layer, *flags):
@@ -344,6 +353,58 @@ def cross_entropies(case, site, layer, batches, *flags, what="CE", bound=OF_CE):
     # a site at which an edit costs nothing would prove nothing
     cost = min(abs(wanted[k] - wanted["loss_original"]) for k in ("loss_reconstructed", "loss_zero"))
     report(f"{case.name}: editing {site} costs {cost:.4f} nats", cost > 10 * OF_CE * wanted["loss_original"])
+
+
+def effects(case, layer, everything, bound):
+    """`effect` at resid_out under a random dictionary: one feature on all texts, then the strongest of the first text.
+    everything: its last layer, behind which the effects are linear, unless the logits are capped."""
+    path, ids = dictionary(case, case.rows("resid_out", layer, case.batches[:1]).shape[1]), case.batches[0]
+    state = case.state
+    f = encode(state, torch.tensor(case.rows("resid_out", layer, [ids])[-1]))
+    site = ["--dict", path, *where(case, "resid_out", layer), "--json", "--quiet", "--count"]
+    vocab = case.model.config.vocab_size
+
+    def log_p(ids, feature=None):
+        def change(x):
+            new = x.clone()
+            new[:, -1] -= encode(state, x[:, -1])[:, [feature]] * state["decoder.weight"][:, feature]
+            return new
+
+        handle = None if feature is None else case.hook("resid_out", layer, change)
+        out = torch.log_softmax(torch.tensor(case.logits(ids)[-1]).double(), -1)
+        if handle:
+            handle.remove()
+        return out
+
+    def linear(feature):
+        head, norm = case.model.get_output_embeddings().weight, case.norm()
+        x = torch.tensor(case.rows("resid_out", layer, [ids])[-1])
+        moved = -f[feature] * state["decoder.weight"][:, feature]
+        centred = moved - moved.mean() if isinstance(norm, torch.nn.LayerNorm) else moved
+        x = x - x.mean() if isinstance(norm, torch.nn.LayerNorm) else x
+        eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 0))
+        weight = norm.weight + 1 if "Gemma" in type(norm).__name__ else norm.weight
+        delta = (centred * weight) @ head.T / torch.sqrt(x.pow(2).mean() + eps)
+        return torch.log_softmax(torch.tensor(case.logits(ids)[-1]).double() + delta.double(), -1)
+
+    if everything:
+        found = json.loads(run("effect", *text_of(case, "--documents", 1), *site, 160))
+        capped = getattr(case.model.config, "final_logit_softcapping", None) is not None
+        report(f"{case.name}: effects behind the last layer are linear", found["method"] == (
+            "forward passes" if capped else "linear") and found["forward_passes"] in (1, 1 + len(found["features"])))
+        plain, distance = log_p(ids), 0.0
+        for row in found["features"]:
+            changed = log_p(ids, row["feature"]) if capped else linear(row["feature"])
+            distance = max(distance, abs(row["change"] - float((changed - plain)[found["token"]])))
+        note(case, "effects, all", distance, bound)
+        report(f"{case.name}: all active features", len(found["features"]) == int((f > 0).sum()))
+        return
+    feature = int(f.argmax())
+    found = json.loads(run("effect", *text_of(case), "--feature", feature, *site, vocab))["features"][0]
+    wanted = torch.stack([log_p(i, feature) - log_p(i) for i in case.batches]).mean(0)
+    changes = {row["token"]: row["change"] for row in found["up"]}
+    distance = max(abs(changes[t] - float(wanted[t])) for t in range(len(changes)))
+    note(case, f"effect, up to {float(wanted.abs().max()):.2g}", distance, bound)
 
 
 def lacks(case, site):
@@ -393,6 +454,8 @@ def check(case):
         rows(case, site, [0] if site == "embed" else range(last + 1), case.batches, bound=bound)
         cross_entropies(case, site, 1, case.batches)
     cross_entropies(case, "resid_out", last, case.batches)
+    effects(case, 1, False, OF_EFFECT)
+    effects(case, last, True, OF_EFFECT)
     bos = case.model.config.bos_token_id
     rows(case, "resid_out", [1], split(case), "--long", "split", what="resid_out, split")
     rows(case, "resid_out", [1], split(case, bos), "--long", "split", "--bos", what="resid_out, split, bos")
@@ -408,10 +471,10 @@ def check(case):
 # ---- Quantised files
 
 
-def quantised(source, out, kind):
-    """A copy of an f32 file whose matrices are of another type."""
+def quantised(source, out, kind, **how):
+    """A copy of an f32 file whose matrices are of another type. how: settings of GGUFWriter."""
     reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents())
+    writer = gguf.GGUFWriter(out, reader.get_field("general.architecture").contents(), **how)
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
@@ -455,6 +518,31 @@ def against_itself(case):
         moved = abs(found["loss_original"] - f32) / f32
         report(f"{case.name}, {kind.name}: cross-entropy is near that in f32", moved < 0.1, f"{moved:.1e}")
     case.gguf = exact
+
+
+def weights(path):
+    """What inspect lists of a file, and what gguf's own reader does."""
+    found = json.loads(run("inspect", path, "--json"))["tensors"]
+    wanted = [{"name": t.name, "dtype": t.tensor_type.name.lower(), "shape": [int(n) for n in reversed(t.shape)]}
+              for t in gguf.GGUFReader(path).tensors]
+    return found, wanted
+
+
+def in_parts(case):
+    """A model in several files: its tensors are listed, and the unembedding is found in one of them."""
+    found, wanted = weights(case.gguf)
+    report(f"{case.name}: inspect lists the tensors", found == wanted and len(found) > 9, f"{len(found)}")
+    quantised(case.gguf, case.folder / "parts.gguf", gguf.GGMLQuantizationType.F32, split_max_tensors=9)
+    first = sorted(case.folder.glob("parts-*.gguf"))[0]
+    parts, _ = weights(first)
+    key = lambda t: t["name"]  # noqa: E731
+    report(f"{case.name}: and those of several files", sorted(parts, key=key) == sorted(wanted, key=key))
+    layer = case.model.config.num_hidden_layers - 1
+    flags = ["--dict", dictionary(case, case.model.config.hidden_size), "--prompt", "She walked home.",
+             *where(case, "resid_out", layer), "--json"]
+    whole, part = (json.loads(run("effect", "--model", path, *flags)) for path in (case.gguf, first))
+    report(f"{case.name}: effects from several files", whole["method"] == "linear" and
+           whole["features"] == part["features"] and len(whole["features"]) == 8)
 
 
 # ---- Files that are not models
@@ -527,6 +615,7 @@ def main():
         if name in kept:
             against_itself(kept[name])
     if "llama" in kept:
+        in_parts(kept["llama"])
         damaged(kept["llama"])
     if "gemma 2" in kept:
         lacks_a_byte(kept["gemma 2"])

@@ -242,6 +242,16 @@ TEST_UNUSED dlrn_context *test_context(const char *kernels, int threads) {
 }
 #endif
 
+/* The largest difference between two arrays [n], over the largest value of the second. */
+TEST_UNUSED double apart(const float *a, const float *b, int64_t n) {
+    double most = 0, scale = 1e-30;
+    for (int64_t i = 0; i < n; i++) {
+        most = fmax(most, fabs((double)a[i] - (double)b[i]));
+        scale = fmax(scale, fabs((double)b[i]));
+    }
+    return most / scale;
+}
+
 /* got [n] is want, to 3e-6 of the largest: as near as sums in f32 of another order come. */
 TEST_UNUSED void check_near(const char *what, const float *got, const float *want, int64_t n) {
     double max = 0;

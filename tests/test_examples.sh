@@ -61,6 +61,8 @@ for source in examples/[0-9][0-9]_*.c; do
         ;;
     07_*) at_least "$name" 75 "variance explained" && promise "$name" 'L0 [23]\.' ;;
     08_*) at_least "$name" 80 "layer's output" ;;
+    11_*) promise "$name" '^feature [0-9]+, active with [0-9.]+, makes likely:$' &&
+        promise "$name" '^  \+[0-9.]+ .[a-z]+.$' && promise "$name" '^  \+40\.0 ' ;;
     esac
 done
 check "02, 06, 07 and 08 leave their dictionaries, the others nothing" \

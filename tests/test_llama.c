@@ -156,15 +156,6 @@ static float *rows_of(const lm_batch *b, const lm_tap *tap, int64_t *width) {
     return e.x[0];
 }
 
-static double apart(const float *a, const float *b, int64_t n) {
-    double most = 0, scale = 1e-30;
-    for (int64_t i = 0; i < n; i++) {
-        most = fmax(most, fabs((double)a[i] - (double)b[i]));
-        scale = fmax(scale, fabs((double)b[i]));
-    }
-    return most / scale;
-}
-
 /* Weights in few bits are multiplied by rows rounded to eight, and a last bit may tip a number over
    to the next of them. */
 static double near_enough(void) {
@@ -286,6 +277,61 @@ TEST(logits) {
     CHECK_STATUS(lm_logits(model, 1, TOKENS, x), DLRN_ERR_ARGUMENT);
     CHECK_STATUS(lm_logits(model, -1, 1, x), DLRN_ERR_ARGUMENT);
     free(x);
+}
+
+/* Rows of a tensor by its name, of the first sequence. */
+static float *named_rows(const char *name, int64_t *d) {
+    const lm_batch one = {id, start, 1};
+    lm_tap tap;
+    CHECK_OK(ctx, lm_site_named(model, name, 0, &tap.x));
+    tap.y = tap.x;
+    return rows_of(&one, &tap, d);
+}
+
+/* The unembedding by its weights in the file is the graph's product, before what caps or scales
+   it. Quantised weights: ggml rounds the rows that it multiplies, and we do not. */
+TEST(direct_logits) {
+    const lm_batch b = open_all(), one = {id, start, 1};
+    const int64_t v = lm_config_of(model)->vocab, n = start[1];
+    const double near = near_enough();
+    lm_site site;
+    lm_tap tap;
+    double length[TOKENS];
+    int64_t d, dx;
+    (void)b;
+    float *got = (float *)malloc((size_t)(2 * n * v) * sizeof(float)), *logits = got + n * v;
+    CHECK(got && strcmp(lm_final_norm(model), "none"));
+    CHECK_OK(ctx, lm_run(model, &one, NULL, 0, NULL, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, n, logits));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", lm_config_of(model)->layers - 1, &site));
+    CHECK_OK(ctx, lm_tap_at(model, site, LM_IO_OUT, &tap));
+    float *x = rows_of(&one, &tap, &dx), *normed = named_rows("tensor:result_norm", &d);
+    CHECK(d == dx && d == lm_config_of(model)->dim);
+    CHECK_OK(ctx, lm_direct_logits(model, normed, n, 1, got));
+    const dlrn_status s = lm_final_length(model, x, n, length);
+    if (s == DLRN_OK) { /* the rows' differences, since a bias is in all */
+        for (int64_t i = 1; i < n; i++)
+            for (int64_t k = 0; k < v; k++)
+                got[i * v + k] -= got[k], logits[i * v + k] -= logits[k];
+        CHECK_MSG(apart(got + v, logits + v, (n - 1) * v) < near, "plain: %g",
+                  apart(got + v, logits + v, (n - 1) * v));
+        CHECK_OK(ctx, lm_direct_logits(model, x, n, 0, got));
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t k = 0; k < v; k++) {
+                got[i * v + k] = (float)((double)got[i * v + k] / length[i]);
+                if (i) got[i * v + k] -= got[k];
+            }
+        CHECK_MSG(apart(got + v, logits + v, (n - 1) * v) < near, "%g",
+                  apart(got + v, logits + v, (n - 1) * v));
+    } else {
+        CHECK_STATUS(s, DLRN_ERR_UNSUPPORTED);
+        CHECK_STR(dlrn_error(ctx), "found a scale or a soft-cap behind it");
+        for (int64_t i = 0; i < n * v; i++) got[i] = 30 * tanhf(got[i] / 30); /* Gemma 2's */
+        CHECK_MSG(apart(got, logits, n * v) < near, "capped: %g", apart(got, logits, n * v));
+    }
+    free(normed);
+    free(x);
+    free(got);
 }
 
 static int asked, patience; /* of the next: says stop after so many questions; -1: never */
@@ -673,6 +719,7 @@ int main(int argc, char **argv) {
     RUN(several_taps);
     RUN(pieces);
     RUN(logits);
+    RUN(direct_logits);
     RUN(context_ends);
     RUN(stop);
     RUN(visit_fails);

@@ -49,16 +49,6 @@ static int64_t golden_ids(int which, int32_t *id) {
     return n;
 }
 
-/* Largest difference, over the largest value. */
-static double apart(const float *a, const float *b, int64_t n) {
-    double most = 0, scale = 1e-30;
-    for (int64_t i = 0; i < n; i++) {
-        most = fmax(most, fabs((double)a[i] - (double)b[i]));
-        scale = fmax(scale, fabs((double)b[i]));
-    }
-    return most / scale;
-}
-
 /* Both texts in one batch. */
 static int32_t both_id[2 * MOST];
 static int64_t both_start[3];
@@ -87,6 +77,61 @@ TEST(logits) {
     }
     CHECK_OK(ctx, lm_run(model, &b, NULL, 0, NULL, NULL, 0));
     CHECK_STATUS(lm_logits(model, 0, 1, got), DLRN_ERR_ARGUMENT);
+}
+
+static float stream[2][D], changed[D];
+static dlrn_status change_stream(void *user, int tap, const float *x, float *y, int64_t n) {
+    (void)tap, (void)x;
+    CHECK(n == 2);
+    memcpy(stream, y, sizeof stream);
+    for (int j = 0; user && j < D; j++) y[j] += changed[j];
+    return DLRN_OK;
+}
+
+/* Logits are direct logits over the length of the stream, and what is the same for all rows. An
+   engine's own words for what a change of the stream does: with the length of the changed stream,
+   the change of the logits. */
+TEST(direct_logits) {
+    static float logits[2][V], direct[2][V], plain[V], want[V], weighed[D];
+    static const int64_t start[2] = {0, 2};
+    int32_t id[MOST];
+    double length[2], mean = 0;
+    lm_tap tap;
+    open_all();
+    golden_ids(0, id);
+    const lm_batch b = {id, start, 1};
+    CHECK(!strcmp(lm_final_norm(model), "LayerNorm"));
+    CHECK_OK(ctx, lm_site_named(model, "resid_out", LAYERS - 1, &tap.x));
+    tap.y = tap.x;
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, change_stream, NULL, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, 2, logits[0]));
+    CHECK_OK(ctx, lm_direct_logits(model, stream[0], 2, 0, direct[0]));
+    CHECK_OK(ctx, lm_final_length(model, stream[0], 2, length));
+    for (int k = 0; k < V; k++) {
+        want[k] = logits[1][k] - logits[0][k];
+        plain[k] = (float)((double)direct[1][k] / length[1] - (double)direct[0][k] / length[0]);
+    }
+    CHECK_MSG(apart(plain, want, V) < 1e-5, "%g", apart(plain, want, V));
+    /* by the unembedding alone, with the norm's work done by hand */
+    for (int j = 0; j < D; j++) mean += (double)stream[0][j] / D;
+    for (int j = 0; j < D; j++)
+        weighed[j] = (float)((double)stream[0][j] - mean) * hf_of(model)->part[HF_LAST_NORM][j];
+    CHECK_OK(ctx, lm_direct_logits(model, weighed, 1, 1, plain));
+    CHECK_MSG(apart(plain, direct[0], V) < 1e-5, "%g", apart(plain, direct[0], V));
+    /* additive, but for the length */
+    for (int j = 0; j < D; j++) changed[j] = (float)(j % 7) - 3;
+    CHECK_OK(ctx, lm_run(model, &b, &tap, 1, change_stream, changed, 1));
+    CHECK_OK(ctx, lm_logits(model, 0, 1, logits[1]));
+    CHECK_OK(ctx, lm_direct_logits(model, changed, 1, 0, plain));
+    for (int j = 0; j < D; j++) stream[0][j] += changed[j];
+    CHECK_OK(ctx, lm_final_length(model, stream[0], 1, length + 1));
+    for (int k = 0; k < V; k++) {
+        const double moved = ((double)direct[0][k] + (double)plain[k]) / length[1];
+        want[k] = logits[1][k] - logits[0][k];
+        direct[1][k] = (float)(moved - (double)direct[0][k] / length[0]);
+    }
+    CHECK_MSG(apart(direct[1], want, V) < 1e-5, "%g", apart(direct[1], want, V));
+    CHECK_OK(ctx, lm_direct_logits(model, NULL, 0, 0, NULL));
 }
 
 static float seen[MOST * D];
@@ -1909,6 +1954,33 @@ TEST(engines_are_chosen_by_path) {
     CHECK(!strcmp(few, "embed, attn"));
 }
 
+/* e^x against the C library's, a NaN, and what is as good as 0; and two sums of it, of which one
+   leaves the numbers as they are. */
+TEST(exponentials) {
+    static float x[1000 + 16], copy[1000 + 16];
+    dlrn_rng rng = {4, 0, 0};
+    open_all();
+    for (int i = 0; i < 1000; i++) x[i] = -90 * (float)dlrn_rng_uniform_f64(&rng);
+    x[7] = -INFINITY, x[8] = -87, x[9] = -1e30f, x[10] = 0;
+    for (int n = 1; n <= 1000; n += n < 40 ? 1 : 37) {
+        float top[2] = {-INFINITY, -INFINITY};
+        double sum[2];
+        memcpy(copy, x, sizeof x);
+        lm_softmax(hf_of(model)->width, copy, n, 1, &top[0], &sum[0]);
+        lm_sum_exp(hf_of(model)->width, x, n, &top[1], &sum[1]);
+        CHECK_MSG(top[0] == top[1] && sum[0] == sum[1], "%d: %.17g and %.17g", n, sum[0], sum[1]);
+        for (int i = 0; i < n; i++) {
+            const double want = exp((double)x[i] - (double)top[0]);
+            CHECK_MSG(fabs((double)copy[i] - want) <= 3e-7 * want + 1e-37, "e^%g: %g", (double)x[i],
+                      (double)copy[i]);
+        }
+    }
+    x[20] = -NAN;
+    memcpy(copy, x, sizeof x);
+    lm_exp16(copy + 16);
+    CHECK(isnan(copy[20]) && !isnan(copy[21]));
+}
+
 /* The same bits with every set of kernels, also where the compiler may fuse products and sums. */
 TEST(kernel_sets_agree) {
     static float want[MOST * V], got[MOST * V];
@@ -1937,6 +2009,7 @@ TEST(kernel_sets_agree) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(logits);
+    RUN(direct_logits);
     RUN_LONG(every_site_of_every_layer);
     RUN(cross_entropy_under_interventions);
     RUN(batch_does_not_matter);
@@ -1982,6 +2055,7 @@ int main(int argc, char **argv) {
     RUN(generation_with_an_edit_of_two_sites);
     RUN(generation_that_fails);
     RUN(engines_are_chosen_by_path);
+    RUN(exponentials);
     RUN(kernel_sets_agree);
     dlrn_archive_close(golden);
     lm_destroy(model);

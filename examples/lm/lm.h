@@ -23,6 +23,7 @@
    >>engine      what an engine provides
    >>sites       names of sites, and what a dictionary at a site reads and replaces
    >>engines     the table, and calls that the engine answers
+   >>unembedding rows at the end of the residual stream as logits
    >>tokenizer   text to token ids and back
    >>text        activations of a text as a dlrn_source
    >>judge       a dlrn_language_model: cross-entropy with activations edited
@@ -141,6 +142,17 @@ LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config
 /* The file with a folder's weights (or with the index of its shards), in the order in which
    transformers looks for it; 0: there is none. */
 LM_API int lm_find_weights(dlrn_context *ctx, const char *folder, char *path, size_t size);
+/* A tensor of a model's file: its name, its type as ggml names it ("f32", "q4_1"), its shape, the
+   last dimension along a row. Borrowed during the call. */
+typedef struct lm_weight {
+    const char *name, *type;
+    int64_t shape[4];
+    int ndim;
+} lm_weight;
+typedef dlrn_status (*lm_list)(void *user, const lm_weight *weight);
+/* Lists the tensors of a model in a GGUF file, in the file's order; those of other models are listed
+   by dlrn_archive_open. */
+LM_API dlrn_status lm_list_weights(dlrn_context *ctx, const char *path, lm_list list, void *user);
 /* asked(user) is called between layers, on any thread; non-zero ends the run with DLRN_STOPPED.
    NULL: never. A source of activations that was stopped loses no row. */
 LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user);
@@ -172,7 +184,8 @@ typedef struct lm_batch {
 typedef dlrn_status (*lm_visit)(void *user, int tap, const float *x, float *y, int64_t n);
 
 /* Runs the model over a batch. whole: up to the last norm, as lm_logits and lm_cross_entropy need
-   it; otherwise the run stops after the last tap. */
+   it; otherwise the run stops after the last tap. llama.cpp runs a long batch in several pieces (see
+   lm_llama.h), and then computes the logits of a piece when you first read them. */
 LM_API dlrn_status lm_run(lm_model *m, const lm_batch *batch, const lm_tap *taps, int n_taps,
                           lm_visit visit, void *user, int whole);
 /* After a whole run: logits [rows][vocab] of its tokens [first, first + rows). */
@@ -181,15 +194,22 @@ LM_API dlrn_status lm_logits(lm_model *m, int64_t first, int64_t rows, float *lo
 LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *nats,
                                     int64_t *tokens);
 
-/* What rows added at the end of the residual stream add to the logits: x [n][dim], logits [n][vocab].
-   The unembedding is linear. The final norm is not: its weight is applied, and a LayerNorm's
-   centring; it then divides by the length of the whole stream there, which is left out, so the
-   result is in units of logits times that length. plain 1: x times the unembedding alone, as
-   SAEDashboard computes it. */
+/* What rows added at the end of the residual stream add to the logits: x [n][dim], logits
+   [n][vocab], before any bias, scale or soft-cap that follows the unembedding. The unembedding is
+   linear. The final norm is not: its weight is applied, and a LayerNorm's centring; it then divides
+   by the length of the whole stream there, which is left out, so the result is in units of logits
+   times that length. plain 1: x times the unembedding alone, as SAEDashboard computes it.
+   DLRN_ERR_UNSUPPORTED: a GGUF file of an architecture in which something else stands between the
+   final norm and the unembedding. */
 LM_API dlrn_status lm_direct_logits(lm_model *m, const float *x, int64_t n, int plain,
                                     float *logits);
-/* The final norm's name: "LayerNorm", "RMSNorm" or "none"; static. */
-LM_API const char *lm_final_norm(const lm_model *m);
+/* The final norm's name: "LayerNorm", "RMSNorm" or "none" (also where lm_direct_logits fails);
+   static. */
+LM_API const char *lm_final_norm(lm_model *m);
+/* What the final norm divides rows by: length [n] of x [n][dim], rows of the end of the residual
+   stream. Direct logits over that length are the change of the logits with the length held.
+   DLRN_ERR_UNSUPPORTED also where a scale or a soft-cap follows the unembedding. */
+LM_API dlrn_status lm_final_length(lm_model *m, const float *x, int64_t n, double *length);
 
 typedef struct lm_sampling {
     int64_t documents, tokens; /* how many; the longest one, without the prompt */
@@ -301,6 +321,15 @@ LM_API void lm_language_model(lm_judge *judge, dlrn_language_model *out);
 /* ------------------------------------------------------------------------------------------ */
 // >>engine
 
+/* How the residual stream becomes logits: a norm, then the unembedding. */
+typedef struct lm_head {
+    const char *norm;    /* "LayerNorm", "RMSNorm" or "none"; static */
+    double eps;          /* of the norm */
+    const float *weight; /* [dim] what multiplies a normed row; NULL: all 1. The model's */
+    int is_product;      /* 1: the logits are the product and at most a bias; 0: a scale or a
+                            soft-cap follows */
+} lm_head;
+
 /* One row for each engine. Functions get arguments that lm.h has checked: ids below the vocabulary,
    sequences within the positions, sites that find_site gave; logits and cross_entropy come after a
    whole run. */
@@ -319,6 +348,10 @@ struct lm_engine {
                        lm_visit visit, void *user, int whole);
     dlrn_status (*logits)(lm_model *m, int64_t first, int64_t rows, float *logits);
     dlrn_status (*cross_entropy)(lm_model *m, const lm_batch *batch, double *nats, int64_t *tokens);
+    /* The end of the model. An error says why the engine cannot tell. */
+    dlrn_status (*head)(lm_model *m, lm_head *out);
+    /* logits [n][vocab] of x [n][dim] times the unembedding; head comes before. */
+    dlrn_status (*unembed)(lm_model *m, const float *x, int64_t n, float *logits);
     /* For sampling: forgets the tokens that were cached, and makes room for so many sequences of so
        many tokens. 0 and 0: frees that room. */
     dlrn_status (*begin)(lm_model *m, int64_t sequences, int64_t positions);
@@ -332,6 +365,8 @@ struct lm_engine {
     dlrn_status (*fork)(lm_model *m, dlrn_context *ctx, int64_t positions, lm_model **out);
     /* The names of this model's sites, with commas between. NULL: it has all of LM_KIND_LIST. */
     dlrn_status (*site_names)(lm_model *m, char *out, size_t size);
+    /* Calls list for each tensor. NULL: it reads files that dlrn_archive_open opens. */
+    dlrn_status (*list_weights)(dlrn_context *ctx, const char *path, lm_list list, void *user);
 };
 
 /* The functions of a tokenizer. */
@@ -349,6 +384,7 @@ struct lm_tokenizer_kind {
 #ifdef LM_IMPLEMENTATION
 #undef LM_IMPLEMENTATION
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <stdarg.h>
@@ -534,6 +570,12 @@ LM_API dlrn_status lm_read_config(dlrn_context *ctx, const char *path, lm_config
     return engine->read_config(ctx, path, out);
 }
 
+LM_API dlrn_status lm_list_weights(dlrn_context *ctx, const char *path, lm_list list, void *user) {
+    const lm_engine *engine = NULL;
+    LM_TRY(lm_choose_engine(ctx, path, &engine));
+    return engine->list_weights ? engine->list_weights(ctx, path, list, user) : DLRN_OK;
+}
+
 LM_API void lm_on_stop(lm_model *m, int (*asked)(void *user), void *user) {
     m->stop = asked;
     m->stop_user = user;
@@ -600,6 +642,61 @@ LM_API dlrn_status lm_cross_entropy(lm_model *m, const lm_batch *batch, double *
                                     int64_t *tokens) {
     LM_TRY(lm_check_whole(m));
     return m->engine->cross_entropy(m, batch, nats, tokens);
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>unembedding
+
+/* What a LayerNorm subtracts from a row. */
+static double lm_row_mean(const lm_head *head, const float *x, int64_t d) {
+    double sum = 0;
+    if (strcmp(head->norm, "LayerNorm")) return 0;
+    for (int64_t j = 0; j < d; j++) sum += (double)x[j];
+    return sum / (double)d;
+}
+
+/* A row as the final norm passes it on, but for the division by its length. */
+static void lm_weigh_row(const lm_head *head, const float *x, int64_t d, float *y) {
+    const double mean = lm_row_mean(head, x, d);
+    for (int64_t j = 0; j < d; j++)
+        y[j] = (float)(((double)x[j] - mean) * (head->weight ? (double)head->weight[j] : 1));
+}
+
+LM_API dlrn_status lm_direct_logits(lm_model *m, const float *x, int64_t n, int plain,
+                                    float *logits) {
+    const int64_t d = m->cfg.dim;
+    lm_head head;
+    LM_TRY(m->engine->head(m, &head));
+    if (n <= 0) return DLRN_OK;
+    if (plain) return m->engine->unembed(m, x, n, logits);
+    float *rows = lm_floats(m->ctx, n, d);
+    if (!rows) return DLRN_ERR_MEMORY;
+    for (int64_t i = 0; i < n; i++) lm_weigh_row(&head, x + i * d, d, rows + i * d);
+    const dlrn_status s = m->engine->unembed(m, rows, n, logits);
+    dlrn_free(m->ctx, rows);
+    return s;
+}
+
+LM_API const char *lm_final_norm(lm_model *m) {
+    lm_head head;
+    return m->engine->head(m, &head) == DLRN_OK ? head.norm : "none";
+}
+
+LM_API dlrn_status lm_final_length(lm_model *m, const float *x, int64_t n, double *length) {
+    const int64_t d = m->cfg.dim;
+    lm_head head;
+    LM_TRY(m->engine->head(m, &head));
+    if (!head.is_product)
+        return dlrn_fail(m->ctx, DLRN_ERR_UNSUPPORTED,
+                         "final norm: expected logits that are a product with the unembedding, "
+                         "found a scale or a soft-cap behind it");
+    for (int64_t i = 0; i < n; i++, x += d) {
+        const double mean = lm_row_mean(&head, x, d);
+        double square = 0;
+        for (int64_t j = 0; j < d; j++) square += ((double)x[j] - mean) * ((double)x[j] - mean);
+        length[i] = strcmp(head.norm, "none") ? sqrt(square / (double)d + head.eps) : 1;
+    }
+    return DLRN_OK;
 }
 
 /* ------------------------------------------------------------------------------------------ */

@@ -1269,6 +1269,24 @@ static dlrn_status hf_logits(lm_model *base, int64_t first, int64_t rows, float 
     return DLRN_OK;
 }
 
+/* The architectures that there are end in a LayerNorm. */
+static dlrn_status hf_describe_head(lm_model *base, lm_head *out) {
+    hf_model *m = (hf_model *)base;
+    LM_TRY(hf_need_head(m));
+    out->norm = "LayerNorm";
+    out->eps = m->shape.eps;
+    out->weight = m->part[HF_LAST_NORM];
+    out->is_product = 1;
+    return DLRN_OK;
+}
+
+static dlrn_status hf_unembed(lm_model *base, const float *x, int64_t n, float *logits) {
+    const int64_t d = base->cfg.dim, v = base->cfg.vocab;
+    return dlrn_matmul(base->ctx, DLRN_NT, dlrn_view(x, n, d, d),
+                       dlrn_view(((hf_model *)base)->part[HF_UNEMBEDDING], v, d, d), 0,
+                       dlrn_view(logits, n, v, v), NULL);
+}
+
 /* log-sum-exp over the vocabulary. A task: HF_TILE_ROWS tokens and HF_PART entries, a tile of
    logits at a time. */
 typedef struct hf_lse {
@@ -1283,13 +1301,13 @@ typedef struct hf_lse {
 
 /* Adds a tile of a token's logits to its sum, and keeps the target's logit if it is among them. */
 static void hf_lse_row(const hf_lse *j, int64_t token, int64_t part, int64_t from, int64_t width,
-                       float *logit) {
+                       const float *logit) {
     const lm_batch *b = j->batch;
     float *top = j->top + token * j->parts + part, before = *top;
     double *sum = j->sum + token * j->parts + part, more;
     int64_t next = token + 1 < j->m->tokens ? b->id[b->start[0] + token + 1] : -1;
     if (next >= from && next < from + width) j->target[token] = logit[next - from];
-    lm_softmax(j->m->width, logit, width, 1, top, &more);
+    lm_sum_exp(j->m->width, logit, width, top, &more);
     *sum = (before < *top ? *sum * exp((double)before - (double)*top) : *sum) + more;
 }
 
@@ -1494,8 +1512,22 @@ static dlrn_status hf_find_site(lm_model *m, const char *name, int64_t layer, lm
     return lm_site_in_layer(m, (lm_kind)kind, layer, out);
 }
 
-static const lm_engine hf_engine = {
-    "hf",         hf_opens, hf_load, hf_read_config, hf_load_tokenizer, hf_destroy,
-    hf_find_site, hf_width, hf_run,  hf_logits,      hf_cross_entropy,  hf_begin,
-    hf_extend,    hf_fork,  NULL};
+static const lm_engine hf_engine = {"hf",
+                                    hf_opens,
+                                    hf_load,
+                                    hf_read_config,
+                                    hf_load_tokenizer,
+                                    hf_destroy,
+                                    hf_find_site,
+                                    hf_width,
+                                    hf_run,
+                                    hf_logits,
+                                    hf_cross_entropy,
+                                    hf_describe_head,
+                                    hf_unembed,
+                                    hf_begin,
+                                    hf_extend,
+                                    hf_fork,
+                                    NULL,
+                                    NULL};
 #endif /* LM_HF_H */

@@ -53,6 +53,7 @@
 
 #include <ggml-backend.h>
 #include <ggml.h>
+#include <gguf.h>
 #include <llama.h>
 
 /* ------------------------------------------------------------------------------------------ */
@@ -77,6 +78,7 @@ typedef struct lcpp_node {
     enum ggml_op op;
     int64_t width; /* numbers for each token; 0: it has no row of f32 for each token */
     int tokens;    /* the dimension of the tokens: the last that is not 1 */
+    float setting; /* of a norm its eps, of a scale its factor */
 } lcpp_node;
 
 /* A llama context, and what it has room for. */
@@ -85,6 +87,15 @@ typedef struct lcpp_room {
     int64_t sequences, cells, tokens;
     int edited; /* its cache may hold numbers that are not finite */
 } lcpp_room;
+
+/* A tensor in the model's file, read a few rows at a time. Why not from memory: llama.cpp repacks
+   quantised weights when it loads them, and has no call that undoes it. */
+typedef struct lcpp_tensor {
+    FILE *f;
+    enum ggml_type type;
+    int64_t rows, cols, at; /* at: its first byte in the file */
+    const char *name;       /* borrowed, for errors */
+} lcpp_tensor;
 
 /* A node at which a run has something to do, and how it is recognised: `offset` nodes behind the
    node of this name number `rank`. Nodes without a name of their own are numbered through, and
@@ -118,6 +129,10 @@ typedef struct lcpp_model {
     struct llama_model *model;
     const struct llama_vocab *vocab;
     int equal; /* recurrent: the sequences of a piece must be equally long */
+    char *path;
+    lm_head head;        /* norm NULL: not looked yet */
+    float *head_weight;  /* [dim] lm_head.weight, owned */
+    const char *unembed; /* the tensor of the unembedding; static */
     lcpp_room run_room, sample_room;
     lcpp_node *node; /* [nodes]; NULL: not looked yet */
     int64_t nodes, node_cap;
@@ -280,6 +295,8 @@ static void lcpp_engine_destroy(lm_model *base) {
     if (m->model) llama_model_free(m->model);
     dlrn_free(base->ctx, m->node);
     dlrn_free(base->ctx, m->rows);
+    dlrn_free(base->ctx, m->path);
+    dlrn_free(base->ctx, m->head_weight);
     dlrn_free(base->ctx, m);
 }
 
@@ -313,7 +330,9 @@ static dlrn_status lcpp_engine_load(dlrn_context *ctx, const char *path, lm_mode
     memset(m, 0, sizeof *m);
     m->base.ctx = ctx;
     m->run.held = -1;
-    dlrn_status s = lcpp_open(ctx, path, 0, &m->model);
+    m->path = (char *)dlrn_alloc(ctx, (int64_t)strlen(path) + 1, 1);
+    if (m->path) memcpy(m->path, path, strlen(path) + 1);
+    dlrn_status s = m->path ? lcpp_open(ctx, path, 0, &m->model) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) s = lcpp_configure(ctx, path, m->model, &m->base.cfg);
     if (s == DLRN_OK) s = lcpp_check_kind(m, path);
     if (s != DLRN_OK) {
@@ -604,6 +623,7 @@ static dlrn_status lcpp_add_node(lcpp_model *m, const struct ggml_tensor *t) {
     node->tokens = GGML_MAX_DIMS - 1;
     while (node->tokens > 1 && t->ne[node->tokens] == 1) node->tokens--;
     node->width = lcpp_row_width(t, node->tokens, LCPP_PROBE);
+    memcpy(&node->setting, t->op_params, sizeof node->setting);
     lcpp_copy_weight(t, node->weight);
     return DLRN_OK;
 }
@@ -1367,23 +1387,23 @@ typedef struct lcpp_nats {
     double *nats;        /* [n]                              */
     int64_t vocab;
     lm_width width;
-    float *tile; /* [threads][LCPP_TILE] */
 } lcpp_nats;
 enum { LCPP_TILE = 4096 };
 
-/* log-sum-exp by parts, since lm_softmax overwrites what it reads and the logits may be wanted. */
+/* log-sum-exp by parts that stay in the cache between the pass for the largest and that for the sum.
+   */
 static void lcpp_nats_task(void *arg, int64_t task, int worker) {
     const lcpp_nats *j = (const lcpp_nats *)arg;
     const float *row = j->logits + task * j->vocab;
-    float *tile = j->tile + (int64_t)worker * LCPP_TILE, top = -INFINITY;
+    float top = -INFINITY;
     double sum = 0, more = 0;
+    (void)worker;
     j->nats[task] = 0;
     if (j->next[task] < 0) return;
     for (int64_t i = 0; i < j->vocab; i += LCPP_TILE) {
         const int64_t n = j->vocab - i < LCPP_TILE ? j->vocab - i : LCPP_TILE;
         const float before = top;
-        memcpy(tile, row + i, (size_t)n * sizeof *tile);
-        lm_softmax(j->width, tile, n, 1, &top, &more);
+        lm_sum_exp(j->width, row + i, n, &top, &more);
         sum = (before < top ? sum * exp((double)before - (double)top) : sum) + more;
     }
     j->nats[task] = (double)top + log(sum) - (double)row[j->next[task]];
@@ -1395,11 +1415,10 @@ static dlrn_status lcpp_add_nats(lcpp_model *m, int64_t piece, double *nats, int
     dlrn_context *ctx = m->base.ctx;
     const int64_t begin = r->start[r->piece[piece]], n = r->start[r->piece[piece + 1]] - begin;
     int32_t *next = (int32_t *)dlrn_alloc(ctx, n, sizeof *next);
-    lcpp_nats j = {NULL, next, NULL, m->base.cfg.vocab, lm_width_of(ctx), NULL};
+    lcpp_nats j = {NULL, next, NULL, m->base.cfg.vocab, lm_width_of(ctx)};
     j.logits = n ? llama_get_logits(m->run_room.at) : NULL;
     j.nats = (double *)dlrn_alloc(ctx, n, sizeof *j.nats);
-    j.tile = lm_floats(ctx, dlrn_context_describe(ctx).threads, LCPP_TILE);
-    const dlrn_status s = next && j.nats && j.tile ? DLRN_OK : DLRN_ERR_MEMORY;
+    const dlrn_status s = next && j.nats ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int64_t q = r->piece[piece]; q < r->piece[piece + 1] && s == DLRN_OK; q++)
         for (int64_t i = r->start[q]; i < r->start[q + 1]; i++)
             next[i - begin] = i + 1 < r->start[q + 1] ? r->id[i + 1] : -1;
@@ -1410,7 +1429,6 @@ static dlrn_status lcpp_add_nats(lcpp_model *m, int64_t piece, double *nats, int
     }
     dlrn_free(ctx, next);
     dlrn_free(ctx, j.nats);
-    dlrn_free(ctx, j.tile);
     return s;
 }
 
@@ -1426,6 +1444,229 @@ static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *bat
         LM_TRY(lcpp_add_nats(m, k, nats, tokens));
     }
     return DLRN_OK;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>llama-unembedding
+/* The graph tells how the residual stream becomes logits, and the file has the weights. */
+
+/* Opens file i of a model in one file or several. *files: how many there are; the first tells. meta:
+   gets the shapes of its tensors, to be freed with ggml_free; or NULL. */
+static dlrn_status lcpp_open_part(dlrn_context *ctx, const char *first, int i, int *files,
+                                  char *path, size_t size, struct gguf_context **out,
+                                  struct ggml_context **meta) {
+    const struct gguf_init_params how = {true, meta};
+    char prefix[4096];
+    snprintf(path, size, "%s", first);
+    if (i > 0 && !llama_split_prefix(prefix, sizeof prefix, first, 0, *files))
+        return dlrn_fail(ctx, DLRN_ERR_IO, "%s: expected the first of %d files", first, *files);
+    if (i > 0) llama_split_path(path, size, prefix, i, *files);
+    lcpp_forget_log();
+    *out = gguf_init_from_file(path, how);
+    if (!*out) return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be read: %s", path, lcpp_reason());
+    const int64_t key = gguf_find_key(*out, "split.count");
+    if (i == 0)
+        *files = key >= 0 && gguf_get_kv_type(*out, key) == GGUF_TYPE_UINT16
+                     ? gguf_get_val_u16(*out, key)
+                     : 1;
+    return DLRN_OK;
+}
+
+/* Opens a tensor [rows][cols]. Close t->f. */
+static dlrn_status lcpp_open_tensor(lcpp_model *m, const char *name, int64_t rows, int64_t cols,
+                                    lcpp_tensor *t) {
+    dlrn_context *ctx = m->base.ctx;
+    char path[4200];
+    int files = 1, found = 0;
+    memset(t, 0, sizeof *t);
+    t->name = name, t->rows = rows, t->cols = cols;
+    for (int i = 0; i < files && !found; i++) {
+        struct gguf_context *file;
+        LM_TRY(lcpp_open_part(ctx, m->path, i, &files, path, sizeof path, &file, NULL));
+        const int64_t at = gguf_find_tensor(file, name);
+        found = at >= 0;
+        if (found) {
+            t->type = gguf_get_tensor_type(file, at);
+            t->at = (int64_t)(gguf_get_data_offset(file) + gguf_get_tensor_offset(file, at));
+            if (gguf_get_tensor_size(file, at) == (size_t)rows * ggml_row_size(t->type, cols))
+                t->f = fopen(path, "rb");
+        }
+        gguf_free(file);
+    }
+    if (t->f) return DLRN_OK;
+    return dlrn_fail(ctx, found ? DLRN_ERR_IO : DLRN_ERR_FORMAT,
+                     "%s: tensor '%s': expected %lld x %lld numbers, found %s", path, name,
+                     (long long)rows, (long long)cols,
+                     found ? "others, or a file that cannot be read" : "no such tensor");
+}
+
+/* The tensors of a file, in its order. */
+static dlrn_status lcpp_list_file(struct gguf_context *file, struct ggml_context *meta,
+                                  lm_list list, void *user) {
+    for (int64_t i = 0; i < gguf_get_n_tensors(file); i++) {
+        lm_weight w;
+        memset(&w, 0, sizeof w);
+        w.name = gguf_get_tensor_name(file, i);
+        w.type = ggml_type_name(gguf_get_tensor_type(file, i));
+        const struct ggml_tensor *t = ggml_get_tensor(meta, w.name);
+        w.ndim = t ? ggml_n_dims(t) : 0;
+        for (int k = 0; k < w.ndim; k++) w.shape[k] = t->ne[w.ndim - 1 - k];
+        LM_TRY(list(user, &w));
+    }
+    return DLRN_OK;
+}
+
+static dlrn_status lcpp_engine_list(dlrn_context *ctx, const char *first, lm_list list,
+                                    void *user) {
+    char path[4200];
+    int files = 1;
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < files && s == DLRN_OK; i++) {
+        struct gguf_context *file;
+        struct ggml_context *meta = NULL;
+        LM_TRY(lcpp_open_part(ctx, first, i, &files, path, sizeof path, &file, &meta));
+        s = lcpp_list_file(file, meta, list, user);
+        gguf_free(file);
+        ggml_free(meta);
+    }
+    return s;
+}
+
+/* Reads rows [first, first + n) as f32. raw: scratch for their bytes. */
+static dlrn_status lcpp_read_rows(lcpp_model *m, const lcpp_tensor *t, int64_t first, int64_t n,
+                                  void *raw, float *out) {
+    const struct ggml_type_traits *type = ggml_get_type_traits(t->type);
+    const size_t row = ggml_row_size(t->type, t->cols), bytes = (size_t)n * row;
+    const int64_t at = t->at + first * (int64_t)row;
+    if (t->type != GGML_TYPE_F32 && !type->to_float)
+        return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: tensor '%s': expected numbers that ggml can read, found %s", m->path,
+                         t->name, type->type_name);
+    if (at > LONG_MAX || fseek(t->f, (long)at, SEEK_SET) || fread(raw, 1, bytes, t->f) != bytes)
+        return dlrn_fail(m->base.ctx, DLRN_ERR_IO, "%s: tensor '%s': cannot be read", m->path,
+                         t->name);
+    if (t->type == GGML_TYPE_F32)
+        memcpy(out, raw, bytes);
+    else
+        type->to_float(raw, out, n * t->cols);
+    return DLRN_OK;
+}
+
+/* Multiplies the head's weight by a vector of the file. */
+static dlrn_status lcpp_weigh_by(lcpp_model *m, const char *name) {
+    const int64_t d = m->base.cfg.dim;
+    lcpp_tensor t;
+    LM_TRY(lcpp_open_tensor(m, name, 1, d, &t));
+    float *w = lm_floats(m->base.ctx, 1, d);
+    void *raw = dlrn_alloc(m->base.ctx, (int64_t)ggml_row_size(t.type, d), 1);
+    dlrn_status s = w && raw ? lcpp_read_rows(m, &t, 0, 1, raw, w) : DLRN_ERR_MEMORY;
+    for (int64_t j = 0; j < d && s == DLRN_OK; j++) m->head_weight[j] *= w[j];
+    dlrn_free(m->base.ctx, raw);
+    dlrn_free(m->base.ctx, w);
+    fclose(t.f);
+    return s;
+}
+
+/* Whether a node passes rows on as they are. */
+static int lcpp_passes_on(const lcpp_node *node) {
+    return node->op == GGML_OP_RESHAPE || node->op == GGML_OP_VIEW || node->op == GGML_OP_CONT ||
+           (node->op == GGML_OP_GET_ROWS && !node->weight[0]); /* the rows that are wanted */
+}
+
+/* From the unembedding's product back to the norm: what multiplies a normed row on the way. A bias
+   is the same for all rows, and changes nothing that an added row does. */
+static dlrn_status lcpp_walk_to_norm(lcpp_model *m, int64_t product, int64_t *norm) {
+    const int64_t end = lcpp_find_resid_out(m, (int)m->base.cfg.layers - 1);
+    int64_t at = lcpp_node_of(m, m->node[product].src[1]);
+    for (; at >= 0 && at != end; at = lcpp_node_of(m, m->node[at].src[0])) {
+        const lcpp_node *node = &m->node[at];
+        *norm = at;
+        if (node->op == GGML_OP_NORM || node->op == GGML_OP_RMS_NORM) return DLRN_OK;
+        if (node->op == GGML_OP_MUL && node->weight[0])
+            LM_TRY(lcpp_weigh_by(m, node->weight));
+        else if (node->op == GGML_OP_SCALE)
+            for (int64_t j = 0; j < m->base.cfg.dim; j++) m->head_weight[j] *= node->setting;
+        else if (!lcpp_passes_on(node) && !(node->op == GGML_OP_ADD && node->weight[0]))
+            break;
+    }
+    *norm = -1;
+    if (at == end && at >= 0) return DLRN_OK;
+    return dlrn_fail(m->base.ctx, DLRN_ERR_UNSUPPORTED,
+                     "%s: direct logits: expected the final norm before the unembedding, found %s "
+                     "(%s)",
+                     m->path, at < 0 ? "an input" : ggml_op_name(m->node[at].op),
+                     m->base.cfg.family);
+}
+
+/* The product with the unembedding, which may be the embedding; -1: none. */
+static int64_t lcpp_find_unembedding(lcpp_model *m) {
+    static const char *const names[] = {"output.weight", "token_embd.weight"};
+    for (int k = 0; k < 2; k++)
+        for (int64_t i = m->nodes - 1; i >= 0; i--) {
+            if (m->node[i].op != GGML_OP_MUL_MAT || strcmp(m->node[i].weight, names[k])) continue;
+            m->unembed = names[k];
+            return i;
+        }
+    return -1;
+}
+
+/* Looks once. */
+static dlrn_status lcpp_engine_head(lm_model *base, lm_head *out) {
+    lcpp_model *m = (lcpp_model *)base;
+    const int64_t d = base->cfg.dim;
+    int64_t norm = -1;
+    LM_TRY(lcpp_look(m));
+    if (!m->head.norm) {
+        const int64_t product = lcpp_find_unembedding(m);
+        if (product < 0)
+            return dlrn_fail(base->ctx, DLRN_ERR_UNSUPPORTED,
+                             "%s: direct logits: expected a product with the unembedding, found "
+                             "none (%s)",
+                             m->path, base->cfg.family);
+        if (!m->head_weight) m->head_weight = lm_floats(base->ctx, 1, d);
+        if (!m->head_weight) return DLRN_ERR_MEMORY;
+        for (int64_t j = 0; j < d; j++) m->head_weight[j] = 1;
+        LM_TRY(lcpp_walk_to_norm(m, product, &norm));
+        m->head.weight = m->head_weight;
+        m->head.is_product = 1;
+        for (int64_t i = product + 1; i < m->nodes; i++)
+            m->head.is_product &= m->node[i].op == GGML_OP_ADD && m->node[i].weight[0];
+        m->head.eps = norm < 0 ? 0 : (double)m->node[norm].setting;
+        m->head.norm = norm < 0                           ? "none"
+                       : m->node[norm].op == GGML_OP_NORM ? "LayerNorm"
+                                                          : "RMSNorm";
+    }
+    *out = m->head;
+    return DLRN_OK;
+}
+
+/* A tile of the vocabulary at a time: it is read from the file, and made f32, while the last is
+   still in the caches. In f32 the whole of it would take gigabytes. */
+static dlrn_status lcpp_unembed_tiles(lcpp_model *m, const lcpp_tensor *t, const float *x,
+                                      int64_t n, float *tile, void *raw, float *logits) {
+    const int64_t d = t->cols, v = t->rows;
+    for (int64_t from = 0; from < v; from += LCPP_TILE) {
+        const int64_t rows = v - from < LCPP_TILE ? v - from : LCPP_TILE;
+        LM_TRY(lcpp_read_rows(m, t, from, rows, raw, tile));
+        LM_TRY(dlrn_matmul(m->base.ctx, DLRN_NT, dlrn_view(x, n, d, d), dlrn_view(tile, rows, d, d),
+                           0, dlrn_view(logits + from, n, rows, v), NULL));
+    }
+    return DLRN_OK;
+}
+
+static dlrn_status lcpp_engine_unembed(lm_model *base, const float *x, int64_t n, float *logits) {
+    lcpp_model *m = (lcpp_model *)base;
+    const int64_t d = base->cfg.dim, v = base->cfg.vocab;
+    lcpp_tensor t;
+    LM_TRY(lcpp_open_tensor(m, m->unembed, v, d, &t));
+    float *tile = lm_floats(base->ctx, LCPP_TILE, d);
+    void *raw = dlrn_alloc(base->ctx, LCPP_TILE, ggml_row_size(t.type, d));
+    dlrn_status s = DLRN_ERR_MEMORY;
+    if (tile && raw) s = lcpp_unembed_tiles(m, &t, x, n, tile, raw, logits);
+    dlrn_free(base->ctx, raw);
+    dlrn_free(base->ctx, tile);
+    fclose(t.f);
+    return s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -1511,8 +1752,11 @@ static const lm_engine llama_engine = {"llama.cpp",
                                        lcpp_engine_run,
                                        lcpp_engine_logits,
                                        lcpp_engine_cross_entropy,
+                                       lcpp_engine_head,
+                                       lcpp_engine_unembed,
                                        lcpp_engine_begin,
                                        lcpp_engine_extend,
                                        NULL,
-                                       lcpp_engine_site_names};
+                                       lcpp_engine_site_names,
+                                       lcpp_engine_list};
 #endif /* LM_LLAMA_H */

@@ -37,6 +37,8 @@ typedef struct options {
     const char *text_key, *tokens_key, *long_documents;
     const char *vary, *scales, *x_axis, *y_axis;
     const char *path, *path2; /* the first two arguments without a flag; see also next_word */
+    const char *vary, *scales, *x_axis, *y_axis, *positions, *token, *by;
+    const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts;
@@ -149,16 +151,16 @@ static const flag flags[] = {
      "", "print JSON (train: with --recipe list)"},
     /* sampling */
     {"--prompt", F_TEXT, AT(prompt), C_GENERATE | C_EDITS, 0, 0, "TEXT",
-     "the start of each document (default: the bos token)"},
+     "the start of each document (default: the bos token); effect: the input"},
     {"--tokens", F_INT, AT(tokens), C_GENERATE | C_STEER, 1, 0, "N",
      "sample up to N tokens per document"},
     {"--temperature", F_REAL, AT(temperature), C_GENERATE | C_STEER, 0, 0, "T",
      "higher: more random; 0: always the most likely token (default 1)"},
     {"--top-k", F_INT, AT(top_k), C_GENERATE | C_STEER, 0, 0, "K",
      "sample from the K most likely tokens (default: all)"},
-    {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE, 1, 0, "N",
+    {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE | C_EDITS, 1, 0, "N",
      "number of documents, or all (default: generate 1, tokenize all; eval 128, for the "
-     "cross-entropy)"},
+     "cross-entropy; effect and steer the first 128 of --text)"},
     {"--limit", F_COUNT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
     /* training */
     {"--recipe", F_TEXT, AT(recipe), C_TRAIN, 1, TEXT_MAX, "R",
@@ -295,9 +297,9 @@ static const flag flags[] = {
      "use rows in the order of the file"},
     {"--skip-first", F_INT, AT(skip_first), C_SITES, 0, 0, "N",
      "leave out the first N rows of each context (default 0)"},
-    {"--skip-special", F_SWITCH, AT(skip_special), C_SITES, 0, 0, "",
+    {"--skip-special", F_SWITCH, AT(skip_special), C_SITES & ~C_STEER, 0, 0, "",
      "leave out the rows of bos and other special tokens"},
-    {"--max-norm-ratio", F_REAL, AT(max_norm_ratio), C_SITES, 0, 0, "R",
+    {"--max-norm-ratio", F_REAL, AT(max_norm_ratio), C_SITES & ~C_STEER, 0, 0, "R",
      "leave out rows whose norm is above R times the median of their context (with --data: of the "
      "rows around them); 0, the default: keep all"},
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
@@ -322,12 +324,22 @@ static const flag flags[] = {
      "its mean of relative_reconstruction_bias over batches"},
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MAX, "I,J,...",
      "which features (default: some that fire rarely)"},
-    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",
-     "how many features to show, without --features (default 8)"},
+    {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
+     "how many features to show, without --features or --feature (default 8); effect --feature: "
+     "how "
+     "many tokens up, and down"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
      "contexts to show per feature (default 4)"},
     {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
     {"--feature", F_INT, AT(feature), C_EDITS, 0, INT32_MAX, "I", "the feature to change"},
+    {"--positions", F_TEXT, AT(positions), C_EFFECT, 1, TEXT_MAX, "last|all",
+     "where the feature is changed and the next token looked at: the last token of each input "
+     "(default), or all tokens"},
+    {"--token", F_TEXT, AT(token), C_EFFECT, 1, TEXT_MAX, "TEXT",
+     "the next token whose log-probability is shown for each feature (default: the most likely)"},
+    {"--by", F_TEXT, AT(by), C_EFFECT, 1, TEXT_MAX, "log_p|p",
+     "the change by which a feature's tokens are sorted, that of log p (default) or of p: a token "
+     "that nearly never comes next can change its log p most"},
     {"--set", F_REAL, AT(set), C_EDITS, -1e300, 0, "V",
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
@@ -338,6 +350,11 @@ static const flag flags[] = {
      "what the horizontal axis shows (default: of logs step, of others l0)"},
     {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY,KEY,...",
      "what the vertical axes show, each in a panel of its own (default: the main ones there are)"},
+     "add A times the feature's atom to the activations: A is in units of the feature's "
+     "activation; "
+     "a list gives a text for each"},
+    {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the horizontal axis shows"},
+    {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the vertical axis shows"},
     {"--vary", F_TEXT, AT(vary), C_SWEEP, 1, TEXT_MAX, "FLAG=V,V,...",
      "the flag of train that differs between the dictionaries, and its values"},
     /* of all commands */

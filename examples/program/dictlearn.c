@@ -15,6 +15,8 @@
    figure.h   SVG: axes, curves, bars       features.h features
                                             compare.h  compare
                                             plot.h     plot */
+   edit.h     one feature changed          features.h features
+   effect.h   effect                       steer.h    steer */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -56,6 +58,7 @@
 #include "train.h"
 #include "eval.h"
 #include "features.h"
+#include "edit.h"
 #include "effect.h"
 #include "steer.h"
 #include "compare.h"
@@ -154,17 +157,34 @@ static const command commands[] = {
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
     {"effect", C_EFFECT, 0,
-     "--dict D --model M --prompt TEXT|--text FILE --site S --layer N --feature I",
-     "Shows what a feature does to the next-token log-probabilities.",
+     "--dict D --model M --prompt TEXT|--text FILE --site S --layer N [--feature I] [--set V]",
+     "Shows what a feature does to the log-probabilities of the next token. The feature is set to "
+     "0, or to --set V; the dictionary's error stays: x' = x + decode(f') - decode(f). Figures are "
+     "those at the last token of each input, averaged over the inputs. With --feature: the tokens "
+     "that gain and lose most, and the KL divergence; exact, from 2 forward passes of each input. "
+     "Without: the features that are strongest there (activation times norm of the atom), each "
+     "changed alone; exact, from 1 + --count forward passes of each input. At resid_out of the "
+     "last layer: all active features (of more than 256 the strongest), sorted by KL, from 1 "
+     "forward pass of each input; exact for the logits under the final norm's unchanged length, "
+     "so that effects add up; what the change of that length adds is left out (--feature has it). "
+     "JSON has all of that under inputs, rows (tokens that are averaged), exactness, "
+     "forward_passes, token (see --token) and features (feature, activation, active, kl, change, "
+     "up, down); a change is log p with the feature changed, less log p without.",
      "build/run: see train --help",
-     "build/dictlearn effect --dict build/run " TINY
-     " --site mlp_out --layer 0 --prompt the --feature 3",
+     "build/dictlearn effect --dict build/run " TINY " \\\n"
+     "    --site mlp_out --layer 0 --prompt 'The river ran'",
      run_effect},
     {"steer", C_STEER, 0,
-     "--dict D --model M --site S --layer N --feature I --scale A|--set V --prompt TEXT --tokens N",
-     "Samples text with a feature changed, beside the plain text.", "build/run: see train --help",
-     "build/dictlearn steer --dict build/run " TINY
-     " --site mlp_out --layer 0 --prompt the --feature 3 --scale 4 --tokens 20",
+     "--dict D --model M --site S --layer N --feature I --scale A,...|--set V --tokens N [--prompt "
+     "TEXT]",
+     "Samples text with a feature changed at every token, prompt and new ones, beside the plain "
+     "text of the same seed. --scale A adds A times the feature's atom, for each A of a list; "
+     "--set V sets the feature's activation to V (0 ablates it). The dictionary's error stays. "
+     "Each text has a perplexity: with --text that of the file's first documents under the changed "
+     "model, and otherwise that of the new tokens under the unchanged model.",
+     "build/run: see train --help",
+     "build/dictlearn steer --dict build/run " TINY " --site mlp_out --layer 0 \\\n"
+     "    --prompt 'The river ran' --feature 3 --scale 0,4,16 --tokens 20",
      run_steer},
     {"compare", C_COMPARE, 2, "D1 D2 ... [--match COSINE] [--json]",
      "Compares the atoms of dictionaries by cosine. Of two: the mean max cosine both ways, which "

@@ -270,8 +270,22 @@ static void print_model(const contents *c) {
     if (*c->sites) put_labelled("sites", c->sites);
 }
 
+/* A line for a tensor. */
+static void put_tensor(const char *name, const char *type, const int64_t *shape, int ndim) {
+    const int shown = put_text(stdout, name, (int64_t)strlen(name));
+    printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "", type);
+    for (int d = 0; d < ndim; d++) printf("%s%lld", d ? ", " : "", (long long)shape[d]);
+    puts("]");
+}
+
+static dlrn_status put_weight(void *user, const lm_weight *w) {
+    (void)user;
+    put_tensor(w->name, w->type, w->shape, w->ndim);
+    return DLRN_OK;
+}
+
 /* Prints for people. */
-static void print_contents(dlrn_context *ctx, const char *path, const contents *c) {
+static dlrn_status print_contents(dlrn_context *ctx, const char *path, const contents *c) {
     put_text(stdout, path, (int64_t)strlen(path));
     printf(": %s\n", format_of(c));
     if (c->is_model) print_model(c);
@@ -279,12 +293,9 @@ static void print_contents(dlrn_context *ctx, const char *path, const contents *
     if (*c->why) put_labelled("not loaded", c->why);
     for (int64_t i = 0; i < count_tensors(c); i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
-        int shown = put_text(stdout, t->name, (int64_t)strlen(t->name));
-        printf("%*s %-5s [", shown < 24 ? 24 - shown : 0, "",
-               dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype));
-        for (int d = 0; d < t->ndim; d++) printf("%s%lld", d ? ", " : "", (long long)t->shape[d]);
-        printf("]\n");
+        put_tensor(t->name, dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype), t->shape, t->ndim);
     }
+    return c->archive ? DLRN_OK : lm_list_weights(ctx, path, put_weight, NULL);
 }
 
 /* ---- as JSON */
@@ -352,8 +363,25 @@ static void put_model_json(json_writer *j, const contents *c) {
     if (*c->sites) json_text(j, "sites", c->sites);
 }
 
-static void put_contents_json(dlrn_context *ctx, const char *path, const contents *c) {
+static void put_tensor_json(json_writer *j, const char *name, const char *type,
+                            const int64_t *shape, int ndim) {
+    json_open(j, NULL, '{');
+    json_text(j, "name", name);
+    json_text(j, "dtype", type);
+    json_open(j, "shape", '[');
+    for (int d = 0; d < ndim; d++) json_int(j, NULL, shape[d]);
+    json_close(j, ']');
+    json_close(j, '}');
+}
+
+static dlrn_status put_weight_json(void *user, const lm_weight *w) {
+    put_tensor_json((json_writer *)user, w->name, w->type, w->shape, w->ndim);
+    return DLRN_OK;
+}
+
+static dlrn_status put_contents_json(dlrn_context *ctx, const char *path, const contents *c) {
     json_writer j = {stdout, 0};
+    dlrn_status s = DLRN_OK;
     json_open(&j, NULL, '{');
     json_text(&j, "path", path);
     json_text(&j, "format", format_of(c));
@@ -363,24 +391,20 @@ static void put_contents_json(dlrn_context *ctx, const char *path, const content
     json_open(&j, "tensors", '[');
     for (int64_t i = 0; i < count_tensors(c); i++) {
         const dlrn_tensor_info *t = dlrn_archive_tensor(c->archive, i);
-        json_open(&j, NULL, '{');
-        json_text(&j, "name", t->name);
-        json_text(&j, "dtype", dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype));
-        json_open(&j, "shape", '[');
-        for (int d = 0; d < t->ndim; d++) json_int(&j, NULL, t->shape[d]);
-        json_close(&j, ']');
-        json_close(&j, '}');
+        put_tensor_json(&j, t->name, dlrn_name(DLRN_NAMES_DTYPE, (int)t->dtype), t->shape, t->ndim);
     }
+    if (!c->archive) s = lm_list_weights(ctx, path, put_weight_json, &j);
     json_close(&j, ']');
     json_close(&j, '}');
     putchar('\n');
+    return s;
 }
 
 static int run_inspect(dlrn_context *ctx, const options *o) {
     contents c;
     dlrn_status s = open_contents(ctx, o->path, o, &c);
-    if (s == DLRN_OK && o->json) put_contents_json(ctx, o->path, &c);
-    if (s == DLRN_OK && !o->json) print_contents(ctx, o->path, &c);
+    if (s == DLRN_OK)
+        s = o->json ? put_contents_json(ctx, o->path, &c) : print_contents(ctx, o->path, &c);
     dlrn_archive_close(c.archive);
     dlrn_dictionary_destroy(c.dict);
     dlrn_free(ctx, c.root);

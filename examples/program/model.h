@@ -44,10 +44,10 @@ static int check_text_flags(const char *command_name, const options *o) {
     return 0;
 }
 
-/* Checks the flags that activations of a model need. 0, or the exit status of a wrong call. */
-static int check_site_flags(const char *command_name, const options *o) {
+/* Checks the flags that name a site of a model. 0, or the exit status of a wrong call. */
+static int check_site(const char *command_name, const options *o) {
     if (lacks_flag(command_name, "--model", o->model) ||
-        lacks_flag(command_name, "--text", o->text) || lacks_flag(command_name, "--site", o->site))
+        lacks_flag(command_name, "--site", o->site))
         return 2;
     const int kind = lm_kind_named(o->site), is_tensor = lm_tensor_named(o->site) != NULL;
     if (kind < 0 && !is_tensor)
@@ -57,6 +57,14 @@ static int check_site_flags(const char *command_name, const options *o) {
         return lacks_flag(command_name, "--layer", NULL) * 2;
     if (parse_io(o) < 0) return usage_error(command_name, "expected " LM_IOS " as --io", o->io);
     return check_text_flags(command_name, o);
+}
+
+/* Checks the flags that activations of a model need. 0, or the exit status of a wrong call. */
+static int check_site_flags(const char *command_name, const options *o) {
+    if (lacks_flag(command_name, "--model", o->model) ||
+        lacks_flag(command_name, "--text", o->text))
+        return 2;
+    return check_site(command_name, o);
 }
 
 /* Where a model's settings stand: in a file of its folder, or in the model's file. */
@@ -321,28 +329,34 @@ static dlrn_status prompt_tokens(model_text *mt, const options *o, bpe_ids *ids)
     return DLRN_OK;
 }
 
+/* Sampling as the flags ask for it. ids: the prompt's, freed by the caller. */
+static dlrn_status prepare_sampling(model_text *mt, const options *o, bpe_ids *ids,
+                                    lm_sampling *how) {
+    const int64_t positions = lm_config_of(mt->model)->positions;
+    const dlrn_status s = prompt_tokens(mt, o, ids);
+    memset(how, 0, sizeof *how);
+    how->documents = o->documents < 0 ? 1 : o->documents;
+    how->tokens = o->tokens;
+    how->temperature = o->temperature;
+    how->top_k = o->top_k;
+    how->seed = (uint64_t)o->seed;
+    how->prompt = ids->id;
+    how->prompt_len = ids->count;
+    how->stop = lm_config_of(mt->model)->eos;
+    how->tokens_of = mt->tok;
+    if (s != DLRN_OK || o->tokens <= positions - ids->count) return s;
+    return dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,
+                     "%s: expected a prompt and tokens, together at most the model's %lld "
+                     "positions, found %lld and %lld: give a smaller --tokens",
+                     o->model, (long long)positions, (long long)ids->count, (long long)o->tokens);
+}
+
 /* Samples documents and hands them to write_document. */
 static dlrn_status generate_to(model_text *mt, const options *o, generation *g) {
-    const int64_t positions = lm_config_of(mt->model)->positions;
     bpe_ids ids;
-    memset(&ids, 0, sizeof ids);
-    dlrn_status s = prompt_tokens(mt, o, &ids);
     lm_sampling how;
-    memset(&how, 0, sizeof how);
-    how.documents = o->documents < 0 ? 1 : o->documents;
-    how.tokens = o->tokens;
-    how.temperature = o->temperature;
-    how.top_k = o->top_k;
-    how.seed = (uint64_t)o->seed;
-    how.prompt = ids.id;
-    how.prompt_len = ids.count;
-    how.stop = lm_config_of(mt->model)->eos;
-    how.tokens_of = mt->tok;
-    if (s == DLRN_OK && o->tokens > positions - ids.count)
-        s = dlrn_fail(mt->ctx, DLRN_ERR_ARGUMENT,
-                      "%s: expected a prompt and tokens, together at most the model's %lld "
-                      "positions, found %lld and %lld: give a smaller --tokens",
-                      o->model, (long long)positions, (long long)ids.count, (long long)o->tokens);
+    memset(&ids, 0, sizeof ids);
+    dlrn_status s = prepare_sampling(mt, o, &ids, &how);
     if (s == DLRN_OK) s = lm_generate(mt->model, &how, write_document, g);
     bpe_ids_free(&ids);
     return s;

@@ -2,11 +2,12 @@
 what dictionary_learning 0.1.0 with nnsight 0.3.7 computes for tiny-neox."""
 
 import contextlib
+import json
 import sys
 import types
 
 import numpy as np
-from harness import main, raises
+from harness import TINY, folder, main, program, raises
 from small_models import KINDS, LAYERS, TEXTS, contexts, model, tokenizer, torch
 
 import dlrn
@@ -162,6 +163,24 @@ def test_effects_as_the_reference_has_them():
         )
         assert found[0].tolist() == tokens
         assert np.allclose(found[1].tolist(), values, rtol=0, atol=4e-6)
+
+
+def test_effects_as_the_program_has_them():
+    """`dictlearn effect` of the same file has these numbers, with the other sign."""
+    place, m, ours = folder("effect"), model("neox"), dictionary()
+    ours.save(place / "ae.pt")
+    texts = place / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": line}) + "\n" for line in LINES))
+    command = ["effect", "--dict", place / "ae.pt", "--model", TINY, "--text", texts, "--json"]
+    command += ["--site", "mlp_out", "--layer", 1, "--feature", 5, "--count", 6]
+    printed = json.loads(program(*command))["features"][0]
+    for largest, key in ((True, "down"), (False, "up")):
+        tokens, change = interp.feature_effect(
+            m, SITE, ours, 5, LINES, k=6, largest=largest, tokenizer=tokenizer()
+        )
+        assert [row["token"] for row in printed[key]] == tokens.tolist()
+        found = [-row["change"] for row in printed[key]]
+        assert np.allclose(found, change.tolist(), rtol=0, atol=1e-5), (found, change)
 
 
 def test_losses_as_the_reference_has_them():
