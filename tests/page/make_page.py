@@ -108,7 +108,7 @@ class Maker:
         theme = self.themes[-1] if slot == 0 else self.themes[self.r.randrange(len(THEMES))]
         top, fired = self.max[i], round(self.density[i] * ROWS)
         out = {"i": i, "density": self.density[i], "fired": fired, "min": top * 0.01, "max": top,
-               "mean": top * 0.22, "norm": 1.0, "hist": [0] * BINS, "logits": self.logits(theme),
+               "mean": top * 0.22 * self.density[i], "norm": 1.0, "hist": [0] * BINS, "logits": self.logits(theme),
                "mean_tokens": [], "share_tokens": [], "with": [], "align_in": [], "near_in": []}
         out["near"] = self.others(10, lambda k: [round(0.8 * 0.85 ** k, 3)])
         out["align"] = self.others(3, lambda k: [0.31 - 0.05 * k, 0.014 - 0.002 * k])
