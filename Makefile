@@ -105,8 +105,7 @@ $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
-        coverage \
-        analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
+        coverage analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
         frontier readme help python-test llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:

@@ -7,6 +7,7 @@ phrases    words that make a sentence hard to read are not used
 comments   the share of the implementation's lines that are comments, which may not fall below a bound
 libraries  the manual's table has each library of the code, with its classes
 star       comments continue with three blanks, without a star
+faults     the text of each planted fault stands once in its room or file
 
 Says what it finds, a line each, and exits with 1 if that is anything."""
 
@@ -161,7 +162,20 @@ def star():
                 yield f"{HEADER}:{line_of(at) + n}: a comment with a star at its line's begin"
 
 
+def faults():
+    """A fault whose text has moved is planted no more, and each run plants only some of them."""
+    table = pathlib.Path("tests/faults.txt")
+    rooms_of = dict(re.findall(r"^// >>([a-z-]+)\n(.*?)(?=^// >>|\Z)", text, re.S | re.M))
+    for place, what, old in re.findall(r"^@ \S+ \S+ (\S+) (.*)\n- (.*)\n", table.read_text() if table.exists() else "",
+                                       re.M):
+        path = pathlib.Path(place)
+        source = rooms_of.get(place, "") if "/" not in place else path.read_text() if path.exists() else ""
+        times = source.count(old)
+        if times != 1:
+            yield f"{table}: {what}: expected once in {place}, found {times} times: {old}"
+
+
 found = list({"rooms": rooms, "twins": twins, "once": once, "phrases": phrases, "comments": share,
-              "libraries": libraries, "star": star}[sys.argv[1]]())
+              "libraries": libraries, "star": star, "faults": faults}[sys.argv[1]]())
 print(*found, sep="\n")
 sys.exit(bool(found))

@@ -12,6 +12,8 @@ TEXTS = [
     "done in the war; and he was a fool, as everybody in the village told me.",
     "He counted: 1, 22, 333.\n\nThen there was nothing to say.",
 ]
+# What Llama and Gemma have in common.
+GATED = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4)
 # name: (config class, model class, where its layers are, what the config calls its sizes)
 KINDS = {
     "gpt2": (
@@ -20,30 +22,12 @@ KINDS = {
         "transformer.h",
         dict(n_embd=48, n_layer=3, n_head=4, n_positions=96),
     ),
-    "llama": (
-        "LlamaConfig",
-        "LlamaForCausalLM",
-        "model.layers",
-        dict(
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        ),
-    ),
+    "llama": ("LlamaConfig", "LlamaForCausalLM", "model.layers", dict(GATED, num_key_value_heads=2)),
     "gemma": (
         "GemmaConfig",
         "GemmaForCausalLM",
         "model.layers",
-        dict(
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=1,
-            head_dim=12,
-        ),
+        dict(GATED, num_key_value_heads=1, head_dim=12),
     ),
 }
 LAYERS = {"neox": "gpt_neox.layers", **{name: kind[2] for name, kind in KINDS.items()}}
