@@ -164,13 +164,13 @@ function search(f) {
             'max: expected a range such as 0.5-2, >2 or <2, found "big".'],
         ["nothing", f.parseQuery('  "" ').terms, []],
         ["tokens that match",
-            ["the", " the", "other", " then"].map(t => f.tokenMatches(t, text("any", "the"))),
-            [true, true, true, true]],
+            ["the", " the", "other", " then", "a"].map(t => f.tokenMatches(t, text("any", "the"))),
+            [2, 2, 1, 1, 0]],
         ["tokens that match quotes",
             ["the", " the", "other", "  the"].map(t => f.tokenMatches(t, text("any", "the", true))),
-            [true, true, false, false]],
+            [2, 2, 0, 0]],
         ["a blank in quotes",
-            ["the", " the"].map(t => f.tokenMatches(t, text("any", " the", true))), [false, true]]];
+            ["the", " the"].map(t => f.tokenMatches(t, text("any", " the", true))), [0, 2]]];
 }
 
 function addresses(f) {
