@@ -23,7 +23,7 @@ export OMP_WAIT_POLICY ?= passive
 # Every compilation notes the headers that it read, so that a change makes anew what depends on it
 # and nothing else.
 NOTES    = -MMD -MP -MF $@.d -MT $@
-INCLUDES = $(WARN) -I. -Iexamples -pthread $(NOTES)
+INCLUDES = $(WARN) -I. -Iexamples -I$(BUILD) -pthread $(NOTES)
 COMPILE  = $(CC) -std=c99 $(CFLAGS) $(OPENMP) $(INCLUDES)
 TEST     = $(CC) -std=c99 $(CFLAGS) $(OPENMP) $(PRIVATE)
 # The implementation is compiled once for all programs. They include it in their text, as users
@@ -58,6 +58,8 @@ SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay $(if $(HAVE_CXX),$(BUILD)/san/test_cpp)
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
+# The C tests under each of these have a folder of their own; see `define under`.
+UNDERS   := quick san tsan msan valgrind coverage
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py tests/tokenizer_check.py \
             tests/twin.py tests/libraries.py tests/traces.py)
@@ -119,7 +121,13 @@ $(MODEL_C): $(ENGINES)
 $(MODEL_C): ENGINE_C = $(LLAMA_C)
 $(MODEL_C): ENGINE_L = $(LLAMA_L)
 
-$(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o
+# The page of `dictlearn features --out` is a template within the program.
+$(BUILD)/page_html.h: examples/program/page.html examples/program/embed.sh
+	sh examples/program/embed.sh $(@D)
+
+$(foreach at,$(BUILD) $(UNDERS:%=$(BUILD)/%),$(at)/test_program): $(BUILD)/page_html.h
+
+$(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o $(BUILD)/page_html.h
 	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
 
 $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
@@ -346,7 +354,7 @@ $(filter-out $(SHARES),$(OWN_C:%=$(BUILD)/$(1)/%)): $(BUILD)/$(1)/%: tests/%.c
 	@mkdir -p $$(@D)
 	$$($(1)_C) $$(INCLUDES) $$($(1)_EFFORT) $$< -o $$@ -lm
 endef
-$(foreach checker,quick san tsan msan valgrind coverage,$(eval $(call under,$(checker))))
+$(foreach checker,$(UNDERS),$(eval $(call under,$(checker))))
 
 $(BUILD)/san/test_cpp: tests/test_cpp.cpp $(BUILD)/san/private.o
 	$(CXX) -std=c++11 $(filter-out -std=c99,$(HARD)) -fsanitize=address,undefined $(INCLUDES) $< \

@@ -199,12 +199,13 @@ for version in gcc-11 gcc-13 gcc-14 clang-13 clang-15 clang-16 clang-17 clang-18
 done
 
 # ---- The programs ----
+sh examples/program/embed.sh "$dir"
 for compiler in gcc clang; do
     group="programs with $compiler"
     at_hand "$compiler" || continue
     for program in examples/program/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
         case $program in bench/llama_*) continue ;; esac # needs llama.cpp
-        cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples "$program"
+        cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples -I"$dir" "$program"
     done
     collect
 done

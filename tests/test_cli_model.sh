@@ -75,42 +75,19 @@ says "the table" "CE recovered" "$d/out"
 status "eval from a pipe" 0 sh -c \
     "cat $d/a.jsonl | $dl eval --dict $d/whole --model $tiny --text - $site --histogram -"
 says "bars" "features by how often they fire" "$d/out"
-features="$dl features --dict $d/whole --model $tiny --text $d/a.jsonl $site"
-status "features" 0 $features --count 2
-says "are shown" "^feature [0-9]*: fires on" "$d/out"
-status "features --json" 0 $features --features 3,5 --json
-says "as asked" '"feature": 5, "frequency"' "$d/out"
-cp "$d/out" "$d/once"
-status "features asked for twice" 0 $features --features 3,5,3,3,5 --json
-same "are shown once" "$d/once" "$d/out"
 for recipe in dl-top_k dl-jump_relu; do
     status "train by $recipe" 0 $train --recipe $recipe --steps 6 --save-dir "$d/$recipe"
     status "eval of $recipe" 0 "$dl" eval --dict "$d/$recipe" --model $tiny --text "$d/a.jsonl" \
         $site --documents 5
     says "$recipe: with the cross-entropy" "CE recovered" "$d/out"
-    status "features of $recipe" 0 instead --dict "$d/$recipe" $features --count 2
-    says "$recipe: are shown" "^feature [0-9]*: fires on" "$d/out"
 done
 status "a dictionary whose features all die" 0 $train --steps 20 --lr 10 --warmup-steps 2 \
     --save-dir "$d/dead"
 check_equal "its log counts them all" '"l0": 0, "dead": 256' \
     "$(tail -n 1 "$d/dead/log.jsonl" | grep -o '"l0": 0, "dead": [0-9]*')"
-dead="$dl features --dict $d/dead --model $tiny --text $d/a.jsonl $site"
-status "features of it" 0 $dead
-says "one line says that none fires" "^$d/dead: no feature fires on the [0-9]* rows of" "$d/out"
-status "features --json of it" 0 $dead --features 3 --json
-says "has nothing" "\"frequency\": 0, .*\"contexts\": \[\]" "$d/out"
-says "and says so" "none of these features fires" "$d/err"
 status "a prompt of many bytes" 1 "$dl" generate --model $tiny --tokens 3 \
     --prompt "$(printf '%5000s' | tr ' ' x)"
 says "is counted in tokens" "at most the model's 512 positions, found [0-9]* and 3" "$d/err"
-printf '{"text": "The \\u0007cat\\u001b \\u009b31m sat\\u0085 on\\n\\tthe \\u007fmat."}\n' \
-    > "$d/wild.jsonl"
-status "features of a wild text" 0 instead --text "$d/wild.jsonl" $features --contexts 50
-check_fails "a wild text does not reach the terminal" obeyed "$d/out"
-says "it is shown" "31m sat? on" "$d/out"
-status "features --json of a wild text" 0 instead --text "$d/wild.jsonl" $features --json
-check_fails "nor is it here" obeyed "$d/out"
 status "inspect a model" 0 "$dl" inspect $tiny --json
 says "its shape" '"family": "GPTNeoX", "hidden_size": 128, "layers": 6' "$d/out"
 
@@ -120,11 +97,8 @@ wrong "a site that is none" "expected embed, attn_in" "$dl" eval --dict "$d/whol
     --site foo --layer 0
 wrong "an io that is none" "expected in, out or in_to_out" "$dl" activations $model $site --io foo \
     --out "$d/y.npy"
-wrong "features that are no numbers" "numbers with commas between" $features --features 0,x
 wrong "text in .txt" "ending in .jsonl" $generate --out "$d/a.txt"
 wrong "logits in .npz" "ending in .npy" "$dl" logits $model --out "$d/l.npz"
-status "features that the dictionary lacks" 1 $features --features 3,256
-says "are told" "--features: expected numbers below 256 .*found 256" "$d/err"
 
 # ---- A model with more than one token to begin with
 cp -r $tiny "$d/listed"

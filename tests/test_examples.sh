@@ -63,12 +63,16 @@ for source in examples/[0-9][0-9]_*.c; do
     08_*) at_least "$name" 80 "layer's output" ;;
     11_*) promise "$name" '^feature [0-9]+, active with [0-9.]+, makes likely:$' &&
         promise "$name" '^  \+[0-9.]+ .[a-z]+.$' && promise "$name" '^  \+40\.0 ' ;;
+    10_*)
+        promise "$name" '^features.html: 200 features, AutoEncoderTopK$'
+        check "$name: the page has its data" grep -q '{"version":1,' "$clone/features.html"
+        ;;
     esac
 done
-check "02, 06, 07 and 08 leave their dictionaries, the others nothing" \
+check "02, 06, 07 and 08 leave their dictionaries, 10 its text and page, the others nothing" \
     test "$(LC_ALL=C ls "$clone" | tr '\n' ' ')" = \
-    "batch_top_k.pt cfg.json dictlearn.h example examples implementation.c implementation.o \
-sae.safetensors second.o small_params.npz trained.pt "
+    "batch_top_k.pt cfg.json dictlearn.h example examples features.html implementation.c implementation.o \
+sae.safetensors sampled.txt second.o small_params.npz trained.pt "
 
 # 06 opens what others have made
 given=tests/golden/families/JumpReluAutoEncoder

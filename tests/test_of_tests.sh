@@ -19,7 +19,8 @@ export DICTLEARN_SHARED="${DICTLEARN_SHARED:-$root/../shared}" OMP_NUM_THREADS=1
 # place NAME: a place to work in: the headers and programs as they are, and the folders that the tests look into.
 place() {
     mkdir -p "$dir/$1/include"
-    cp -R dictlearn.h examples/lm examples/program "$dir/$1/include"
+    cp -R dictlearn.h examples/lm examples/look examples/program "$dir/$1/include"
+    sh examples/program/embed.sh "$dir/$1/include"
     ln -s "$root/tests" "$root/examples" "$dir/$1"
 }
 

@@ -41,7 +41,7 @@ typedef struct options {
     const char *path, *path2; /* arguments without a flag */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
-    int64_t layer, documents, tokens, top_k, limit, count, contexts;
+    int64_t layer, documents, tokens, top_k, limit, count, contexts, memory;
     int64_t skip_first, saelens_batch;
     double temperature, max_norm_ratio, norm_scale, threshold;
     double match;    /* cosine from which two atoms may be the same feature */
@@ -309,9 +309,10 @@ static const flag flags[] = {
      "needed. You may change --steps, --epochs, --log-steps (not with --compat), --save-steps, "
      "--threads, --kernels and --skip-nonfinite"},
     {"--compat", F_SWITCH, AT(compat), C_DICTIONARIES, 0, 0, "",
-     "train, eval: compute as the reference's code of March 2024 does, number for number; all: "
-     "read "
-     "a dictionary as its library does where that is wrong (Llama Scope, Llamascopium)"},
+     "train, eval: compute as the reference's code of March 2024 does, number for number; "
+     "features: "
+     "as SAEDashboard 0.8 does; all: read a dictionary as its library does where that is wrong "
+     "(Llama Scope, Llamascopium)"},
     /* looking */
     {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
      "rows to measure, or all (default: eval 8192, features 65536)"},
@@ -328,9 +329,18 @@ static const flag flags[] = {
      "how many features to show, without --features or --feature (default 8); effect --feature: "
      "how "
      "many tokens up, and down"},
+    {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
+     "which features: numbers, and ranges of them (default: see --count)"},
+    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",
+     "choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, with the "
+     "largest activations first, then others that fire (default 8; with --out: all where there are "
+     "at most 1000, otherwise 1000)"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
-     "contexts to show per feature (default 4)"},
+     "contexts with the largest activations per feature (default 4; with --out or --json: 20)"},
     {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
+    {"--memory", F_INT, AT(memory), C_FEATURES, 0, 1 << 30, "MB",
+     "memory for the codes of all rows; beyond it they are in a temporary file, in TMPDIR or else "
+     "beside --out (default 1024)"},
     {"--feature", F_INT, AT(feature), C_EDITS, 0, INT32_MAX, "I", "the feature to change"},
     {"--positions", F_TEXT, AT(positions), C_EFFECT, 1, TEXT_MAX, "last|all",
      "where the feature is changed and the next token looked at: the last token of each input "
@@ -456,7 +466,7 @@ static options default_options(const char *recipe) {
     o.batch_size = o.train.buffer.batch_rows, o.epochs = 1;
     o.n_ctxs = 30000, o.ctx_len = -1, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
-    o.rows = -1, o.count = 8, o.contexts = 4;
+    o.rows = -1, o.count = 8, o.contexts = -1, o.memory = -1;
     o.feature = -1, o.set = NAN;
     o.match = 0.7;
     return o;

@@ -1,7 +1,9 @@
 /* dictlearn: the command-line program, on the library's public API alone.
 
-       cc -O2 -fopenmp -I. examples/program/dictlearn.c -o dictlearn -lm
+       sh examples/program/embed.sh build
+       cc -O2 -fopenmp -I. -Ibuild examples/program/dictlearn.c -o dictlearn -lm
 
+   The first line writes build/page_html.h, the template of `features --out` as an array.
    With llama.cpp for models in GGUF files: -DLM_LLAMA, -lllama -lggml -lggml-base.
 
    args.h     flags, parsing, help          source.h   rows for training and evaluation
@@ -38,6 +40,8 @@
 #include "dictlearn.h"
 #define LM_IMPLEMENTATION
 #include "../lm/lm.h"
+#define LOOK_IMPLEMENTATION
+#include "../look/look.h"
 
 #include "args.h"
 #include "process.h"
@@ -152,8 +156,20 @@ static const command commands[] = {
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn eval --dict build/run " TINY_SITE, run_eval},
     {"features", C_FEATURES, 0,
-     "--dict D --model M --text FILE --site S --layer N [--features I,J,...]",
-     "Shows features, with the tokens and contexts on which they fire most.",
+     "--dict D --model M --text FILE --site S --layer N [--features I,J,...] [--out PAGE.html]",
+     "Shows features: on the terminal with the tokens and contexts on which they fire most; with "
+     "--out on one page for a browser, which needs no network; with --json as {\"features\": "
+     "[...]} in the keys of SAEDashboard, which Neuronpedia reads. The model runs once; each "
+     "context "
+     "counts as a document. Page and JSON hold for each feature: density, histogram, tokens by "
+     "mean "
+     "activation, contexts (the strongest, and some drawn with --seed from five equal intervals), "
+     "the tokens that its atom makes likely, nearest atoms, features that fire together with it, "
+     "coordinates. JSON differs from SAEDashboard's in this, unless --compat is given: rows left "
+     "out count nowhere, frac_nonzero is exact, correlations are over all features and the rows "
+     "that count, one context gives one of the strongest examples, contexts keep their first "
+     "token, "
+     "the final norm's weight is applied, atoms keep their lengths, and there are further keys.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
     {"effect", C_EFFECT, 0,

@@ -1,331 +1,390 @@
-/* dictlearn features: the tokens and contexts on which a feature fires most. Two passes over the
-   text: the first counts firings and chooses features, the second collects their contexts. */
+/* dictlearn features: what features fire on. One pass of the model over the text; then the features
+   are chosen, and shown on the terminal, on a page (--out), or as JSON (--json). look.h does most
+   of the work. */
 
-enum { TOP_TOKENS = 6, AROUND = 8, SHOWN_MAX = 256 };
+/* The template of the page, page.html, as an array of bytes: embed.sh makes this file. */
+#include "page_html.h"
 
-typedef struct firing { /* of a feature on a token */
-    float value;
-    int64_t token; /* index into the documents' ids */
-} firing;
+enum { TOP_TOKENS = 6, AROUND = 8 }; /* of a feature on the terminal                       */
+enum { NEURON_BYTES = 1 << 30 };     /* correlations with coordinates may take so much      */
 
 typedef struct showing {
     model_text mt;
     const options *o;
     dlrn_dictionary *dict;
-    lm_documents texts;
-    dlrn_sparse codes;
-    int64_t rows, done, counted; /* asked for; looked at; of those, not left out */
-    int64_t *fired;              /* [F] */
-    float *max;                  /* [F] largest activation */
-    int64_t shown[SHOWN_MAX], n_shown;
-    int64_t *slot;    /* [F] place in shown, -1 */
-    firing *best;     /* [n_shown][contexts] strongest first */
-    double *by_token; /* [n_shown][vocabulary] summed activation */
+    dlrn_survey *survey;
+    dlrn_survey_config cfg;
+    look_about about;
+    char model_name[256], dict_name[256], text_name[256];
+    char note[4][256]; /* sentences for the page */
+    const char *notes[4];
+    int64_t *list, n;    /* the features to show */
+    int64_t rows, count; /* count: of --count; -1: it is not given */
+    double started, told;
 } showing;
 
-/* How many of n further rows are still to be counted. */
-static int64_t rows_left(const showing *w, int64_t n) {
-    return n < w->rows - w->done ? n : w->rows - w->done;
+/* ---- which features */
+
+/* The value of --count; -1: it is not given. */
+static int64_t count_of(const options *o) {
+    const char *none;
+    return is_given(o, find_flag("--count", &none)) ? o->count : -1;
 }
 
-/* First pass: how often and how strongly each feature fires. */
-static dlrn_status count_firings(void *user, int tap, const float *x, float *y, int64_t n) {
-    showing *w = (showing *)user;
-    int64_t rows = rows_left(w, n);
-    (void)tap, (void)y;
-    dlrn_status s;
-    unsigned char *keep = chosen_rows(&w->mt, x, n, &s);
-    if (s == DLRN_OK) s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
-    for (int64_t i = 0; i < rows && s == DLRN_OK; i++) {
-        w->counted += keep[i];
-        w->mt.left_out += !keep[i];
-        for (int64_t k = w->codes.row_ptr[i]; keep[i] && k < w->codes.row_ptr[i + 1]; k++) {
-            int32_t f = w->codes.col[k];
-            w->fired[f]++;
-            if (w->codes.val[k] > w->max[f]) w->max[f] = w->codes.val[k];
-        }
+/* The next part of --features, "7" or "3-17"; the text behind it, or NULL if there is no such part.
+   */
+static const char *next_range(const char *c, int64_t *from, int64_t *to) {
+    size_t digits = strspn(c, "0123456789");
+    if (digits < 1 || digits > 10) return NULL;
+    *from = *to = strtoll(c, NULL, 10);
+    c += digits;
+    if (*c != '-') return c;
+    digits = strspn(++c, "0123456789");
+    if (digits < 1 || digits > 10) return NULL;
+    *to = strtoll(c, NULL, 10);
+    return *to < *from ? NULL : c + digits;
+}
+
+/* Whether --features is a list of numbers and ranges with commas between. */
+static int names_features(const char *c) {
+    int64_t from, to;
+    while ((c = next_range(c, &from, &to)) != NULL && *c == ',') c++;
+    return c && !*c;
+}
+
+/* The numbers of --features in their order, each once. */
+static dlrn_status take_list(showing *w) {
+    const int64_t F = w->dict->features;
+    unsigned char *seen = (unsigned char *)dlrn_alloc(w->mt.ctx, F, 1);
+    int64_t from, to;
+    if (!seen) return DLRN_ERR_MEMORY;
+    memset(seen, 0, (size_t)F);
+    dlrn_status s = DLRN_OK;
+    for (const char *c = w->o->features; s == DLRN_OK && *c; c += *c == ',') {
+        c = next_range(c, &from, &to);
+        if (to >= F)
+            s = dlrn_fail(w->mt.ctx, DLRN_ERR_ARGUMENT,
+                          "--features: expected numbers below %lld as %s has them, found %lld",
+                          (long long)F, w->o->dict, (long long)to);
+        for (; s == DLRN_OK && from <= to; from++)
+            if (!seen[from]) seen[from] = 1, w->list[w->n++] = from;
     }
-    w->done += rows;
-    dlrn_free(w->mt.ctx, keep);
+    dlrn_free(w->mt.ctx, seen);
     return s;
 }
 
-/* Inserts a firing in a list of the n strongest. */
-static void keep_firing(firing *best, int64_t n, float value, int64_t token) {
-    int64_t at = n - 1;
-    if (value <= best[at].value) return;
-    for (; at > 0 && best[at - 1].value < value; at--) best[at] = best[at - 1];
-    best[at].value = value;
-    best[at].token = token;
+static int ascending(const void *a, const void *b) {
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
 }
 
-/* Second pass: the contexts and tokens of the chosen features. */
-static dlrn_status collect_firings(void *user, int tap, const float *x, float *y, int64_t n) {
-    showing *w = (showing *)user;
-    const int64_t v = lm_config_of(w->mt.model)->vocab;
-    int64_t rows = rows_left(w, n);
-    (void)tap, (void)y;
-    dlrn_status s;
-    unsigned char *keep = chosen_rows(&w->mt, x, n, &s);
-    if (s == DLRN_OK) s = dlrn_encode_sparse(w->dict, x, rows, &w->codes);
-    for (int64_t i = 0; s == DLRN_OK && i < rows; i++)
-        for (int64_t k = w->codes.row_ptr[i]; keep[i] && k < w->codes.row_ptr[i + 1]; k++) {
-            int64_t slot = w->slot[w->codes.col[k]];
-            if (slot < 0) continue;
-            keep_firing(w->best + slot * w->o->contexts, w->o->contexts, w->codes.val[k],
-                        w->done + i);
-            w->by_token[slot * v + w->texts.id[w->done + i]] += (double)w->codes.val[k];
-        }
-    w->done += rows;
-    dlrn_free(w->mt.ctx, keep);
-    return s;
-}
-
-/* Parses "3,17,40" into shown [SHOWN_MAX], each number once. Returns how many, or 0 if the text is
-   anything else. */
-static int64_t parse_features(const char *list, int64_t *shown) {
-    int64_t n = 0, at;
-    for (const char *c = list;; c++) {
-        int digits = (int)strspn(c, "0123456789");
-        if (digits < 1 || digits > 10) return 0;
-        int64_t number = strtoll(c, NULL, 10);
-        for (at = 0; at < n && shown[at] != number;) at++;
-        if (at == SHOWN_MAX) return 0;
-        shown[at] = number;
-        n += at == n;
-        c += digits;
-        if (!*c) return n;
-        if (*c != ',') return 0;
+/* After the sweep: the features of --all, of --count, or so many as suit a page. */
+static dlrn_status choose_features(showing *w) {
+    const int64_t F = w->dict->features;
+    const int paged = w->o->out != NULL;
+    int64_t want = w->count > 0 ? w->count : paged ? LOOK_PAGE_ALL : 8;
+    if (w->o->all || (paged && w->count < 0 && F <= LOOK_PAGE_ALL)) want = F;
+    if (want > F) want = F;
+    if (want == F && (w->o->all || paged)) {
+        for (w->n = 0; w->n < F; w->n++) w->list[w->n] = w->n;
+        return DLRN_OK;
     }
-}
-
-/* The numbers of --features against the dictionary. */
-static dlrn_status check_features(const showing *w) {
-    for (int64_t k = 0; k < w->n_shown; k++)
-        if (w->shown[k] >= w->dict->features)
-            return dlrn_fail(w->mt.ctx, DLRN_ERR_ARGUMENT,
-                             "--features: expected numbers below %lld as %s has them, found %lld",
-                             (long long)w->dict->features, w->o->dict, (long long)w->shown[k]);
+    w->n = look_choose(w->dict, w->survey, want, w->list);
+    if (w->n < 0) return DLRN_ERR_MEMORY;
+    if (paged) qsort(w->list, (size_t)w->n, sizeof *w->list, ascending);
     return DLRN_OK;
 }
 
-/* Without --features: those that fire on 0.1 to 5 % of the rows, strongest first; if there are
-   none, any that fire. */
-static void choose_features(showing *w) {
-    int64_t want = w->o->count < SHOWN_MAX ? w->o->count : SHOWN_MAX;
-    for (int pass = 0; pass < 2 && w->n_shown == 0; pass++) {
-        double low = pass ? 0 : 1e-3, high = pass ? 1 : 0.05;
-        while (w->n_shown < want) {
-            int64_t best = -1;
-            for (int64_t f = 0; f < w->dict->features; f++) {
-                double share = (double)w->fired[f] / (double)(w->counted ? w->counted : 1);
-                if (w->slot[f] < 0 && w->fired[f] && share >= low && share <= high &&
-                    (best < 0 || w->max[f] > w->max[best]))
-                    best = f;
-            }
-            if (best < 0) break;
-            w->slot[best] = w->n_shown;
-            w->shown[w->n_shown++] = best;
-        }
-    }
+/* ---- the sweep */
+
+/* Room for the list, and those of its features that are known before the sweep. */
+static dlrn_status begin_list(showing *w) {
+    w->list = (int64_t *)dlrn_alloc(w->mt.ctx, w->dict->features, sizeof *w->list);
+    if (!w->list) return DLRN_ERR_MEMORY;
+    return w->o->features ? take_list(w) : DLRN_OK;
 }
 
-/* Prints tokens [from, to) of the texts, on one line or (with a key) as a JSON string. They are
-   joined first, since a token may end within a character. */
-static dlrn_status put_tokens(const showing *w, json_writer *j, const char *key, int64_t from,
-                              int64_t to) {
+/* The survey's settings. On the terminal only the strongest contexts are shown. */
+static dlrn_survey_config survey_settings(const showing *w) {
+    const options *o = w->o;
+    dlrn_survey_config cfg = look_survey_defaults(o->json, o->compat);
+    cfg.memory = o->memory > 0 ? o->memory << 20 : 1;
+    if (o->memory < 0) cfg.memory = dlrn_survey_defaults().memory;
+    cfg.scratch = o->out && strcmp(o->out, "-") ? o->out : NULL;
+    cfg.features = o->features ? w->list : NULL;
+    cfg.n_features = o->features ? w->n : 0;
+    cfg.seed = (uint64_t)o->seed;
+    const int64_t asked = o->features ? w->n : w->dict->features;
+    if (asked > NEURON_BYTES / 8 / w->dict->d_in) cfg.neurons = DLRN_OFF;
+    if (o->contexts > 0) cfg.top = o->contexts;
+    if (o->out || o->json) return cfg;
+    cfg.neurons = DLRN_OFF;
+    cfg.top = o->contexts > 0 ? o->contexts : 4;
+    cfg.intervals = cfg.per_interval = cfg.together = 0;
+    cfg.before = cfg.after = AROUND;
+    cfg.tokens = TOP_TOKENS;
+    return cfg;
+}
+
+/* Bytes as people say them. */
+static const char *size_text(double bytes, char *text, size_t size) {
+    static const char *const unit[] = {"KB", "MB", "GB", "TB"};
+    int k = 0;
+    for (bytes /= 1024; bytes >= 1000 && k < 3; k++) bytes /= 1024;
+    snprintf(text, size, bytes < 10 ? "%.1f %s" : "%.0f %s", bytes, unit[k]);
+    return text;
+}
+
+/* Where a temporary file would be: the library's rule. */
+static const char *scratch_folder(const showing *w, char *text, size_t size) {
+    const char *dir = getenv("TMPDIR"),
+               *slash = w->cfg.scratch ? strrchr(w->cfg.scratch, '/') : NULL;
+    if (dir && *dir)
+        snprintf(text, size, "%s", dir);
+    else if (slash)
+        snprintf(text, size, "%.*s", (int)(slash - w->cfg.scratch) + (slash == w->cfg.scratch),
+                 w->cfg.scratch);
+    else
+        snprintf(text, size, ".");
+    return text;
+}
+
+/* Says what the sweep will take, once its first rows tell how many features are active. */
+static void tell_plan(const showing *w, const dlrn_survey_info *info) {
+    const double rows = (double)(info->rows ? info->rows : 1);
+    const int64_t known = w->rows < ALL ? w->rows : 1000000;
+    const int64_t contexts = (int64_t)((double)info->contexts * ((double)known / rows)) + 1;
+    const int64_t shown = w->n ? w->n : w->count > 0 ? w->count : LOOK_PAGE_ALL;
+    double memory, file;
+    char a[32], b[32], c[32], folder[1024];
+    dlrn_survey_plan(w->dict, &w->cfg, known, contexts, (double)info->codes / rows,
+                     shown < w->dict->features ? shown : w->dict->features, &memory, &file);
+    snprintf(c, sizeof c, file > 0 ? " and %s in a temporary file in " : "",
+             size_text(file, b, sizeof b));
+    tell("%s%lld rows: the survey takes up to %s of memory%s%s",
+         w->rows < ALL ? "up to " : "for each ", (long long)known, size_text(memory, a, sizeof a),
+         file > 0 ? c : "", file > 0 ? scratch_folder(w, folder, sizeof folder) : "");
+    tell_end();
+}
+
+/* After each run of the model. */
+static dlrn_status sweep_progress(void *user, const dlrn_survey *survey) {
+    showing *w = (showing *)user;
+    const dlrn_survey_info info = dlrn_survey_describe(survey);
+    const double now = seconds(), rate = per_second(info.rows, now - w->started);
+    char left[32] = "";
+    if (stopping(NULL)) return DLRN_STOPPED;
+    if (w->o->quiet) return DLRN_OK;
+    if (w->told < 0) {
+        tell_plan(w, &info);
+        w->told = now;
+    }
+    if (now - w->told < 2) return DLRN_OK;
+    w->told = now;
+    if (w->rows < ALL && rate > 0) {
+        time_text((double)(w->rows - info.rows) / rate, left, sizeof left);
+        tell("%lld of up to %lld rows, %.0f rows/s, %s left", (long long)info.rows,
+             (long long)w->rows, rate, left);
+    } else {
+        tell("%lld rows, %.0f rows/s", (long long)info.rows, rate);
+    }
+    return DLRN_OK;
+}
+
+/* The last part of a path, so that a page does not tell where it was made. */
+static const char *last_part(const char *path, char *name, size_t size) {
+    size_t n = strlen(path), from;
+    while (n > 1 && path[n - 1] == '/') n--;
+    for (from = n; from > 0 && path[from - 1] != '/';) from--;
+    snprintf(name, size, "%.*s", (int)(n - from), path + from);
+    return name;
+}
+
+/* A sentence for the page. */
+static DLRN_PRINTF(2, 3) void add_note(showing *w, const char *format, ...) {
+    va_list args;
+    if (w->about.n_notes == 4) return;
+    va_start(args, format);
+    vsnprintf(w->note[w->about.n_notes], sizeof w->note[0], format, args);
+    va_end(args);
+    w->notes[w->about.n_notes] = w->note[w->about.n_notes];
+    w->about.n_notes++;
+}
+
+/* What is looked at, as look.h wants it. */
+static void describe_showing(showing *w) {
+    const options *o = w->o;
+    look_about *a = &w->about;
+    a->model = w->mt.model, a->tok = w->mt.tok, a->dict = w->dict, a->tap = w->mt.tap;
+    a->model_name = last_part(o->model, w->model_name, sizeof w->model_name);
+    a->dict_name = last_part(o->dict, w->dict_name, sizeof w->dict_name);
+    a->text_name = strcmp(o->text, "-") ? last_part(o->text, w->text_name, sizeof w->text_name)
+                                        : "standard input";
+    a->site = o->site, a->layer = o->layer, a->ctx_len = o->ctx_len;
+    a->notes = w->notes, a->compat = o->compat;
+}
+
+/* ---- the terminal */
+
+/* Prints the tokens of an example [from, to) on one line. They are joined first, since a token may
+   end within a character. */
+static dlrn_status put_tokens(const showing *w, const dlrn_example *e, int64_t from, int64_t to) {
     bpe_text text;
     dlrn_status s = DLRN_OK;
     memset(&text, 0, sizeof text);
     for (int64_t i = from; i < to && s == DLRN_OK; i++) {
         int64_t n = 0;
-        const char *bytes = lm_token_bytes(w->mt.tok, w->texts.id[i], &n);
+        const char *bytes = lm_token_bytes(w->mt.tok, e->token[i], &n);
         if (bytes) s = bpe_put(w->mt.ctx, &text, bytes, n);
     }
-    if (s == DLRN_OK && key)
-        json_bytes(j, key, text.bytes, text.count);
-    else if (s == DLRN_OK)
-        put_text(stdout, text.bytes, text.count);
+    if (s == DLRN_OK) put_text(stdout, text.bytes, text.count);
     bpe_text_free(&text);
     return s;
 }
 
-/* The document that holds a token. */
-static int64_t document_of(const showing *w, int64_t token) {
-    int64_t low = 0, high = w->texts.count;
-    while (high - low > 1) {
-        int64_t middle = (low + high) / 2;
-        if (w->texts.start[middle] <= token)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
 /* A line: the activation and the tokens around, the one that fires in guillemets. */
-static dlrn_status show_context(const showing *w, const firing *f) {
-    int64_t d = document_of(w, f->token), from = w->texts.start[d], to = w->texts.start[d + 1];
-    if (from < f->token - AROUND) from = f->token - AROUND;
-    if (to > f->token + AROUND + 1) to = f->token + AROUND + 1;
-    printf("  %8.3f  ", (double)f->value);
-    dlrn_status s = put_tokens(w, NULL, NULL, from, f->token);
+static dlrn_status show_context(const showing *w, const dlrn_example *e) {
+    const int64_t at = e->row - e->first;
+    printf("  %8.3f  ", (double)e->peak);
+    dlrn_status s = put_tokens(w, e, 0, at);
     fputs("\xC2\xAB", stdout);
-    if (s == DLRN_OK) s = put_tokens(w, NULL, NULL, f->token, f->token + 1);
+    if (s == DLRN_OK) s = put_tokens(w, e, at, at + 1);
     fputs("\xC2\xBB", stdout);
-    if (s == DLRN_OK) s = put_tokens(w, NULL, NULL, f->token + 1, to);
+    if (s == DLRN_OK) s = put_tokens(w, e, at + 1, e->count);
     putchar('\n');
     return s;
-}
-
-/* The tokens that carry most of a feature's activation, each with its share. Their sums become 0.
-   */
-static int64_t top_tokens(showing *w, int64_t slot, int32_t *id, double *share) {
-    const int64_t v = lm_config_of(w->mt.model)->vocab;
-    double *sum = w->by_token + slot * v, total = 0;
-    int64_t n = 0;
-    for (int64_t t = 0; t < v; t++) total += sum[t];
-    for (; n < TOP_TOKENS; n++) {
-        int64_t best = 0;
-        for (int64_t t = 1; t < v; t++)
-            if (sum[t] > sum[best]) best = t;
-        if (!(sum[best] > 0)) break;
-        id[n] = (int32_t)best;
-        share[n] = sum[best] / total;
-        sum[best] = 0;
-    }
-    return n;
 }
 
 /* Prints a feature for people. */
-static dlrn_status show_feature(showing *w, int64_t slot) {
-    int32_t id[TOP_TOKENS];
-    double share[TOP_TOKENS];
-    int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
-    const firing *best = w->best + slot * w->o->contexts;
-    printf("feature %lld: fires on %.2f %% of the tokens\n  tokens   ", (long long)f,
-           100 * (double)w->fired[f] / (double)w->counted);
-    for (int64_t k = 0; k < n; k++) {
+static dlrn_status show_feature(void *user, const dlrn_feature_report *r) {
+    const showing *w = (const showing *)user;
+    printf("feature %lld: fires on %.2f %% of the tokens\n  tokens   ", (long long)r->feature,
+           100 * r->density);
+    for (int64_t k = 0; k < r->tokens && r->by_share[k].share > 0; k++) {
         int64_t length = 0;
-        const char *s = lm_token_bytes(w->mt.tok, id[k], &length);
+        const char *s = lm_token_bytes(w->mt.tok, r->by_share[k].token, &length);
         putchar(' ');
         put_quoted(stdout, s ? s : "?", s ? length : 1);
-        printf(" %.0f %%", 100 * share[k]);
+        printf(" %.0f %%", 100 * r->by_share[k].share);
     }
     putchar('\n');
     dlrn_status s = DLRN_OK;
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++)
-        s = show_context(w, &best[k]);
+    for (int64_t k = 0; k < r->examples && s == DLRN_OK; k++) s = show_context(w, &r->example[k]);
     return s;
 }
 
-/* The tokens before the firing one, from the document's start, and that token. */
-static dlrn_status put_context_json(const showing *w, json_writer *j, const firing *f) {
-    const int64_t d = document_of(w, f->token), start = w->texts.start[d];
-    json_open(j, NULL, '{');
-    json_real(j, "value", 9, (double)f->value);
-    json_int(j, "document", d);
-    json_int(j, "token", f->token - start);
-    dlrn_status s = put_tokens(w, j, "before", start, f->token);
-    if (s == DLRN_OK) s = put_tokens(w, j, "at", f->token, f->token + 1);
-    json_close(j, '}');
-    return s;
-}
+/* ---- files */
 
-/* Prints a feature as an element of the JSON list. */
-static dlrn_status put_feature_json(showing *w, json_writer *j, int64_t slot) {
-    int32_t id[TOP_TOKENS];
-    double share[TOP_TOKENS];
-    int64_t f = w->shown[slot], n = top_tokens(w, slot, id, share);
-    const firing *best = w->best + slot * w->o->contexts;
-    json_open(j, NULL, '{');
-    json_int(j, "feature", f);
-    json_real(j, "frequency", 9, (double)w->fired[f] / (double)w->counted);
-    json_real(j, "max", 9, (double)w->max[f]);
-    json_open(j, "tokens", '[');
-    for (int64_t k = 0; k < n; k++) {
-        json_open(j, NULL, '{');
-        json_int(j, "id", id[k]);
-        json_real(j, "share", 6, share[k]);
-        json_close(j, '}');
-    }
-    json_close(j, ']');
-    json_open(j, "contexts", '[');
-    dlrn_status s = DLRN_OK;
-    for (int64_t k = 0; k < w->o->contexts && best[k].value > 0 && s == DLRN_OK; k++)
-        s = put_context_json(w, j, &best[k]);
-    json_close(j, ']');
-    json_close(j, '}');
-    return s;
-}
-
-/* Prints the chosen features; says so where none of them fires, or there is none to choose. */
-static dlrn_status put_features(showing *w) {
-    json_writer j = {stdout, 0};
-    dlrn_status s = DLRN_OK;
+/* Says so where none of the features fires, or there is none to choose. */
+static void tell_silence(const showing *w) {
+    const dlrn_survey_info info = dlrn_survey_describe(w->survey);
     int64_t any = 0;
-    for (int64_t k = 0; k < w->n_shown; k++) any += w->fired[w->shown[k]] > 0;
+    for (int64_t k = 0; k < w->n; k++) any += info.totals[w->list[k]].fired > 0;
     if (!any)
-        fprintf(w->o->json ? stderr : stdout, "%s: %s fires on the %lld rows of %s\n", w->o->dict,
-                w->o->features ? "none of these features" : "no feature", (long long)w->counted,
-                w->o->text);
-    if (w->o->json) json_open(&j, NULL, '[');
-    for (int64_t k = 0; k < w->n_shown && s == DLRN_OK; k++)
-        s = w->o->json ? put_feature_json(w, &j, k) : show_feature(w, k);
-    if (w->o->json) json_close(&j, ']');
-    if (w->o->json) putchar('\n');
+        fprintf(w->o->json || w->o->out ? stderr : stdout, "%s: %s fires on the %lld rows of %s\n",
+                w->o->dict, w->o->features ? "none of these features" : "no feature",
+                (long long)info.counted, w->o->text);
+}
+
+/* What the page says of the choice of features and of rows. */
+static void note_choice(showing *w) {
+    const dlrn_survey_info info = dlrn_survey_describe(w->survey);
+    if (!w->o->features && w->n < w->dict->features)
+        add_note(w,
+                 "%lld of %lld features are shown: those that fire on 0.1 to 5 %% of the tokens, "
+                 "with the largest activations first, then others that fire. The map has all.",
+                 (long long)w->n, (long long)w->dict->features);
+    if (info.counted < info.rows)
+        add_note(w,
+                 "%lld rows count nowhere: the beginnings of contexts, special tokens or long "
+                 "rows. Contexts show them.",
+                 (long long)(info.rows - info.counted));
+    if (w->cfg.neurons == DLRN_OFF)
+        add_note(w, "Correlations with coordinates would take more than 1 GB; they are left out. "
+                    "--features I,J,... has them.");
+}
+
+/* The page and the JSON. page, json: NULL, or where they go. */
+static dlrn_status write_features(showing *w, dlrn_writer *page, dlrn_writer *json) {
+    look_weights *weights = NULL;
+    note_choice(w);
+    if (!w->o->quiet && w->n > 64)
+        tell("the sweep is done; %lld features are written", (long long)w->n), tell_end();
+    dlrn_status s = look_weights_of(&w->about, w->list, w->n, &weights);
+    if (s == DLRN_OK && page)
+        s = look_page(&w->about, w->survey, weights, w->list, w->n, (const char *)page_html,
+                      (int64_t)sizeof page_html, page);
+    if (s == DLRN_OK && json) s = look_json(&w->about, w->survey, weights, w->list, w->n, json);
+    dlrn_free(w->mt.ctx, weights);
     return s;
 }
 
-/* Both passes, then the output. */
-static dlrn_status show_features(showing *w) {
-    dlrn_context *ctx = w->mt.ctx;
-    const int64_t F = w->dict->features, v = lm_config_of(w->mt.model)->vocab;
-    w->fired = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->fired);
-    w->max = (float *)dlrn_alloc(ctx, F, sizeof *w->max);
-    w->slot = (int64_t *)dlrn_alloc(ctx, F, sizeof *w->slot);
-    if (!w->fired || !w->max || !w->slot) return DLRN_ERR_MEMORY;
-    for (int64_t f = 0; f < F; f++) w->fired[f] = 0, w->max[f] = 0, w->slot[f] = -1;
-    dlrn_status s = check_features(w);
-    if (s == DLRN_OK) s = read_texts(&w->mt, w->o, w->rows, 1, &w->texts);
-    if (s == DLRN_OK) s = visit_texts(&w->mt, &w->texts, w->rows, count_firings, w);
-    if (s == DLRN_OK && !w->o->features) choose_features(w);
+/* The sweep, then the output. */
+static dlrn_status show_features(showing *w, dlrn_writer *page, dlrn_writer *json) {
+    dlrn_status s = begin_list(w);
     if (s != DLRN_OK) return s;
-    for (int64_t k = 0; k < w->n_shown; k++) w->slot[w->shown[k]] = k;
-    w->best = (firing *)dlrn_alloc(ctx, w->n_shown * w->o->contexts, sizeof *w->best);
-    w->by_token = (double *)dlrn_alloc(ctx, w->n_shown * v, sizeof *w->by_token);
-    if (!w->best || !w->by_token) return DLRN_ERR_MEMORY;
-    memset(w->best, 0, (size_t)(w->n_shown * w->o->contexts) * sizeof *w->best);
-    memset(w->by_token, 0, (size_t)(w->n_shown * v) * sizeof *w->by_token);
-    w->done = 0;
-    s = visit_texts(&w->mt, &w->texts, w->rows, collect_firings, w);
-    return s == DLRN_OK ? put_features(w) : s;
+    w->cfg = survey_settings(w);
+    describe_showing(w);
+    w->started = seconds(), w->told = -1;
+    s = dlrn_survey_create(w->dict, &w->cfg, &w->survey);
+    if (s == DLRN_OK)
+        s = look_sweep(&w->about, w->mt.docs, &w->mt.reading, w->rows, sweep_progress, w,
+                       w->survey);
+    tell_end();
+    if (s == DLRN_OK && !w->o->features) s = choose_features(w);
+    if (s != DLRN_OK) return s;
+    tell_silence(w);
+    if (page || json) return write_features(w, page, json);
+    return w->n ? dlrn_survey_report(w->survey, w->list, w->n, show_feature, w) : DLRN_OK;
+}
+
+/* The dictionary, as --compat reads it. */
+static dlrn_status open_dictionary(showing *w) {
+    const options *o = w->o;
+    dlrn_status s = load_dictionary(w->mt.ctx, o->dict, o, &w->dict);
+    if (s == DLRN_OK) s = check_site_width(&w->mt, o, w->dict);
+    if (s == DLRN_OK && o->compat && look_fold_norms(w->dict))
+        add_note(w,
+                 "Atoms are scaled to length 1, and activations with them, as SAEDashboard does.");
+    return s;
+}
+
+/* 0, or the exit status of a wrong call. */
+static int check_features_flags(const options *o) {
+    if (lacks_flag("features", "--dict", o->dict)) return 2;
+    const int status = check_site_flags("features", o);
+    if (status) return status;
+    if (o->features && !names_features(o->features))
+        return usage_error("features", "expected numbers with commas between as --features",
+                           o->features);
+    if (o->all && (o->features || count_of(o) > 0))
+        return usage_error("features", "expected one of --all, --count and --features", "--all");
+    if (o->json && o->out && !strcmp(o->out, "-"))
+        return usage_error("features", "--json and --out - both go to standard output", "--out");
+    return o->out && strcmp(o->out, "-") ? check_suffix("features", o->out, ".html", ".htm") : 0;
 }
 
 static int run_features(dlrn_context *ctx, const options *o) {
-    showing w;
-    int status = lacks_flag("features", "--dict", o->dict) ? 2 : check_site_flags("features", o);
+    static showing w; /* too large for some stacks */
+    dlrn_writer *page = NULL, *json = NULL;
+    const int status = check_features_flags(o);
     if (status) return status;
     memset(&w, 0, sizeof w);
-    if (o->features && (w.n_shown = parse_features(o->features, w.shown)) == 0)
-        return usage_error("features",
-                           "expected at most 256 numbers with commas between as --features",
-                           o->features);
     w.o = o;
     w.rows = o->rows > 0 ? o->rows : 65536;
+    w.count = count_of(o);
     dlrn_status s = model_text_open(ctx, o, 1, &w.mt);
-    if (s == DLRN_OK) s = load_dictionary(ctx, o->dict, o, &w.dict);
-    if (s == DLRN_OK) s = check_site_width(&w.mt, o, w.dict);
-    if (s == DLRN_OK && w.dict->heads) /* batches of texts are not documents */
-        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                      "%s: a %s encodes the rows of a document together, which features does not",
-                      o->dict, w.dict->family);
-    if (s == DLRN_OK) s = show_features(&w);
+    if (s == DLRN_OK) s = open_dictionary(&w);
+    if (s == DLRN_OK && o->out) s = dlrn_file_create(ctx, o->out, &page);
+    if (s == DLRN_OK && o->json) s = dlrn_file_create(ctx, "-", &json);
+    if (s == DLRN_OK) s = show_features(&w, page, json);
+    if (page) s = close_writer(page, s);
+    if (json) s = close_writer(json, s);
+    if (s == DLRN_OK && o->out && !o->quiet && strcmp(o->out, "-"))
+        fprintf(stderr, "%s: %lld features\n", o->out, (long long)w.n);
     model_text_tell(&w.mt, o);
-    void *blocks[] = {w.fired, w.max, w.slot, w.best, w.by_token};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
-    dlrn_sparse_free(&w.codes);
-    lm_documents_free(&w.texts);
+    dlrn_free(ctx, w.list);
+    dlrn_survey_destroy(w.survey);
     dlrn_dictionary_destroy(w.dict);
     model_text_close(&w.mt);
     return s == DLRN_OK ? 0 : fail(ctx);
