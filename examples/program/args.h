@@ -35,10 +35,8 @@ typedef struct options {
     const char *model, *text, *site, *prompt, *features, *layout, *from, *recipe, *tensor, *dtype;
     const char *config, *groups, *group_weights;
     const char *text_key, *tokens_key, *long_documents;
-    const char *vary, *scales, *x_axis, *y_axis;
-    const char *path, *path2; /* the first two arguments without a flag; see also next_word */
     const char *vary, *scales, *x_axis, *y_axis, *positions, *token, *by;
-    const char *path, *path2; /* arguments without a flag */
+    const char *path, *path2; /* the first two arguments without a flag; see also next_word */
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts, memory;
@@ -323,18 +321,13 @@ static const flag flags[] = {
     {"--saelens-batch", F_INT, AT(saelens_batch), C_EVAL, 1, 0, "N",
      "rows in one of SAELens' batches (prompts times tokens), for explained_variance_legacy and "
      "its mean of relative_reconstruction_bias over batches"},
-    {"--features", F_TEXT, AT(features), C_FEATURES, 0, TEXT_MAX, "I,J,...",
-     "which features (default: some that fire rarely)"},
-    {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
-     "how many features to show, without --features or --feature (default 8); effect --feature: "
-     "how "
-     "many tokens up, and down"},
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
      "which features: numbers, and ranges of them (default: see --count)"},
-    {"--count", F_INT, AT(count), C_FEATURES, 1, 0, "N",
-     "choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, with the "
+    {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
+     "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, with the "
      "largest activations first, then others that fire (default 8; with --out: all where there are "
-     "at most 1000, otherwise 1000)"},
+     "at most 1000, otherwise 1000); effect: how many features to show, without --feature, or with "
+     "it how many tokens up, and down (default 8)"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
      "contexts with the largest activations per feature (default 4; with --out or --json: 20)"},
     {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
@@ -353,18 +346,15 @@ static const flag flags[] = {
     {"--set", F_REAL, AT(set), C_EDITS, -1e300, 0, "V",
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
-     "add A times the feature's atom to the activations"},
+     "add A times the feature's atom to the activations: A is in units of the feature's "
+     "activation; "
+     "a list gives a text for each"},
     {"--match", F_REAL, AT(match), C_COMPARE, 0, 1, "COSINE",
      "nearest atoms whose cosine is at least this may be the same feature (default 0.7)"},
     {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY",
      "what the horizontal axis shows (default: of logs step, of others l0)"},
     {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY,KEY,...",
      "what the vertical axes show, each in a panel of its own (default: the main ones there are)"},
-     "add A times the feature's atom to the activations: A is in units of the feature's "
-     "activation; "
-     "a list gives a text for each"},
-    {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the horizontal axis shows"},
-    {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY", "what the vertical axis shows"},
     {"--vary", F_TEXT, AT(vary), C_SWEEP, 1, TEXT_MAX, "FLAG=V,V,...",
      "the flag of train that differs between the dictionaries, and its values"},
     /* of all commands */

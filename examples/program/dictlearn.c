@@ -14,11 +14,11 @@
    recall.h   words that stand in files     saved.h    what a run writes of its dictionary
    paths.h    files, folders, patterns      train.h    train
    choose.h   rows that count               eval.h     eval
-   figure.h   SVG: axes, curves, bars       features.h features
+   edit.h     one feature changed           features.h features
+   figure.h   SVG: axes, curves, bars       effect.h   effect
+                                            steer.h    steer
                                             compare.h  compare
                                             plot.h     plot */
-   edit.h     one feature changed          features.h features
-   effect.h   effect                       steer.h    steer */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
