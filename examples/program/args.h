@@ -324,7 +324,8 @@ static const flag flags[] = {
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
      "which features: numbers, and ranges of them (default: see --count)"},
     {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
-     "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, with the "
+     "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, "
+     "with the "
      "largest activations first, then others that fire (default 8; with --out: all where there are "
      "at most 1000, otherwise 1000); effect: how many features to show, without --feature, or with "
      "it how many tokens up, and down (default 8)"},
