@@ -28978,7 +28978,7 @@ DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int
     const dlrni_overlap *with = &r->overlap[slot * F + other];
     memset(out, 0, sizeof *out);
     out->index = (int32_t)other;
-    if (other == feature) return s->cfg.compat;
+    if (other == feature) return s->cfg.compat == DLRN_ON;
     out->both = with->both;
     return dlrni_correlate(s, dlrni_moments_of(s, feature), dlrni_moments_of(s, other),
                            with->product, out);
@@ -29242,8 +29242,9 @@ DLRNI_INTERNAL int64_t dlrni_survey_feature_bytes(const dlrn_survey_config *cfg)
    twice while they grow; the rows in hand; packed weights. */
 DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict, double l0) {
     const double F = (double)dict->features, d = (double)dict->d_in;
-    const double entries = fmin(8 << 20, 1.5 * DLRNI_SURVEY_ROWS * l0);
-    return 2 * 8 * entries + 6.0 * DLRNI_SURVEY_ROWS * d + 2 * F * d;
+    const double rows = (double)DLRNI_SURVEY_ROWS;
+    const double entries = fmin((double)(8 << 20), 1.5 * rows * l0);
+    return 2 * 8 * entries + 6 * rows * d + 2 * F * d;
 }
 
 /* What a report gathers at most: codes of some features, but at least of one that fires on every
@@ -29269,7 +29270,7 @@ DLRNI_INTERNAL double dlrni_plan_scratch(const dlrn_dictionary *dict, const dlrn
     const double window = 8 * 1.5 * fmin(before + after + 1, length) + sizeof(dlrn_example);
     const double lists =
         8 * (double)cfg->bins + 100 * ((double)cfg->tokens + (double)cfg->together);
-    return 3 * fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) +
+    return 3 * fmin(codes, 4 * (double)DLRNI_SURVEY_MAX_BLOCK) +
            threads * (28.0 * (1 << 18) + 4 * (examples * window + lists));
 }
 
@@ -29282,13 +29283,16 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
     const double places = cfg->features ? (double)cfg->n_features : F;
     /* the last block is half empty at worst, and not larger than all before it */
-    const double last = fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) + 4.0 * DLRNI_SURVEY_MIN_BLOCK;
-    const double held = fmin(codes + last, fmax(limit, 4.0 * DLRNI_SURVEY_MIN_BLOCK));
-    const double in_hand = fmin(DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax(DLRNI_SURVEY_CODES, 64 * F));
+    const double min = 4 * (double)DLRNI_SURVEY_MIN_BLOCK, max = 4 * (double)DLRNI_SURVEY_MAX_BLOCK;
+    const double last = fmin(codes, max) + min;
+    const double held = fmin(codes + last, fmax(limit, min));
+    const double in_hand =
+        fmin((double)DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax((double)DLRNI_SURVEY_CODES, 64 * F));
     const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
     const double sums = cfg->neurons ? 8 * places * d : 0;
     /* starts and counts grow by half, and are in memory twice while they do */
-    const double tokens = 4 * (n + DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
+    const double tokens =
+        4 * (n + (double)DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
     *file = codes + last > limit ? codes : 0;
     *memory = each + sums + tokens + held + 20 * in_hand + dlrni_plan_encoder(dict, l0) +
               dlrni_plan_gathered(dict, cfg, n, l0, (double)reported, held) +
