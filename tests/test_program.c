@@ -396,6 +396,13 @@ static const struct {
     {"features --threads 1 --quiet --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
      "/t.jsonl --site mlp_out --layer 0 --count 2 --out " DIR_OF_RUNS "/f.html",
      "f.html"},
+    {"eval --threads 1 --dict " RUN_DIR " --data " X " --rows 200 --histogram " DIR_OF_RUNS
+     "/h.svg",
+     "h.svg"},
+    {"compare --threads 1 " RUN_DIR " " RUN_DIR " " RUN_DIR, ""},
+    {"compare --threads 1 --json " RUN_DIR " " RUN_DIR, ""},
+    {"plot " RUN_DIR " " RUN_DIR " --out " DIR_OF_RUNS "/p.svg", "p.svg"},
+    {"plot " DIR_OF_RUNS "/e.json --out " DIR_OF_RUNS "/q.svg", "q.svg"},
 };
 
 static uint64_t file_hash(const char *path) {
@@ -425,6 +432,8 @@ static void set_up(void) {
           fclose(f) == 0);
     must(TRAIN RUN_DIR);
     must("encode --dict " RUN_DIR " --data " X " --sparse --out " DIR_OF_RUNS "/g.npz");
+    must("eval --json --rows 200 --dict " RUN_DIR " --data " X);
+    CHECK(rename(DIR_OF_RUNS "/out", DIR_OF_RUNS "/e.json") == 0);
 }
 
 /* Commands fail at their n-th allocation (memory) or call, for each n; the file of an earlier one

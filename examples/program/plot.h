@@ -79,7 +79,7 @@ static dlrn_status add_run(plot *p, const char *name) {
 }
 
 /* A number of an object. Sweeps and evaluations name the cross-entropy recovered differently. */
-static double real_of(const dlrn_json *object, const char *key) {
+static double plotted_number(const dlrn_json *object, const char *key) {
     const double value = dlrn_json_number(object, key, NAN);
     if (value == value || strcmp(key, "ce_recovered")) return value;
     return dlrn_json_number(object, "percent_recovered", NAN);
@@ -96,7 +96,8 @@ static dlrn_status add_row(plot *p, plot_run *r, const dlrn_json *object, const 
         if (!grown) return no_memory(p->ctx);
         r->label = grown, r->room = room;
     }
-    for (int k = 0; k < p->keys; k++) r->value[r->n * p->keys + k] = real_of(object, p->key[k]);
+    for (int k = 0; k < p->keys; k++)
+        r->value[r->n * p->keys + k] = plotted_number(object, p->key[k]);
     snprintf(r->label[r->n++], PLOT_LABEL, "%s", label);
     return DLRN_OK;
 }
