@@ -6,8 +6,10 @@
    one copy is enough (see linear_effects). */
 
 enum { EFFECT_FEATURES = 256, EFFECT_CHUNK = 4096 };
-/* Logits that are held: 128 MB of them. */
+/* Logits that are held: 128 MB of them. And exponentials that are summed where a feature costs
+   nothing else. */
 #define EFFECT_LOGITS ((int64_t)1 << 25)
+#define EFFECT_TERMS ((int64_t)1 << 27)
 
 /* What a feature does, summed over the rows that are measured. */
 typedef struct feature_sum {
@@ -38,10 +40,12 @@ typedef struct effect {
     int64_t *start, contexts, copy; /* contexts of each copy; the first copy of the run */
     unsigned char *at;              /* of each row: 1: it is changed and measured */
     float *x, *y;                   /* measured rows of a sequence; linear: of the run */
+    float *p;                       /* [measured rows][vocabulary] probabilities, unchanged */
     float *plain, *changed;         /* [measured rows][vocabulary] logits */
     double *lse;                    /* [2][measured rows] log-sum-exp of both */
     double *kl;                     /* [measured rows] */
     int64_t measured;               /* rows of the contexts */
+    float *atoms, *offsets;         /* linear: [count][vocabulary] direct logits of each; or NULL */
     double told;
 } effect;
 
@@ -114,21 +118,37 @@ static dlrn_status change_copies(void *user, int tap, const float *x, float *y, 
 /* Task: the unchanged logits of a row. */
 static void sum_plain_row(void *arg, int64_t row, int worker) {
     const effect *e = (const effect *)arg;
+    const float *logit = e->plain + row * e->vocab;
+    float *p = e->p + row * e->vocab;
     (void)worker;
-    e->lse[row] = log_sum_exp(e->plain + row * e->vocab, e->vocab);
+    e->lse[row] = log_sum_exp(logit, e->vocab);
+    for (int64_t i = 0; i < e->vocab; i++) p[i] = (float)exp((double)logit[i] - e->lse[row]);
 }
 
-/* Task: the changed logits of a row, and the divergence of the two. */
+/* e^x - 1. Most x are small: then eight terms are exact to 1e-15, in a fraction of expm1's time. */
+static double exp_less_1(double x) {
+    if (!(x < 0.0625 && x > -0.0625)) return expm1(x);
+    const double square = x * x;
+    const double odd = 1 + square * (1.0 / 6 + square * (1.0 / 120 + square * (1.0 / 5040)));
+    const double even = 0.5 + square * (1.0 / 24 + square * (1.0 / 720 + square * (1.0 / 40320)));
+    return x * odd + square * even;
+}
+
+/* Task: the changed logits of a row, and the divergence of the two. Both sums are of p and of the
+   changes alone, so that small effects are as exact as large ones. */
 static void sum_changed_row(void *arg, int64_t row, int worker) {
     const effect *e = (const effect *)arg;
-    const float *p = e->plain + row * e->vocab, *q = e->changed + row * e->vocab;
-    const double of_q = log_sum_exp(q, e->vocab), off = of_q - e->lse[row];
-    double sum = 0;
+    const float *before = e->plain + row * e->vocab, *after = e->changed + row * e->vocab;
+    const float *p = e->p + row * e->vocab;
+    double grown = 0, mean = 0;
     (void)worker;
-    for (int64_t i = 0; i < e->vocab; i++)
-        sum += exp((double)p[i] - e->lse[row]) * ((double)p[i] - (double)q[i] + off);
-    e->lse[e->measured + row] = of_q;
-    e->kl[row] = sum;
+    for (int64_t i = 0; i < e->vocab; i++) {
+        const double change = (double)after[i] - (double)before[i];
+        grown += (double)p[i] * exp_less_1(change);
+        mean += (double)p[i] * change;
+    }
+    e->lse[e->measured + row] = e->lse[row] + log1p(grown);
+    e->kl[row] = log1p(grown) - mean;
 }
 
 /* A part of the vocabulary, in which log p is added up. f NULL: the unchanged ones. */
@@ -180,13 +200,14 @@ static dlrn_status reserve_logits(effect *e, int64_t tokens) {
     dlrn_context *ctx = e->mt.ctx;
     e->measured = 0;
     for (int64_t i = 0; i < tokens; i++) e->measured += e->at[i];
-    void *blocks[] = {e->plain, e->changed, e->lse, e->kl};
+    void *blocks[] = {e->plain, e->changed, e->p, e->lse, e->kl};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     e->plain = (float *)dlrn_alloc(ctx, e->measured * e->vocab, sizeof *e->plain);
     e->changed = (float *)dlrn_alloc(ctx, e->measured * e->vocab, sizeof *e->changed);
+    e->p = (float *)dlrn_alloc(ctx, e->measured * e->vocab, sizeof *e->p);
     e->lse = (double *)dlrn_alloc(ctx, 2 * e->measured, sizeof *e->lse);
     e->kl = (double *)dlrn_alloc(ctx, e->measured, sizeof *e->kl);
-    return e->plain && e->changed && e->lse && e->kl ? DLRN_OK : DLRN_ERR_MEMORY;
+    return e->plain && e->changed && e->p && e->lse && e->kl ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
 /* Runs `copies` copies of inputs [first, end), from number `copy` on. */
@@ -215,55 +236,65 @@ static dlrn_status run_copies(effect *e, int64_t first, int64_t end, int64_t cop
 
 /* ---- the linear part, behind the last layer */
 
-/* What the changed features add to the stream, delta [features][measured rows][d]. Counts their
-   activations. */
-static void delta_rows(effect *e, feature_sum *f, int64_t n, float *delta) {
-    const dlrn_dictionary *dict = e->dict;
-    const int64_t d = dict->d_out;
-    memset(delta, 0, (size_t)(n * e->measured * d) * sizeof *delta);
-    for (int64_t k = 0; k < n; k++)
-        for (int64_t row = 0; row < e->measured; row++, delta += d) {
-            const double was = code_of(&e->codes, row, f[k].feature);
-            move_feature(dict, f[k].feature, unit_of(dict, e->x + row * dict->d_in), was, e->set,
-                         delta);
-            f[k].activation += was;
-            f[k].active += was != 0;
-        }
+/* Direct logits [count][vocabulary] of `amount` atoms and `switched` offsets of each feature. */
+static dlrn_status direct_logits(effect *e, double amount, double switched, float *out) {
+    const int64_t d = e->dict->d_out;
+    float *rows = (float *)dlrn_alloc(e->mt.ctx, e->count * d, sizeof *rows);
+    if (!rows) return DLRN_ERR_MEMORY;
+    memset(rows, 0, (size_t)(e->count * d) * sizeof *rows);
+    for (int64_t k = 0; k < e->count; k++)
+        add_atom(e->dict, e->of[k].feature, amount, switched, rows + k * d);
+    const dlrn_status s = lm_direct_logits(e->mt.model, rows, e->count, 0, out);
+    dlrn_free(e->mt.ctx, rows);
+    return s;
 }
 
-/* Adds the effects of n features at once. */
-static dlrn_status add_linear(effect *e, feature_sum *f, int64_t n, const double *length) {
-    const int64_t v = e->vocab, rows = e->measured;
-    float *delta = (float *)dlrn_alloc(e->mt.ctx, n * rows * e->dict->d_out, sizeof *delta);
-    float *direct = (float *)dlrn_alloc(e->mt.ctx, n * rows * v, sizeof *direct);
-    dlrn_status s = delta && direct ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) delta_rows(e, f, n, delta);
-    if (s == DLRN_OK) s = lm_direct_logits(e->mt.model, delta, n * rows, 0, direct);
-    for (int64_t k = 0; k < n && s == DLRN_OK; k++) {
-        for (int64_t row = 0; row < rows; row++)
-            for (int64_t i = 0; i < v; i++)
-                e->changed[row * v + i] =
-                    (float)((double)e->plain[row * v + i] +
-                            (double)direct[(k * rows + row) * v + i] / length[row]);
-        add_rows(e, f + k);
+/* The product with the unembedding: once, since all that a row does is to scale it. */
+static dlrn_status find_direct(effect *e) {
+    const int has_offsets = e->dict->param[DLRN_DECODER_OFFSET] != NULL;
+    e->atoms = (float *)dlrn_alloc(e->mt.ctx, e->count * e->vocab, sizeof *e->atoms);
+    if (has_offsets)
+        e->offsets = (float *)dlrn_alloc(e->mt.ctx, e->count * e->vocab, sizeof *e->offsets);
+    if (!e->atoms || (has_offsets && !e->offsets)) return DLRN_ERR_MEMORY;
+    const dlrn_status s = direct_logits(e, 1, 0, e->atoms);
+    return s == DLRN_OK && has_offsets ? direct_logits(e, 0, 1, e->offsets) : s;
+}
+
+/* A feature's effect on the rows of a run, whose lengths are known. */
+static void add_linear(effect *e, int64_t k, const double *length) {
+    feature_sum *f = &e->of[k];
+    const float *atom = e->atoms + k * e->vocab;
+    const float *offset = e->offsets ? e->offsets + k * e->vocab : NULL;
+    for (int64_t row = 0; row < e->measured; row++) {
+        const float *p = e->plain + row * e->vocab;
+        float *q = e->changed + row * e->vocab;
+        const double was = code_of(&e->codes, row, f->feature);
+        const double unit = unit_of(e->dict, e->x + row * e->dict->d_in) / length[row];
+        const double amount = unit * (e->set - was), switched = (e->set != 0) - (was != 0);
+        for (int64_t i = 0; i < e->vocab; i++)
+            q[i] = (float)((double)p[i] + amount * (double)atom[i]);
+        for (int64_t i = 0; offset && i < e->vocab; i++)
+            q[i] = (float)((double)q[i] + unit * switched * (double)offset[i]);
+        f->activation += was;
+        f->active += was != 0;
     }
-    dlrn_free(e->mt.ctx, delta);
-    dlrn_free(e->mt.ctx, direct);
-    return s;
+    add_rows(e, f);
 }
 
 /* Behind the last layer the stream only passes the final norm and the unembedding. With the length
    by which the norm divides held at that of the unchanged stream, the logits are linear in the
    stream: the sum of what each feature adds. */
 static dlrn_status linear_effects(effect *e) {
-    const int64_t rows = e->measured, each = EFFECT_LOGITS / 4 / (rows * e->vocab + 1) + 1;
+    const int64_t rows = e->measured;
     double *length = (double *)dlrn_alloc(e->mt.ctx, rows, sizeof *length);
     dlrn_status s = length ? lm_final_length(e->mt.model, e->y, rows, length) : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) s = dlrn_encoder_run(e->encoder, e->x, rows, NULL, &e->codes, NULL);
-    for (int64_t k = 0; k < e->count && s == DLRN_OK; k += each)
-        s = stopping(NULL)
-                ? DLRN_STOPPED
-                : add_linear(e, e->of + k, e->count - k < each ? e->count - k : each, length);
+    for (int64_t k = 0; k < e->count && s == DLRN_OK; k++) {
+        if (stopping(NULL))
+            s = DLRN_STOPPED;
+        else
+            add_linear(e, k, length);
+    }
     dlrn_free(e->mt.ctx, length);
     return s;
 }
@@ -368,16 +399,27 @@ static dlrn_status find_strengths(effect *e) {
     return s;
 }
 
+/* How many features are measured without --feature: --count. Behind the last layer they are cheap, a
+   log-sum-exp for each on each row: all, up to 256, as far as that takes some ten seconds. */
+static int64_t count_wanted(const effect *e) {
+    const int64_t inputs = e->inputs.count;
+    const int64_t rows = e->everywhere ? e->inputs.start[inputs] : inputs;
+    int64_t n = e->o->count;
+    if (!e->linear) return n;
+    n = EFFECT_TERMS / (rows * e->vocab);
+    n = n < EFFECT_FEATURES ? n : EFFECT_FEATURES;
+    n = n < EFFECT_LOGITS / e->vocab ? n : EFFECT_LOGITS / e->vocab;
+    return n > e->o->count ? n : e->o->count;
+}
+
 /* Chooses --feature, or the strongest ones. */
 static dlrn_status choose_effects(effect *e) {
     dlrn_context *ctx = e->mt.ctx;
-    const int64_t room = EFFECT_LOGITS / e->vocab + 1;
     e->count = 1;
     if (e->o->feature < 0) {
-        dlrn_status s = find_strengths(e);
+        const dlrn_status s = find_strengths(e);
         if (s != DLRN_OK) return s;
-        e->count = e->linear ? (room < EFFECT_FEATURES ? room : EFFECT_FEATURES) : e->o->count;
-        e->count = e->count < e->active ? e->count : e->active;
+        e->count = count_wanted(e) < e->active ? count_wanted(e) : e->active;
     }
     e->of = (feature_sum *)dlrn_alloc(ctx, e->count, sizeof *e->of);
     e->change = (double *)dlrn_alloc(ctx, e->count * e->vocab, sizeof *e->change);
@@ -390,7 +432,7 @@ static dlrn_status choose_effects(effect *e) {
         e->of[k].feature = e->o->feature >= 0 ? e->o->feature : take_strongest(e);
         e->of[k].change = e->change + k * e->vocab;
     }
-    return DLRN_OK;
+    return e->linear ? find_direct(e) : DLRN_OK;
 }
 
 /* Most effect first. */
@@ -514,6 +556,7 @@ static dlrn_status print_effects_json(const effect *e, int64_t token, int64_t sh
     json_key(&j, "token_text");
     put_token(j.f, e->mt.tok, token);
     json_real(&j, "token_log_p", 9, e->log_p[token] / (double)e->rows);
+    if (e->strength) json_int(&j, "measured_features", e->count);
     if (e->strength) json_int(&j, "active_features", e->active);
     json_open(&j, "features", '[');
     for (int64_t k = 0; k < shown && s == DLRN_OK; k++) s = json_feature(&j, e, &e->of[k], token);
@@ -552,8 +595,10 @@ static dlrn_status print_effect(const effect *e) {
 static dlrn_status print_each_effect(const effect *e, int64_t token, int64_t shown) {
     printf("next token  ");
     put_token(stdout, e->mt.tok, token);
-    printf(": log p %.3f; %lld of %lld active features\n", e->log_p[token] / (double)e->rows,
+    printf(": log p %.3f; %lld of %lld active features", e->log_p[token] / (double)e->rows,
            (long long)shown, (long long)e->active);
+    if (e->linear && e->count < e->active) printf(", of the %lld strongest", (long long)e->count);
+    putchar('\n');
     puts("   feature  activation  log p change          KL  p most up, down");
     for (int64_t k = 0; k < shown; k++) {
         const feature_sum *f = &e->of[k];
@@ -650,8 +695,8 @@ static dlrn_status find_method(effect *e) {
 
 static void effect_close(effect *e) {
     dlrn_context *ctx = e->mt.ctx;
-    void *blocks[] = {e->of, e->change, e->log_p, e->strength, e->id,  e->start, e->at,
-                      e->x,  e->y,      e->plain, e->changed,  e->lse, e->kl};
+    void *blocks[] = {e->of, e->change, e->log_p,   e->strength, e->id, e->start, e->at,      e->x,
+                      e->y,  e->plain,  e->changed, e->lse,      e->kl, e->atoms, e->offsets, e->p};
     for (size_t i = 0; ctx && i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     dlrn_encoder_destroy(e->encoder);
     dlrn_sparse_free(&e->codes);
