@@ -393,6 +393,9 @@ static const struct {
     {"features --threads 1 --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
      "/t.jsonl --site mlp_out --layer 0 --count 2",
      ""},
+    {"features --threads 1 --quiet --dict " RUN_DIR " " TINY " --text " DIR_OF_RUNS
+     "/t.jsonl --site mlp_out --layer 0 --count 2 --out " DIR_OF_RUNS "/f.html",
+     "f.html"},
 };
 
 static uint64_t file_hash(const char *path) {
