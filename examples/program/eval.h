@@ -384,7 +384,8 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
 static dlrn_status read_texts(model_text *mt, const options *o, int64_t rows, int64_t documents,
                               lm_documents *texts) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
+    while (s == DLRN_OK &&
+           (!texts->count || texts->count < documents || texts->start[texts->count] < rows)) {
         s = lm_read_documents(mt->model, mt->tok, mt->docs, &mt->reading, 16, texts);
         if (stopping(NULL)) s = DLRN_STOPPED;
     }
