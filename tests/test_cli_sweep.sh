@@ -223,24 +223,28 @@ says "in its file" '"folder": "lr-1e30".*"error": "' "$d/fails/sweep.json"
 status "train of another" 0 "$dl" train $fails --lr 3e-3 --save-dir "$d/fine"
 same_run "another" "$d/fine" "$d/fails/lr-3e-3"
 status "stays failed" 1 "$dl" sweep --resume --save-dir "$d/fails" --steps 50
+says "for the same reason" "^1e30  *failed: step .*not finite" "$d/out"
 check_equal "and the others go on" 50 "$(member lr-3e-3 steps "$d/fails/sweep.json")"
-status "one fails at once" 1 "$dl" sweep $fails --vary sparsity-penalty=0.1,1e300 --save-dir "$d/atonce"
-absent "it has no folder" "$d/atonce/sparsity-penalty-1e300"
+status "one fails at once" 1 "$dl" sweep $fails --vary atom-norm=1,1e38 --recipe sl-standard --save-dir "$d/atonce"
+absent "it has no folder" "$d/atonce/atom-norm-1e38"
 status "which does not hinder" 1 "$dl" sweep --resume --save-dir "$d/atonce" --steps 50
-check_equal "the other" 50 "$(member sparsity-penalty-0.1 steps "$d/atonce/sweep.json")"
-status "all fail" 1 "$dl" sweep $fails --vary sparsity-penalty=1e300,1e301 --save-dir "$d/all"
+check_equal "the other" 50 "$(member atom-norm-1 steps "$d/atonce/sweep.json")"
+status "one has weights that are no numbers" 1 "$dl" sweep $(echo $run | sed "s/warmup-steps 5/warmup-steps 0/") --dict-size 64 --steps 1 \
+    --vary lr=1e38,1e-3 --save-dir "$d/weights"
+says "is not saved, and told" "^dictlearn: $d/weights/lr-1e38: .*: not written: .*: the other dictionaries go on" "$d/err"
+says "the other is" "^1e-3  *[0-9.]* " "$d/out"
+status "all fail" 1 "$dl" sweep $fails --vary atom-norm=2e38,1e38 --recipe sl-standard --save-dir "$d/all"
 # rows that are not finite end all
-{ head -c $((128 + 1000 * 512)) "$d/x.npy"; printf '\000\000\300\177'; tail -c +$((128 + 1000 * 512 + 5)) "$d/x.npy"; } \
+{ head -c $((128 + 1500 * 512)) "$d/x.npy"; printf '\000\000\300\177'; tail -c +$((128 + 1500 * 512 + 5)) "$d/x.npy"; } \
     > "$d/nan.npy"
 status "rows that are no numbers" 1 "$dl" sweep $(echo $fails | sed s/x.npy/nan.npy/) --vary lr=1e-3,3e-3 --save-dir "$d/nan"
-says "are named" "^dictlearn: $d/nan.npy: row 1000, column 0: expected a finite number" "$d/err"
+says "are named" "^dictlearn: $d/nan.npy: row 1500, column 0: expected a finite number" "$d/err"
 status "and left out" 0 "$dl" sweep --resume --skip-nonfinite --save-dir "$d/nan"
 status "train without them" 0 "$dl" train $(echo $fails | sed s/x.npy/nan.npy/) --lr 3e-3 --skip-nonfinite --save-dir "$d/nan1"
 same "has the same bits" "$d/nan1/ae.pt" "$d/nan/lr-3e-3/ae.pt"
 
 # ---- Folders
 status "a folder that is taken" 0 "$dl" sweep $fails --vary lr=1e-3,3e-3 --save-dir "$d/fails"
-says "says so" "" "$d/err"
 check_equal "and has no rows of the older one" 40 "$(member lr-1e-3 steps "$d/fails/sweep.json")"
 status "nothing to resume" 1 "$dl" sweep --resume $fails --vary lr=1e-3,3e-3 --save-dir "$d/none"
 says "is told" "^dictlearn: $d/none: expected the stream.safetensors of a sweep to resume, found none$" "$d/err"
@@ -277,8 +281,8 @@ wrong "--groups" "--groups: cannot vary: its values are lists themselves" $sweep
 wrong "a switch" "--entropy: expected a flag with values to vary" $sweep --vary entropy=1
 wrong "a path" "--save-dir: expected a setting of training to vary" $sweep --vary save-dir=a,b
 wrong "of another command" "--histogram: expected a setting of train to vary" $sweep --vary histogram=a,b
-wrong "batches of two sizes" "--batch-size: expected one for all: recipe reference has 8192 rows, dl-top_k has 2048" \
-    $sweep --vary recipe=reference,dl-top_k
+wrong "batches of two sizes" "--batch-size: expected one for all: recipe reference has 8192 rows, lc-relu has 2048" \
+    $sweep --vary recipe=reference,lc-relu
 wrong "rows of one layer and of several" "--vary: expected recipes for rows of one layer, or of several" \
     $sweep --batch-size 64 --vary recipe=reference,cc-l1
 wrong "revived in the order of the file" "--resample-steps: expected no --no-shuffle beside it" \
@@ -290,6 +294,7 @@ wrong "a pipe held out" "--held-out: expected a file or folder as --data, found 
 wrong "documents of an array" "--documents: goes with --model" $sweep --documents 5 --vary lr=1,2
 status "all rows held out" 1 $sweep --quiet --held-out 2048 --vary lr=1,2
 says "is told" "x.npy: --held-out: expected fewer than the array's 2048 rows, found 2048$" "$d/err"
+absent "leaves nothing" "$d/none"
 status "more features kept than there are" 1 $sweep --quiet --recipe dl-top_k --dict-size 8 --vary k=4,16
 absent "leaves nothing" "$d/none"
 finish

@@ -28,7 +28,8 @@ typedef struct sweep_member {
     trained dict;       /* while it is measured */
     dlrn_metrics m;
     int measured;
-    char error[640]; /* why it has ended before the others; "": it has not */
+    char error[640];  /* why it has ended before the others; "": it has not */
+    char before[640]; /* the same, of a process before this one            */
 } sweep_member;
 
 typedef struct sweep {
@@ -363,6 +364,15 @@ static void drop_older(sweep *w) {
     if (w->saved || w->o->resume) return;
     sweep_path(w, STREAM_FILE, path);
     remove(path);
+    sweep_path(w, FRONTIER_FILE, path);
+    remove(path);
+}
+
+/* A member has failed, with the context's error. */
+static void tell_failed(sweep *w, sweep_member *m) {
+    snprintf(m->error, sizeof m->error, "%.600s", dlrn_error(w->ctx));
+    tell_end();
+    fprintf(stderr, "dictlearn: %s: %s: the other dictionaries go on\n", m->o.save_dir, m->error);
 }
 
 /* Saves all members that are at the sweep's step, and then the rows: at any moment the saved rows
@@ -373,7 +383,12 @@ static dlrn_status save_sweep(sweep *w, int64_t snapshot) {
     drop_older(w);
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
         sweep_member *m = &w->member[i];
-        if (goes_on(m) && steps_of(m) == w->step) s = save_checkpoint(&m->run, snapshot);
+        if (!goes_on(m) || steps_of(m) != w->step) continue;
+        s = save_checkpoint(&m->run, snapshot);
+        if (s != DLRN_ERR_VALUE) continue;
+        /* weights that are not finite: its older checkpoint stays, and the others go on */
+        tell_failed(w, m);
+        s = DLRN_OK;
     }
     if (s == DLRN_OK) s = write_sweep(w);
     sweep_path(w, STREAM_FILE, path);
@@ -387,11 +402,8 @@ static dlrn_status save_sweep(sweep *w, int64_t snapshot) {
 /* A member that cannot go on is saved as far as it is good; the others go on. */
 static void end_member(sweep *w, sweep_member *m, dlrn_status why) {
     drop_older(w);
-    why = end_run(&m->run, why);
-    snprintf(m->error, sizeof m->error, "%.600s",
-             why == DLRN_OK ? "ended by an error" : dlrn_error(w->ctx));
-    tell_end();
-    fprintf(stderr, "dictlearn: %s: %s: the other dictionaries go on\n", m->o.save_dir, m->error);
+    (void)!end_run(&m->run, why); /* the error stays the context's */
+    tell_failed(w, m);
 }
 
 /* What a step of a member has come to. An error of the rows is everyone's. */
@@ -489,7 +501,8 @@ static dlrn_status close_logs(sweep *w) {
 /* Makes room where all steps are made: see drop_rows. */
 static void drop_sweep_rows(sweep *w) {
     uint64_t weights = 0;
-    for (int i = 0; i < w->count; i++) weights += weights_of(&w->member[i].run);
+    for (int i = 0; i < w->count; i++)
+        if (w->member[i].run.t) weights += weights_of(&w->member[i].run);
     drop_rows(&w->in, weights);
 }
 
@@ -703,12 +716,33 @@ static void put_table(const sweep *w) {
     for (int i = 0; i < w->count; i++) put_row(w, &w->member[i], width);
 }
 
+/* frontier.svg: variance explained against L0. With several flags each value of the first one is a
+   line. */
+static dlrn_status draw_sweep(const sweep *w) {
+    frontier_point points[SWEEP_MEMBERS];
+    char path[4200], names[256], title[512];
+    int n = 0;
+    axis_names(w, names, sizeof names);
+    for (int i = 0; i < w->count; i++) {
+        const sweep_member *m = &w->member[i];
+        if (!m->measured) continue;
+        points[n].x = m->m.l0;
+        points[n].y = m->m.variance_explained;
+        points[n].label = m->value;
+        points[n++].series = w->axes > 1 ? value_of(w, i, 0) : names;
+    }
+    snprintf(title, sizeof title, "%.256s: %.200s", names, w->figures);
+    sweep_path(w, FRONTIER_FILE, path);
+    return n ? draw_frontier(w->ctx, path, title, "l0", "variance_explained", points, n) : DLRN_OK;
+}
+
 /* Figures, table and files at the end of all steps. */
 static dlrn_status finish_sweep(sweep *w) {
     if (!w->o->quiet)
         fprintf(stderr, "measuring %d dictionar%s\n", w->count, w->count == 1 ? "y" : "ies");
     dlrn_status s = measure_members(w);
     if (s == DLRN_OK) s = write_sweep(w);
+    if (s == DLRN_OK) s = draw_sweep(w);
     if (s == DLRN_OK) put_table(w);
     return s;
 }
@@ -729,10 +763,11 @@ static void read_error(const dlrn_json *root, sweep_member *m) {
     const dlrn_json *list = dlrn_json_get(root, "members");
     for (const dlrn_json *one = list ? list->first : NULL; one; one = one->next)
         if (!strcmp(dlrn_json_text(one, "folder", ""), m->folder))
-            snprintf(m->error, sizeof m->error, "%.600s", dlrn_json_text(one, "error", ""));
+            snprintf(m->before, sizeof m->before, "%.600s", dlrn_json_text(one, "error", ""));
 }
 
-/* A member that failed before its first save has nothing to resume from. */
+/* Finds the members that have failed. One that failed before its first save has nothing to resume
+   from. */
 static dlrn_status read_failed(sweep *w) {
     char path[4200];
     dlrn_json *root = NULL;
@@ -745,8 +780,9 @@ static dlrn_status read_failed(sweep *w) {
     dlrn_status s = read_json(w->ctx, path, &root);
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
         sweep_member *m = &w->member[i];
+        read_error(root, m);
         if (!run_has(w->ctx, &m->o, SHARED_STATE) && !run_has(w->ctx, &m->o, WHOLE_STATE))
-            read_error(root, m);
+            memcpy(m->error, m->before, sizeof m->error);
     }
     dlrn_free(w->ctx, root);
     return s;
@@ -786,8 +822,7 @@ static void find_ended(sweep *w) {
     for (int i = 0; i < w->count; i++) {
         sweep_member *m = &w->member[i];
         if (goes_on(m) && steps_of(m) < w->step)
-            snprintf(m->error, sizeof m->error, "ended by an error after %lld step%s",
-                     (long long)steps_of(m), plural(steps_of(m)));
+            snprintf(m->error, sizeof m->error, "%s", *m->before ? m->before : "ended by an error");
     }
 }
 
