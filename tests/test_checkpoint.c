@@ -712,7 +712,7 @@ static void share(int saved_at, int stops) {
 TEST(trainers_that_share_a_buffer) {
     share(-1, -1);
     share(2, -1);
-    share(3, 0); /* the buffer is low then: the resampling refills it */
+    share(1, 0); /* the buffer is low then: the resampling refills it */
 }
 
 TEST(a_buffer_of_its_own) {

@@ -686,7 +686,9 @@ static dlrn_status measure_members(sweep *w) {
         if (w->member[i].measured) w->member[i].m = figures[k++];
         trained_close(&w->member[i].dict);
     }
-    if (s == DLRN_END) snprintf(w->figures, sizeof w->figures, "nothing: the data has ended");
+    if (s == DLRN_END || !j.count)
+        snprintf(w->figures, sizeof w->figures, "nothing: %s",
+                 j.count ? "the data has ended" : "no dictionary came to the end");
     return s == DLRN_END ? DLRN_OK : s;
 }
 
@@ -741,6 +743,13 @@ static dlrn_status finish_sweep(sweep *w) {
     if (!w->o->quiet)
         fprintf(stderr, "measuring %d dictionar%s\n", w->count, w->count == 1 ? "y" : "ies");
     dlrn_status s = measure_members(w);
+    if (s == DLRN_STOPPED) {
+        fprintf(stderr,
+                "dictlearn: %s: stopped while the dictionaries, which are saved, were measured: go "
+                "on with dictlearn sweep --resume --save-dir %s\n",
+                w->o->save_dir, w->o->save_dir);
+        w->told_stop = 1;
+    }
     if (s == DLRN_OK) s = write_sweep(w);
     if (s == DLRN_OK) s = draw_sweep(w);
     if (s == DLRN_OK) put_table(w);
