@@ -242,12 +242,22 @@ says "are named" "^dictlearn: $d/nan.npy: row 1500, column 0: expected a finite 
 status "and left out" 0 "$dl" sweep --resume --skip-nonfinite --save-dir "$d/nan"
 status "train without them" 0 "$dl" train $(echo $fails | sed s/x.npy/nan.npy/) --lr 3e-3 --skip-nonfinite --save-dir "$d/nan1"
 same "has the same bits" "$d/nan1/ae.pt" "$d/nan/lr-3e-3/ae.pt"
+# also if a resampling is the first to come upon them: after step 8 the buffer is low
+dying="$(echo $fails | sed s/x.npy/nan.npy/) --resample-steps 8 --sparsity-penalty 1e3 --log-steps 1"
+status "in a resampling" 1 "$dl" sweep $dying --vary lr=0.1,0.05 --save-dir "$d/dying"
+says "are named, too" "^dictlearn: $d/nan.npy: row 1500, column 0: expected a finite number" "$d/err"
+check_fails "are no fault of a dictionary" grep -q "go on$" "$d/err"
+check_equal "all are at the same step" "9 9" \
+    "$(member lr-0.1 steps "$d/dying/sweep.json") $(member lr-0.05 steps "$d/dying/sweep.json")"
+status "it goes on" 0 "$dl" sweep --resume --skip-nonfinite --save-dir "$d/dying"
 
 # ---- Folders
 status "a folder that is taken" 0 "$dl" sweep $fails --vary lr=1e-3,3e-3 --save-dir "$d/fails"
 check_equal "and has no rows of the older one" 40 "$(member lr-1e-3 steps "$d/fails/sweep.json")"
 status "nothing to resume" 1 "$dl" sweep --resume $fails --vary lr=1e-3,3e-3 --save-dir "$d/none"
 says "is told" "^dictlearn: $d/none: expected the stream.safetensors of a sweep to resume, found none$" "$d/err"
+status "a run is no sweep" 1 "$dl" sweep --resume --save-dir "$d/fine"
+says "is told" "^dictlearn: $d/fine: expected the sweep.json of a sweep to resume, found none$" "$d/err"
 status "another member" 1 "$dl" sweep --resume --vary lr=1e-3,5e-3 --save-dir "$d/fails"
 says "is told" "^dictlearn: $d/fails/lr-5e-3: expected the sweep.safetensors of a run to resume, found none$" "$d/err"
 status "no data" 1 "$dl" sweep --data "$d/nowhere.npy" --vary lr=1,2 --save-dir "$d/none"

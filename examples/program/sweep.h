@@ -55,7 +55,7 @@ static void sweep_path(const sweep *w, const char *name, char path[4200]) {
 }
 
 /* Whether a member still trains. */
-static int goes_on(const sweep_member *m) {
+static int still_trains(const sweep_member *m) {
     return !*m->error;
 }
 
@@ -280,6 +280,12 @@ static int check_members(const sweep *w) {
 /* Members out of the command line. 0, or the exit status. */
 static int make_members(sweep *w) {
     int status = find_axes(w);
+    if (!status && !w->axes && w->o->resume && w->o->save_dir) {
+        (void)!dlrn_fail(w->ctx, DLRN_ERR_IO,
+                         "%s: expected the %s of a sweep to resume, found none", w->o->save_dir,
+                         SWEEP_FILE);
+        return fail(w->ctx);
+    }
     if (!status && !w->axes) status = lacks_flag("sweep", "--vary", NULL) * 2;
     if (!status && lacks_flag("sweep", "--save-dir", w->o->save_dir)) status = 2;
     if (status) return status;
@@ -383,7 +389,7 @@ static dlrn_status save_sweep(sweep *w, int64_t snapshot) {
     drop_older(w);
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
         sweep_member *m = &w->member[i];
-        if (!goes_on(m) || steps_of(m) != w->step) continue;
+        if (!still_trains(m) || steps_of(m) != w->step) continue;
         s = save_checkpoint(&m->run, snapshot);
         if (s != DLRN_ERR_VALUE) continue;
         /* weights that are not finite: its older checkpoint stays, and the others go on */
@@ -422,7 +428,8 @@ static dlrn_status finish_interrupted(sweep *w) {
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
         sweep_member *m = &w->member[i];
         dlrn_train_stats stats;
-        if (!goes_on(m) || steps_of(m) != w->step || !dlrn_trainer_interrupted(m->run.t)) continue;
+        if (!still_trains(m) || steps_of(m) != w->step || !dlrn_trainer_interrupted(m->run.t))
+            continue;
         s = after_step(w, m, &stats, dlrn_trainer_step(m->run.t, &stats));
     }
     return s;
@@ -435,7 +442,7 @@ static dlrn_status give_batch(sweep *w, const float *x, const float *y, int64_t 
     for (int i = 0; i < w->count; i++) {
         sweep_member *m = &w->member[i];
         dlrn_train_stats stats;
-        if (!goes_on(m) || steps_of(m) != w->step) continue;
+        if (!still_trains(m) || steps_of(m) != w->step) continue;
         dlrn_status one = dlrn_trainer_step_on(m->run.t, x, y, n, &stats);
         one = after_step(w, m, &stats, one);
         if (s == DLRN_OK) s = one;
@@ -452,7 +459,7 @@ static void show_sweep(sweep *w, double now) {
     if (!time_to_tell(&w->in, now)) return;
     for (int i = 0; i < w->count && at < sizeof text - 48; i++) {
         const sweep_member *m = &w->member[i];
-        if (!goes_on(m) || !m->run.rows) continue;
+        if (!still_trains(m) || !m->run.rows) continue;
         any = &m->run;
         at += (size_t)snprintf(text + at, sizeof text - at, "%s%.16s %.4g/%.1f", at ? ", " : "",
                                m->value, m->run.last.loss, m->run.last.l0);
@@ -464,9 +471,9 @@ static void show_sweep(sweep *w, double now) {
 }
 
 /* Whether a member still trains. */
-static int any_goes_on(const sweep *w) {
+static int any_trains(const sweep *w) {
     for (int i = 0; i < w->count; i++)
-        if (goes_on(&w->member[i])) return 1;
+        if (still_trains(&w->member[i])) return 1;
     return 0;
 }
 
@@ -477,7 +484,7 @@ static dlrn_status step_sweep(sweep *w) {
     const int64_t steps = w->common.train.steps;
     dlrn_status s = finish_interrupted(w);
     if (s != DLRN_OK) return s;
-    if (!any_goes_on(w) || (steps >= 0 && w->step >= steps)) return DLRN_END;
+    if (!any_trains(w) || (steps >= 0 && w->step >= steps)) return DLRN_END;
     s = dlrn_buffer_next(w->in.buffer, &x, &y, &n);
     if (s == DLRN_OK) s = give_batch(w, x, y, n);
     if (s != DLRN_OK) return s;
@@ -492,7 +499,7 @@ static dlrn_status close_logs(sweep *w) {
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
         train_run *r = &w->member[i].run;
-        if (goes_on(&w->member[i]) && r->log && r->logged != r->last.step)
+        if (still_trains(&w->member[i]) && r->log && r->logged != r->last.step)
             s = log_step(r, &r->last);
     }
     return s;
@@ -515,7 +522,7 @@ static dlrn_status tell_end_of_sweep(sweep *w, dlrn_status why, dlrn_status save
     }
     if (saved != DLRN_OK) return saved;
     for (int i = 0; i < w->count; i++)
-        if (goes_on(&w->member[i]))
+        if (still_trains(&w->member[i]))
             tell_end_of_run(&w->member[i].run, why, steps_of(&w->member[i]));
     w->told_stop = why == DLRN_STOPPED;
     if (why == DLRN_STOPPED) tell_resume(w->o, "sweep", w->step);
@@ -543,7 +550,7 @@ static dlrn_status end_sweep(sweep *w, dlrn_status why) {
     if (w->step == w->first) return end_idle_sweep(w, why);
     snprintf(error, sizeof error, "%s", dlrn_error(w->ctx));
     dlrn_status s = close_logs(w);
-    if (why == DLRN_END && any_goes_on(w)) {
+    if (why == DLRN_END && any_trains(w)) {
         drop_sweep_rows(w);
         w->in.done = 1;
     }
@@ -606,7 +613,7 @@ static dlrn_status measure_text(sweep *w, judged *j) {
     if (s == DLRN_OK) s = measure_once(w, NULL, wanted, j);
     snprintf(w->figures, sizeof w->figures,
              "the first %lld rows of the text, which has ended: the dictionaries were trained on "
-             "them",
+             "them; fewer --steps leave some",
              (long long)(s == DLRN_OK ? j->m[0].rows : 0));
     return s;
 }
@@ -671,7 +678,7 @@ static dlrn_status measure_members(sweep *w) {
     judged j = {0, dict, NULL, figures, NULL};
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < w->count && s == DLRN_OK; i++) {
-        if (!goes_on(&w->member[i])) continue;
+        if (!still_trains(&w->member[i])) continue;
         s = trained_open(w->member[i].run.t, &w->member[i].dict);
         dict[j.count++] = w->member[i].dict.dict;
     }
@@ -681,7 +688,7 @@ static dlrn_status measure_members(sweep *w) {
             : comes_once(w->o->data) ? measure_pipe(w, &j)
                                      : measure_files(w, &j);
     for (int i = 0, k = 0; i < w->count; i++) {
-        if (!goes_on(&w->member[i])) continue;
+        if (!still_trains(&w->member[i])) continue;
         w->member[i].measured = s == DLRN_OK && k < j.count;
         if (w->member[i].measured) w->member[i].m = figures[k++];
         trained_close(&w->member[i].dict);
@@ -805,7 +812,7 @@ static dlrn_status open_folders(sweep *w) {
     if (s == DLRN_OK) s = lock_folder(w->ctx, o->save_dir, &w->lock);
     if (s == DLRN_OK) remove_those(o, ".", is_sweep_leftover);
     for (int i = 0; i < w->count && s == DLRN_OK; i++)
-        if (goes_on(&w->member[i])) s = open_folder(&w->member[i].run);
+        if (still_trains(&w->member[i])) s = open_folder(&w->member[i].run);
     return s;
 }
 
@@ -830,7 +837,7 @@ static void tell_weights(const sweep *w) {
 static void find_ended(sweep *w) {
     for (int i = 0; i < w->count; i++) {
         sweep_member *m = &w->member[i];
-        if (goes_on(m) && steps_of(m) < w->step)
+        if (still_trains(m) && steps_of(m) < w->step)
             snprintf(m->error, sizeof m->error, "%s", *m->before ? m->before : "ended by an error");
     }
 }
@@ -841,10 +848,10 @@ static dlrn_status open_trainers(sweep *w) {
     char path[4200];
     dlrn_status s = open_buffer(&w->in, &source);
     for (int i = 0; i < w->count && s == DLRN_OK; i++)
-        if (goes_on(&w->member[i])) s = settle_run(&w->member[i].run, &source);
+        if (still_trains(&w->member[i])) s = settle_run(&w->member[i].run, &source);
     if (s == DLRN_OK && !w->o->quiet) tell_weights(w);
     for (int i = 0; i < w->count && s == DLRN_OK; i++)
-        if (goes_on(&w->member[i])) s = open_trainer(&w->member[i].run);
+        if (still_trains(&w->member[i])) s = open_trainer(&w->member[i].run);
     sweep_path(w, STREAM_FILE, path);
     if (s == DLRN_OK && w->o->resume) s = dlrn_buffer_resume(w->in.buffer, path, &w->step);
     w->first = w->step;
@@ -881,7 +888,7 @@ static dlrn_status sweep_on(sweep *w) {
 static int sweep_status(const sweep *w, dlrn_status s) {
     if (s != DLRN_OK) return w->told_stop ? stopped_status() : fail(w->ctx);
     for (int i = 0; i < w->count; i++)
-        if (!goes_on(&w->member[i])) return 1;
+        if (!still_trains(&w->member[i])) return 1;
     return 0;
 }
 
