@@ -708,8 +708,8 @@
    arrays (room kernels), never by threads or by tasks that end early. Fused multiply-adds are used
    in the same places in all sets. Random numbers are Philox4x32-10: a function of seed, stream and
    counter, so drawing from one stream never affects another. A run that was stopped and resumed
-   from its checkpoint gives the same bits as one that was not, if the source can seek. Trainers that
-   share a shuffling buffer each give the bits of a trainer that is alone on it. Between
+   from its checkpoint gives the same bits as one that was not, if the source can seek. Trainers
+   that share a shuffling buffer each give the bits of a trainer that is alone on it. Between
    compilers and C libraries the last bits may differ: log, cos, exp and pow (new weights, entropy,
    Adam's corrections) come from the C library. With -march= flags add -ffp-contract=off; otherwise
    the compiler may contract a * b + c and change the last bits.
@@ -28219,6 +28219,7 @@ DLRN_API dlrn_survey_config dlrn_survey_defaults(void) {
 #undef DLRNI_BIT
 #undef DLRNI_FORMULA
 #undef DLRNI_KEY_ZERO
+#undef DLRNI_BUFFER_FORMAT
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CLASS_KEY
 #undef DLRNI_SAE_WEIGHTS

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_cli_sweep.sh BUILD - sweep: each dictionary has the bits that train gives it; the rows are read once; stops, kills
-# and members that fail; figures on rows behind the training; what is refused.
+# test_cli_sweep.sh BUILD - sweep: each dictionary has the bits that train gives it; the rows are read once; stops,
+# kills and members that fail; figures on rows behind the training; what is refused.
 . tests/harness.sh
 dl=$BUILD/dictlearn
 d=$BUILD/tmp/cli_sweep
@@ -140,8 +140,9 @@ same_sweep() { # same_sweep NAME FOLDER
 }
 stopped "a sweep that is stopped" 143 "grep -qs '\"step\": 60,' $d/stop/sparsity-penalty-0.1/log.jsonl" \
     "$dl" sweep $long $vary --save-dir "$d/stop"
-says "says how to go on" "^dictlearn: stopped after [0-9]* steps and saved: go on with dictlearn sweep --resume --save-dir $d/stop$" \
+says "says how to go on" "^dictlearn: stopped after [0-9]* steps and saved: go on with dictlearn sweep --resume" \
     "$d/err"
+says "with its folder" "--save-dir $d/stop$" "$d/err"
 check_equal "once" 1 "$(wc -l < "$d/err" | tr -d ' ')"
 says "its figures are those of the last step" '"measured": "the last training step"' "$d/stop/sweep.json"
 absent "no member has rows of its own" "$d"/stop/*/state.safetensors
@@ -168,12 +169,13 @@ rm -r "$d/torn2/sparsity-penalty-1e-3"
 cp -r "$d/whole/sparsity-penalty-1e-3" "$d/torn2"
 status "ended in part" 0 "$dl" sweep --resume --save-dir "$d/torn2"
 same_sweep "ended in part" "$d/torn2"
+often=$(echo $long | sed 's/--save-steps 25/--save-steps 2/')
 killed=0 tries=0
 while [ "$killed" -lt "${KILLS:-3}" ] && [ "$tries" -lt 50 ]; do
     tries=$((tries + 1)) more=''
     rm -rf "$d/killed"
     for part in 1 2; do
-        "$dl" sweep $(echo $long | sed 's/--save-steps 25/--save-steps 2/') $vary --save-dir "$d/killed" $more > /dev/null 2>&1 &
+        "$dl" sweep $often $vary --save-dir "$d/killed" $more > /dev/null 2>&1 &
         job=$!
         [ -n "$more" ] || await test -e "$d/killed/stream.safetensors"
         sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
@@ -229,21 +231,26 @@ status "one fails at once" 1 "$dl" sweep $fails --vary atom-norm=1,1e38 --recipe
 absent "it has no folder" "$d/atonce/atom-norm-1e38"
 status "which does not hinder" 1 "$dl" sweep --resume --save-dir "$d/atonce" --steps 50
 check_equal "the other" 50 "$(member atom-norm-1 steps "$d/atonce/sweep.json")"
-status "one has weights that are no numbers" 1 "$dl" sweep $(echo $run | sed "s/warmup-steps 5/warmup-steps 0/") --dict-size 64 --steps 1 \
-    --vary lr=1e38,1e-3 --save-dir "$d/weights"
-says "is not saved, and told" "^dictlearn: $d/weights/lr-1e38: .*: not written: .*: the other dictionaries go on" "$d/err"
+cold=$(echo $run | sed "s/warmup-steps 5/warmup-steps 0/")
+status "one has weights that are no numbers" 1 "$dl" sweep $cold --dict-size 64 --steps 1 --vary lr=1e38,1e-3 \
+    --save-dir "$d/weights"
+says "is not saved, and told" "^dictlearn: $d/weights/lr-1e38: .*: not written: .*: the other .* go on$" "$d/err"
 says "the other is" "^1e-3  *[0-9.]* " "$d/out"
 status "all fail" 1 "$dl" sweep $fails --vary atom-norm=2e38,1e38 --recipe sl-standard --save-dir "$d/all"
 # rows that are not finite end all
-{ head -c $((128 + 1500 * 512)) "$d/x.npy"; printf '\000\000\300\177'; tail -c +$((128 + 1500 * 512 + 5)) "$d/x.npy"; } \
-    > "$d/nan.npy"
-status "rows that are no numbers" 1 "$dl" sweep $(echo $fails | sed s/x.npy/nan.npy/) --vary lr=1e-3,3e-3 --save-dir "$d/nan"
+{
+    head -c $((128 + 1500 * 512)) "$d/x.npy"
+    printf '\000\000\300\177'
+    tail -c +$((128 + 1500 * 512 + 5)) "$d/x.npy"
+} > "$d/nan.npy"
+fails_nan=$(echo $fails | sed s/x.npy/nan.npy/)
+status "rows that are no numbers" 1 "$dl" sweep $fails_nan --vary lr=1e-3,3e-3 --save-dir "$d/nan"
 says "are named" "^dictlearn: $d/nan.npy: row 1500, column 0: expected a finite number" "$d/err"
 status "and left out" 0 "$dl" sweep --resume --skip-nonfinite --save-dir "$d/nan"
-status "train without them" 0 "$dl" train $(echo $fails | sed s/x.npy/nan.npy/) --lr 3e-3 --skip-nonfinite --save-dir "$d/nan1"
+status "train without them" 0 "$dl" train $fails_nan --lr 3e-3 --skip-nonfinite --save-dir "$d/nan1"
 same "has the same bits" "$d/nan1/ae.pt" "$d/nan/lr-3e-3/ae.pt"
 # also if a resampling is the first to come upon them: after step 8 the buffer is low
-dying="$(echo $fails | sed s/x.npy/nan.npy/) --resample-steps 8 --sparsity-penalty 1e3 --log-steps 1"
+dying="$fails_nan --resample-steps 8 --sparsity-penalty 1e3 --log-steps 1"
 status "in a resampling" 1 "$dl" sweep $dying --vary lr=0.1,0.05 --save-dir "$d/dying"
 says "are named, too" "^dictlearn: $d/nan.npy: row 1500, column 0: expected a finite number" "$d/err"
 check_fails "are no fault of a dictionary" grep -q "go on$" "$d/err"
@@ -262,10 +269,16 @@ status "another member" 1 "$dl" sweep --resume --vary lr=1e-3,5e-3 --save-dir "$
 says "is told" "^dictlearn: $d/fails/lr-5e-3: expected the sweep.safetensors of a run to resume, found none$" "$d/err"
 status "no data" 1 "$dl" sweep --data "$d/nowhere.npy" --vary lr=1,2 --save-dir "$d/none"
 absent "leaves nothing" "$d/none"
-"$dl" sweep $run --dict-size 256 --steps 1e6 --epochs 1e6 --vary lr=1e-3,2e-3 --save-dir "$d/taken" 2> "$d/job" > "$d/out" &
-harness_job=$!
-kill $harness_job 2> /dev/null
-wait $harness_job
+busy="$(echo $run | sed 's/--epochs 9/--epochs 1e6/') --dict-size 256"
+"$dl" sweep $busy --vary lr=1e-3,2e-3 --save-dir "$d/taken" > /dev/null 2>&1 &
+job=$!
+await test -s "$d/taken/lr-2e-3/log.jsonl"
+status "a second sweep in a folder" 1 "$dl" sweep $busy --vary lr=1e-3 --save-dir "$d/taken"
+says "names the first" "^dictlearn: $d/taken: another run works in this folder: process $job" "$d/err"
+status "a run in a member's folder" 1 "$dl" train $busy --save-dir "$d/taken/lr-2e-3"
+says "names the sweep" "^dictlearn: $d/taken/lr-2e-3: another run works in this folder: process $job" "$d/err"
+kill -9 $job
+wait $job 2> /dev/null
 
 # ---- What is refused
 sweep="$dl sweep --data $d/x.npy --save-dir $d/none"

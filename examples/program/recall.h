@@ -77,8 +77,8 @@ static void add_saved(const command *c, recalled *r, const dlrn_json *words) {
     }
 }
 
-/* Reads the run's config.json, or a sweep's own file. *words: its command, or NULL: its version did not keep it. A run
-   that cannot be read is the command's own error. */
+/* Reads the run's config.json, or a sweep's own file. *words: its command, or NULL: its version did
+   not keep it. A run that cannot be read is the command's own error. */
 static void read_saved(const command *c, recalled *r, const options *o, const dlrn_json **words) {
     char path[4200];
     snprintf(path, sizeof path, "%s/%s", o->save_dir,

@@ -364,7 +364,7 @@ static dlrn_status write_sweep(sweep *w) {
 
 /* ---- saving */
 
-/* Before the first save: the rows of an older sweep in the folder do not belong to these members. */
+/* Before the first save: rows of an older sweep in the folder are not those of these members. */
 static void drop_older(sweep *w) {
     char path[4200];
     if (w->saved || w->o->resume) return;

@@ -1,5 +1,5 @@
-/* dictlearn train: the run, its folder, its log, how it stops and how it goes on. A sweep is several
-   such runs on one stream of rows: see sweep.h.
+/* dictlearn train: the run, its folder, its log, how it stops and how it goes on. A sweep is
+   several such runs on one stream of rows: see sweep.h.
 
    A folder holds one run. A new run in the folder of an older one leaves that one's files in place
    until its own first save: until then its log is log.jsonl.part, and if it fails it leaves nothing
