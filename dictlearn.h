@@ -708,7 +708,8 @@
    arrays (room kernels), never by threads or by tasks that end early. Fused multiply-adds are used
    in the same places in all sets. Random numbers are Philox4x32-10: a function of seed, stream and
    counter, so drawing from one stream never affects another. A run that was stopped and resumed
-   from its checkpoint gives the same bits as one that was not, if the source can seek. Between
+   from its checkpoint gives the same bits as one that was not, if the source can seek. Trainers
+   that share a shuffling buffer each give the bits of a trainer that is alone on it. Between
    compilers and C libraries the last bits may differ: log, cos, exp and pow (new weights, entropy,
    Adam's corrections) come from the C library. With -march= flags add -ffp-contract=off; otherwise
    the compiler may contract a * b + c and change the last bits.
@@ -1690,14 +1691,15 @@ DLRN_API dlrn_buffer_config dlrn_buffer_defaults(void);
 /* An upper bound on the bytes that a buffer for such rows takes. d_out 0: no target. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                   int64_t d_in, int64_t d_out, uint64_t *bytes);
-/* Creates a buffer. Its memory grows as rows arrive, up to dlrn_buffer_bytes(). It must not be used
-   by two trainers at the same time. */
+/* Creates a buffer. Its memory grows as rows arrive, up to dlrn_buffer_bytes(). Only one trainer at
+   a time may take batches from it with dlrn_trainer_step. Several can share its batches: take each
+   with dlrn_buffer_next and pass it to all of them with dlrn_trainer_step_on. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                                    const dlrn_source *source,
                                                    dlrn_ownership ownership, dlrn_buffer **out);
 DLRN_API void dlrn_buffer_destroy(dlrn_buffer *buffer);
 /* The next batch: x [*n][d_in] and y [*n][d_out] (y == x without a target), borrowed until the next
-   call on this buffer. *n is batch_rows, except that the last batch may be smaller. DLRN_END: no
+   batch is taken. *n is batch_rows, except that the last batch may be smaller. DLRN_END: no
    row is left. Errors of the source are passed on; DLRN_ERR_VALUE: a row that is not finite, or
    that the stored type cannot hold. A call that failed may be repeated. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_next(dlrn_buffer *buffer, const float **x,
@@ -1707,6 +1709,17 @@ DLRN_API dlrn_buffer_info dlrn_buffer_describe(const dlrn_buffer *buffer);
 /* Discards the unread rows; the next batch consists of rows that follow them in the source. A
    checkpoint holds all unread rows, so it is small afterwards. */
 DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
+/* Writes what a checkpoint holds of a buffer: its unread rows, its generator and the source's
+   position. `step` is kept for the caller, such as the number of batches taken. For trainers that
+   share a buffer: save each with dlrn_trainer_save_alone, and then the buffer, once. One file,
+   written atomically, whose name must end in .safetensors. It takes as much memory again as the
+   unread rows. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_save(const dlrn_buffer *buffer, int64_t step,
+                                                 const char *path);
+/* Puts the saved rows into a buffer of the same rows, and moves its source to the saved position.
+   *step (may be NULL): the number that was kept. Errors as of dlrn_trainer_resume. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_resume(dlrn_buffer *buffer, const char *path,
+                                                   int64_t *step);
 
 /* ------------------------------------------------------------------------------------------ */
 // >>api-train
@@ -1940,6 +1953,14 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_finish(const dlrn_trainer *trainer,
    stays, since it may be the last good one. DLRN_ERR_ARGUMENT: another name, a broken trainer, or a
    step that was interrupted before its update. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
+/* The same without the buffer's rows, for trainers that share it: see dlrn_buffer_save. Resumed
+   with a buffer, such a checkpoint leaves that as it is. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *trainer,
+                                                        const char *path);
+/* 1: a step was interrupted, also if that was before a checkpoint from which this trainer was
+   resumed with a buffer. After a resume dlrn_trainer_step finishes it; call that before the next
+   batch is taken. */
+DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *trainer);
 /* Creates a trainer from a checkpoint. cfg NULL: the saved configuration; another one must agree
    with it in recipe, d_in, d_out, F, k and compat. buffer: new, borrowed; the saved rows are put
    into it, and its source is moved to the saved position. It may be NULL if you only call _step_on;
@@ -26524,6 +26545,10 @@ DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary 
     return DLRN_OK;
 }
 
+DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *t) {
+    return t->stage != DLRNI_READY && t->stage != DLRNI_BROKEN;
+}
+
 DLRN_API dlrn_trainer_info dlrn_trainer_describe(const dlrn_trainer *t) {
     dlrn_trainer_info s;
     s.config = &t->cfg;
@@ -26593,6 +26618,8 @@ DLRNI_COLD_BEGIN
 
 /* changes only if older versions would misread a file */
 #define DLRNI_CHECKPOINT_FORMAT "dictlearn checkpoint 1"
+/* of a buffer alone, which several trainers share */
+#define DLRNI_BUFFER_FORMAT "dictlearn buffer 1"
 /* beside the list below: the scales of parts, the counters, the buffer's x and y */
 enum { DLRNI_CHECKPOINT_MORE = 4 };
 
@@ -26889,6 +26916,11 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     return s;
 }
 
+DLRN_API dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *t, const char *path) {
+    DLRNI_TRY(dlrni_check_saving(t, path));
+    return dlrni_write_checkpoint(t, path, NULL);
+}
+
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
     dlrni_buffer_state state;
     DLRNI_TRY(dlrni_check_saving(t, path));
@@ -26899,6 +26931,37 @@ DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) 
     /* the state is freed either way */
     if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
     dlrni_buffer_state_free(t->ctx, &state);
+    return s;
+}
+
+/* Writes a buffer's state alone. An empty buffer has no tensors, as in a trainer's checkpoint. */
+DLRNI_INTERNAL dlrn_status dlrni_write_buffer(const dlrn_buffer *b, int64_t step, const char *path,
+                                              const dlrni_buffer_state *state) {
+    char numbers[512], taken[32];
+    dlrni_json_writer w = dlrni_json_to_text(numbers, sizeof numbers);
+    dlrn_tensor_out rows[2];
+    const char *metadata[] = {"format",  DLRNI_BUFFER_FORMAT,
+                              "made_by", "dictlearn " DLRN_VERSION_STRING,
+                              "buffer",  numbers,
+                              "step",    taken,
+                              NULL};
+    int64_t count = 0;
+    dlrni_put_buffer_state(&w, state);
+    dlrni_print(taken, sizeof taken, "%lld", (long long)step);
+    for (int k = 0; state->rows && k < 2 && state->rows_of[k]; k++)
+        rows[count++] = dlrni_checkpoint_rows(b, k, state);
+    return dlrn_archive_write(b->ctx, path, rows, count, metadata);
+}
+
+DLRN_API dlrn_status dlrn_buffer_save(const dlrn_buffer *b, int64_t step, const char *path) {
+    dlrni_buffer_state state;
+    DLRNI_REQUIRE(b->ctx, step >= 0, "the step must not be negative");
+    if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
+        return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
+                         path);
+    dlrn_status s = dlrni_buffer_export(b, &state);
+    if (s == DLRN_OK) s = dlrni_write_buffer(b, step, path, &state);
+    dlrni_buffer_state_free(b->ctx, &state);
     return s;
 }
 
@@ -27236,17 +27299,17 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
 
 /* The number of steps done: only digits, and too few to overflow. strtoll would also accept signs,
    blanks and text after the number. */
-DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_trainer *t, dlrn_archive *a) {
+DLRNI_INTERNAL dlrn_status dlrni_read_step(dlrn_context *ctx, dlrn_archive *a, int64_t *out) {
     const char *step = dlrni_archive_metadata(a, "step");
     uint64_t done = 0;
     for (const char *c = step; c && *c; c++) {
         if (*c < '0' || *c > '9' || done > INT64_MAX / 100)
-            return dlrni_checkpoint_lacks(a, t->ctx, "step");
+            return dlrni_checkpoint_lacks(a, ctx, "step");
         done = done * 10 + (uint64_t)(*c - '0');
     }
     /* an empty text is not a number */
-    if (!step || !*step) return dlrni_checkpoint_lacks(a, t->ctx, "step");
-    t->step = (int64_t)done; /* below 2^63 by the test above */
+    if (!step || !*step) return dlrni_checkpoint_lacks(a, ctx, "step");
+    *out = (int64_t)done; /* below 2^63 by the test above */
     return DLRN_OK;
 }
 
@@ -27255,19 +27318,19 @@ DLRNI_INTERNAL dlrn_status dlrni_read_state(dlrn_trainer *t, dlrn_archive *a) {
     DLRNI_TRY(dlrni_read_floats(t, a));
     DLRNI_TRY(dlrni_read_counters(t, a));
     dlrn_dictionary_changed(t->dict); /* its parameters were written */
-    return dlrni_read_step(t, a);
+    return dlrni_read_step(t->ctx, a, &t->step);
 }
 
 /* The unread rows x (which 0) or y (1), in the stored type; *b owns them. They are widened by the
    reader and narrowed again: f16 and bf16 come back bit for bit. */
-DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int which,
+DLRNI_INTERNAL dlrn_status dlrni_read_rows(const dlrn_buffer *buffer, dlrn_archive *a, int which,
                                            dlrni_buffer_state *b) {
-    dlrn_tensor_out want = dlrni_checkpoint_rows(t->buffer, which, b);
+    dlrn_tensor_out want = dlrni_checkpoint_rows(buffer, which, b);
     int64_t where;
-    DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &want, &where));
+    DLRNI_TRY(dlrni_checkpoint_find(buffer->ctx, a, &want, &where));
     int64_t n = dlrn_archive_tensor(a, where)->numel;
     /* n is the tensor's size in the file: memory follows the file, not a claim */
-    float *wide = DLRNI_NEW(t->ctx, float, n);
+    float *wide = DLRNI_NEW(buffer->ctx, float, n);
     b->rows_of[which] = wide; /* at once: the caller frees the state even after an error */
     /* from here on freed with *b */
     if (!wide) return DLRN_ERR_MEMORY;
@@ -27283,7 +27346,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_rows(dlrn_trainer *t, dlrn_archive *a, int
 
 /* The numbers of the buffer's state. A number that is missing or out of range makes the checkpoint
    malformed. */
-DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive *a,
+DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(const dlrn_buffer *buffer, dlrn_archive *a,
                                                    const dlrn_json *json, dlrni_buffer_state *b) {
     /* an unknown type fails the comparison below */
     const char *store = dlrn_json_text(json, "store", "");
@@ -27297,7 +27360,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
         !dlrni_json_unsigned(json, "position", &b->source_position) ||
         !dlrni_json_signed(json, "rows_read", &b->rows_read) || b->rows_read < 0 ||
         b->rows_read > INT64_MAX / 4)
-        return dlrni_checkpoint_lacks(a, t->ctx, "buffer");
+        return dlrni_checkpoint_lacks(a, buffer->ctx, "buffer");
     /* booleans: a missing one is false */
     b->has_position = dlrn_json_number(json, "has_position", 0) > 0;
     b->source_ended = dlrn_json_number(json, "ended", 0) > 0;
@@ -27306,22 +27369,22 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer_state(dlrn_trainer *t, dlrn_archive
 }
 
 /* Reads rows and numbers, and gives them to the buffer, which checks them against itself. */
-DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_trainer *t, dlrn_archive *a,
+DLRNI_INTERNAL dlrn_status dlrni_resume_buffer(dlrn_buffer *buffer, dlrn_archive *a,
                                                const dlrn_json *json) {
     dlrni_buffer_state b;
-    DLRNI_TRY(dlrni_read_buffer_state(t, a, json, &b));
+    DLRNI_TRY(dlrni_read_buffer_state(buffer, a, json, &b));
     /* only one side may have targets: the check of the state reports that */
-    const int targets = t->buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
+    const int targets = buffer->d[1] > 0 || dlrn_archive_find(a, "buffer.y") >= 0;
     /* an empty buffer has no tensors */
-    dlrn_status s = b.rows ? dlrni_read_rows(t, a, 0, &b) : DLRN_OK;
-    if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(t, a, 1, &b);
+    dlrn_status s = b.rows ? dlrni_read_rows(buffer, a, 0, &b) : DLRN_OK;
+    if (b.rows && s == DLRN_OK && targets) s = dlrni_read_rows(buffer, a, 1, &b);
     if (s == DLRN_OK) {
-        s = dlrni_buffer_import(t->buffer, &b);
+        s = dlrni_buffer_import(buffer, &b);
         /* lack of memory is not the file's fault */
         if (s != DLRN_OK && s != DLRN_ERR_MEMORY)
-            dlrni_fail_in(t->ctx, s, a->path, "buffer", dlrn_error(t->ctx));
+            dlrni_fail_in(buffer->ctx, s, a->path, "buffer", dlrn_error(buffer->ctx));
     }
-    dlrni_buffer_state_free(t->ctx, &b);
+    dlrni_buffer_state_free(buffer->ctx, &b);
     return s;
 }
 
@@ -27454,7 +27517,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_trainer(dlrn_trainer *t, dlrn_archive *a) 
     /* a checkpoint with a buffer may be resumed without one, with the caller's own rows */
     if (!t->buffer || s != DLRN_OK) return s;
     DLRNI_TRY(dlrni_metadata_json(t->ctx, a, "buffer", &json));
-    if (json) s = dlrni_resume_buffer(t, a, json); /* none: the given one starts */
+    if (json) s = dlrni_resume_buffer(t->buffer, a, json); /* none: the given one starts */
     dlrn_free(t->ctx, json);
     return s;
 }
@@ -27489,6 +27552,31 @@ DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
     if (s == DLRN_OK) return s;
     dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
+    return s;
+}
+
+/* The whole file of dlrn_buffer_save; *step only if it is good. */
+DLRNI_INTERNAL dlrn_status dlrni_read_buffer(dlrn_buffer *b, dlrn_archive *a, int64_t *step) {
+    const char *format = dlrni_archive_metadata(a, "format");
+    dlrn_json *json = NULL;
+    int64_t taken = 0;
+    if (!format || strcmp(format, DLRNI_BUFFER_FORMAT))
+        return dlrn_fail(b->ctx, DLRN_ERR_FORMAT, "%s: expected a file of dlrn_buffer_save: format",
+                         a->path);
+    DLRNI_TRY(dlrni_read_step(b->ctx, a, &taken));
+    DLRNI_TRY(dlrni_metadata_json(b->ctx, a, "buffer", &json));
+    if (!json) return dlrni_checkpoint_lacks(a, b->ctx, "buffer");
+    dlrn_status s = dlrni_resume_buffer(b, a, json);
+    dlrn_free(b->ctx, json);
+    if (s == DLRN_OK && step) *step = taken;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_buffer_resume(dlrn_buffer *b, const char *path, int64_t *step) {
+    dlrn_archive *a;
+    DLRNI_TRY(dlrn_archive_open(b->ctx, path, &a));
+    dlrn_status s = dlrni_read_buffer(b, a, step);
+    dlrn_archive_close(a);
     return s;
 }
 
@@ -29606,6 +29694,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 #undef DLRNI_BIT
 #undef DLRNI_FORMULA
 #undef DLRNI_KEY_ZERO
+#undef DLRNI_BUFFER_FORMAT
 #undef DLRNI_CHECKPOINT_FORMAT
 #undef DLRNI_CLASS_KEY
 #undef DLRNI_SAE_WEIGHTS

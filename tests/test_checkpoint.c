@@ -580,6 +580,169 @@ TEST(another_buffer) {
     dlrn_buffer_destroy(b);
 }
 
+/* Rows of an array without end; `stops` reads from now it asks to stop once; -1: never. */
+typedef struct stopping_rows {
+    dlrn_source inner;
+    int stops;
+} stopping_rows;
+
+static dlrn_status stopping_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    stopping_rows *s = (stopping_rows *)user;
+    *n = 0;
+    if (s->stops-- == 0) return DLRN_STOPPED;
+    return s->inner.read(s->inner.user, max_rows, x, y, n);
+}
+
+static dlrn_status stopping_position(void *user, uint64_t *position) {
+    stopping_rows *s = (stopping_rows *)user;
+    return s->inner.position(s->inner.user, position);
+}
+
+static dlrn_status stopping_seek(void *user, uint64_t position) {
+    stopping_rows *s = (stopping_rows *)user;
+    return s->inner.seek(s->inner.user, position);
+}
+
+static dlrn_buffer *make_stopping(stopping_rows *s) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    dlrn_buffer *b = NULL;
+    s->stops = -1;
+    CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, NULL, ROWS, D, 0, 0, &s->inner));
+    dlrn_source source = s->inner;
+    source.read = stopping_read, source.position = stopping_position, source.seek = stopping_seek;
+    source.destroy = NULL, source.error = NULL, source.user = s;
+    cfg.capacity = CAPACITY, cfg.read_rows = 8, cfg.batch_rows = BATCH, cfg.seed = 5;
+    CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_BORROWED, &b));
+    return b;
+}
+
+/* Trainer 0 revives dead features after each step, of which it has some: encoders that never fire.
+   Trainer 1 has another seed. */
+enum { SHARING = 2, SHARED_STEPS = 7 };
+static dlrn_train_config shared_config(int i) {
+    dlrn_train_config cfg = config();
+    cfg.steps = -1, cfg.seed = (uint64_t)i, cfg.resample_steps = i ? -1 : 1;
+    return cfg;
+}
+
+static dlrn_trainer *shared_trainer(int i, dlrn_buffer *b) {
+    dlrn_train_config cfg = shared_config(i);
+    dlrn_trainer *t = NULL;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &cfg, NULL, b, &t));
+    float *bias = dlrn_trainer_describe(t).dictionary->param[DLRN_ENCODER_BIAS];
+    for (int f = 0; f < F; f += 2) bias[f] = -1e6f;
+    dlrn_dictionary_changed(dlrn_trainer_describe(t).dictionary);
+    return t;
+}
+
+/* The weights after all steps of trainer i, alone on its buffer. */
+static void train_alone(int i, float atoms[F * D]) {
+    stopping_rows s;
+    dlrn_buffer *b = make_stopping(&s);
+    dlrn_trainer *t = shared_trainer(i, b);
+    int64_t resampled = 0;
+    for (int step = 0; step < SHARED_STEPS; step++) {
+        dlrn_train_stats stats;
+        CHECK_OK(ctx, dlrn_trainer_step(t, &stats));
+        resampled += stats.resampled;
+    }
+    CHECK((resampled > 0) == (i == 0));
+    memcpy(atoms, dlrn_trainer_describe(t).dictionary->param[DLRN_DECODER], F * D * sizeof *atoms);
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&s.inner);
+}
+
+/* Saves what shares a buffer, and opens it again on another one. */
+static dlrn_buffer *reopen_shared(dlrn_buffer *b, stopping_rows *s, dlrn_trainer *t[SHARING],
+                                  int64_t step) {
+    const char *path[SHARING] = {tmp_path("checkpoint_shared0.safetensors"),
+                                 tmp_path("checkpoint_shared1.safetensors")};
+    const char *stream = tmp_path("checkpoint_stream.safetensors");
+    int64_t kept = -1;
+    for (int i = 0; i < SHARING; i++) {
+        CHECK_OK(ctx, dlrn_trainer_save_alone(t[i], path[i]));
+        dlrn_trainer_destroy(t[i]);
+    }
+    CHECK_OK(ctx, dlrn_buffer_save(b, step, stream));
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&s->inner);
+    b = make_stopping(s);
+    for (int i = 0; i < SHARING; i++)
+        CHECK_OK(ctx, dlrn_trainer_resume(ctx, path[i], NULL, b, &t[i]));
+    CHECK(dlrn_buffer_describe(b).rows_read == 0); /* theirs have no rows */
+    CHECK_OK(ctx, dlrn_buffer_resume(b, stream, &kept));
+    CHECK(kept == step && dlrn_buffer_describe(b).rows_read > 0);
+    return b;
+}
+
+/* Trainers that share a buffer have the bits of those that are alone, also if they are saved after
+   step `saved_at`, and if the source stops trainer 0 in a resampling. */
+static void share(int saved_at, int stops) {
+    float alone[SHARING][F * D];
+    stopping_rows s;
+    dlrn_trainer *t[SHARING];
+    dlrn_buffer *b = make_stopping(&s);
+    const float *x, *y;
+    int64_t n;
+    for (int i = 0; i < SHARING; i++) train_alone(i, alone[i]);
+    for (int i = 0; i < SHARING; i++) t[i] = shared_trainer(i, b);
+    for (int step = 0; step < SHARED_STEPS; step++) {
+        CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
+        if (step == saved_at) s.stops = stops;
+        dlrn_status got = dlrn_trainer_step_on(t[0], x, y, n, NULL);
+        CHECK_STATUS(got, step == saved_at && !stops ? DLRN_STOPPED : DLRN_OK);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t[1], x, y, n, NULL));
+        CHECK(dlrn_trainer_interrupted(t[0]) == (got == DLRN_STOPPED));
+        if (step != saved_at) continue;
+        b = reopen_shared(b, &s, t, step + 1);
+        CHECK(dlrn_trainer_interrupted(t[0]) == !stops && !dlrn_trainer_interrupted(t[1]));
+        if (!stops) CHECK_OK(ctx, dlrn_trainer_step(t[0], NULL));
+        CHECK(!dlrn_trainer_interrupted(t[0]));
+    }
+    for (int i = 0; i < SHARING; i++) {
+        CHECK(!memcmp(alone[i], dlrn_trainer_describe(t[i]).dictionary->param[DLRN_DECODER],
+                      sizeof alone[i]));
+        dlrn_trainer_destroy(t[i]);
+    }
+    dlrn_buffer_destroy(b);
+    dlrn_source_destroy(&s.inner);
+}
+
+TEST(trainers_that_share_a_buffer) {
+    share(-1, -1);
+    share(2, -1);
+    share(1, 0); /* the buffer is low then: the resampling refills it */
+}
+
+TEST(a_buffer_of_its_own) {
+    const char *path = tmp_path("checkpoint_buffer.safetensors");
+    dlrn_buffer *b = make_buffer(DLRN_BF16, CAPACITY, 1);
+    const float *x, *y;
+    int64_t n, step = 7;
+    CHECK_STATUS(dlrn_buffer_save(b, 1, "buffer.npz"), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "buffer.npz: expected a name ending in .safetensors");
+    CHECK_STATUS(dlrn_buffer_save(b, -1, path), DLRN_ERR_ARGUMENT);
+    CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
+    CHECK_OK(ctx, dlrn_buffer_save(b, 1, path));
+    dlrn_buffer_clear(b);
+    CHECK_OK(ctx, dlrn_buffer_resume(b, path, NULL));
+    CHECK(dlrn_buffer_describe(b).unread == CAPACITY - BATCH);
+    dlrn_buffer_destroy(b);
+    /* not such a file, or not for this buffer; the number stays */
+    refuse(path, NULL, NULL, DLRN_ERR_FORMAT, "\"format\" is missing or malformed");
+    b = make_buffer(DLRN_F32, CAPACITY, 1);
+    CHECK_STATUS(dlrn_buffer_resume(b, path, &step), DLRN_ERR_ARGUMENT);
+    CHECK_STR(dlrn_error(ctx), "expected rows of F32 with a target, found BF16 with a target");
+    CHECK_STATUS(dlrn_buffer_resume(b, tmp_path("checkpoint_good.safetensors"), &step),
+                 DLRN_ERR_FORMAT);
+    CHECK_STR(dlrn_error(ctx), "checkpoint_good.safetensors: expected a file of dlrn_buffer_save");
+    CHECK_STATUS(dlrn_buffer_resume(b, tmp_path("checkpoint_none.safetensors"), &step),
+                 DLRN_ERR_IO);
+    CHECK(step == 7);
+    dlrn_buffer_destroy(b);
+}
+
 int main(int argc, char **argv) {
     dlrn_rng rng = {6, 0, 0};
     TEST_BEGIN(argc, argv);
@@ -603,6 +766,8 @@ int main(int argc, char **argv) {
     RUN(the_settings_of_the_beginning);
     RUN(a_decay_is_resumed);
     RUN(another_buffer);
+    RUN(trainers_that_share_a_buffer);
+    RUN(a_buffer_of_its_own);
     dlrn_free(ctx, saved);
     dlrn_context_destroy(ctx);
     return TEST_END();

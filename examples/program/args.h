@@ -40,7 +40,7 @@ typedef struct options {
     int64_t dict_size, expansion, batch_size, epochs, layers;
     int64_t n_ctxs, ctx_len, in_batch_size, rows, threads, seed;
     int64_t layer, documents, tokens, top_k, limit, count, contexts, memory;
-    int64_t skip_first, saelens_batch;
+    int64_t skip_first, saelens_batch, held_out;
     double temperature, max_norm_ratio, norm_scale, threshold;
     double match;    /* cosine from which two atoms may be the same feature */
     double set;      /* NaN: --set is not given */
@@ -156,9 +156,11 @@ static const flag flags[] = {
      "higher: more random; 0: always the most likely token (default 1)"},
     {"--top-k", F_INT, AT(top_k), C_GENERATE | C_STEER, 0, 0, "K",
      "sample from the K most likely tokens (default: all)"},
-    {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE | C_EDITS, 1, 0, "N",
+    {"--documents", F_COUNT, AT(documents),
+     C_GENERATE | C_EVAL | C_TOKENIZE | C_EDITS | C_SWEEP, 1, 0, "N",
      "number of documents, or all (default: generate 1, tokenize all; eval 128, for the "
-     "cross-entropy; effect and steer the first 128 of --text)"},
+     "cross-entropy; sweep: of the figures at its end, default none; effect and steer the first "
+     "128 of --text)"},
     {"--limit", F_COUNT, AT(limit), C_ACTIVATIONS, 1, 0, "ROWS", "stop after ROWS (default: all)"},
     /* training */
     {"--recipe", F_TEXT, AT(recipe), C_TRAIN, 1, TEXT_MAX, "R",
@@ -300,6 +302,8 @@ static const flag flags[] = {
     {"--max-norm-ratio", F_REAL, AT(max_norm_ratio), C_SITES & ~C_STEER, 0, 0, "R",
      "leave out rows whose norm is above R times the median of their context (with --data: of the "
      "rows around them); 0, the default: keep all"},
+    {"--held-out", F_INT, AT(held_out), C_TRAIN, 0, 0, "ROWS",
+     "do not train on the last ROWS rows of --data; a sweep measures on them (default 0)"},
     {"--skip-nonfinite", F_SWITCH, AT(skip_nonfinite), C_TRAIN | C_EVAL, 0, 0, "",
      "skip and count rows with a NaN or an infinity (default: an error; eval: only with --data)"},
     {"--resume", F_SWITCH, AT(resume), C_TRAIN, 0, 0, "",
@@ -312,8 +316,8 @@ static const flag flags[] = {
      "as SAEDashboard 0.8 does; all: read a dictionary as its library does where that is wrong "
      "(Llama Scope, Llamascopium)"},
     /* looking */
-    {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES, 1, 0, "N",
-     "rows to measure, or all (default: eval 8192, features 65536)"},
+    {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES | C_SWEEP, 1, 0, "N",
+     "rows to measure, or all (default: eval and sweep 8192, features 65536)"},
     {"--histogram", F_TEXT, AT(histogram), C_EVAL, 1, TEXT_MAX, "FILE.csv|.svg",
      "write how many features fire how often, in logarithmic bins from 1e-5 to 1; - prints bars"},
     {"--weights", F_SWITCH, AT(weights), C_EVAL, 0, 0, "",
@@ -357,7 +361,8 @@ static const flag flags[] = {
     {"--y", F_TEXT, AT(y_axis), C_PLOT, 1, TEXT_MAX, "KEY,KEY,...",
      "what the vertical axes show, each in a panel of its own (default: the main ones there are)"},
     {"--vary", F_TEXT, AT(vary), C_SWEEP, 1, TEXT_MAX, "FLAG=V,V,...",
-     "the flag of train that differs between the dictionaries, and its values"},
+     "a setting of train that differs between the dictionaries, and its values; given several "
+     "times: every combination"},
     /* of all commands */
     {"--threads", F_INT, AT(threads), C_ALL, 0, 1024, "N",
      "number of threads (default 0: all cores)"},
@@ -654,8 +659,9 @@ static int check_flag(const command *c, const flag *f, const char *word, const c
     if (!f) return unknown_flag(c, word);
     if (!(f->commands & c->bit)) return usage_error(c->name, "not a flag of this command", f->name);
     if (f->kind == F_SWITCH && value) return usage_error(c->name, "takes no value", f->name);
-    /* the last of two values would win, and the other would be lost without a word */
-    if (f->kind != F_SWITCH && seen[f - flags])
+    /* the last of two values would win, and the other would be lost without a word; sweep collects
+       those of --vary itself */
+    if (f->kind != F_SWITCH && seen[f - flags] && f->at != AT(vary))
         return usage_error(c->name, "given twice, expected once", f->name);
     seen[f - flags] = 1;
     return check_recipe_flag(c, f, recipe);
@@ -763,7 +769,7 @@ static void setting_text(const flag *f, const dlrn_train_config *cfg, char *text
 static void print_flag(const command *c, const flag *f, int at) {
     char text[2048], users[800], value[64];
     const dlrn_train_config cfg = dlrn_train_defaults(NULL);
-    const int trains = c->bit == C_TRAIN;
+    const int trains = (c->bit & C_TRAIN) != 0;
     recipes_of(f, users, sizeof users);
     *value = 0;
     if (trains && recipe_uses(dlrn_recipe(0), f) + !*users > 0)

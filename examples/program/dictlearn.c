@@ -18,7 +18,8 @@
    figure.h   SVG: axes, curves, bars       effect.h   effect
                                             steer.h    steer
                                             compare.h  compare
-                                            plot.h     plot */
+                                            plot.h     plot
+                                            sweep.h    sweep */
 #define _POSIX_C_SOURCE 200809L /* mkdir, sigaction, open_memstream */
 #include <dirent.h>
 #include <errno.h>
@@ -233,11 +234,26 @@ static const command commands[] = {
      "dashes and markers of its own; light or dark is the viewer's choice.",
      "build/run: see train --help", "build/dictlearn plot build/run --out build/run.svg", run_plot},
     {"sweep", C_TRAIN | C_SWEEP, 0, "SOURCE --save-dir DIR --vary FLAG=V,V,... ...",
-     "Trains several dictionaries on one stream of activations.",
+     "Trains several dictionaries on one stream of activations. They differ in a setting of train, "
+     "such as --vary k=16,32,64 or --vary recipe=dl-top_k,dl-batch_top_k; --vary given several "
+     "times "
+     "trains every combination. The model runs once, one buffer shuffles, and each batch goes to "
+     "all "
+     "of them: DIR/k-32 is the run that train --k 32 gives, bit for bit (a --seed that varies is "
+     "that "
+     "of the weights; the rows have the order of seed 0, or of --seed). Flags that change the rows "
+     "cannot vary. A dictionary that fails is reported, and the others go on. Ctrl-C, SIGTERM and "
+     "SIGHUP save all, and --resume --save-dir DIR goes on. At the end all are measured on the "
+     "same "
+     "rows: those behind the rows that were read for training, or those of --held-out; or, if the "
+     "data has ended, rows of the training, which the table says. It prints the table and writes "
+     "DIR/sweep.json and DIR/frontier.svg.",
      "build/text.jsonl: see generate --help",
-     "build/dictlearn sweep " TINY_SITE
-     " --save-dir build/sweep --expansion 8 --batch-size 512 --lr 3e-3 --warmup-steps 20 --n-ctxs "
-     "300 --vary sparsity-penalty=0.06,0.12",
+     "build/dictlearn sweep " TINY_SITE " \\\n"
+     "    --save-dir build/sweep --expansion 8 --batch-size 512 --lr 3e-3 --warmup-steps 20 "
+     "--n-ctxs "
+     "60 \\\n"
+     "    --steps 80 --documents 64 --vary sparsity-penalty=0.06,0.12,0.24",
      run_sweep},
 };
 enum { COMMANDS = (int)(sizeof commands / sizeof *commands) };

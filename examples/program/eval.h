@@ -314,11 +314,33 @@ static void spread_tell(const spread *s) {
                 100 * spread_top(s));
 }
 
-/* Rows go to the evaluator as the model reaches the site. */
+/* Dictionaries that are measured on the same rows, read once. */
+typedef struct judged {
+    int count;
+    const dlrn_dictionary *const *dict; /* [count] */
+    dlrn_evaluator *const *e;           /* [count] */
+    dlrn_metrics *m;                    /* [count] their figures */
+    spread *spread;                     /* of the rows */
+} judged;
+
+/* Adds rows x [n][d] and targets y [n][d_out] (NULL: x) for all of them. */
+static dlrn_status judged_add(dlrn_context *ctx, judged *j, const float *x, const float *y,
+                              int64_t n, int64_t d, int64_t d_out) {
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrn_evaluator_add(j->e[i], x, y, n);
+    return s == DLRN_OK ? spread_add(ctx, j->spread, y ? y : x, n, y ? d_out : d) : s;
+}
+
+static dlrn_status judged_finish(judged *j) {
+    dlrn_status s = DLRN_OK;
+    for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrn_evaluator_finish(j->e[i], &j->m[i]);
+    return s;
+}
+
+/* Rows go to the evaluators as the model reaches the site. */
 typedef struct row_feed {
     model_text *mt;
-    dlrn_evaluator *e;
-    spread *spread;
+    judged *judged;
     int64_t left;
 } row_feed;
 
@@ -350,9 +372,7 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
             f->mt->left_out += k;
             continue;
         }
-        s = dlrn_evaluator_add(f->e, x + i * d, y ? y + i * d_out : NULL, k);
-        if (s == DLRN_OK)
-            s = spread_add(f->mt->ctx, f->spread, y ? y + i * d_out : x + i * d, k, y ? d_out : d);
+        s = judged_add(f->mt->ctx, f->judged, x + i * d, y ? y + i * d_out : NULL, k, d, d_out);
     }
     f->left -= end;
     dlrn_free(f->mt->ctx, keep);
@@ -364,7 +384,8 @@ static dlrn_status feed_rows(void *user, int tap, const float *x, float *y, int6
 static dlrn_status read_texts(model_text *mt, const options *o, int64_t rows, int64_t documents,
                               lm_documents *texts) {
     dlrn_status s = DLRN_OK;
-    while (s == DLRN_OK && (texts->count < documents || texts->start[texts->count] < rows)) {
+    while (s == DLRN_OK &&
+           (!texts->count || texts->count < documents || texts->start[texts->count] < rows)) {
         s = lm_read_documents(mt->model, mt->tok, mt->docs, &mt->reading, 16, texts);
         if (stopping(NULL)) s = DLRN_STOPPED;
     }
@@ -388,28 +409,36 @@ static dlrn_status visit_texts(model_text *mt, const lm_documents *texts, int64_
     return s;
 }
 
-/* Figures of the rows of a text, then the cross-entropy of its first documents. */
-static dlrn_status evaluate_model(model_text *mt, const options *o, const dlrn_dictionary *dict,
-                                  int64_t rows, dlrn_evaluator *e, spread *even, dlrn_metrics *m) {
-    lm_documents texts;
-    int64_t documents = o->documents > 0 ? o->documents : 128;
-    row_feed fed = {mt, e, even, rows};
+/* The cross-entropy of documents: those read for the rows have them at their beginning. */
+static dlrn_status judge_losses(model_text *mt, const options *o, lm_documents *texts,
+                                int64_t documents, judged *j) {
     dlrn_language_model lm;
+    dlrn_status s = DLRN_OK;
+    if (texts->count > documents) texts->count = documents;
+    lm_judge judge = {mt->model, texts, &mt->tap, 1, chooses_rows(o) ? &mt->reading.choice : NULL};
+    lm_language_model(&judge, &lm);
+    for (int i = 0; i < j->count && s == DLRN_OK; i++)
+        s = dlrn_loss_recovered(mt->ctx, &j->dict[i], &lm, &j->m[i]);
+    return s;
+}
+
+/* Figures of the next rows of a text, then the cross-entropy of its next documents, of which there
+   may be 0. */
+static dlrn_status evaluate_model(model_text *mt, const options *o, int64_t rows, int64_t documents,
+                                  judged *j) {
+    lm_documents texts;
+    row_feed fed = {mt, j, rows};
     memset(&texts, 0, sizeof texts);
     dlrn_status s = read_texts(mt, o, rows, documents, &texts);
     if (s == DLRN_OK) s = visit_texts(mt, &texts, rows, feed_rows, &fed);
-    if (s == DLRN_OK) s = dlrn_evaluator_finish(e, m);
-    if (texts.count > documents) texts.count = documents;
-    lm_judge judge = {mt->model, &texts, &mt->tap, 1, chooses_rows(o) ? &mt->reading.choice : NULL};
-    lm_language_model(&judge, &lm);
-    if (s == DLRN_OK) s = dlrn_loss_recovered(mt->ctx, &dict, &lm, m);
+    if (s == DLRN_OK) s = judged_finish(j);
+    if (s == DLRN_OK && documents) s = judge_losses(mt, o, &texts, documents, j);
     lm_documents_free(&texts);
     return s;
 }
 
-/* Figures of the first `rows` rows of an array. */
-static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, spread *even,
-                                  dlrn_metrics *m) {
+/* Figures of the next `rows` rows of an array. */
+static dlrn_status evaluate_array(feed *f, int64_t rows, judged *j) {
     dlrn_context *ctx = f->ctx;
     dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
@@ -420,26 +449,31 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, dlrn_evaluator *e, spre
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
-        if (s == DLRN_OK) s = dlrn_evaluator_add(e, x.data, source->d_out ? y.data : NULL, n);
         if (s == DLRN_OK)
-            s = spread_add(ctx, even, source->d_out ? y.data : x.data, n,
-                           source->d_out ? source->d_out : source->d_in);
+            s = judged_add(ctx, j, x.data, source->d_out ? y.data : NULL, n, source->d_in,
+                           source->d_out);
         done += n;
     }
     dlrn_free(ctx, x.data);
     dlrn_free(ctx, y.data);
     if (s == DLRN_END && done == 0) return feed_empty(f);
-    return s == DLRN_OK || s == DLRN_END ? dlrn_evaluator_finish(e, m) : feed_failed(f, s);
+    return s == DLRN_OK || s == DLRN_END ? judged_finish(j) : feed_failed(f, s);
+}
+
+/* How many rows the figures are of. */
+static int64_t rows_wanted(const options *o) {
+    return o->rows > 0 ? o->rows : dlrn_eval_defaults().rows;
 }
 
 /* Measures on rows of the model or of the array, and the weights if that is wanted. */
 static dlrn_status measure(const options *o, const dlrn_dictionary *dict, model_text *mt, feed *f,
                            dlrn_evaluator *e, eval_result *r) {
     static spread even; /* too large for some stacks */
-    int64_t rows = o->rows > 0 ? o->rows : dlrn_eval_defaults().rows;
+    judged j = {1, &dict, &e, &r->m, &even};
     memset(&even, 0, sizeof even);
-    dlrn_status s = o->model ? evaluate_model(mt, o, dict, rows, e, &even, &r->m)
-                             : evaluate_array(f, rows, e, &even, &r->m);
+    dlrn_status s =
+        o->model ? evaluate_model(mt, o, rows_wanted(o), o->documents > 0 ? o->documents : 128, &j)
+                 : evaluate_array(f, rows_wanted(o), &j);
     if (s == DLRN_OK && o->weights) s = dlrn_weight_figures(dict, r->weight, NULL);
     if (s == DLRN_OK) spread_tell(&even);
     r->top = spread_top(&even);

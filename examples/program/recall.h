@@ -77,11 +77,12 @@ static void add_saved(const command *c, recalled *r, const dlrn_json *words) {
     }
 }
 
-/* Reads the run's config.json. *words: its command, or NULL: its version did not keep it. A run
-   that cannot be read is the command's own error. */
-static void read_saved(recalled *r, const options *o, const dlrn_json **words) {
+/* Reads the run's config.json, or a sweep's own file. *words: its command, or NULL: its version did
+   not keep it. A run that cannot be read is the command's own error. */
+static void read_saved(const command *c, recalled *r, const options *o, const dlrn_json **words) {
     char path[4200];
-    snprintf(path, sizeof path, "%s/config.json", o->save_dir);
+    snprintf(path, sizeof path, "%s/%s", o->save_dir,
+             c->bit & C_SWEEP ? "sweep.json" : "config.json");
     if (read_json(r->ctx, path, &r->saved) == DLRN_OK) *words = dlrn_json_get(r->saved, "command");
     if (*words && (*words)->type != DLRN_JSON_ARRAY) *words = NULL;
 }
@@ -110,7 +111,7 @@ static int recall(const command *c, options *o, recalled *r) {
         return 1;
     }
     if (o->config && read_settings(r, o) != DLRN_OK) return fail(r->ctx);
-    if (o->resume && o->save_dir) read_saved(r, o, &saved);
+    if (o->resume && o->save_dir) read_saved(c, r, o, &saved);
     const int64_t count = o->argc + r->words.n + (saved ? saved->count : 0) + 1;
     r->argv = (const char **)dlrn_alloc(r->ctx, count, sizeof *r->argv);
     if (!r->argv) return fail(r->ctx);

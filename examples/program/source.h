@@ -16,6 +16,8 @@ typedef struct feed {
     int64_t skipped;                         /* with --skip-nonfinite: rows left out    */
     int64_t width, target_width;             /* of rows, where a dictionary says so     */
     int64_t left_out;                        /* by chooses_rows                         */
+    int64_t held_out;                        /* the last rows, which are not handed out */
+    int64_t all_rows;                        /* of the files; 0: not known              */
     void (*progress)(void *user, int64_t n); /* n rows of a call are there; or NULL */
     void *user;
     dlrn_status failed; /* an error that the next call returns */
@@ -39,6 +41,72 @@ static dlrn_status open_rows(feed *f, const path_list *x, const path_list *y, in
     return dlrn_source_open(f->ctx, &desc, out);
 }
 
+/* --held-out: a source around a source of arrays without the last rows of each epoch. */
+typedef struct shortened {
+    dlrn_context *ctx;
+    dlrn_source inner; /* owned */
+    uint64_t all;      /* rows of an epoch; inner.rows are handed out */
+} shortened;
+
+/* The next row that is handed out: after the last one of an epoch the first of the next. */
+static dlrn_status shortened_position(void *user, uint64_t *position) {
+    shortened *c = (shortened *)user;
+    dlrn_status s = c->inner.position(c->inner.user, position);
+    const uint64_t within = s == DLRN_OK ? *position % c->all : 0;
+    if (within >= (uint64_t)c->inner.rows) *position += c->all - within;
+    return s;
+}
+
+static dlrn_status shortened_seek(void *user, uint64_t position) {
+    shortened *c = (shortened *)user;
+    return c->inner.seek(c->inner.user, position);
+}
+
+static dlrn_status shortened_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
+    shortened *c = (shortened *)user;
+    uint64_t at = 0;
+    *n = 0;
+    dlrn_status s = shortened_position(c, &at);
+    if (s == DLRN_OK) s = c->inner.seek(c->inner.user, at);
+    if (s != DLRN_OK) return s;
+    const int64_t left = c->inner.rows - (int64_t)(at % c->all);
+    return c->inner.read(c->inner.user, max_rows < left ? max_rows : left, x, y, n);
+}
+
+static const char *shortened_error(void *user) {
+    shortened *c = (shortened *)user;
+    return c->inner.error ? c->inner.error(c->inner.user) : NULL;
+}
+
+static void shortened_destroy(void *user) {
+    shortened *c = (shortened *)user;
+    dlrn_source_destroy(&c->inner);
+    dlrn_free(c->ctx, c);
+}
+
+/* Makes the feed's source a shortened one. */
+static dlrn_status feed_shorten(feed *f) {
+    dlrn_source *source = &f->inner;
+    if (!source->position || !source->seek || source->rows <= f->held_out)
+        return dlrn_fail(f->ctx, DLRN_ERR_ARGUMENT,
+                         "%s: --held-out: expected fewer than the array's %lld rows, found %lld",
+                         f->x_name, (long long)source->rows, (long long)f->held_out);
+    shortened *c = (shortened *)dlrn_alloc(f->ctx, 1, sizeof *c);
+    if (!c) return DLRN_ERR_MEMORY;
+    c->ctx = f->ctx;
+    c->inner = *source;
+    c->all = (uint64_t)source->rows;
+    c->inner.rows -= f->held_out;
+    source->rows = c->inner.rows;
+    source->read = shortened_read;
+    source->position = shortened_position;
+    source->seek = shortened_seek;
+    source->error = shortened_error;
+    source->destroy = shortened_destroy;
+    source->user = c;
+    return DLRN_OK;
+}
+
 /* Opens what --data and --target name. */
 static dlrn_status feed_open(feed *f, int64_t epochs) {
     const options *o = f->o;
@@ -46,9 +114,10 @@ static dlrn_status feed_open(feed *f, int64_t epochs) {
     if (s == DLRN_OK && o->target) s = paths_expand(f->ctx, o->target, &f->y_paths);
     if (s != DLRN_OK) return s;
     s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, f->width, epochs, &f->inner);
-    return s == DLRN_OK && chooses_rows(o)
-               ? choose_rows(f->ctx, o, f->x_name, &f->inner, &f->left_out)
-               : s;
+    f->all_rows = f->inner.rows;
+    if (s == DLRN_OK && chooses_rows(o))
+        s = choose_rows(f->ctx, o, f->x_name, &f->inner, &f->left_out);
+    return s == DLRN_OK && f->held_out ? feed_shorten(f) : s;
 }
 
 static void feed_close(feed *f) {
@@ -60,7 +129,7 @@ static void feed_close(feed *f) {
 /* The file of a row, whose number becomes that in the file. Files are opened anew one by one: this
    is for an error, and the library does not say where a file begins. */
 static const char *feed_locate(feed *f, const path_list *list, const char *name, uint64_t *row) {
-    uint64_t left = f->inner.rows > 0 ? *row % (uint64_t)f->inner.rows : *row;
+    uint64_t left = f->all_rows > 0 ? *row % (uint64_t)f->all_rows : *row;
     for (int64_t i = 0; i < list->n && list->n > 1; i++) {
         path_list one = {list->path + i, 1, 1};
         dlrn_source s;

@@ -1,17 +1,31 @@
-/* dictlearn train: the run, its folder, its log, how it stops and how it goes on.
+/* dictlearn train: the run, its folder, its log, how it stops and how it goes on. A sweep is
+   several such runs on one stream of rows: see sweep.h.
 
    A folder holds one run. A new run in the folder of an older one leaves that one's files in place
    until its own first save: until then its log is log.jsonl.part, and if it fails it leaves nothing
    behind. */
 
+/* The rows of one run, or of several that train on the same batches. */
+typedef struct train_stream {
+    dlrn_context *ctx;
+    const options *o; /* that say where rows come from */
+    feed feed;
+    model_text mt; /* with --model */
+    dlrn_buffer *buffer;
+    int64_t layers;       /* of the rows                                                */
+    int shared;           /* 1: of a sweep; its checkpoints hold the buffer apart       */
+    int done;             /* 1: all steps are made: each run is saved whole             */
+    double started, told; /* seconds                                                    */
+} train_stream;
+
 typedef struct train_run {
+    train_stream *in;
     dlrn_context *ctx;
     const options *o;
-    feed feed;
-    dlrn_buffer *buffer;
     dlrn_trainer *t;
+    dlrn_train_config cfg; /* as settled, before the trainer is made */
+    dlrn_dictionary *init; /* of --init; NULL: none, or no longer needed */
     const dlrn_recipe_info *recipe;
-    int64_t layers;         /* of the rows */
     int told_written;       /* how the dictionary is written is told */
     const char *class_name; /* in dictionary_learning; NULL: not known yet */
     page config;            /* config.json, ready to be written     */
@@ -20,13 +34,15 @@ typedef struct train_run {
     size_t had_folders;     /* bytes of --save-dir that were there  */
     int others;             /* an older run's files are still there */
     int saved;              /* this process has saved               */
-    double started, told;   /* seconds                              */
     int64_t first, rows;    /* first step of this process; rows since then */
     int64_t logged;         /* the last step in the log; -1: none          */
     dlrn_train_stats last;  /* of the last step                           */
     int64_t planned;        /* steps that --steps and the data allow; -1: not known */
     int told_stop;          /* 1: how the stop left the run is told       */
 } train_run;
+
+#define WHOLE_STATE "state.safetensors"
+#define SHARED_STATE "sweep.safetensors" /* without the rows, which a sweep saves once for all */
 
 /* The path of a file of the run. */
 static void run_path(const options *o, const char *name, char *path, size_t size) {
@@ -45,16 +61,15 @@ static int run_has(dlrn_context *ctx, const options *o, const char *name) {
 /* Locks a file in the folder. The system releases the lock when the process ends, also by a crash.
    A run that finishes removes the file, so after locking it the file must still be the one there.
    */
-static dlrn_status lock_folder(train_run *r) {
+static dlrn_status lock_folder(dlrn_context *ctx, const char *folder, int *lock) {
     char path[4200];
     struct stat mine, there;
     struct flock whole;
-    run_path(r->o, "lock", path, sizeof path);
+    snprintf(path, sizeof path, "%s/lock", folder);
     for (;;) {
         int fd = open(path, O_RDWR | O_CREAT, 0666);
         if (fd < 0)
-            return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path,
-                             strerror(errno));
+            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
         memset(&whole, 0, sizeof whole); /* zeros: the whole file */
         whole.l_type = F_WRLCK;
         int why = fcntl(fd, F_SETLK, &whole) == 0 ? 0 : errno;
@@ -62,29 +77,29 @@ static dlrn_status lock_folder(train_run *r) {
             int known = fcntl(fd, F_GETLK, &whole) == 0;
             close(fd);
             if (known && whole.l_type == F_UNLCK) continue; /* it was released just now */
-            return dlrn_fail(r->ctx, DLRN_ERR_IO,
-                             "%s: another run works in this folder: process %ld", r->o->save_dir,
-                             known ? (long)whole.l_pid : 0L);
+            return dlrn_fail(ctx, DLRN_ERR_IO, "%s: another run works in this folder: process %ld",
+                             folder, known ? (long)whole.l_pid : 0L);
         }
-        r->lock = fd; /* also if the file system has no locks */
+        *lock = fd; /* also if the file system has no locks */
         if (why ||
             (stat(path, &there) == 0 && fstat(fd, &mine) == 0 && there.st_ino == mine.st_ino))
             return DLRN_OK;
         close(fd); /* removed by the run before this one: try again */
-        r->lock = -1;
+        *lock = -1;
     }
 }
 
-static void unlock_folder(train_run *r) {
+static void unlock_folder(const char *folder, int *lock) {
     char path[4200];
-    if (r->lock < 0) return;
-    run_path(r->o, "lock", path, sizeof path);
+    if (*lock < 0) return;
+    snprintf(path, sizeof path, "%s/lock", folder);
     remove(path);
-    close(r->lock);
-    r->lock = -1;
+    close(*lock);
+    *lock = -1;
 }
 
-static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", "state.safetensors"};
+static const char *const run_files[] = {"ae.pt", "config.json", "log.jsonl", WHOLE_STATE,
+                                        SHARED_STATE};
 /* What libraries' files are called in the folder of a run. */
 static const char *const library_files[] = {"sae_weights.safetensors", "sae.safetensors",
                                             "cc_weights.pt", "cfg.json"};
@@ -143,16 +158,32 @@ static void remove_unfinished(const options *o) {
     remove_those(o, "checkpoints", is_leftover_snapshot);
 }
 
+/* The run has nothing to resume from; or it is a member of a sweep, whose rows are in the sweep's
+   folder. */
+static dlrn_status fail_resume(const train_run *r) {
+    if (!r->in->shared && run_has(r->ctx, r->o, SHARED_STATE))
+        return dlrn_fail(r->ctx, DLRN_ERR_IO,
+                         "%s: expected a run to resume, found a member of a sweep that has not "
+                         "ended: go on with dictlearn sweep --resume --save-dir and the folder "
+                         "above it",
+                         r->o->save_dir);
+    return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: expected the %s of a run to resume, found none",
+                     r->o->save_dir, r->in->shared ? SHARED_STATE : WHOLE_STATE);
+}
+
+/* The file to resume from. A member of a sweep has both if it was killed while one replaced the
+   other; the shared one is then the older, to which the sweep's saved rows belong. */
+static const char *state_name(const train_run *r) {
+    return r->in->shared && run_has(r->ctx, r->o, SHARED_STATE) ? SHARED_STATE : WHOLE_STATE;
+}
+
 /* Makes and locks the folder; the rest waits until there is something to write. */
 static dlrn_status open_folder(train_run *r) {
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
-    if (o->resume && !run_has(r->ctx, o, "state.safetensors"))
-        return dlrn_fail(r->ctx, DLRN_ERR_IO,
-                         "%s: expected the state.safetensors of a run to resume, found none",
-                         o->save_dir);
+    if (o->resume && !run_has(r->ctx, o, state_name(r))) return fail_resume(r);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
-    if (s == DLRN_OK) s = lock_folder(r);
+    if (s == DLRN_OK) s = lock_folder(r->ctx, o->save_dir, &r->lock);
     if (s == DLRN_OK) remove_unfinished(o);
     for (size_t i = 0; i < sizeof run_files / sizeof *run_files && !o->resume; i++)
         r->others |= run_has(r->ctx, o, run_files[i]);
@@ -166,7 +197,9 @@ static dlrn_status open_folder(train_run *r) {
 /* Removes the files of the older run that a save of this one does not replace. */
 static void remove_others(const options *o) {
     char path[4200];
-    run_path(o, "state.safetensors", path, sizeof path);
+    run_path(o, WHOLE_STATE, path, sizeof path);
+    remove(path);
+    run_path(o, SHARED_STATE, path, sizeof path);
     remove(path);
     remove_those(o, "checkpoints", is_snapshot);
 }
@@ -243,6 +276,18 @@ static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     return DLRN_OK;
 }
 
+/* Writes the trainer's state. While a sweep goes on its rows are saved elsewhere, once for all
+   members; when it has ended each member can be resumed as a run of its own. */
+static dlrn_status save_state(train_run *r) {
+    const int alone = r->in->shared && !r->in->done;
+    char path[4200], other[4200];
+    run_path(r->o, alone ? SHARED_STATE : WHOLE_STATE, path, sizeof path);
+    run_path(r->o, alone ? WHOLE_STATE : SHARED_STATE, other, sizeof other);
+    dlrn_status s = alone ? dlrn_trainer_save_alone(r->t, path) : dlrn_trainer_save(r->t, path);
+    if (s == DLRN_OK && r->in->shared) remove(other); /* after the new one is there */
+    return s;
+}
+
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
    belongs to it. snapshot: a step to keep the dictionary of, or -1. */
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
@@ -265,8 +310,7 @@ static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
     if (s == DLRN_OK) r->saved = 1;
     if (s == DLRN_OK && snapshot >= 0) s = save_snapshot(r, now.dict, snapshot);
     trained_close(&now);
-    run_path(r->o, "state.safetensors", path, sizeof path);
-    return s == DLRN_OK ? dlrn_trainer_save(r->t, path) : s;
+    return s == DLRN_OK ? save_state(r) : s;
 }
 
 /* ---- the log */
@@ -337,16 +381,16 @@ static void leave_nothing(train_run *r) {
     char path[4200];
     run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
     if (r->log) remove(path);
-    unlock_folder(r);
+    unlock_folder(r->o->save_dir, &r->lock);
     unmake_folders(r->o->save_dir, r->had_folders);
 }
 
 /* ---- steps */
 
 /* Whether a line of progress is due. */
-static int time_to_tell(train_run *r, double now) {
-    if (r->o->quiet || now - r->told < (isatty(2) ? 0.2 : 5.0)) return 0;
-    r->told = now;
+static int time_to_tell(train_stream *in, double now) {
+    if (in->o->quiet || now - in->told < (isatty(2) ? 0.2 : 5.0)) return 0;
+    in->told = now;
     return 1;
 }
 
@@ -358,16 +402,22 @@ static int64_t plan_steps(const options *o, int64_t rows) {
     return batches >= 0 && (steps < 0 || batches < steps) ? batches : steps;
 }
 
+/* " of 150" and ", 5 s left" after a step, if the number of steps is known. */
+static void plan_words(const train_run *r, int64_t step, double now, char of[32], char left[48]) {
+    char text[32];
+    *of = *left = 0;
+    if (r->planned <= step) return;
+    double each = (now - r->in->started) / (double)(step + 1 - r->first);
+    snprintf(of, 32, " of %lld", (long long)r->planned);
+    snprintf(left, 48, ", %s left",
+             time_text(each * (double)(r->planned - step - 1), text, sizeof text));
+}
+
 /* Shows loss, sparsity, speed and, if the number of steps is known, the time left. */
 static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, double now) {
-    char of[32] = "", left[48] = "", text[32];
-    if (!time_to_tell(r, now)) return;
-    if (r->planned > s->step) {
-        double each = (now - r->started) / (double)(s->step + 1 - r->first);
-        snprintf(of, sizeof of, " of %lld", (long long)r->planned);
-        snprintf(left, sizeof left, ", %s left",
-                 time_text(each * (double)(r->planned - s->step - 1), text, sizeof text));
-    }
+    char of[32], left[48];
+    if (!time_to_tell(r->in, now)) return;
+    plan_words(r, s->step, now, of, left);
     tell("step %lld%s: loss %.5g, L0 %.1f, dead %lld, %.0f rows/s%s", (long long)s->step, of,
          s->loss, s->l0, (long long)s->dead, rate, left);
 }
@@ -375,34 +425,48 @@ static void show_progress(train_run *r, const dlrn_train_stats *s, double rate, 
 /* Progress before the first step, which waits until the buffer is full or the data has ended. n:
    rows that are read but not in the buffer yet. */
 static void show_filling(void *user, int64_t n) {
-    train_run *r = (train_run *)user;
+    train_stream *in = (train_stream *)user;
     char text[32];
-    double now = seconds(), rate = per_second(r->feed.rows, now - r->started);
-    if (!time_to_tell(r, now)) return;
-    int64_t room = r->o->n_ctxs * r->o->ctx_len;
-    int64_t held = dlrn_buffer_describe(r->buffer).unread + n;
+    double now = seconds(), rate = per_second(in->feed.rows, now - in->started);
+    if (!time_to_tell(in, now)) return;
+    int64_t room = in->o->n_ctxs * in->o->ctx_len;
+    int64_t held = dlrn_buffer_describe(in->buffer).unread + n;
     tell("filling the buffer before the first step: %lld rows of at most %lld, %.0f rows/s, at "
          "most %s left; a smaller --n-ctxs begins sooner",
          (long long)held, (long long)room, rate,
          time_text((double)(room - held) / (rate > 1 ? rate : 1), text, sizeof text));
 }
 
+/* Rows that the run has trained on in a second, since this process began. */
+static double rate_of(const train_run *r, double now) {
+    return per_second(r->rows, now - r->in->started);
+}
+
 /* Logs a step, at the mean rate of this process. */
 static dlrn_status log_step(train_run *r, const dlrn_train_stats *s) {
     r->logged = s->step;
-    return write_log(r, s, per_second(r->rows, seconds() - r->started));
+    return write_log(r, s, rate_of(r, seconds()));
+}
+
+/* After each step of a run: its figures, and the log if it is due. */
+static dlrn_status note_step(train_run *r, const dlrn_train_stats *s) {
+    dlrn_status status = r->log ? DLRN_OK : open_log(r);
+    r->rows += s->rows;
+    r->last = *s;
+    return status == DLRN_OK && s->step % r->o->train.log_steps == 0 ? log_step(r, s) : status;
+}
+
+/* Whether a checkpoint is due after a step. */
+static int saves_after(const options *o, int64_t step) {
+    return o->train.save_steps > 0 && step > 0 && step % o->train.save_steps == 0;
 }
 
 /* After each step: log, progress, checkpoint, where they are due. */
 static dlrn_status on_step(train_run *r, const dlrn_train_stats *s) {
     double now = seconds();
-    dlrn_status status = r->log ? DLRN_OK : open_log(r);
-    r->rows += s->rows;
-    r->last = *s;
-    if (status == DLRN_OK && s->step % r->o->train.log_steps == 0) status = log_step(r, s);
-    show_progress(r, s, per_second(r->rows, now - r->started), now);
-    int saves = r->o->train.save_steps > 0 && s->step > 0 && s->step % r->o->train.save_steps == 0;
-    return status == DLRN_OK && saves ? save_checkpoint(r, s->step) : status;
+    dlrn_status status = note_step(r, s);
+    show_progress(r, s, rate_of(r, now), now);
+    return status == DLRN_OK && saves_after(r->o, s->step) ? save_checkpoint(r, s->step) : status;
 }
 
 /* ---- the end. Whatever ends a run, what it has learnt since its last checkpoint is saved. */
@@ -441,23 +505,28 @@ static const char *ending(const train_run *r, dlrn_status why, int64_t done) {
     return done == r->o->train.steps ? "done" : "the data has ended";
 }
 
-/* The closing line: steps made, of how many, and where they are. A run that was stopped says it
-   also with --quiet: its user must know how to resume. */
+/* How to go on after a stop. Also said with --quiet: the user must know it. */
+static void tell_resume(const options *o, const char *command, int64_t done) {
+    const char *again = o->text ? o->text : o->data;
+    fprintf(stderr,
+            "dictlearn: stopped after %lld step%s and saved: go on with dictlearn %s "
+            "--resume --save-dir %s%s\n",
+            (long long)done, plural(done), command, o->save_dir,
+            strcmp(again, "-") ? ""
+            : o->text          ? ", with the same text from its beginning on standard input"
+                               : ", with the same rows from their beginning on standard input");
+}
+
+/* The closing line: steps made, of how many, and where they are. A sweep tells for all members how
+   to go on. */
 static void tell_end_of_run(train_run *r, dlrn_status why, int64_t done) {
     char of[48] = "";
     r->told_stop = why == DLRN_STOPPED;
-    const char *again = r->o->text ? r->o->text : r->o->data;
     if (r->o->train.steps > done)
         snprintf(of, sizeof of, " of %lld asked for", (long long)r->o->train.steps);
-    if (why == DLRN_STOPPED)
-        fprintf(stderr,
-                "dictlearn: stopped after %lld step%s and saved: go on with dictlearn train "
-                "--resume --save-dir %s%s\n",
-                (long long)done, plural(done), r->o->save_dir,
-                strcmp(again, "-") ? ""
-                : r->o->text       ? ", with the same text from its beginning on standard input"
-                                   : ", with the same rows from their beginning on standard input");
-    else if (why != DLRN_END || !r->o->quiet)
+    if (why == DLRN_STOPPED && !r->in->shared)
+        tell_resume(r->o, "train", done);
+    else if (why != DLRN_STOPPED && (why != DLRN_END || !r->o->quiet))
         fprintf(stderr, "dictlearn: %s: %s after %lld step%s%s, saved\n", r->o->save_dir,
                 ending(r, why, done), (long long)done, plural(done), of);
     tell_warmup(r, done);
@@ -473,7 +542,7 @@ static dlrn_status end_idle_run(train_run *r, dlrn_status why, int64_t done) {
         r->told_stop = 1;
     }
     if (why != DLRN_END) return why;
-    if (!done && r->o->train.steps != 0) return feed_empty(&r->feed);
+    if (!done && r->o->train.steps != 0) return feed_empty(&r->in->feed);
     if (r->o->resume && !r->o->quiet)
         fprintf(stderr, "dictlearn: %s: nothing is left to do: %s after %lld step%s\n",
                 r->o->save_dir, ending(r, DLRN_END, done), (long long)done, plural(done));
@@ -482,21 +551,25 @@ static dlrn_status end_idle_run(train_run *r, dlrn_status why, int64_t done) {
 
 /* A run that has made all of its steps needs no further rows, and its buffer can be many times as
    large as its dictionary. Small ones are kept: with them, a longer run by --resume has the bits of
-   one that was never stopped. */
-static void drop_rows(train_run *r) {
+   one that was never stopped. weights: bytes of all dictionaries and moments. */
+static void drop_rows(train_stream *in, uint64_t weights) {
     const uint64_t small = 16 << 20;
-    const dlrn_buffer_info b = dlrn_buffer_describe(r->buffer);
-    const dlrn_dictionary *dict = dlrn_trainer_describe(r->t).dictionary;
+    const dlrn_buffer_info b = dlrn_buffer_describe(in->buffer);
     uint64_t rows = (uint64_t)b.unread * (uint64_t)(b.d_in + b.d_out) * sizeof(float);
-    uint64_t weights = (uint64_t)dict->features * (uint64_t)(dict->d_in + dict->d_out) * 12;
     if (rows <= small || rows <= weights) return;
-    if (!r->o->quiet)
+    if (!in->o->quiet)
         fprintf(
             stderr,
             "dictlearn: %s: the %lld unread rows of the buffer (%.1f MB) are not kept: a longer "
             "run by --resume goes on with the rows after them\n",
-            r->o->save_dir, (long long)b.unread, (double)rows / 1e6);
-    dlrn_buffer_clear(r->buffer);
+            in->o->save_dir, (long long)b.unread, (double)rows / 1e6);
+    dlrn_buffer_clear(in->buffer);
+}
+
+/* Bytes of a run's weights and of their two moments. */
+static uint64_t weights_of(const train_run *r) {
+    const dlrn_dictionary *dict = dlrn_trainer_describe(r->t).dictionary;
+    return (uint64_t)dict->features * (uint64_t)(dict->d_in + dict->d_out) * 12;
 }
 
 /* Logs the last step, saves and says so. An error that ended the run stays the run's error. */
@@ -508,7 +581,7 @@ static dlrn_status end_run(train_run *r, dlrn_status why) {
     snprintf(error, sizeof error, "%s", dlrn_error(r->ctx));
     if (state.broken) return why; /* the last good checkpoint stays */
     if (r->log && r->logged != r->last.step) s = log_step(r, &r->last);
-    if (why == DLRN_END) drop_rows(r);
+    if (why == DLRN_END) drop_rows(r->in, weights_of(r));
     dlrn_status saved = save_checkpoint(r, -1);
     if (s == DLRN_OK) s = saved;
     if (why == DLRN_END || why == DLRN_STOPPED) {
@@ -526,9 +599,7 @@ static dlrn_status end_run(train_run *r, dlrn_status why) {
 static dlrn_status run_steps(train_run *r) {
     dlrn_train_stats stats;
     dlrn_status s = DLRN_OK;
-    r->first = dlrn_trainer_describe(r->t).steps;
-    r->logged = -1;
-    r->started = r->told = seconds();
+    r->in->started = r->in->told = seconds();
     while (s == DLRN_OK) {
         s = stopping(NULL) ? DLRN_STOPPED : dlrn_trainer_step(r->t, &stats);
         if (s == DLRN_OK) s = on_step(r, &stats);
@@ -546,7 +617,7 @@ static dlrn_status count_features(const train_run *r, int64_t d, const dlrn_dict
     const options *o = r->o;
     const int64_t expansion = o->expansion ? o->expansion : 16;
     /* a crosscoder has one set of features for all layers, a transcoder one for each */
-    const int64_t width = strcmp(r->recipe->family, "CrossLayerTranscoder") ? d / r->layers : d;
+    const int64_t width = strcmp(r->recipe->family, "CrossLayerTranscoder") ? d / r->in->layers : d;
     *features = o->dict_size ? o->dict_size : init && !o->expansion ? init->features : 0;
     if (*features) return DLRN_OK;
     if (expansion > INT32_MAX / width)
@@ -589,7 +660,7 @@ static dlrn_status train_settings(const train_run *r, const dlrn_source *source,
     *cfg = o->train;
     cfg->d_in = d;
     cfg->d_out = d_out == d ? 0 : d_out; /* 0 is the same, and what older runs have written */
-    cfg->layers = r->layers;
+    cfg->layers = r->in->layers;
     if (cfg->k < 0) /* not given */
         cfg->k = init && init->formula.k ? init->formula.k : dlrn_train_defaults(cfg->recipe).k;
     if (o->entropy) cfg->sparsity = DLRN_SPARSITY_ENTROPY;
@@ -616,6 +687,7 @@ static void put_source(json_writer *j, const options *o, int64_t rows) {
     if (rows >= 0) json_int(j, "rows", rows);
     if (o->layer >= 0) json_int(j, "layer", o->layer);
     if (o->skip_first) json_int(j, "skip_first", o->skip_first);
+    if (o->held_out) json_int(j, "held_out", o->held_out);
     if (o->skip_special) json_bool(j, "skip_special", 1);
     if (o->max_norm_ratio > 0) json_real(j, "max_norm_ratio", 17, o->max_norm_ratio);
     if (o->skip_nonfinite) json_bool(j, "skip_nonfinite", 1);
@@ -647,7 +719,7 @@ static dlrn_status make_config(train_run *r, const dlrn_train_config *cfg) {
     const options *o = r->o;
     char settings[4096];
     /* of all files; texts may grow, and are not counted */
-    const int64_t rows = o->data && r->feed.inner.rows > 0 ? r->feed.inner.rows : -1;
+    const int64_t rows = o->data && r->in->feed.inner.rows > 0 ? r->in->feed.inner.rows : -1;
     dlrn_status s = page_open(r->ctx, &r->config);
     if (s != DLRN_OK) return s;
     r->planned = plan_steps(o, rows);
@@ -799,8 +871,8 @@ static dlrn_status check_resumed(train_run *r) {
 /* ---- the run */
 
 /* The shuffle buffer; says how much memory it may take before it takes it. */
-static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
-    const options *o = r->o;
+static dlrn_status open_buffer(train_stream *in, const dlrn_source *source) {
+    const options *o = in->o;
     dlrn_buffer_config bc = dlrn_buffer_defaults();
     uint64_t bytes = 0;
     bc.capacity = o->n_ctxs <= INT64_MAX / o->ctx_len ? o->n_ctxs * o->ctx_len : INT64_MAX;
@@ -809,13 +881,13 @@ static dlrn_status open_buffer(train_run *r, const dlrn_source *source) {
     bc.batch_rows = o->batch_size;
     bc.shuffle = o->no_shuffle ? DLRN_OFF : DLRN_ON;
     bc.seed = (uint64_t)o->seed;
-    dlrn_status s = dlrn_buffer_bytes(r->ctx, &bc, source->d_in, source->d_out, &bytes);
+    dlrn_status s = dlrn_buffer_bytes(in->ctx, &bc, source->d_in, source->d_out, &bytes);
     if (s == DLRN_OK && !o->quiet)
         fprintf(stderr,
                 "buffer: at most %.1f MB, of which a checkpoint holds what is unread; see "
                 "--n-ctxs\n",
                 (double)bytes / 1e6);
-    return s == DLRN_OK ? dlrn_buffer_create(r->ctx, &bc, source, DLRN_BORROWED, &r->buffer) : s;
+    return s == DLRN_OK ? dlrn_buffer_create(in->ctx, &bc, source, DLRN_BORROWED, &in->buffer) : s;
 }
 
 /* Loads --init's dictionary. --k is that of the run; it is also the file's, if that has none. */
@@ -828,43 +900,61 @@ static dlrn_status load_init(const train_run *r, dlrn_dictionary **init) {
     return s;
 }
 
-/* Makes the trainer: new, from --init, or from the saved state. */
-static dlrn_status open_trainer(train_run *r, const dlrn_source *source) {
-    const options *o = r->o;
-    dlrn_dictionary *init = NULL;
-    dlrn_train_config cfg;
-    char path[4200];
-    dlrn_status s = o->init ? load_init(r, &init) : DLRN_OK;
-    if (s == DLRN_OK) s = train_settings(r, source, init, &cfg);
-    if (s == DLRN_OK) s = make_config(r, &cfg);
-    if (s == DLRN_OK && o->resume) s = check_resumed(r);
-    run_path(o, "state.safetensors", path, sizeof path);
-    if (s == DLRN_OK)
-        s = o->resume ? dlrn_trainer_resume(r->ctx, path, &cfg, r->buffer, &r->t)
-                      : dlrn_trainer_create(r->ctx, &cfg, init, r->buffer, &r->t);
-    dlrn_dictionary_destroy(init);
-    if (s != DLRN_OK) return s;
-    page_free(&r->config); /* now with the class */
-    r->class_name = learning_class(dlrn_trainer_describe(r->t).dictionary);
-    return make_config(r, &cfg);
+/* Settles what the run is to be, and refuses to resume another one. */
+static dlrn_status settle_run(train_run *r, const dlrn_source *source) {
+    dlrn_status s = r->o->init ? load_init(r, &r->init) : DLRN_OK;
+    if (s == DLRN_OK) s = train_settings(r, source, r->init, &r->cfg);
+    if (s == DLRN_OK) s = make_config(r, &r->cfg);
+    return s == DLRN_OK && r->o->resume ? check_resumed(r) : s;
 }
 
-/* Trains on the feed's rows, and cleans up whatever happens. */
-static dlrn_status train_on(train_run *r) {
-    dlrn_source source = feed_source(&r->feed);
-    dlrn_status s = open_folder(r);
-    r->feed.progress = show_filling;
-    r->feed.user = r;
-    if (s == DLRN_OK) s = open_buffer(r, &source);
-    if (s == DLRN_OK) s = open_trainer(r, &source);
-    if (s == DLRN_OK) s = run_steps(r);
+/* Makes the trainer: new, from --init, or from the saved state. */
+static dlrn_status open_trainer(train_run *r) {
+    const options *o = r->o;
+    char path[4200];
+    run_path(o, state_name(r), path, sizeof path);
+    dlrn_status s = o->resume ? dlrn_trainer_resume(r->ctx, path, &r->cfg, r->in->buffer, &r->t)
+                              : dlrn_trainer_create(r->ctx, &r->cfg, r->init, r->in->buffer, &r->t);
+    dlrn_dictionary_destroy(r->init);
+    r->init = NULL;
+    if (s != DLRN_OK) return s;
+    r->first = dlrn_trainer_describe(r->t).steps;
+    page_free(&r->config); /* now with the class */
+    r->class_name = learning_class(dlrn_trainer_describe(r->t).dictionary);
+    return make_config(r, &r->cfg);
+}
+
+/* A run of a stream. */
+static void init_run(train_run *r, train_stream *in, const options *o) {
+    memset(r, 0, sizeof *r);
+    r->in = in;
+    r->ctx = in->ctx;
+    r->o = o;
+    r->recipe = find_recipe(o->train.recipe);
+    r->lock = r->logged = -1;
+}
+
+/* Leaves the folder free, and without a trace if nothing was saved. */
+static void close_run(train_run *r) {
     if (!r->o->resume && !r->saved) leave_nothing(r);
-    unlock_folder(r);
+    unlock_folder(r->o->save_dir, &r->lock);
     if (r->log) fclose(r->log);
     dlrn_trainer_destroy(r->t);
-    dlrn_buffer_destroy(r->buffer);
+    dlrn_dictionary_destroy(r->init);
     page_free(&r->config);
-    return feed_failed(&r->feed, s);
+}
+
+/* Trains on the stream's rows. */
+static dlrn_status train_on(train_run *r) {
+    train_stream *in = r->in;
+    dlrn_source source = feed_source(&in->feed);
+    dlrn_status s = open_folder(r);
+    if (s == DLRN_OK) s = open_buffer(in, &source);
+    if (s == DLRN_OK) s = settle_run(r, &source);
+    if (s == DLRN_OK) s = open_trainer(r);
+    if (s == DLRN_OK) s = run_steps(r);
+    close_run(r);
+    return feed_failed(&in->feed, s);
 }
 
 /* Flags of train and eval that say where rows come from. 0, or the exit status of a wrong call. */
@@ -897,62 +987,83 @@ static int check_source_flags(const char *name, const options *o) {
 }
 
 /* What the table of flags cannot express. 0, or the exit status of a wrong call. */
-static int check_train_flags(const options *o) {
+static int check_train_flags(const char *name, const options *o) {
     int status = check_recipe(o->train.recipe);
-    if (!status) status = check_source_flags("train", o);
+    if (!status) status = check_source_flags(name, o);
     if (status) return status;
-    if (o->layout && !o->init) return usage_error("train", "goes with --init", "--layout");
+    if (o->layout && !o->init) return usage_error(name, "goes with --init", "--layout");
     if (o->train.decay_start >= 0 && o->train.decay_start >= o->train.steps)
-        return usage_error("train", "expected a step before the last one of --steps",
-                           "--decay-start");
+        return usage_error(name, "expected a step before the last one of --steps", "--decay-start");
     status = check_group_flags(o);
     if (status) return status;
     if (o->model && (o->layers || has_layers(find_recipe(o->train.recipe))))
-        return usage_error("train",
+        return usage_error(name,
                            "trains on several layers at once: save their activations as arrays "
                            "[rows, layers, d] and pass them as --data",
                            o->train.recipe);
     if (o->model && o->epochs != 1)
-        return usage_error("train", "goes with --data: a text is read once", "--epochs");
-    if (o->json) return usage_error("train", "goes with --recipe list", "--json");
-    if (lacks_flag("train", "--save-dir", o->save_dir)) return 2;
+        return usage_error(name, "goes with --data: a text is read once", "--epochs");
+    if (o->held_out && !o->data) return usage_error(name, "goes with --data", "--held-out");
+    if (o->held_out && comes_once(o->data))
+        return usage_error(name, "expected a file or folder as --data, found a pipe", "--held-out");
+    if (o->json) return usage_error(name, "goes with --recipe list", "--json");
+    if (lacks_flag(name, "--save-dir", o->save_dir)) return 2;
     if (o->dict_size && o->expansion)
-        return usage_error("train", "expected --dict-size or --expansion, found both", "size");
+        return usage_error(name, "expected --dict-size or --expansion, found both", "size");
     if (o->dict_size > INT32_MAX || o->expansion > INT32_MAX)
-        return usage_error("train", "expected at most 2147483647 features",
+        return usage_error(name, "expected at most 2147483647 features",
                            o->dict_size ? "--dict-size" : "--expansion");
     return 0;
 }
 
-static int run_train(dlrn_context *ctx, const options *o) {
-    train_run r;
-    model_text mt;
-    if (!strcmp(o->train.recipe, "list")) return list_recipes(o);
-    int status = check_train_flags(o);
-    if (status) return status;
-    memset(&r, 0, sizeof r);
-    memset(&mt, 0, sizeof mt);
-    r.ctx = ctx;
-    r.o = o;
-    r.recipe = find_recipe(o->train.recipe);
-    r.layers = 1;
-    r.lock = -1;
-    feed_init(&r.feed, ctx, o);
+/* Opens the rows of a run. The recipe says how many layers a row has. Close it also after an error.
+   */
+static dlrn_status open_stream(train_stream *in, dlrn_context *ctx, const options *o,
+                               const dlrn_recipe_info *recipe) {
+    memset(in, 0, sizeof *in);
+    in->ctx = ctx;
+    in->o = o;
+    in->layers = 1;
+    feed_init(&in->feed, ctx, o);
+    in->feed.progress = show_filling;
+    in->feed.user = in;
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
-    dlrn_status s =
-        o->model ? model_text_open(ctx, o, 1, &mt) : find_layers(&r.feed, r.recipe, &r.layers);
+    dlrn_status s = o->model ? model_text_open(ctx, o, 1, &in->mt)
+                             : find_layers(&in->feed, recipe, &in->layers);
+    in->feed.held_out = o->held_out;
     if (s == DLRN_OK)
-        s = o->model ? lm_text_source(mt.model, mt.tok, mt.docs, &mt.reading, mt.tap, &r.feed.inner)
-                     : feed_open(&r.feed, o->epochs);
-    if (s == DLRN_OK && !o->model) s = check_layers(&r.feed, r.recipe, r.layers);
-    if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&r.feed);
-    if (s == DLRN_OK) s = train_on(&r);
+        s = o->model ? lm_text_source(in->mt.model, in->mt.tok, in->mt.docs, &in->mt.reading,
+                                      in->mt.tap, &in->feed.inner)
+                     : feed_open(&in->feed, o->epochs);
+    if (s == DLRN_OK && !o->model) s = check_layers(&in->feed, recipe, in->layers);
+    return s == DLRN_OK && o->skip_nonfinite ? feed_keep_finite(&in->feed) : s;
+}
+
+/* Says what of the rows was left out. */
+static void tell_stream(const train_stream *in) {
     tell_end();
-    feed_tell_skipped(&r.feed);
-    model_text_tell(&mt, o);
+    feed_tell_skipped(&in->feed);
+    model_text_tell(&in->mt, in->o);
+}
+
+static void close_stream(train_stream *in) {
+    dlrn_buffer_destroy(in->buffer);
+    feed_close(&in->feed);
+    model_text_close(&in->mt);
+}
+
+static int run_train(dlrn_context *ctx, const options *o) {
+    train_stream in;
+    train_run r;
+    if (!strcmp(o->train.recipe, "list")) return list_recipes(o);
+    int status = check_train_flags("train", o);
+    if (status) return status;
+    dlrn_status s = open_stream(&in, ctx, o, find_recipe(o->train.recipe));
+    init_run(&r, &in, o);
+    if (s == DLRN_OK) s = train_on(&r);
+    tell_stream(&in);
     if (r.saved) stop_held = 1; /* the error's text says all */
     status = s == DLRN_OK ? 0 : r.told_stop ? stopped_status() : fail(ctx);
-    feed_close(&r.feed);
-    model_text_close(&mt);
+    close_stream(&in);
     return status;
 }
