@@ -2,10 +2,10 @@
 
 Runs SAEDashboard's SaeVisRunner and its NeuronpediaConverter as its NeuronpediaRunner does, without what that one takes
 from a hub. MODEL: a folder of a GPT-NeoX model, which TransformerLens gets with its weights as they are; DICT: ae.pt of
-the reference's AutoEncoder; TOKENS: .npy [prompts][tokens]; HOOK: TransformerLens' name of the site; FEATURES: how many,
-from 0, or numbers with commas between; OUT: the folder for batch-0.json and so on. --batch: features at a time (128);
---forward: prompts in a pass (32). The token of number 0 is ignored. Prints the seconds, without those of loading, and the
-peak of memory as JSON.
+the reference's AutoEncoder; TOKENS: .npy [prompts][tokens]; HOOK: TransformerLens' name of the site; FEATURES: how
+many, from 0, or numbers with commas between; OUT: the folder for batch-0.json and so on. --batch: features at a
+time (128); --forward: prompts in a pass (32). The token of number 0 is ignored. Prints the seconds of each batch, of
+which the first runs the model, and the peak of memory as JSON.
 """
 import argparse
 import json
@@ -86,7 +86,9 @@ def write_batches(model, sae, tokens, hook, features, names, out, at_a_time, for
     settings = NeuronpediaRunnerConfig(
         sae_set="set", sae_path="x", outputs_dir=str(out), huggingface_dataset_path="none", model_id="m", layer=0,
         n_prompts_total=tokens.shape[0], n_tokens_in_prompt=tokens.shape[1])
+    used = []  # by each batch: seconds on the clock, of the processor
     for batch, first in enumerate(range(0, len(features), at_a_time)):
+        began = time.perf_counter(), time.process_time()
         some = features[first:first + at_a_time]
         cfg = SaeVisConfig(
             hook_point=hook, features=some, minibatch_size_features=at_a_time, minibatch_size_tokens=forward,
@@ -96,6 +98,8 @@ def write_batches(model, sae, tokens, hook, features, names, out, at_a_time, for
         data = SaeVisRunner(cfg).run(encoder=sae, model=model, tokens=tokens)
         text = NeuronpediaConverter.convert_to_np_json(model, data, settings, names)
         (out / f"batch-{batch}.json").write_text(text)
+        used.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return used
 
 
 def main():
@@ -115,10 +119,9 @@ def main():
     out = pathlib.Path(o.out)
     shutil.rmtree(out, ignore_errors=True)
     (out / "cached").mkdir(parents=True)
-    ready, used = time.perf_counter(), time.process_time()
-    write_batches(model, sae, tokens, o.hook, features, names, out, o.batch, o.forward)
-    ended = time.perf_counter()
-    print(json.dumps({"seconds": ended - ready, "processor": time.process_time() - used, "loading": ready - began,
+    ready = time.perf_counter()
+    used = write_batches(model, sae, tokens, o.hook, features, names, out, o.batch, o.forward)
+    print(json.dumps({"seconds": [s for s, _ in used], "processor": [p for _, p in used], "loading": ready - began,
                       "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 

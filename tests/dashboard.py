@@ -1,6 +1,6 @@
 """dashboard.py BUILD - surveys and feature pages beside SAEDashboard 0.8.0.
 
-1. tests/golden/dashboard.npz, a file that it made for Neuronpedia, from its arrays by the library with compat: every key.
+1. tests/golden/dashboard.npz, a file that it made for Neuronpedia, from its arrays by the library with compat: all keys.
 2. The same for tiny-neox: SAEDashboard itself runs (through TransformerLens), and BUILD/dictlearn features --json
    --compat on the same tokens. What is drawn at random is compared with what could have been drawn.
 3. What `features --json` prints, with --compat and without, goes through SAEDashboard's own classes and through the
@@ -89,10 +89,11 @@ def tables(name, found, wanted):
 
 
 def histograms(name, found, wanted):
-    """A value within rounding of an edge may be counted on either side of it: the sum up to each edge may differ by 1."""
+    """A value within rounding of an edge may be counted on either side of it: sums up to an edge may differ by 1."""
     for kind in ("freq", "logits"):
         heights, values = f"{kind}_hist_data_bar_heights", f"{kind}_hist_data_bar_values"
-        check(near(found[values], wanted[values], OF_BIN), f"{name}: {values}", f"{found[values][:3]} {wanted[values][:3]}")
+        check(near(found[values], wanted[values], OF_BIN), f"{name}: {values}",
+              f"{found[values][:3]}, expected {wanted[values][:3]}")
         good = len(found[heights]) == len(wanted[heights]) and sum(found[heights]) == sum(wanted[heights])
         good = good and np.abs(np.cumsum(found[heights]) - np.cumsum(wanted[heights])).max(initial=0) <= 1
         check(good, f"{name}: {heights}", f"{found[heights]}, expected {wanted[heights]}")
@@ -254,8 +255,8 @@ def run(*args):
 def live_tokens():
     """Prompts of equal length that begin with bos; some have it inside, too, where it is left out of the counts."""
     text = HERE / "text.jsonl"
-    run(BUILD / "dictlearn", "generate", "--model", TINY, "--documents", 120, "--tokens", 60, "--seed", 3, "--out", text,
-        "--quiet")
+    run(BUILD / "dictlearn", "generate", "--model", TINY, "--documents", 120, "--tokens", 60, "--seed", 3, "--out",
+        text, "--quiet")
     ids = [json.loads(line) for line in
            run(BUILD / "dictlearn", "tokenize", "--model", TINY, "--text", text, "--json").splitlines()]
     tokens = np.array([[0] + some[:CTX_LEN - 1] for some in ids if len(some) >= CTX_LEN - 1])
@@ -341,7 +342,7 @@ def in_their_classes(name, batch, strict):
                  "activations": [only(dashboard.NeuronpediaDashboardActivation, a) for a in f["activations"]]}
                 for f in batch["features"]]
     theirs = dashboard.NeuronpediaDashboardBatch(**{**batch, "features": features})
-    check(theirs.to_dict() == {**batch, "features": features}, f"{name}: SAEDashboard's classes give back what they took")
+    check(theirs.to_dict() == {**batch, "features": features}, f"{name}: SAEDashboard's classes give back all")
     check(all(a == b for a, b in zip(theirs.features, theirs.features)), f"{name}: they can be compared")
 
 
@@ -374,7 +375,8 @@ def for_client(name, batch):
         top_logits=[Logit(t, v) for t, v in zip(f["pos_str"], f["pos_values"])],
         bottom_logits=[Logit(t, v) for t, v in zip(f["neg_str"], f["neg_values"])],
         activations=[Activation.from_np_db_json({
-            "modelId": "m", "source": "3-set", "index": f["feature_index"], "tokens": a["tokens"], "values": a["values"],
+            "modelId": "m", "source": "3-set", "index": f["feature_index"], "tokens": a["tokens"],
+            "values": a["values"],
             "binMax": a["bin_max"], "binMin": a["bin_min"],
             "binContains": a["bin_contains"] if a["bin_contains"] >= 0 else None}) for a in f["activations"]])
         for f in some]

@@ -290,8 +290,8 @@ def relations(name, twin, i, got, near):
 
 
 def page_data(path):
-    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.S)
-    page = json.loads(text.group(1))
+    text = path.read_text(encoding="utf-8")
+    page = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S).group(1))
     page["tokens"] = [plain(t) for t in page["tokens"]]
     return page
 
@@ -343,7 +343,9 @@ def from_json(feature):
         middles = f["logits_hist_data_bar_values"]
         half = (middles[1] - middles[0]) / 2
         got["logits"] = {"up": list(zip(map(plain, f["pos_str"]), f["pos_values"])),
-                         "down": list(zip(map(plain, f["neg_str"]), f["neg_values"])), "hist": f["logits_hist_data_bar_heights"], "low": middles[0] - half, "high": middles[-1] + half}
+                         "down": list(zip(map(plain, f["neg_str"]), f["neg_values"])),
+                         "low": middles[0] - half, "high": middles[-1] + half,
+                         "hist": f["logits_hist_data_bar_heights"]}
     bins = {}
     got["examples"] = []
     for e in f["activations"]:
@@ -352,8 +354,8 @@ def from_json(feature):
             bins[e["bin_min"]] = [e["bin_min"], e["bin_max"], e["bin_contains"]]
             interval = INTERVALS - 1 - round(e["bin_min"] / max(f["max"], 1e-12) * INTERVALS)
         at = e["qualifying_token_index"]
-        got["examples"].append((e["context"], interval, at, [plain(t) for t in e["tokens"]], [v / max(f["max"], 1e-12) for v in e["values"]],
-                                e["values"][at]))
+        shares = [v / max(f["max"], 1e-12) for v in e["values"]]
+        got["examples"].append((e["context"], interval, at, [plain(t) for t in e["tokens"]], shares, e["values"][at]))
     got["intervals"] = [bins[b] for b in sorted(bins, reverse=True)]
     return got
 
@@ -388,8 +390,8 @@ def make_texts():
 
 
 def dictionary(x, seed):
-    """Atoms of lengths from 0.5 to 2, encoders near them, biases for which a feature fires on a given share of the rows:
-    from none over a few to a half."""
+    """Atoms of lengths from 0.5 to 2, encoders near them, biases for which a feature fires on a given share of the
+    rows: from none over a few to a half."""
     g = torch.Generator().manual_seed(seed)
     x = torch.from_numpy(x)
     d = x.shape[1]
@@ -444,8 +446,8 @@ def check_model(name, path, model, module, encode, token_text, site, layer, take
     starts = np.cumsum([0] + [len(some) for some in ids])
     keep = np.concatenate([np.arange(len(some)) >= SKIPPED for some in ids])
     twin = Twin(x, state, np.concatenate([np.array(some, int) for some in ids]), starts, keep)
-    common = ["features", "--dict", HERE / "ae.pt", "--model", path, "--text", texts, "--ctx-len", CTX_LEN, "--site", site,
-              "--layer", layer, "--skip-first", SKIPPED, "--all", "--quiet"]
+    common = ["features", "--dict", HERE / "ae.pt", "--model", path, "--text", texts, "--ctx-len", CTX_LEN, "--site",
+              site, "--layer", layer, "--skip-first", SKIPPED, "--all", "--quiet"]
     run(*common, "--out", HERE / "page.html")
     page, board = page_data(HERE / "page.html"), json.loads(run(*common, "--json"))
     compat = json.loads(run(*common, "--json", "--compat"))
