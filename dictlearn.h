@@ -2222,7 +2222,8 @@ typedef struct dlrn_example {
     int64_t context;      /* its context, numbered over all contexts added                    */
     int64_t first, count; /* the window: rows [first, first + count), all of that context     */
     const int32_t *token; /* [count] their tokens                                             */
-    const float *value;   /* [count] the feature's activation on each, also where left out    */
+    const float *value;   /* [count] the feature's activation on each, also where left out
+                             (compat: 0 there)                                                */
     float peak;           /* its activation on `row`                                          */
     int interval;         /* -1: among the largest; otherwise drawn from this interval        */
 } dlrn_example;
@@ -29134,7 +29135,8 @@ DLRNI_INTERNAL void dlrni_report_zeros(const dlrni_firings *f, dlrn_interval *lo
     }
 }
 
-/* The intervals and their draws. Where no activation is positive, all are empty. */
+/* The intervals and their draws. Where no activation is positive, all are empty; in compat all rows
+   are in the lowest. */
 DLRNI_INTERNAL void dlrni_report_intervals(const dlrni_firings *f, dlrn_interval *interval,
                                            const dlrni_report_scratch *w) {
     const dlrn_survey *s = f->s;
@@ -29147,7 +29149,7 @@ DLRNI_INTERNAL void dlrni_report_intervals(const dlrni_firings *f, dlrn_interval
         w->drawn[k] = 0;
     }
     /* shares stay 0: no bounds, no members */
-    if (!(max > 0) || !n) return;
+    if (!n || !(max > 0 || s->cfg.compat)) return;
     for (int64_t i = 0; i < f->n; i++)
         if (dlrni_firing_counts(f, i) && f->value[i] > 0)
             dlrni_report_offer(f, interval, w, f->place[i] / 2, f->value[i]);
@@ -29187,6 +29189,18 @@ DLRNI_INTERNAL int64_t dlrni_survey_context(const dlrn_survey *s, int64_t row) {
     return low;
 }
 
+/* compat: where fewer rows fire than are asked for, the first ones that do not fire, or are left
+   out, follow with a value of 0, since SAEDashboard ranks all rows. */
+DLRNI_INTERNAL void dlrni_top_zeros(const dlrni_firings *f, dlrni_ranked *list, int64_t *n) {
+    const dlrn_survey *s = f->s;
+    int64_t next = 0;
+    for (int64_t row = 0; row < s->rows && *n < s->cfg.top; row++) {
+        while (next < f->n && f->place[next] / 2 < row) next++;
+        const int fires = next < f->n && f->place[next] / 2 == row;
+        if (!(fires && dlrni_firing_counts(f, next))) dlrni_rank(list, n, s->cfg.top, 0, row);
+    }
+}
+
 /* The rows with the largest activations: of each context only the best one, in compat all. */
 DLRNI_INTERNAL void dlrni_report_top(const dlrni_firings *f, dlrni_ranked *list, int64_t *n) {
     const dlrn_survey *s = f->s;
@@ -29206,6 +29220,7 @@ DLRNI_INTERNAL void dlrni_report_top(const dlrni_firings *f, dlrni_ranked *list,
         }
     }
     if (best >= 0) dlrni_rank(list, n, s->cfg.top, (double)f->value[best], f->place[best] / 2);
+    if (s->cfg.compat) dlrni_top_zeros(f, list, n);
 }
 
 /* Appends an example to the report: its place and its window, whose contents come later. */
@@ -29430,7 +29445,8 @@ DLRNI_INTERNAL void dlrni_report_windows(void *arg, int64_t i, int worker) {
         }
         for (int64_t p = dlrni_firing_from(&f, e->first);
              p < f.n && f.place[p] / 2 < e->first + e->count; p++)
-            value[f.place[p] / 2 - e->first] = f.value[p];
+            if (!f.s->cfg.compat || !(f.place[p] & 1))
+                value[f.place[p] / 2 - e->first] = f.value[p];
     }
 }
 

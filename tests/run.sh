@@ -87,6 +87,8 @@ for test in "$@"; do
     case $test in
     */libraries.py) # in an environment of its own
         run_one $number "$(basename "$test")" "${PYTHON_OF_libraries:-${PYTHON:-python3}}" "$test" "$build" ;;
+    */dashboard.py)
+        run_one $number "$(basename "$test")" "${PYTHON_OF_dashboard:-${PYTHON:-python3}}" "$test" "$build" ;;
     *.py) run_one $number "$(basename "$test")" "${PYTHON:-python3}" "$test" "$build" ;;
     *.sh) run_one $number "$(basename "$test")" sh "$test" "$build" ;;
     *) continue ;;

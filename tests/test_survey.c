@@ -97,6 +97,11 @@ static float masked(const scene *s, int64_t row, int64_t feature) {
     return counted(s, row) ? activation(s, row, feature) : 0;
 }
 
+/* What a window shows. */
+static float shown(const scene *s, int64_t row, int64_t feature) {
+    return s->cfg->compat ? masked(s, row, feature) : activation(s, row, feature);
+}
+
 static int64_t context_of(int64_t row) {
     int64_t c = 0;
     while (text.start[c + 1] <= row) c++;
@@ -186,19 +191,19 @@ static void check_example(const scene *s, const dlrn_feature_report *r, int64_t 
               "feature %d, example %d: row %d of %d", (int)r->feature, (int)e, (int)x->row,
               (int)row);
     CHECK(x->first == first && x->count == end - first);
-    CHECK(x->peak == activation(s, row, r->feature));
+    CHECK(x->peak == shown(s, row, r->feature));
     for (int64_t i = 0; i < x->count; i++) {
         CHECK(x->token[i] == text.id[first + i]);
-        CHECK(x->value[i] == activation(s, first + i, r->feature));
+        CHECK(x->value[i] == shown(s, first + i, r->feature));
     }
 }
 
-/* The largest: the best row of each context, or any row. */
+/* The largest: the best row of each context that fires; in compat any row, also of value 0. */
 static int64_t check_top(const scene *s, const dlrn_feature_report *r) {
     int64_t n = 0;
     for (int64_t i = 0; i < text.n; i++) key_of[i] = (double)masked(s, i, r->feature);
     for (int64_t i = 0; i < text.n; i++) {
-        int best = key_of[i] > 0;
+        int best = s->cfg->compat ? key_of[i] >= 0 : key_of[i] > 0;
         for (int64_t j = text.start[context_of(i)]; j < text.start[context_of(i) + 1]; j++)
             best &= s->cfg->compat || key_of[j] < key_of[i] || (key_of[j] == key_of[i] && j >= i);
         if (best) chosen[n++] = i;
@@ -223,7 +228,8 @@ static int64_t check_interval(const scene *s, const dlrn_feature_report *r, int6
         dlrn_rng rng = {s->cfg->seed, (uint64_t)r->feature, (uint64_t)i};
         key_of[i] = -dlrn_rng_uniform_f64(&rng);
         all += s->cfg->compat || counted(s, i);
-        if (max <= 0 || v > high || v < low || (!s->cfg->compat && v == low)) continue;
+        if (max <= 0 && !(s->cfg->compat && k == n - 1)) continue;
+        if (v > high || v < low || (!s->cfg->compat && v == low)) continue;
         inside++;
         if (counted(s, i)) chosen[candidates++] = i;
     }
