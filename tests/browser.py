@@ -168,6 +168,49 @@ def sample(features=2000, shown=300):
     return Page(embed(f"sample_{features}", Maker(features, shown, 1).data()))
 
 
+# The first ten are also put into a model's vocabulary.
+HOSTILE = ["<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "<!--", "]]>", "&lt;b&gt;",
+           "javascript:alert(1)", "\u202eabc", "\u2066", "\u2069", "\u202c", "\u200f", "\0", "\a", "\x1b[31m", "\x7f", "\x85",
+           "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028", "", " ", "\t",
+           "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}", "__proto__", "constructor"]
+
+
+def hostile_model(folder):
+    """tiny-neox, with ten of its tokens renamed; a folder and the new names."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(TINY, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    for name in HOSTILE[:10]:  # the last tokens are no part of others
+        a, b = model["merges"].pop()
+        old = model["vocab"].pop(a + b)
+        tokenizer["added_tokens"].append({"id": old, "content": name, "special": False, "normalized": False,
+                                          "single_word": False, "lstrip": False, "rstrip": False})
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return folder
+
+
+@functools.cache
+def real():
+    """A page that the program writes, of a model with hostile tokens."""
+    folder = WORK / "real"
+    model = hostile_model(folder / "model")
+    program("generate", "--model", TINY, "--tokens", 96, "--documents", 100, "--seed", 3, "--out", folder / "plain.jsonl",
+            "--quiet")
+    documents = [json.loads(line)["text"] for line in (folder / "plain.jsonl").read_text(encoding="utf-8").splitlines()]
+    with open(folder / "text.jsonl", "w", encoding="utf-8") as out:
+        for k, text in enumerate(documents):
+            cut = len(text) // 3
+            name = HOSTILE[k % 10]
+            out.write(json.dumps({"text": text[:cut] + name + text[cut:2 * cut] + " \u00e9\u6f22\U0001f469" + name}) + "\n")
+    source = ("--model", model, "--text", folder / "text.jsonl", "--site", "mlp_out", "--layer", 0, "--quiet")
+    program("train", *source, "--expansion", 4, "--batch-size", 256, "--steps", 60, "--lr", 2e-3, "--warmup-steps", 5,
+            "--sparsity-penalty", 0.1, "--n-ctxs", 90, "--save-dir", folder / "run")
+    program("features", *source, "--dict", folder / "run", "--all", "--out", folder / "page.html")
+    return Page(folder / "page.html")
+
+
 # ---- what is measured in the page
 PAINT = """
 const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d",
@@ -459,8 +502,11 @@ def test_a_feature_opens_by_click_key_and_address():
 
 
 def test_contexts_are_those_of_the_data():
-    page = sample()
-    for i in sorted(page.features)[:12]:
+    check_contexts(sample(), sorted(sample().features)[:12])
+
+
+def check_contexts(page, features):
+    for i in features:
         page.open(f"#f{i}")
         reach(i)
         found = js(PAINT + """
@@ -496,8 +542,10 @@ def bars(section):
 
 
 def test_histograms_have_the_counts():
-    page = sample()
-    i = next(i for i, f in sorted(page.features.items()) if f["fired"] > 1000)
+    check_histograms(sample(), next(i for i, f in sorted(sample().features.items()) if f["fired"] > 1000))
+
+
+def check_histograms(page, i):
     feature = page.open(f"#f{i}").features[i]
     reach(i)
     for section, counts, low, high in (("#f-hist", feature["hist"], feature["min"], feature["max"]),
@@ -525,8 +573,10 @@ def table(section, at=0):
 
 
 def test_tables_are_those_of_the_data():
-    page = sample()
-    i = next(i for i, f in sorted(page.features.items())[5:] if f["fired"] > 1000)
+    check_tables(sample(), next(i for i, f in sorted(sample().features.items())[5:] if f["fired"] > 1000))
+
+
+def check_tables(page, i):
     f = page.open(f"#f{i}").features[i]
     reach(i)
     tables = {("#f-logits", 0): f["logits"]["up"], ("#f-logits", 1): f["logits"]["down"],
@@ -539,7 +589,8 @@ def test_tables_are_those_of_the_data():
             token = section in ("#f-logits", "#f-tokens")
             name = page.data["tokens"][row[0]].replace(" ", "\u00b7").replace("\n", "\u21b5") if token else str(row[0])
             assert cells[0] == name, (section, cells, row)
-            for text, true in zip(cells[1:], row[1:], strict=True):
+            assert len(cells) > 1
+            for text, true in zip(cells[1:], row[1:]):
                 if text.endswith("k"):
                     shown, half = number(text[:-1])
                     assert abs(1000 * shown - true) <= 1000 * half, (text, true)
@@ -572,7 +623,7 @@ def test_a_feature_that_is_not_on_the_page():
     for i in (next(i for i in range(2000) if i not in page.features), 2000, 10 ** 12):
         page.open(f"#f{i}")
         reach(i)
-        assert "holds no contexts" in texts("#feature")[0] or "first is 0" in texts("#feature")[0]
+        assert not texts(".ctx") and ("features --features" if i < 2000 else "first is 0") in texts("#feature")[0]
     dead = next(i for i, f in page.features.items() if f["fired"] == 0)
     page.open(f"#f{dead}")
     reach(dead)
@@ -883,12 +934,6 @@ def test_motion_and_titles_follow_the_view():
 
 
 # ---- what others wrote
-HOSTILE = ["<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "<!--", "]]>", "&lt;b&gt;",
-           "javascript:alert(1)", "\u202eabc", "\u2066", "\u2069", "\u202c", "\u200f", "\0", "\a", "\x1b[31m", "\x7f", "\x85",
-           "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028", "", " ", "\t",
-           "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}", "__proto__", "constructor"]
-
-
 def hostile():
     data = Maker(300, 60, 2).data()
     data["tokens"] = [HOSTILE[k % len(HOSTILE)] for k in range(len(data["tokens"]))]
@@ -908,10 +953,16 @@ def tags():
 
 
 def test_a_hostile_vocabulary_is_only_text():
+    page = hostile()
+    check_hostile(page)
+    for text in ("<img", "</script>", "${alert(1)}", '"', '"<', "\\", "logit:<script>", "token:", "density:", "__proto__"):
+        assert isinstance(look_for(text), list)
+
+
+def check_hostile(page):
     plain = collections.Counter()
     for _ in views(sample()):
         plain |= tags()
-    page = hostile()
     for name in views(page):
         found = tags()
         assert set(found) <= set(plain) and found["SCRIPT"] == plain["SCRIPT"], set(found) - set(plain)
@@ -920,17 +971,42 @@ def test_a_hostile_vocabulary_is_only_text():
         for text, isolated in tokens:
             assert not unseen(text) and text, f"{name}: a token shows {text!r}"
             assert isolated == "isolate", text
-    page.open(f"#f{sorted(page.features)[0]}")
-    shown = " ".join(texts(".t"))
+    shown = ""
+    for i in sorted(page.features, key=lambda i: -page.density[i])[:8]:
+        page.open(f"#f{i}")
+        reach(i)
+        shown += "".join(texts(".t"))
+        assert backwards() == 0, f"{backwards()} tokens of feature {i} stand left of those before them"
     for text in HOSTILE[:7]:
         assert text in shown, f"{text} is not shown"
-    backwards = js("""return [...document.querySelectorAll(".text[dir=ltr]")].flatMap(line => {
+
+
+def backwards():
+    """How many tokens of lines from left to right stand left of those before them."""
+    return js("""return [...document.querySelectorAll(".text[dir=ltr]")].flatMap(line => {
         const tokens = [...line.querySelectorAll(".t")].map(e => e.getBoundingClientRect()).filter(b => b.width);
         return tokens.filter((b, k) => k && Math.abs(b.top - tokens[k - 1].top) < 2 && b.left < tokens[k - 1].left - 1);
     }).length""")
-    assert backwards == 0, f"{backwards} tokens stand left of those before them"
-    for text in ("<img", "</script>", "${alert(1)}", '"', '"<', "\\", "logit:<script>", "token:", "density:", "__proto__"):
-        assert isinstance(look_for(text), list)
+
+
+def test_the_programs_own_page():
+    page = real()
+    page.open()
+    assert listed() == sorted(page.features) == list(range(512)) and len(page.density) == 512
+    alive = sorted((i for i in page.features if page.density[i] > 0), key=lambda i: -page.density[i])
+    some = alive[:3] + alive[len(alive) // 2:][:3]
+    check_contexts(page, some)
+    for i in some[2:4]:
+        check_histograms(page, i)
+        check_tables(page, i)
+    check_hostile(page)
+    for scheme in ("light", "dark"):
+        emulate(scheme=scheme)
+        for name in views(page):
+            assert not unreadable() and not nameless(), name
+    with width(400):
+        for name in views(page):
+            assert js("return document.documentElement.scrollWidth <= innerWidth"), name
 
 
 def test_damaged_data_gets_a_sentence():
