@@ -80,4 +80,9 @@ run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --si
 awk '/^feature/ { sub(/:.*/, ""); head = $0 }
     /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' "$out/last.txt"
 
-echo "$out/run/ae.pt opens in PyTorch, too. Commands, histogram, contexts: $log"
+echo "5. A page of all its features"
+run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --all --out "$out/features.html"
+
+echo "Look inside: open $out/features.html in a browser. $out/run/ae.pt opens in PyTorch, too."
+echo "Commands, histogram, contexts: $log"

@@ -170,9 +170,10 @@ def sample(features=2000, shown=300):
 
 # The first ten are also put into a model's vocabulary.
 HOSTILE = ["<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "<!--", "]]>", "&lt;b&gt;",
-           "javascript:alert(1)", "\u202eabc", "\u2066", "\u2069", "\u202c", "\u200f", "\0", "\a", "\x1b[31m", "\x7f", "\x85",
-           "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028", "", " ", "\t",
-           "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}", "__proto__", "constructor"]
+           "javascript:alert(1)", "\u202eabc", "\u2066", "\u2069", "\u202c", "\u200f", "\0", "\a", "\x1b[31m",
+           "\x7f", "\x85", "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028", "",
+           " ", "\t", "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}",
+           "__proto__", "constructor"]
 
 
 def hostile_model(folder):
@@ -196,14 +197,15 @@ def real():
     """A page that the program writes, of a model with hostile tokens."""
     folder = WORK / "real"
     model = hostile_model(folder / "model")
-    program("generate", "--model", TINY, "--tokens", 96, "--documents", 100, "--seed", 3, "--out", folder / "plain.jsonl",
-            "--quiet")
-    documents = [json.loads(line)["text"] for line in (folder / "plain.jsonl").read_text(encoding="utf-8").splitlines()]
+    sampled = folder / "plain.jsonl"
+    program("generate", "--model", TINY, "--tokens", 96, "--documents", 100, "--seed", 3, "--quiet", "--out", sampled)
+    documents = [json.loads(line)["text"] for line in sampled.read_text(encoding="utf-8").splitlines()]
     with open(folder / "text.jsonl", "w", encoding="utf-8") as out:
         for k, text in enumerate(documents):
             cut = len(text) // 3
             name = HOSTILE[k % 10]
-            out.write(json.dumps({"text": text[:cut] + name + text[cut:2 * cut] + " \u00e9\u6f22\U0001f469" + name}) + "\n")
+            text = text[:cut] + name + text[cut:2 * cut] + " \u00e9\u6f22\U0001f469" + name
+            out.write(json.dumps({"text": text}) + "\n")
     source = ("--model", model, "--text", folder / "text.jsonl", "--site", "mlp_out", "--layer", 0, "--quiet")
     program("train", *source, "--expansion", 4, "--batch-size", 256, "--steps", 60, "--lr", 2e-3, "--warmup-steps", 5,
             "--sparsity-penalty", 0.1, "--n-ctxs", 90, "--save-dir", folder / "run")
@@ -308,7 +310,8 @@ def counted():
 def select(selector, value):
     js("""const e = document.querySelector(arguments[0]);
           e.value = arguments[1];
-          for (const kind of ["input", "change"]) e.dispatchEvent(new Event(kind, {bubbles: true}));""", selector, value)
+          for (const kind of ["input", "change"]) e.dispatchEvent(new Event(kind, {bubbles: true}));""",
+       selector, value)
 
 
 def look_for(text):
@@ -512,8 +515,9 @@ def check_contexts(page, features):
         found = js(PAINT + """
             const under = e => paint(...backgrounds(e.parentElement));
             return [...document.querySelectorAll("#f-examples .ctx")].map(c => [c.querySelector(".peak").textContent,
-                [...c.querySelectorAll(".t")].map(t => [t.title, t.dataset.v, t.classList.contains("hit"), t.textContent,
-                    contrast(paint(...backgrounds(t)), under(t)), getComputedStyle(t).textDecorationLine])]);""")
+                [...c.querySelectorAll(".t")].map(t => [t.title, t.dataset.v, t.classList.contains("hit"),
+                    t.textContent, contrast(paint(...backgrounds(t)), under(t)),
+                    getComputedStyle(t).textDecorationLine])]);""")
         examples = sorted(page.examples(i), key=lambda e: e.interval)
         assert len(found) == len(examples) == page.features[i]["at"][1]
         shades = []
@@ -587,8 +591,10 @@ def check_tables(page, i):
         assert len(found) == len(rows) > 0, section
         for cells, row in zip(found, rows):
             token = section in ("#f-logits", "#f-tokens")
-            name = page.data["tokens"][row[0]].replace(" ", "\u00b7").replace("\n", "\u21b5") if token else str(row[0])
-            assert cells[0] == name, (section, cells, row)
+            name = page.data["tokens"][row[0]] if token else str(row[0])
+            if name.isascii() and name.isprintable() and name:  # blanks at its ends are dots
+                dots = re.sub("^ +| +$| {2,}", lambda blanks: "\u00b7" * len(blanks[0]), name)
+                assert cells[0] == dots, (section, cells, row)
             assert len(cells) > 1
             for text, true in zip(cells[1:], row[1:]):
                 if text.endswith("k"):
@@ -609,7 +615,8 @@ def test_links_lead_from_feature_to_feature():
     page.open(f"#f{i}")
     reach(i)
     for section, rows in (("#f-near", page.features[i]["near"]), ("#f-with", page.features[i]["with"])):
-        links = js("return [...document.querySelectorAll(arguments[0] + ' a')].map(a => a.getAttribute('href'))", section)
+        links = js("return [...document.querySelectorAll(arguments[0] + ' a')].map(a => a.getAttribute('href'))",
+                   section)
         assert links == [f"#f{row[0]}" for row in rows if row[0] in page.features], section
     DRIVER.find_element("css selector", "#f-near a, #f-with a").click()
     reach(int(links[0][2:]) if not js("return document.querySelector('#f-near a')") else opened())
@@ -677,8 +684,8 @@ def test_the_keys():
         assert js("""const list = document.querySelector("#list").getBoundingClientRect(),
             row = document.querySelector("#list .cursor").getBoundingClientRect();
             return row.top >= list.top - 1 && row.bottom <= list.bottom + 1"""), "the cursor is out of sight"
-        assert js("const list = document.querySelector('#list');"
-                  "return document.getElementById(list.getAttribute('aria-activedescendant')).dataset.feature") == str(wanted)
+        assert js("""const at = document.querySelector("#list").getAttribute("aria-activedescendant");
+            return +document.getElementById(at).dataset.feature""") == wanted
     press(Keys.PAGE_DOWN, Keys.ENTER)
     until("return !document.querySelector('#feature').hidden")
     assert opened() > order[4]
@@ -708,7 +715,8 @@ def test_keys_within_contexts():
     same(tip.split()[-1], examples[2].peak, "the tip of the firing token")
     press(Keys.ARROW_LEFT)
     assert focused().startswith("t") and texts("#tip")[0] != tip
-    same(texts("#tip")[0].split()[-1], examples[2].values[examples[2].at - 1] / 255 * page.max[i], "the token before it")
+    quantum = examples[2].values[examples[2].at - 1]
+    same(texts("#tip")[0].split()[-1], quantum / 255 * page.max[i], "the token before it")
     assert opened() == i
 
 
@@ -720,7 +728,7 @@ def test_hovering_gives_the_number():
     for token in DRIVER.find_elements("css selector", ".ctx .t.hit")[:3]:
         value = token.get_attribute("data-v")
         ActionChains(DRIVER).move_to_element(token).perform()
-        until("const tip = document.querySelector('#tip'); return !tip.hidden && tip.textContent.endsWith(arguments[0])", value)
+        until("const e = document.querySelector('#tip'); return !e.hidden && e.textContent.endsWith(arguments[0])", value)
         box = js("return document.querySelector('#tip').getBoundingClientRect().toJSON()")
         assert 0 <= box["left"] and box["right"] <= js("return innerWidth") and box["top"] >= 0
 
@@ -730,19 +738,19 @@ def test_the_focus_reaches_all_and_is_seen():
     for fragment in ("", f"#f{sorted(page.features)[3]}", "#map", "#about"):
         page.open(fragment)
         js("document.activeElement.blur()")
-        wanted = set(js("""return [...document.querySelectorAll("a[href], button, input, select, [tabindex='0']")].filter(
-            e => e.checkVisibility({visibilityProperty: true}) && e.tabIndex >= 0).map((e, k) => e.dataset.stop = k)"""))
+        wanted = set(js("""
+            return [...document.querySelectorAll("a[href], button, input, select, [tabindex='0']")].filter(
+                e => e.checkVisibility({visibilityProperty: true}) && e.tabIndex >= 0).map((e, k) => e.dataset.stop = k)"""))
         seen = set()
         for _ in range(len(wanted) + 3):
             press(Keys.TAB)
-            at, style = js("""const e = document.activeElement, s = getComputedStyle(e);
-                return [e.dataset.stop, [s.outlineStyle, parseFloat(s.outlineWidth), e.id || e.className || e.tagName]]""")
+            at, outlined, name = js("""const e = document.activeElement, s = getComputedStyle(e);
+                return [e.dataset.stop, s.outlineStyle != "none" && parseFloat(s.outlineWidth) >= 1, e.outerHTML]""")
             if at is not None:
                 seen.add(int(at))
-                own = style[0] != "none" and style[1] >= 1
-                assert own or js("return !!document.querySelector('.cursor')"), f"focus on {style[2]} is not seen"
-        assert seen == wanted, js("""return arguments[0].map(at => document.querySelector(`[data-stop="${at}"]`).outerHTML
-            .slice(0, 80))""", sorted(wanted - seen))
+                assert outlined or js("return !!document.querySelector('.cursor')"), f"focus is not seen on {name[:80]}"
+        assert seen == wanted, js("""return arguments[0].map(
+            at => document.querySelector(`[data-stop="${at}"]`).outerHTML.slice(0, 80))""", sorted(wanted - seen))
 
 
 # ---- the map
@@ -849,7 +857,8 @@ def test_texts_can_be_read_in_light_and_dark():
                 for button in DRIVER.find_elements("css selector", "#f-examples .tools button"):
                     button.click()
                 bad = unreadable()
-                assert len(js(TEXTS)) > 500 and not bad, f"{name}, {scheme}, numbers: {len(bad)} texts, such as {bad[:2]}"
+                assert not bad, f"{name}, {scheme}, numbers: {len(bad)} texts, such as {bad[:2]}"
+                assert len(js(TEXTS)) > 500
 
 
 def test_it_fits_narrow_windows():
@@ -863,7 +872,8 @@ def test_it_fits_narrow_windows():
                     return inner.scrollWidth > inner.clientWidth || [...document.querySelectorAll(
                         "h2, h3, p, button, input, select, a, figure, table, .ctx, .stats > div, dd")].filter(e => {
                         const box = e.getBoundingClientRect();
-                        return e.checkVisibility() && e.className != "skip" && box.width && (box.left < -1 || box.right > innerWidth + 1);
+                        return e.checkVisibility() && e.className != "skip" && box.width &&
+                            (box.left < -1 || box.right > innerWidth + 1);
                     }).map(e => e.outerHTML.slice(0, 60))""")
                 assert not wide, f"{name} at {pixels}: {wide}"
 
@@ -877,8 +887,8 @@ def test_all_is_reached_in_a_narrow_window():
         reach(i)
         sections = js("""return [...document.querySelectorAll("#feature > section")].filter(
             e => { e.scrollIntoView(); const b = e.getBoundingClientRect(); return b.height > 20 && b.top < innerHeight })
-            .map(e => e.id)""")
-        assert sections == ["f-summary", "f-examples", "f-logits", "f-hist", "f-tokens", "f-near", "f-with", "f-neurons"]
+            .map(e => e.id.slice(2))""")
+        assert sections == ["summary", "examples", "logits", "hist", "tokens", "near", "with", "neurons"]
         js("document.querySelector('main').scrollTop = 0")
         DRIVER.find_element("css selector", ".back").click()
         until("return document.querySelector('#list').checkVisibility()", what="the list again")
@@ -899,7 +909,8 @@ def test_it_can_be_printed():
     for gone in ("nav", "header", ".tools"):
         assert not js("return document.querySelector(arguments[0]).checkVisibility()", gone), f"{gone} is printed"
     assert not dark() and not unreadable()
-    assert not js("return [...document.querySelectorAll('.ctx .text')].filter(e => e.scrollWidth > e.clientWidth + 1).length")
+    assert not js("""return [...document.querySelectorAll(".ctx .text")].filter(
+        e => e.scrollWidth > e.clientWidth + 1).length"""), "contexts are cut"
     emulate()
     paper = base64.b64decode(cdp("Page.printToPDF", printBackground=True)["data"])
     pages = len(re.findall(rb"/Type\s*/Page\b", paper))
@@ -955,7 +966,8 @@ def tags():
 def test_a_hostile_vocabulary_is_only_text():
     page = hostile()
     check_hostile(page)
-    for text in ("<img", "</script>", "${alert(1)}", '"', '"<', "\\", "logit:<script>", "token:", "density:", "__proto__"):
+    for text in ("<img", "</script>", "${alert(1)}", '"', '"<', "\\", "logit:<script>", "token:", "density:",
+                 "__proto__"):
         assert isinstance(look_for(text), list)
 
 
@@ -967,7 +979,8 @@ def check_hostile(page):
         found = tags()
         assert set(found) <= set(plain) and found["SCRIPT"] == plain["SCRIPT"], set(found) - set(plain)
         assert js("return getComputedStyle(document.body).direction") == "ltr"
-        tokens = js("return [...document.querySelectorAll('.t, .tok')].map(e => [e.textContent, getComputedStyle(e).unicodeBidi])")
+        tokens = js("""return [...document.querySelectorAll(".t, .tok")].map(
+            e => [e.textContent, getComputedStyle(e).unicodeBidi])""")
         for text, isolated in tokens:
             assert not unseen(text) and text, f"{name}: a token shows {text!r}"
             assert isolated == "isolate", text
@@ -1003,7 +1016,8 @@ def test_the_programs_own_page():
     for scheme in ("light", "dark"):
         emulate(scheme=scheme)
         for name in views(page):
-            assert not unreadable() and not nameless(), name
+            assert not unreadable(), f"{name}, {scheme}: {unreadable()[:2]}"
+            assert not nameless(), f"{name}: without a name: {nameless()}"
     with width(400):
         for name in views(page):
             assert js("return document.documentElement.scrollWidth <= innerWidth"), name
