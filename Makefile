@@ -319,7 +319,7 @@ PAGE_PYTHON ?= $(BUILD)/page-venv/bin/python
 page-test: chromium $(BUILD)/dictlearn $(BUILD)/page-venv/ready ## the page that `features --out` writes, in headless Chromium
 	@PYTHON='$(PAGE_PYTHON)' sh tests/run.sh $(BUILD) tests/browser.py
 
-page-pictures: $(BUILD)/page-venv/ready ## examples/data/page_*.png, README's pictures, of PAGE=FILE
+page-pictures: $(BUILD)/page-venv/ready ## README's pictures, examples/data/page_*.png, of PAGE=FILE or FILE#f17
 	$(PAGE_PYTHON) tests/browser.py $(BUILD) --pictures examples/data '$(or $(PAGE),$(BUILD)/demo/features.html)'
 
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side

@@ -82,7 +82,7 @@ awk '/^feature/ { sub(/:.*/, ""); head = $0 }
 
 echo "5. A page of all its features"
 run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
-    --layer "$LAYER" --all --out "$out/features.html"
+    --layer "$LAYER" --count 1024 --out "$out/features.html"
 
 echo "Look inside: open $out/features.html in a browser. $out/run/ae.pt opens in PyTorch, too."
 echo "Commands, histogram, contexts: $log"

@@ -4,7 +4,7 @@ The pages are made of tests/page/make_page.py's data and by the program itself; 
 data, which is decoded here. PART: only the tests with it in their names. After each test the console must be empty and
 nothing but the file requested. `make page-test` runs it.
 
-    browser.py BUILD --pictures FOLDER PAGE    README's pictures of PAGE, light and dark, into FOLDER
+    browser.py BUILD --pictures FOLDER PAGE[#f17]    README's pictures: what this address shows, light and dark
 
 Closes with `N passed, N failed`.
 """
@@ -12,6 +12,7 @@ import base64
 import collections
 import contextlib
 import functools
+import io
 import json
 import math
 import pathlib
@@ -24,8 +25,9 @@ import unicodedata
 
 sys.path[:0] = [str(pathlib.Path(__file__).parent / folder) for folder in ("python", "page")]
 
-from harness import BUILD, ROOT, TINY, main, program, skip  # noqa: E402
+from harness import BUILD, ROOT, TINY, main, program  # noqa: E402
 import axe_core_python  # noqa: E402
+import PIL.Image  # noqa: E402
 from make_page import Maker, damaged, escaped  # noqa: E402
 
 from selenium import webdriver  # noqa: E402
@@ -171,8 +173,8 @@ def sample(features=2000, shown=300):
 # The first ten are also put into a model's vocabulary.
 HOSTILE = ["<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(1)>", "<!--", "]]>", "&lt;b&gt;",
            "javascript:alert(1)", "\u202eabc", "\u2066", "\u2069", "\u202c", "\u200f", "\0", "\a", "\x1b[31m",
-           "\x7f", "\x85", "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028", "",
-           " ", "\t", "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}",
+           "\x7f", "\x85", "\ufffd", "\ud834", "\udd1e", "\u0301", "z\u0351\u0352\u0353", "\u200b", "\ufeff", "\u2028",
+           "", " ", "\t", "\u05e9\u05dc\u05d5\u05dd", "\u0645\u0631\u062d\u0628\u0627", "x" * 300, "${alert(1)}",
            "__proto__", "constructor"]
 
 
@@ -602,11 +604,11 @@ def check_tables(page, i):
                     assert abs(1000 * shown - true) <= 1000 * half, (text, true)
                 else:
                     same(text, true, f"{section} of {name}")
-    for name, key in (("Density", "density"), ("Max", "max"), ("Min where it fires", "min"),
-                      ("Mean where it fires", "mean"), ("Decoder norm", "norm")):
+    for name, true in (("Density", f["density"]), ("Max", f["max"]), ("Min where it fires", f["min"]),
+                       ("Mean where it fires", f["mean"] / f["density"]), ("Decoder norm", f["norm"])):
         found = js("return [...document.querySelectorAll('#f-summary dt')].find(e => e.textContent == arguments[0])"
                    ".nextSibling.textContent", name)
-        same(found, f[key], name)
+        same(found, true, name)
 
 
 def test_links_lead_from_feature_to_feature():
@@ -630,7 +632,7 @@ def test_a_feature_that_is_not_on_the_page():
     for i in (next(i for i in range(2000) if i not in page.features), 2000, 10 ** 12):
         page.open(f"#f{i}")
         reach(i)
-        assert not texts(".ctx") and ("features --features" if i < 2000 else "first is 0") in texts("#feature")[0]
+        assert not texts(".ctx") and ("features --features" if i < 2000 else "2,000 features") in texts("#feature")[0]
     dead = next(i for i, f in page.features.items() if f["fired"] == 0)
     page.open(f"#f{dead}")
     reach(dead)
@@ -728,7 +730,8 @@ def test_hovering_gives_the_number():
     for token in DRIVER.find_elements("css selector", ".ctx .t.hit")[:3]:
         value = token.get_attribute("data-v")
         ActionChains(DRIVER).move_to_element(token).perform()
-        until("const e = document.querySelector('#tip'); return !e.hidden && e.textContent.endsWith(arguments[0])", value)
+        until("const e = document.querySelector('#tip'); return !e.hidden && e.textContent.endsWith(arguments[0])",
+              value)
         box = js("return document.querySelector('#tip').getBoundingClientRect().toJSON()")
         assert 0 <= box["left"] and box["right"] <= js("return innerWidth") and box["top"] >= 0
 
@@ -740,7 +743,8 @@ def test_the_focus_reaches_all_and_is_seen():
         js("document.activeElement.blur()")
         wanted = set(js("""
             return [...document.querySelectorAll("a[href], button, input, select, [tabindex='0']")].filter(
-                e => e.checkVisibility({visibilityProperty: true}) && e.tabIndex >= 0).map((e, k) => e.dataset.stop = k)"""))
+                e => e.checkVisibility({visibilityProperty: true}) && e.tabIndex >= 0).map(
+                    (e, k) => e.dataset.stop = k)"""))
         seen = set()
         for _ in range(len(wanted) + 3):
             press(Keys.TAB)
@@ -886,7 +890,11 @@ def test_all_is_reached_in_a_narrow_window():
         DRIVER.find_elements("css selector", "#list [role=option]")[2].click()
         reach(i)
         sections = js("""return [...document.querySelectorAll("#feature > section")].filter(
-            e => { e.scrollIntoView(); const b = e.getBoundingClientRect(); return b.height > 20 && b.top < innerHeight })
+            e => {
+                e.scrollIntoView();
+                const box = e.getBoundingClientRect();
+                return box.height > 20 && box.top < innerHeight;
+            })
             .map(e => e.id.slice(2))""")
         assert sections == ["summary", "examples", "logits", "hist", "tokens", "near", "with", "neurons"]
         js("document.querySelector('main').scrollTop = 0")
@@ -1089,8 +1097,24 @@ def guarded(test):
     return run
 
 
+def pictures(folder, page):
+    """page_light.png and page_dark.png, of few colours: they are to be small."""
+    path, _, fragment = page.partition("#")
+    for scheme in ("light", "dark"):
+        emulate(scheme=scheme)
+        with width(1280, 820):
+            Page(path).open(f"#{fragment}")
+            until("return !document.querySelector('#count').textContent.includes('still')")
+            picture = base64.b64decode(cdp("Page.captureScreenshot")["data"])
+        small = PIL.Image.open(io.BytesIO(picture)).convert("RGB").quantize(96, dither=PIL.Image.Dither.NONE)
+        small.save(pathlib.Path(folder) / f"page_{scheme}.png", optimize=True)
+
+
 if __name__ == "__main__":
     try:
+        if "--pictures" in sys.argv:
+            pictures(*sys.argv[3:])
+            sys.exit()
         main({name: guarded(test) for name, test in list(globals().items()) if name.startswith("test_")})
     finally:
         DRIVER.quit()
