@@ -1106,7 +1106,7 @@ def pictures(folder, page):
             Page(path).open(f"#{fragment}")
             until("return !document.querySelector('#count').textContent.includes('still')")
             picture = base64.b64decode(cdp("Page.captureScreenshot")["data"])
-        small = PIL.Image.open(io.BytesIO(picture)).convert("RGB").quantize(96, dither=PIL.Image.Dither.NONE)
+        small = PIL.Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, dither=PIL.Image.Dither.NONE)
         small.save(pathlib.Path(folder) / f"page_{scheme}.png", optimize=True)
 
 
