@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo.sh - from a text to a dictionary and its figures, as `make demo` runs it.
+# demo.sh - from a text to a dictionary, its figures and a page of its features, as `make demo` runs it.
 #
 # Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling:
 # nothing is downloaded.
