@@ -541,10 +541,16 @@ def check_contexts(page, features):
 
 
 def bars(section):
-    """The heights of a histogram's bars in pixels, and what the picture says of itself."""
-    return js("""const picture = document.querySelector(arguments[0] + " svg");
-        return [[...picture.querySelectorAll(".bar")].map(bar => +bar.getAttribute("height")),
-                picture.getAttribute("aria-label")]""", section)
+    """The heights of a histogram's bars, in the counts that its axis tells; and one pixel in those."""
+    heights, label, lines, names = js("""const picture = document.querySelector(arguments[0] + " svg");
+        const all = selector => [...picture.querySelectorAll(selector)];
+        return [all(".bar").map(bar => +bar.getAttribute("height")), picture.getAttribute("aria-label"),
+                all(".axis").map(line => +line.getAttribute("y1")),
+                all("text[text-anchor=end]").map(text => text.textContent)]""", section)
+    ticks = [number(name.rstrip("k"))[0] * (1000 if name.endswith("k") else 1) for name in names]
+    assert label and len(lines) == len(ticks) > 1 and ticks[0] == 0
+    pixel = ticks[-1] / (lines[0] - lines[-1])
+    return [height * pixel for height in heights], pixel
 
 
 def test_histograms_have_the_counts():
@@ -557,11 +563,10 @@ def check_histograms(page, i):
     for section, counts, low, high in (("#f-hist", feature["hist"], feature["min"], feature["max"]),
                                        ("#f-logits", feature["logits"]["hist"], feature["logits"]["low"],
                                         feature["logits"]["high"])):
-        heights, label = bars(section)
-        assert label and len(heights) == len(counts) == 50
-        most = max(counts)
+        heights, pixel = bars(section)
+        assert len(heights) == len(counts) == 50
         for height, n in zip(heights, counts):  # what is there is seen: a pixel at least
-            assert (height == 0) == (n == 0) and (abs(height / max(heights) - n / most) < 1e-3 or height == 1), n
+            assert abs(height - (n and max(n, pixel))) < 0.1 * pixel, (height, n)
         js("document.querySelector(arguments[0] + ' svg').focus()", section)
         press(Keys.HOME)
         for at in range(3):
