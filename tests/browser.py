@@ -272,10 +272,11 @@ def unreadable():
 
 
 def nameless():
-    """The roles of what has no name in the accessibility tree and needs one."""
-    nodes = cdp("Accessibility.getFullAXTree")["nodes"]
-    return [node["role"]["value"] for node in nodes if not node.get("ignored")
-            and node["role"]["value"] in INTERACTIVE and not node.get("name", {}).get("value", "").strip()]
+    """The roles and names of what needs a name in the accessibility tree and has none, or only a sign."""
+    nodes = [node for node in cdp("Accessibility.getFullAXTree")["nodes"] if not node.get("ignored")]
+    names = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes]
+    return [(role, name) for role, name in names if role in INTERACTIVE
+            and not re.search(r"\w" if role == "link" else r"\w\w", name)]
 
 
 # ---- the list
