@@ -316,7 +316,7 @@ $(BUILD)/page-venv/ready: | chromium
 	@touch $@
 
 PAGE_PYTHON ?= $(BUILD)/page-venv/bin/python
-page-test: chromium $(BUILD)/dictlearn $(BUILD)/page-venv/ready ## the page that `features --out` writes, in headless Chromium
+page-test: chromium $(BUILD)/dictlearn $(BUILD)/page-venv/ready ## the page of `features --out`, in headless Chromium
 	@PYTHON='$(PAGE_PYTHON)' sh tests/run.sh $(BUILD) tests/browser.py
 
 page-pictures: $(BUILD)/page-venv/ready ## README's pictures, examples/data/page_*.png, of PAGE=FILE or FILE#f17
