@@ -59,8 +59,8 @@ CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay $(if $(HAVE_CXX),$(BUILD)/san/test_cpp)
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
 KERNEL_TESTS ?= test_core test_trainer test_golden
-CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py tests/tokenizer_check.py \
-            tests/twin.py tests/libraries.py tests/traces.py)
+CHECKERS := $(wildcard tests/interop.py tests/layouts.py tests/hf_check.py tests/effect_check.py \
+            tests/tokenizer_check.py tests/twin.py tests/libraries.py tests/traces.py)
 PACKAGES := torch==2.13.0 numpy==2.4.6 scipy==1.17.1 safetensors==0.8.0 transformers==5.23.0 \
             tokenizers==0.23.3 einops==0.8.2
 # It would bring nnsight and more, which its dictionaries do not need.
