@@ -162,7 +162,7 @@ def check_feature(model, twin, name, site, layer, value, everywhere, io="out"):
     good = good and found["rows"] == rows and found["forward_passes"] == 2 * len(model.ids)
     good = good and float(change.abs().max()) > 100 * NEAR  # or it would prove nothing
     report(f"{name} at {site} of layer {layer}, {'all' if everywhere else 'last'}, set to {value}: effect", good,
-           f"{far:.1g} of {float(change.abs().max()):.2g}; KL {one['kl']:.6g}, {divergence:.6g}; {one['activation']:.5g}")
+           f"{far:.1g} of {float(change.abs().max()):.2g}; KL {one['kl']:.6g}, {divergence:.6g}")
 
 
 def check_strongest(model, twin, site, layer):

@@ -156,8 +156,8 @@ static const flag flags[] = {
      "higher: more random; 0: always the most likely token (default 1)"},
     {"--top-k", F_INT, AT(top_k), C_GENERATE | C_STEER, 0, 0, "K",
      "sample from the K most likely tokens (default: all)"},
-    {"--documents", F_COUNT, AT(documents),
-     C_GENERATE | C_EVAL | C_TOKENIZE | C_EDITS | C_SWEEP, 1, 0, "N",
+    {"--documents", F_COUNT, AT(documents), C_GENERATE | C_EVAL | C_TOKENIZE | C_EDITS | C_SWEEP, 1,
+     0, "N",
      "number of documents, or all (default: generate 1, tokenize all; eval 128, for the "
      "cross-entropy; sweep: of the figures at its end, default none; effect and steer the first "
      "128 of --text)"},

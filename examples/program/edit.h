@@ -34,8 +34,8 @@ static double unit_of(const dlrn_dictionary *dict, const float *x) {
     return dict->formula.scale_out * (square > 0 ? sqrt(square / (double)d) : 1);
 }
 
-/* y [d_out] += amount atoms of a feature, and `switched` times the offset that some families add for
-   each active feature. */
+/* y [d_out] += amount atoms of a feature, and `switched` times the offset that some families add
+   for each active feature. */
 static void add_atom(const dlrn_dictionary *dict, int64_t feature, double amount, double switched,
                      float *y) {
     const float *atom = dict->param[DLRN_DECODER], *offset = dict->param[DLRN_DECODER_OFFSET];

@@ -399,8 +399,8 @@ static dlrn_status find_strengths(effect *e) {
     return s;
 }
 
-/* How many features are measured without --feature: --count. Behind the last layer they are cheap, a
-   log-sum-exp for each on each row: all, up to 256, as far as that takes some ten seconds. */
+/* How many features are measured without --feature: --count. Behind the last layer they are cheap,
+   a log-sum-exp for each on each row: all, up to 256, as far as that takes some five seconds. */
 static int64_t count_wanted(const effect *e) {
     const int64_t inputs = e->inputs.count;
     const int64_t rows = e->everywhere ? e->inputs.start[inputs] : inputs;
@@ -681,8 +681,8 @@ static dlrn_status reserve_runs(effect *e) {
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-/* Whether the effects can be had without changing anything on the way: behind the last layer, unless
-   this engine or this architecture cannot tell how the stream becomes logits. */
+/* Whether the effects can be had without changing anything on the way: behind the last layer,
+   unless this engine or this architecture cannot tell how the stream becomes logits. */
 static dlrn_status find_method(effect *e) {
     const lm_site *y = &e->mt.tap.y;
     if (e->o->feature >= 0 || y->kind != LM_RESID_OUT ||
