@@ -29189,7 +29189,7 @@ DLRNI_INTERNAL int64_t dlrni_survey_context(const dlrn_survey *s, int64_t row) {
     return low;
 }
 
-/* compat: where fewer rows fire than are asked for, the first ones that do not fire, or are left
+/* compat: where fewer rows fire than the list holds, the first ones that do not fire, or are left
    out, follow with a value of 0, since SAEDashboard ranks all rows. */
 DLRNI_INTERNAL void dlrni_top_zeros(const dlrni_firings *f, dlrni_ranked *list, int64_t *n) {
     const dlrn_survey *s = f->s;
@@ -29197,7 +29197,7 @@ DLRNI_INTERNAL void dlrni_top_zeros(const dlrni_firings *f, dlrni_ranked *list, 
     for (int64_t row = 0; row < s->rows && *n < s->cfg.top; row++) {
         while (next < f->n && f->place[next] / 2 < row) next++;
         const int fires = next < f->n && f->place[next] / 2 == row;
-        if (!(fires && dlrni_firing_counts(f, next))) dlrni_rank(list, n, s->cfg.top, 0, row);
+        if (!fires || (f->place[next] & 1)) dlrni_rank(list, n, s->cfg.top, 0, row);
     }
 }
 
