@@ -210,6 +210,8 @@ status "train of as many steps" 0 "$dl" train $(echo $one | sed 's/--steps 60/--
 same "has its bits" "$d/eighty/ae.pt" "$d/penalty/sparsity-penalty-0.1/ae.pt"
 status "nothing left to do" 0 "$dl" sweep --resume --save-dir "$d/penalty"
 says "prints the table again" "^0.01  *[0-9.]* " "$d/out"
+status "every combination longer" 0 "$dl" sweep --resume --save-dir "$d/grid" --steps 25
+says "has all of them" "^8,3e-3  *8.00 " "$d/out"
 status "one of them longer" 0 "$dl" train --resume --save-dir "$d/grid/k-8,lr-1e-3" --steps 30
 status "train of as many steps" 0 "$dl" train $(echo $grid | sed 's/--steps 20/--steps 30/') --k 8 --lr 1e-3 \
     --save-dir "$d/grid30"

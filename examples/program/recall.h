@@ -28,10 +28,10 @@ static dlrn_status read_json(dlrn_context *ctx, const char *path, dlrn_json **ou
     return s;
 }
 
-/* Whether the words so far have a flag. */
-static int is_recalled(const recalled *r, const flag *f) {
+/* Whether the first n words have a flag. */
+static int is_recalled(const recalled *r, int n, const flag *f) {
     options o;
-    o.argc = r->argc;
+    o.argc = n;
     o.argv = r->argv;
     return is_given(&o, f);
 }
@@ -64,12 +64,13 @@ static void add_given(recalled *r, const options *o) {
    use for are left out: that it is not the run's is told later, by name. */
 static void add_saved(const command *c, recalled *r, const dlrn_json *words) {
     const dlrn_recipe_info *recipe = recalled_recipe(r);
+    const int given = r->argc; /* a sweep has saved several --vary */
     for (const dlrn_json *w = words ? words->first : NULL; w; w = w->next) {
         const char *value, *after = w->next && w->next->text ? w->next->text : NULL;
         const flag *f = w->type == DLRN_JSON_STRING ? find_flag(w->text, &value) : NULL;
         const int more = f && takes_next(f, value, after);
         if (!f || !(f->commands & c->bit) || (more && !after)) continue;
-        if (!is_recalled(r, f) && (!recipe || suits_recipe(recipe, f))) {
+        if (!is_recalled(r, given, f) && (!recipe || suits_recipe(recipe, f))) {
             r->argv[r->argc++] = w->text;
             if (more) r->argv[r->argc++] = after;
         }

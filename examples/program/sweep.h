@@ -740,7 +740,7 @@ static dlrn_status draw_sweep(const sweep *w) {
         points[n].label = m->value;
         points[n++].series = w->axes > 1 ? value_of(w, i, 0) : names;
     }
-    snprintf(title, sizeof title, "%.256s: %.200s", names, w->figures);
+    snprintf(title, sizeof title, "Sweep of %.256s", names);
     sweep_path(w, FRONTIER_FILE, path);
     return n ? draw_frontier(w->ctx, path, title, "l0", "variance_explained", points, n) : DLRN_OK;
 }
