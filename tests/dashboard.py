@@ -1,6 +1,7 @@
 """dashboard.py BUILD - surveys and feature pages beside SAEDashboard 0.8.0.
 
-1. tests/golden/dashboard.npz, a file that it made for Neuronpedia, from its arrays by the library with compat: all keys.
+1. tests/golden/dashboard.npz, a file that it made for Neuronpedia, from its arrays by the library with compat: all
+   keys.
 2. The same for tiny-neox: SAEDashboard itself runs (through TransformerLens), and BUILD/dictlearn features --json
    --compat on the same tokens. What is drawn at random is compared with what could have been drawn.
 3. What `features --json` prints, with --compat and without, goes through SAEDashboard's own classes and through the

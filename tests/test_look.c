@@ -1,5 +1,6 @@
 /* What examples/look/look.h makes of a survey and of weights, against plain loops: the sweep's
-   rows, the choice of features, logit effects, coordinates, the texts and packed examples of a page. */
+   rows, the choice of features, logit effects, coordinates, the texts and packed examples of a
+   page. */
 #define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 

@@ -16,6 +16,8 @@ fi
 status "a page" 0 python3 tests/page/make_page.py "$d/a.html" --features 300 --shown 20
 status "the same page" 0 python3 tests/page/make_page.py "$d/b.html" --features 300 --shown 20
 same "a seed gives one page" "$d/a.html" "$d/b.html"
-check_equal "its data is one line" 1 "$(grep -c '^<script id="data" type="application/json">{.*}</script>$' "$d/a.html")"
-check_equal "no token ends the data" "$(grep -c '</script>' examples/program/page.html)" "$(grep -c '</script>' "$d/a.html")"
+check_equal "its data is one line" 1 \
+    "$(grep -c '^<script id="data" type="application/json">{.*}</script>$' "$d/a.html")"
+check_equal "no token ends the data" "$(grep -c '</script>' examples/program/page.html)" \
+    "$(grep -c '</script>' "$d/a.html")"
 finish

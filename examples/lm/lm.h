@@ -150,8 +150,8 @@ typedef struct lm_weight {
     int ndim;
 } lm_weight;
 typedef dlrn_status (*lm_list)(void *user, const lm_weight *weight);
-/* Lists the tensors of a model in a GGUF file, in the file's order; those of other models are listed
-   by dlrn_archive_open. */
+/* Lists the tensors of a model in a GGUF file, in the file's order; those of other models are
+   listed by dlrn_archive_open. */
 LM_API dlrn_status lm_list_weights(dlrn_context *ctx, const char *path, lm_list list, void *user);
 /* asked(user) is called between layers, on any thread; non-zero ends the run with DLRN_STOPPED.
    NULL: never. A source of activations that was stopped loses no row. */
@@ -184,8 +184,8 @@ typedef struct lm_batch {
 typedef dlrn_status (*lm_visit)(void *user, int tap, const float *x, float *y, int64_t n);
 
 /* Runs the model over a batch. whole: up to the last norm, as lm_logits and lm_cross_entropy need
-   it; otherwise the run stops after the last tap. llama.cpp runs a long batch in several pieces (see
-   lm_llama.h), and then computes the logits of a piece when you first read them. */
+   it; otherwise the run stops after the last tap. llama.cpp runs a long batch in several pieces
+   (see lm_llama.h), and then computes the logits of a piece when you first read them. */
 LM_API dlrn_status lm_run(lm_model *m, const lm_batch *batch, const lm_tap *taps, int n_taps,
                           lm_visit visit, void *user, int whole);
 /* After a whole run: logits [rows][vocab] of its tokens [first, first + rows). */

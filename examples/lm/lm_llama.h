@@ -1390,8 +1390,8 @@ typedef struct lcpp_nats {
 } lcpp_nats;
 enum { LCPP_TILE = 4096 };
 
-/* log-sum-exp by parts that stay in the cache between the pass for the largest and that for the sum.
-   */
+/* log-sum-exp by parts that stay in the cache between the pass for the largest and that for the
+   sum. */
 static void lcpp_nats_task(void *arg, int64_t task, int worker) {
     const lcpp_nats *j = (const lcpp_nats *)arg;
     const float *row = j->logits + task * j->vocab;
@@ -1450,8 +1450,8 @@ static dlrn_status lcpp_engine_cross_entropy(lm_model *base, const lm_batch *bat
 // >>llama-unembedding
 /* The graph tells how the residual stream becomes logits, and the file has the weights. */
 
-/* Opens file i of a model in one file or several. *files: how many there are; the first tells. meta:
-   gets the shapes of its tensors, to be freed with ggml_free; or NULL. */
+/* Opens file i of a model in one file or several. *files: how many there are; the first tells.
+   meta: gets the shapes of its tensors, to be freed with ggml_free; or NULL. */
 static dlrn_status lcpp_open_part(dlrn_context *ctx, const char *first, int i, int *files,
                                   char *path, size_t size, struct gguf_context **out,
                                   struct ggml_context **meta) {
