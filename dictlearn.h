@@ -28017,6 +28017,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
     dlrn_context *ctx = s->ctx;
     dlrn_encoder_destroy(s->encoder);
     dlrn_sparse_free(&s->codes);
+    /* after an error while it was made, what is missing is NULL or 0 */
     for (int64_t i = 0; i < s->blocks; i++) dlrn_free(ctx, s->block[i].word);
     for (int64_t i = 0; i < s->id_blocks; i++) dlrn_free(ctx, s->id[i]);
     dlrni_spool_free(&s->spool);
@@ -28041,6 +28042,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
+    /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
@@ -28082,6 +28084,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_copy(dlrn_survey *s, const dlrn_survey_c
 /* Gives each feature that may be reported on a place, in the order of their numbers. */
 DLRNI_INTERNAL void dlrni_survey_places(dlrn_survey *s) {
     const int64_t F = s->dict->features;
+    /* 0 marks a feature at first: a list may be in any order, and repeat itself */
     for (int64_t f = 0; f < F; f++) s->place[f] = s->cfg.features ? -1 : 0;
     for (int64_t i = 0; i < s->cfg.n_features; i++) s->place[s->cfg.features[i]] = 0;
     for (int64_t f = 0; f < F; f++)
@@ -28108,6 +28111,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_
         return dlrn_fail(s->ctx, DLRN_ERR_MEMORY,
                          "dlrn_survey_create: the sums of %lld features do not fit in memory",
                          (long long)s->places);
+    /* the largest array by far: d_in doubles a feature */
     s->xy = cfg->neurons ? DLRNI_NEW_ZERO(s->ctx, double, sums) : NULL;
     if (cfg->neurons && !s->xy) return DLRN_ERR_MEMORY;
     DLRNI_TRY(dlrn_encoder_create(s->dict, &s->encoder));
@@ -28148,6 +28152,7 @@ DLRNI_INTERNAL int64_t dlrni_survey_limit(const dlrn_survey_config *cfg) {
 
 /* Writes a block to the spool and empties it. */
 DLRNI_INTERNAL dlrn_status dlrni_store_flush(dlrn_survey *s, dlrni_code_block *block) {
+    /* the machine's byte order: no other process reads it */
     const int64_t bytes = block->used * (int64_t)sizeof *block->word;
     DLRNI_TRY(dlrni_spool_add(&s->spool, block->word, (size_t)bytes));
     s->spooled += bytes;
@@ -28201,6 +28206,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
         bytes > dlrni_survey_limit(&s->cfg))
         DLRNI_TRY(dlrni_store_spill(s));
     if (!s->spool.is_open) return dlrni_store_grow(s, size);
+    /* only one block is left */
     DLRNI_TRY(dlrni_store_flush(s, &s->block[0]));
     if (s->block[0].size >= words) return DLRN_OK;
     /* the row is wider than any before */
@@ -28214,10 +28220,12 @@ DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
 DLRNI_INTERNAL dlrn_status dlrni_store_codes(dlrn_survey *s, const int32_t *col, const float *value,
                                              int64_t n) {
     int64_t kept = 0, at = 0;
+    /* a scale may underflow to 0: then the feature is not active */
     for (int64_t i = 0; i < n; i++) kept += value[i] != 0 && dlrni_survey_stores(s, col[i]);
     DLRNI_TRY(dlrni_store_reserve(s, 1 + 2 * kept));
     dlrni_code_block *block = &s->block[s->blocks - 1];
     uint32_t *word = block->word + block->used;
+    /* F is below 2^31, so counts and features fit */
     *word++ = (uint32_t)kept;
     for (int64_t i = 0; i < n; i++) {
         if (!(value[i] != 0 && dlrni_survey_stores(s, col[i]))) continue;
@@ -28243,9 +28251,11 @@ DLRNI_INTERNAL dlrn_status dlrni_reader_open(dlrn_survey *s, dlrni_store_reader 
     memset(r, 0, sizeof *r);
     r->s = s;
     if (!s->spool.is_open) return DLRN_OK;
+    /* the rows that have not left the buffer; none at the second pass */
     DLRNI_TRY(dlrni_store_flush(s, &s->block[0]));
     DLRNI_TRY(dlrni_spool_rewind(&s->spool, s->cfg.scratch));
     r->size = dlrni_min(DLRNI_SURVEY_MAX_BLOCK, dlrni_survey_limit(&s->cfg) / 8 / 4);
+    /* a chunk is at least one row */
     r->size = dlrni_max(r->size, s->widest);
     r->buffer = DLRNI_NEW(s->ctx, uint32_t, r->size);
     return r->buffer ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -28263,11 +28273,13 @@ DLRNI_INTERNAL dlrn_status dlrni_reader_next(dlrni_store_reader *r, const uint32
         *words = s->block[r->block++].used;
         return DLRN_OK;
     }
+    /* the start of a row whose end has not been read */
     r->held -= r->used;
     memmove(r->buffer, r->buffer + r->used, (size_t)r->held * sizeof *r->buffer);
     DLRNI_TRY(dlrni_spool_fill(&s->spool, (unsigned char *)(r->buffer + r->held),
                                (size_t)(r->size - r->held) * sizeof *r->buffer, &got));
     r->held += (int64_t)(got / sizeof *r->buffer);
+    /* hands out the whole rows */
     for (r->used = 0; r->used < r->held;) {
         const int64_t end = r->used + 1 + 2 * (int64_t)r->buffer[r->used];
         if (end > r->held) break;
@@ -28310,6 +28322,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
     if (!DLRNI_GROW(s->ctx, &by->row, &by->row_cap, 0, n) ||
         !DLRNI_GROW(s->ctx, &by->value, &by->value_cap, 0, n))
         return DLRN_ERR_MEMORY;
+    /* two places to the right, so that filling moves starts to where they belong */
     memset(by->at, 0, (size_t)(F + 2) * sizeof *by->at);
     for (int64_t p = 0; p < n; p++) by->at[c->col[p] + 2] += c->val[p] != 0;
     for (int64_t f = 0; f < F; f++) by->at[f + 2] += by->at[f + 1];
@@ -28345,6 +28358,7 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
             s->every[2 * f] += wide;
             s->every[2 * f + 1] += wide * wide;
         }
+        /* in a feature's own sums: they stay in the first cache over its firings */
         if (xy && (counts || s->every)) dlrni_add_wide(xy, wide, j->x + s->by.row[p] * d, d);
         if (!counts) continue;
         if (!t->fired || v < t->min) t->min = v;
@@ -28370,6 +28384,7 @@ DLRNI_INTERNAL void dlrni_survey_coordinates(void *arg, int64_t group, int worke
     const int64_t end = dlrni_min(begin + DLRNI_GROUP, d);
     (void)worker;
     for (int64_t i = 0; i < j->n; i++) {
+        /* the same rows as in the sums with features */
         if (!j->s->every && !dlrni_job_counts(j, i)) continue;
         for (int64_t c = begin; c < end; c++) {
             const double x = (double)j->x[i * d + c];
@@ -28385,6 +28400,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_finite(const dlrn_survey *s) {
     const int64_t n = c->row_ptr[c->rows], bad = dlrni_first_not_finite(c->val, n);
     int64_t row = 0;
     if (bad == n) return DLRN_OK;
+    /* rows may be empty: the last that starts at or before it */
     while (c->row_ptr[row + 1] <= bad) row++;
     return dlrn_fail(s->ctx, DLRN_ERR_VALUE,
                      "survey: row %lld, feature %lld: expected a finite activation, found %g",
@@ -28397,6 +28413,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
     const dlrn_sparse *c = &s->codes;
     const int64_t F = s->dict->features, d = s->dict->d_in;
     DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, &s->codes, NULL));
+    /* before anything is counted */
     DLRNI_TRY(dlrni_survey_finite(s));
     DLRNI_TRY(dlrni_survey_transpose(s));
     const int64_t n = c->row_ptr[c->rows];
@@ -28405,6 +28422,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
     if (s->xy)
         dlrni_parallel_for(s->ctx, dlrni_ceil_div(d, DLRNI_GROUP), dlrni_ns(j->n, d),
                            dlrni_survey_coordinates, j);
+    /* one thread: copying is a twentieth of encoding */
     for (int64_t i = 0; i < j->n; i++)
         DLRNI_TRY(dlrni_store_codes(s, c->col + c->row_ptr[i], c->val + c->row_ptr[i],
                                     c->row_ptr[i + 1] - c->row_ptr[i]));
@@ -28417,6 +28435,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
                                               const unsigned char *keep, int64_t n) {
     for (int64_t i = 0, rows; i < n; i += rows) {
+        /* before the first rows all features count as active */
         const int64_t before = s->codes.row_ptr ? s->codes.row_ptr[s->codes.rows] : 0;
         const int64_t each = before ? before / s->codes.rows + 1 : s->dict->features;
         rows = dlrni_max(DLRNI_BLOCK, dlrni_min(DLRNI_SURVEY_ROWS, DLRNI_SURVEY_CODES / each));
@@ -28431,12 +28450,14 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
 DLRNI_INTERNAL dlrn_status dlrni_survey_tokens(dlrn_survey *s, const int32_t *id,
                                                const unsigned char *keep, int64_t n) {
     int64_t high = 0;
+    /* a table and not a hash: tokens are numbers of a vocabulary */
     for (int64_t i = 0; i < n; i++) high = dlrni_max(high, id[i] + (int64_t)1);
     if (!DLRNI_GROW(s->ctx, &s->count, &s->count_cap, s->tokens, high)) return DLRN_ERR_MEMORY;
     for (; s->tokens < high; s->tokens++) s->count[s->tokens] = 0;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = s->rows + i, block = row / DLRNI_SURVEY_IDS;
         const int counts = !keep || keep[i];
+        /* blocks, so that no copy is made of a long text while it grows */
         if (block == s->id_blocks) {
             if (!DLRNI_GROW(s->ctx, &s->id, &s->id_cap, block, block + 1)) return DLRN_ERR_MEMORY;
             s->id[block] = DLRNI_NEW(s->ctx, int32_t, DLRNI_SURVEY_IDS);
@@ -28460,6 +28481,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_check_rows(const dlrn_survey *s, const f
         if (start[i + 1] < start[i])
             return dlrn_fail(s->ctx, DLRN_ERR_SHAPE, "%s: context %lld ends before it starts",
                              place, (long long)(s->contexts + i));
+    /* not below 0 now, and no overflow: starts ascend from 0 or more */
     const int64_t n = start[contexts] - start[0];
     DLRNI_REQUIRE_IN(s->ctx, place, n == 0 || (x && id), "x and id must not be NULL");
     for (int64_t i = 0; i < n; i++)
@@ -28479,6 +28501,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_take(dlrn_survey *s, const float *x, con
     DLRNI_TRY(dlrni_survey_check_rows(s, x, id, start, contexts));
     if (!DLRNI_GROW(s->ctx, &s->start, &s->start_cap, s->contexts + 1, s->contexts + contexts + 1))
         return DLRN_ERR_MEMORY;
+    /* first, while s->rows is the number of the first row */
     DLRNI_TRY(dlrni_survey_tokens(s, id, keep, n));
     if (!whole) DLRNI_TRY(dlrni_survey_sweep(s, x, keep, n));
     for (int64_t i = 0; i < contexts; i++) {
@@ -28499,6 +28522,7 @@ DLRN_API dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32
     DLRNI_REQUIRE(s->ctx, contexts >= 0 && (start || !contexts), "start must not be NULL");
     if (!contexts) return DLRN_OK;
     const dlrn_status status = dlrni_survey_take(s, x, id, start, contexts, keep);
+    /* some of the rows may be counted, and nobody knows which */
     s->closed = status != DLRN_OK;
     return status;
 }
@@ -28554,6 +28578,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
     dlrn_survey *s = r->s;
     const int64_t F = s->dict->features, room = s->cfg.memory - s->block_bytes;
     int64_t budget = dlrni_max(room, s->cfg.memory / 4), overlaps = 0;
+    /* of the block before */
     for (int64_t f = 0; f < F; f++) r->slot[f] = -1;
     for (r->slots = 0, r->fire[0] = 0; r->begin + r->slots < r->n; r->slots++) {
         const int64_t f = r->list[r->begin + r->slots], bytes = dlrni_slot_bytes(s, f);
@@ -28561,6 +28586,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
         r->slot[f] = (int32_t)r->slots;
         r->filled[r->slots] = 0;
         r->fire[r->slots + 1] = r->fire[r->slots] + s->stored[f];
+        /* may fall below 0 with the first one alone */
         budget -= bytes;
     }
     if (!DLRNI_GROW(s->ctx, &r->place, &r->place_cap, 0, r->fire[r->slots]) ||
@@ -28582,6 +28608,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words,
     int64_t n = 0, *at = r->entry_at;
     for (int64_t p = 0; p < words; p += 1 + 2 * (int64_t)w[p]) n++;
     if (!DLRNI_GROW(r->s->ctx, &r->row, &r->row_cap, 0, n)) return DLRN_ERR_MEMORY;
+    /* count, sum, fill, as in dlrni_survey_transpose */
     memset(at, 0, (size_t)(r->slots + 2) * sizeof *at);
     *rows = n;
     for (int64_t i = 0, p = 0; i < n; i++, p += 1 + 2 * (int64_t)w[p]) {
@@ -28619,6 +28646,7 @@ DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
         const float value = dlrni_word_float(w[1 + n + r->entry[2 * e + 1]]);
         r->place[to] = row * 2 + left_out;
         r->value[to++] = value;
+        /* a left-out row is shown, not counted; SAEDashboard correlates it nevertheless */
         if (!overlaps || (left_out && !s->cfg.compat)) continue;
         for (uint32_t q = 0; q < n; q++) {
             dlrni_overlap *with = &overlaps[w[1 + q]];
@@ -28726,6 +28754,7 @@ DLRNI_INTERNAL void dlrni_report_histogram(const dlrni_firings *f, dlrn_feature_
         if (!fired || v > out->high) out->high = v;
         fired++;
     }
+    /* without any row nothing is known: 0 */
     out->density = rows > 0 ? (double)fired / rows : 0;
     memset(count, 0, (size_t)bins * sizeof *count);
     if (!fired || !bins) return;
@@ -28736,6 +28765,7 @@ DLRNI_INTERNAL void dlrni_report_histogram(const dlrni_firings *f, dlrn_feature_
     const double width = out->high - out->low;
     for (int64_t i = 0; i < f->n; i++) {
         if (!dlrni_firing_counts(f, i)) continue;
+        /* 1 for the largest, which belongs to the last bin */
         const double share = width > 0 ? ((double)f->value[i] - out->low) / width : 0;
         count[dlrni_min((int64_t)(share * (double)bins), bins - 1)]++;
     }
@@ -28770,9 +28800,11 @@ DLRNI_INTERNAL void dlrni_report_zeros(const dlrni_firings *f, dlrn_interval *lo
     const dlrn_survey *s = f->s;
     const int64_t k = s->cfg.intervals - 1, per = s->cfg.per_interval;
     int64_t zeros = s->rows, next = 0;
+    /* what is left out has the value 0 there */
     for (int64_t i = 0; i < f->n; i++) zeros -= !(f->place[i] & 1);
     lowest->share += (double)zeros;
     for (int64_t row = 0; per && row < s->rows; row++) {
+        /* both ascend */
         while (next < f->n && f->place[next] / 2 < row) next++;
         if ((next < f->n && f->place[next] / 2 == row) || dlrni_survey_id(s, row) < 0) continue;
         dlrni_rank(w->draw + k * per, &w->drawn[k], per, dlrni_draw_key(f, row), row);
@@ -28792,6 +28824,7 @@ DLRNI_INTERNAL void dlrni_report_intervals(const dlrni_firings *f, dlrn_interval
         interval[k].share = 0;
         w->drawn[k] = 0;
     }
+    /* shares stay 0: no bounds, no members */
     if (!n || !(max > 0 || s->cfg.compat)) return;
     for (int64_t i = 0; i < f->n; i++)
         if (dlrni_firing_counts(f, i) && f->value[i] > 0)
@@ -28855,6 +28888,7 @@ DLRNI_INTERNAL void dlrni_report_top(const dlrni_firings *f, dlrni_ranked *list,
         if (row >= end || s->cfg.compat) {
             if (best >= 0)
                 dlrni_rank(list, n, s->cfg.top, (double)f->value[best], f->place[best] / 2);
+            /* firings of one context follow each other */
             end = s->start[dlrni_survey_context(s, row) + 1];
             best = i;
         } else if (f->value[i] > f->value[best]) {
@@ -28876,6 +28910,7 @@ DLRNI_INTERNAL void dlrni_append_example(const dlrni_firings *f, dlrn_feature_re
     e->row = row;
     e->context = dlrni_survey_context(s, row);
     const int64_t first = s->start[e->context], end = s->start[e->context + 1];
+    /* compared by differences: row + after may overflow */
     e->first = before < 0 || row - first <= before ? first : row - before;
     e->count = (after < 0 || end - 1 - row <= after ? end : row + after + 1) - e->first;
     e->peak = (float)at->key;
@@ -28887,6 +28922,7 @@ DLRNI_INTERNAL void dlrni_report_examples(const dlrni_firings *f, dlrn_feature_r
                                           dlrn_example *example, const dlrni_report_scratch *w) {
     const int64_t per = f->s->cfg.per_interval;
     int64_t n = 0;
+    /* the list serves one order after another */
     dlrni_report_top(f, w->list, &n);
     for (int64_t i = 0; i < n; i++) dlrni_append_example(f, out, example, &w->list[i], -1);
     for (int64_t k = 0; k < f->s->cfg.intervals; k++) {
@@ -28924,6 +28960,7 @@ DLRNI_INTERNAL void dlrni_report_tokens(const dlrni_firings *f, dlrn_feature_rep
         if (f->place[i] & 1) continue;
         const int32_t id = dlrni_survey_id(f->s, f->place[i] / 2);
         dlrni_token_sum *t = &w->token[id];
+        /* remembered, so that only these are cleared */
         if (!t->fired++) w->touched[touched++] = id;
         t->sum += v;
         t->magnitude += fabs(v);
@@ -28967,6 +29004,7 @@ DLRNI_INTERNAL int dlrni_correlate(const dlrn_survey *s, dlrni_moments a, dlrni_
                                    double product, dlrn_companion *out) {
     const double n = (double)(s->every ? s->rows : s->counted), more = s->every ? 1e-6 : 0;
     const double spread = sqrt(dlrni_spread(n, a)) * sqrt(dlrni_spread(n, b)) + more;
+    /* one of them does not vary: dividing would give noise */
     if (!(spread > 0)) return 0;
     out->pearson = (n * product - a.sum * b.sum) / spread;
     out->cosine = product / (sqrt(a.squares) * sqrt(b.squares) + more);
@@ -28993,7 +29031,7 @@ DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int
     const dlrni_overlap *with = &r->overlap[slot * F + other];
     memset(out, 0, sizeof *out);
     out->index = (int32_t)other;
-    if (other == feature) return s->cfg.compat;
+    if (other == feature) return s->cfg.compat == DLRN_ON;
     out->both = with->both;
     return dlrni_correlate(s, dlrni_moments_of(s, feature), dlrni_moments_of(s, other),
                            with->product, out);
@@ -29009,6 +29047,7 @@ DLRNI_INTERNAL void dlrni_report_companions(const dlrni_reporting *r, int64_t sl
     for (int64_t i = 0; i < others; i++)
         if (dlrni_report_pair(r, slot, dlrni_partner_of(r, slot, i), &c))
             dlrni_rank(w->list, &out->companions, r->s->cfg.together, c.pearson, c.index);
+    /* once more for the few that stay: cheaper than keeping all figures */
     for (int64_t i = 0; i < out->companions; i++)
         (void)dlrni_report_pair(r, slot, w->list[i].index, &companion[i]);
 }
@@ -29213,6 +29252,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visi
     for (r->begin = 0; status == DLRN_OK && r->begin < r->n; r->begin += r->slots) {
         dlrni_store_reader reader;
         status = dlrni_report_block(r);
+        /* `reader` holds nothing yet */
         if (status != DLRN_OK) break;
         status = dlrni_reader_open(r->s, &reader);
         if (status == DLRN_OK) status = dlrni_report_pass(r, &reader);
@@ -29234,6 +29274,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
                              "dlrn_survey_report: expected one of the features that the survey is "
                              "for, found %lld",
                              (long long)list[i]);
+    /* the file is read from here on: what is written now would land anywhere */
     s->closed = 2;
     memset(&r, 0, sizeof r);
     r.s = s;
@@ -29258,8 +29299,9 @@ DLRNI_INTERNAL int64_t dlrni_survey_feature_bytes(const dlrn_survey_config *cfg)
    twice while they grow; the rows in hand; packed weights. */
 DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict, double l0) {
     const double F = (double)dict->features, d = (double)dict->d_in;
-    const double entries = fmin(8 << 20, 1.5 * DLRNI_SURVEY_ROWS * l0);
-    return 2 * 8 * entries + 6.0 * DLRNI_SURVEY_ROWS * d + 2 * F * d;
+    const double rows = (double)DLRNI_SURVEY_ROWS;
+    const double entries = fmin((double)(8 << 20), 1.5 * rows * l0);
+    return 2 * 8 * entries + 6 * rows * d + 2 * F * d;
 }
 
 /* What a report gathers at most: codes of some features, but at least of one that fires on every
@@ -29285,26 +29327,30 @@ DLRNI_INTERNAL double dlrni_plan_scratch(const dlrn_dictionary *dict, const dlrn
     const double window = 8 * 1.5 * fmin(before + after + 1, length) + sizeof(dlrn_example);
     const double lists =
         8 * (double)cfg->bins + 100 * ((double)cfg->tokens + (double)cfg->together);
-    return 3 * fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) +
+    return 3 * fmin(codes, 4 * (double)DLRNI_SURVEY_MAX_BLOCK) +
            threads * (28.0 * (1 << 18) + 4 * (examples * window + lists));
 }
 
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
                                int64_t rows, int64_t contexts, double l0, int64_t reported,
                                double *memory, double *file) {
+    /* in double: a plan for more than 2^63 bytes is an answer, too */
     const dlrn_survey_config defaults = dlrn_survey_defaults();
     if (!cfg) cfg = &defaults;
     const double n = (double)rows, F = (double)dict->features, d = (double)dict->d_in;
     const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
     const double places = cfg->features ? (double)cfg->n_features : F;
     /* the last block is half empty at worst, and not larger than all before it */
-    const double last = fmin(codes, 4.0 * DLRNI_SURVEY_MAX_BLOCK) + 4.0 * DLRNI_SURVEY_MIN_BLOCK;
-    const double held = fmin(codes + last, fmax(limit, 4.0 * DLRNI_SURVEY_MIN_BLOCK));
-    const double in_hand = fmin(DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax(DLRNI_SURVEY_CODES, 64 * F));
+    const double min = 4 * (double)DLRNI_SURVEY_MIN_BLOCK, max = 4 * (double)DLRNI_SURVEY_MAX_BLOCK;
+    const double last = fmin(codes, max) + min;
+    const double held = fmin(codes + last, fmax(limit, min));
+    const double in_hand =
+        fmin((double)DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax((double)DLRNI_SURVEY_CODES, 64 * F));
     const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
     const double sums = cfg->neurons ? 8 * places * d : 0;
     /* starts and counts grow by half, and are in memory twice while they do */
-    const double tokens = 4 * (n + DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
+    const double tokens =
+        4 * (n + (double)DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
     *file = codes + last > limit ? codes : 0;
     *memory = each + sums + tokens + held + 20 * in_hand + dlrni_plan_encoder(dict, l0) +
               dlrni_plan_gathered(dict, cfg, n, l0, (double)reported, held) +
@@ -29321,6 +29367,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
     info.codes = s->n_codes;
     info.file = s->spooled;
     info.totals = s->totals;
+    /* what grows with the text, and what is there from the start; not the encoder's scratch */
     info.memory = s->block_bytes + s->id_blocks * DLRNI_SURVEY_IDS * 4 + 8 * s->start_cap +
                   8 * s->count_cap + F * dlrni_survey_feature_bytes(&s->cfg) + 16 * d +
                   (s->xy ? 8 * s->places * d : 0);
