@@ -47,7 +47,7 @@ static dlrn_status log_p(const lm_batch *text, const lm_tap *tap, edit *e, dlrn_
     double sum = 0;
     dlrn_status s = lm_run(model, text, tap, 1, change, e, 1);
     if (s == DLRN_OK) s = lm_logits(model, text->start[1] - 1, 1, out.data);
-    for (int64_t i = 0; i < out.cols && s == DLRN_OK; i++) sum += exp(out.data[i]);
+    for (int64_t i = 0; i < out.cols && s == DLRN_OK; i++) sum += exp((double)out.data[i]);
     for (int64_t i = 0; i < out.cols && s == DLRN_OK; i++) out.data[i] -= (float)log(sum);
     return s;
 }

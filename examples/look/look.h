@@ -450,7 +450,7 @@ LOOK_API dlrn_status look_weights_of(const look_about *about, const int64_t *lis
     memset(w, 0, (size_t)n * sizeof *w);
     for (int64_t i = 0; i < n; i++) {
         const float *atom = look_row(dict, DLRN_DECODER, list[i], &d);
-        w[i].norm = atom ? lm_row_norm(atom, d) : NAN;
+        w[i].norm = atom ? lm_row_norm(atom, d) : (double)NAN;
         if (atom) w[i].aligned = look_align(atom, d, w[i].align);
         const float *in = both ? look_row(dict, DLRN_ENCODER, list[i], &d) : NULL;
         if (in) (void)look_align(in, d, w[i].align_in);

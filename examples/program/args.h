@@ -463,7 +463,7 @@ static options default_options(const char *recipe) {
     o.n_ctxs = 30000, o.ctx_len = -1, o.in_batch_size = 512;
     o.layer = -1, o.documents = -1, o.temperature = 1, o.limit = -1;
     o.rows = -1, o.count = 8, o.contexts = -1, o.memory = -1;
-    o.feature = -1, o.set = NAN;
+    o.feature = -1, o.set = (double)NAN;
     o.match = 0.7;
     return o;
 }

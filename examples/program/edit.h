@@ -98,7 +98,7 @@ static dlrn_status open_edited(const char *command_name, dlrn_context *ctx, cons
 }
 
 static double log_sum_exp(const float *x, int64_t n) {
-    double top = -INFINITY, sum = 0;
+    double top = -(double)INFINITY, sum = 0;
     for (int64_t i = 0; i < n; i++) top = (double)x[i] > top ? (double)x[i] : top;
     for (int64_t i = 0; i < n; i++) sum += exp((double)x[i] - top);
     return top + log(sum);

@@ -156,11 +156,12 @@ static void tell_plan(const showing *w, const dlrn_survey_info *info) {
     const int64_t contexts = (int64_t)((double)info->contexts * ((double)known / rows)) + 1;
     const int64_t shown = w->n ? w->n : w->count > 0 ? w->count : LOOK_PAGE_ALL;
     double memory, file;
-    char a[32], b[32], c[32], folder[1024];
+    char a[32], b[32], c[80], folder[1024];
     dlrn_survey_plan(w->dict, &w->cfg, known, contexts, (double)info->codes / rows,
                      shown < w->dict->features ? shown : w->dict->features, &memory, &file);
-    snprintf(c, sizeof c, file > 0 ? " and %s in a temporary file in " : "",
-             size_text(file, b, sizeof b));
+    *c = 0;
+    if (file > 0)
+        snprintf(c, sizeof c, " and %s in a temporary file in ", size_text(file, b, sizeof b));
     tell("%s%lld rows: the survey takes up to %s of memory%s%s",
          w->rows < ALL ? "up to " : "for each ", (long long)known, size_text(memory, a, sizeof a),
          file > 0 ? c : "", file > 0 ? scratch_folder(w, folder, sizeof folder) : "");
@@ -304,23 +305,23 @@ static void note_choice(showing *w) {
                     "--features I,J,... has them.");
 }
 
-/* The page and the JSON. page, json: NULL, or where they go. */
-static dlrn_status write_features(showing *w, dlrn_writer *page, dlrn_writer *json) {
+/* The page and the JSON. html, json: NULL, or where they go. */
+static dlrn_status write_features(showing *w, dlrn_writer *html, dlrn_writer *json) {
     look_weights *weights = NULL;
     note_choice(w);
     if (!w->o->quiet && w->n > 64)
         tell("the sweep is done; %lld features are written", (long long)w->n), tell_end();
     dlrn_status s = look_weights_of(&w->about, w->list, w->n, &weights);
-    if (s == DLRN_OK && page)
+    if (s == DLRN_OK && html)
         s = look_page(&w->about, w->survey, weights, w->list, w->n, (const char *)page_html,
-                      (int64_t)sizeof page_html, page);
+                      (int64_t)sizeof page_html, html);
     if (s == DLRN_OK && json) s = look_json(&w->about, w->survey, weights, w->list, w->n, json);
     dlrn_free(w->mt.ctx, weights);
     return s;
 }
 
 /* The sweep, then the output. */
-static dlrn_status show_features(showing *w, dlrn_writer *page, dlrn_writer *json) {
+static dlrn_status show_features(showing *w, dlrn_writer *html, dlrn_writer *json) {
     dlrn_status s = begin_list(w);
     if (s != DLRN_OK) return s;
     w->cfg = survey_settings(w);
@@ -334,7 +335,7 @@ static dlrn_status show_features(showing *w, dlrn_writer *page, dlrn_writer *jso
     if (s == DLRN_OK && !w->o->features) s = choose_features(w);
     if (s != DLRN_OK) return s;
     tell_silence(w);
-    if (page || json) return write_features(w, page, json);
+    if (html || json) return write_features(w, html, json);
     return w->n ? dlrn_survey_report(w->survey, w->list, w->n, show_feature, w) : DLRN_OK;
 }
 
@@ -366,7 +367,7 @@ static int check_features_flags(const options *o) {
 
 static int run_features(dlrn_context *ctx, const options *o) {
     static showing w; /* too large for some stacks */
-    dlrn_writer *page = NULL, *json = NULL;
+    dlrn_writer *html = NULL, *json = NULL;
     const int status = check_features_flags(o);
     if (status) return status;
     memset(&w, 0, sizeof w);
@@ -375,10 +376,10 @@ static int run_features(dlrn_context *ctx, const options *o) {
     w.count = count_of(o);
     dlrn_status s = model_text_open(ctx, o, 1, &w.mt);
     if (s == DLRN_OK) s = open_dictionary(&w);
-    if (s == DLRN_OK && o->out) s = dlrn_file_create(ctx, o->out, &page);
+    if (s == DLRN_OK && o->out) s = dlrn_file_create(ctx, o->out, &html);
     if (s == DLRN_OK && o->json) s = dlrn_file_create(ctx, "-", &json);
-    if (s == DLRN_OK) s = show_features(&w, page, json);
-    if (page) s = close_writer(page, s);
+    if (s == DLRN_OK) s = show_features(&w, html, json);
+    if (html) s = close_writer(html, s);
     if (json) s = close_writer(json, s);
     if (s == DLRN_OK && o->out && !o->quiet && strcmp(o->out, "-"))
         fprintf(stderr, "%s: %lld features\n", o->out, (long long)w.n);

@@ -80,9 +80,9 @@ static dlrn_status add_run(plot *p, const char *name) {
 
 /* A number of an object. Sweeps and evaluations name the cross-entropy recovered differently. */
 static double plotted_number(const dlrn_json *object, const char *key) {
-    const double value = dlrn_json_number(object, key, NAN);
+    const double value = dlrn_json_number(object, key, (double)NAN);
     if (value == value || strcmp(key, "ce_recovered")) return value;
-    return dlrn_json_number(object, "percent_recovered", NAN);
+    return dlrn_json_number(object, "percent_recovered", (double)NAN);
 }
 
 /* Adds the numbers of an object to a run. */

@@ -71,7 +71,7 @@ static dlrn_status judge_drawn(steering *w) {
     const int64_t v = lm_config_of(w->mt.model)->vocab, n = w->drawn.count, p = w->prompt.count;
     const int64_t start[2] = {0, p + n};
     double nats = 0;
-    w->perplexity = NAN;
+    w->perplexity = (double)NAN;
     if (n == 0) return DLRN_OK;
     int32_t *id = (int32_t *)dlrn_alloc(ctx, p + n, sizeof *id);
     float *logits = (float *)dlrn_alloc(ctx, v, sizeof *logits);

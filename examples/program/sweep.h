@@ -170,9 +170,9 @@ static void axis_names(const sweep *w, char *text, size_t size) {
 }
 
 /* The value that member i has of an axis: the last axis changes fastest. */
-static const char *value_of(const sweep *w, int i, int axis) {
-    for (int a = w->axes - 1; a > axis; a--) i /= (int)w->axis[a].values.n;
-    return w->axis[axis].values.path[i % (int)w->axis[axis].values.n];
+static const char *value_of(const sweep *w, int i, int of) {
+    for (int a = w->axes - 1; a > of; a--) i /= (int)w->axis[a].values.n;
+    return w->axis[of].values.path[i % (int)w->axis[of].values.n];
 }
 
 /* Names member i by its values. 0, or the exit status. */
@@ -322,16 +322,19 @@ static void put_member(json_writer *j, const sweep *w, const sweep_member *m) {
     json_text(j, "folder", m->folder);
     json_int(j, "steps", steps_of(m));
     json_int(j, "rows", rows_seen(w, m));
-    json_real(j, "l0", 9, m->measured ? m->m.l0 : steps ? last->l0 : NAN);
-    json_real(j, "variance_explained", 9, m->measured ? m->m.variance_explained : NAN);
+    json_real(j, "l0", 9, m->measured ? m->m.l0 : steps ? last->l0 : (double)NAN);
+    json_real(j, "variance_explained", 9, m->measured ? m->m.variance_explained : (double)NAN);
     json_real(j, "mse_loss", 9,
               m->measured ? m->m.mse_loss
               : steps     ? last->reconstruction_loss
-                          : NAN);
-    json_real(j, "dead", 9, m->measured ? (double)m->m.dead : steps ? (double)last->dead : NAN);
-    json_real(j, "alive", 9, m->measured ? m->m.share_alive : NAN);
+                          : (double)NAN);
+    json_real(j, "dead", 9,
+              m->measured ? (double)m->m.dead
+              : steps     ? (double)last->dead
+                          : (double)NAN);
+    json_real(j, "alive", 9, m->measured ? m->m.share_alive : (double)NAN);
     json_real(j, "ce_recovered", 9,
-              m->measured && w->o->documents > 0 ? m->m.share_recovered : NAN);
+              m->measured && w->o->documents > 0 ? m->m.share_recovered : (double)NAN);
     if (*m->error) json_text(j, "error", m->error);
     json_close(j, '}');
 }

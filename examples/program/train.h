@@ -506,12 +506,12 @@ static const char *ending(const train_run *r, dlrn_status why, int64_t done) {
 }
 
 /* How to go on after a stop. Also said with --quiet: the user must know it. */
-static void tell_resume(const options *o, const char *command, int64_t done) {
+static void tell_resume(const options *o, const char *name, int64_t done) {
     const char *again = o->text ? o->text : o->data;
     fprintf(stderr,
             "dictlearn: stopped after %lld step%s and saved: go on with dictlearn %s "
             "--resume --save-dir %s%s\n",
-            (long long)done, plural(done), command, o->save_dir,
+            (long long)done, plural(done), name, o->save_dir,
             strcmp(again, "-") ? ""
             : o->text          ? ", with the same text from its beginning on standard input"
                                : ", with the same rows from their beginning on standard input");
@@ -931,7 +931,7 @@ static void init_run(train_run *r, train_stream *in, const options *o) {
     r->ctx = in->ctx;
     r->o = o;
     r->recipe = find_recipe(o->train.recipe);
-    r->lock = r->logged = -1;
+    r->lock = -1, r->logged = -1;
 }
 
 /* Leaves the folder free, and without a trace if nothing was saved. */
