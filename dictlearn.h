@@ -2222,8 +2222,7 @@ typedef struct dlrn_example {
     int64_t context;      /* its context, numbered over all contexts added                    */
     int64_t first, count; /* the window: rows [first, first + count), all of that context     */
     const int32_t *token; /* [count] their tokens                                             */
-    const float *value;   /* [count] the feature's activation on each, also where left out
-                             (compat: 0 there)                                                */
+    const float *value;   /* [count] the feature's activation on each; 0 where left out       */
     float peak;           /* its activation on `row`                                          */
     int interval;         /* -1: among the largest; otherwise drawn from this interval        */
 } dlrn_example;
@@ -2284,8 +2283,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_survey_create(const dlrn_dictionary *dict,
 DLRN_API void dlrn_survey_destroy(dlrn_survey *s);
 /* Adds whole contexts: context i is rows start[i] - start[0] .. start[i + 1] - start[0] - 1 of x
    [n][d_in], with the tokens id [n], none negative; start [contexts + 1], n = start[contexts] -
-   start[0]. keep [n]: 0 leaves a row out of all figures, though it is shown in the windows of
-   others; NULL: all rows count. The result does not depend on how contexts are grouped into calls:
+   start[0]. keep [n]: 0 leaves a row out of all figures, though the windows of others have its
+   token; NULL: all rows count. The result does not depend on how contexts are grouped into calls:
    a dictionary that encodes or selects rows together takes each context alone. After a failure the
    survey refuses further calls but dlrn_survey_destroy; so it does after a report. DLRN_ERR_VALUE:
    a row, or a feature, that is not finite; _SHAPE: starts that do not ascend. */
@@ -28970,7 +28969,7 @@ DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
         const float value = dlrni_word_float(w[1 + n + r->entry[2 * e + 1]]);
         r->place[to] = row * 2 + left_out;
         r->value[to++] = value;
-        /* a left-out row is shown, not counted; SAEDashboard correlates it nevertheless */
+        /* SAEDashboard correlates rows that are left out */
         if (!overlaps || (left_out && !s->cfg.compat)) continue;
         for (uint32_t q = 0; q < n; q++) {
             dlrni_overlap *with = &overlaps[w[1 + q]];
@@ -29445,7 +29444,7 @@ DLRNI_INTERNAL void dlrni_report_windows(void *arg, int64_t i, int worker) {
         }
         for (int64_t p = dlrni_firing_from(&f, e->first);
              p < f.n && f.place[p] / 2 < e->first + e->count; p++)
-            if (!f.s->cfg.compat || !(f.place[p] & 1))
+            if (!(f.place[p] & 1)) /* a sink's activation would outshine all others */
                 value[f.place[p] / 2 - e->first] = f.value[p];
     }
 }

@@ -80,7 +80,7 @@ run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --si
 awk '/^feature/ { sub(/:.*/, ""); head = $0 }
     /^  tokens/ { sub(/^  tokens */, ""); printf "     %-14s %s\n", head, $0 }' "$out/last.txt"
 
-echo "5. A page of all features that fire on these documents"
+echo "5. A page of all its features, with contexts of these documents"
 run "$dl" features $quiet --dict "$out/run" --model "$MODEL" --text "$held" --site "$SITE" \
     --layer "$LAYER" --count 1024 --out "$out/features.html"
 

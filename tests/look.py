@@ -185,7 +185,8 @@ def examples(name, twin, i, got, token_text, before, after):
             continue
         row = fits[0]
         rows.add((interval < 0, row))
-        shares, values = twin.f[row - place:row - place + len(texts), i] / scale, np.array(values)
+        window = slice(row - place, row - place + len(texts))
+        shares, values = np.where(twin.keep[window], twin.f[window, i], 0) / scale, np.array(values)
         if before < 1000:  # a page's shades: 255 for the largest of the counted rows, 0 only for 0
             shares = np.where(shares > LIMIT * twin.size[i] / scale, np.clip(np.round(255 * shares), 1, 255), 0)
             values = np.round(255 * values)

@@ -92,14 +92,9 @@ static float activation(const scene *s, int64_t row, int64_t feature) {
     return s->f[row * F + feature];
 }
 
-/* compat masks what is left out; sums of correlations alone see it. */
-static float masked(const scene *s, int64_t row, int64_t feature) {
-    return counted(s, row) ? activation(s, row, feature) : 0;
-}
-
-/* What a window shows. */
+/* What a window shows. What is left out is masked; compat's correlations alone see it. */
 static float shown(const scene *s, int64_t row, int64_t feature) {
-    return s->cfg->compat ? masked(s, row, feature) : activation(s, row, feature);
+    return counted(s, row) ? activation(s, row, feature) : 0;
 }
 
 static int64_t context_of(int64_t row) {
@@ -153,7 +148,7 @@ static void check_totals(const scene *s, const dlrn_feature_report *r) {
     double sum = 0, squares = 0, low = 0, high = 0;
     float min = 0, max = 0;
     for (int64_t i = 0; i < text.n; i++) {
-        const float v = masked(s, i, r->feature);
+        const float v = shown(s, i, r->feature);
         n += s->cfg->compat || counted(s, i);
         if (v == 0) continue;
         if (!fired || v < min) min = v;
@@ -170,7 +165,7 @@ static void check_totals(const scene *s, const dlrn_feature_report *r) {
     if (s->cfg->compat && seen && low == high) low -= 1, high += 1;
     CHECK(r->low == low && r->high == high);
     for (int64_t i = 0; i < text.n; i++) {
-        const double v = (double)masked(s, i, r->feature);
+        const double v = (double)shown(s, i, r->feature);
         if (v == 0 || (s->cfg->compat && v < 0) || !s->cfg->bins) continue;
         int64_t bin = high > low ? (int64_t)((v - low) / (high - low) * (double)s->cfg->bins) : 0;
         bins[bin < s->cfg->bins ? bin : s->cfg->bins - 1]++;
@@ -201,7 +196,7 @@ static void check_example(const scene *s, const dlrn_feature_report *r, int64_t 
 /* The largest: the best row of each context that fires; in compat any row, also of value 0. */
 static int64_t check_top(const scene *s, const dlrn_feature_report *r) {
     int64_t n = 0;
-    for (int64_t i = 0; i < text.n; i++) key_of[i] = (double)masked(s, i, r->feature);
+    for (int64_t i = 0; i < text.n; i++) key_of[i] = (double)shown(s, i, r->feature);
     for (int64_t i = 0; i < text.n; i++) {
         int best = s->cfg->compat ? key_of[i] >= 0 : key_of[i] > 0;
         for (int64_t j = text.start[context_of(i)]; j < text.start[context_of(i) + 1]; j++)
@@ -224,7 +219,7 @@ static int64_t check_interval(const scene *s, const dlrn_feature_report *r, int6
     int64_t inside = 0, candidates = 0, all = 0;
     CHECK(r->interval[k].low == low && r->interval[k].high == high);
     for (int64_t i = 0; i < text.n; i++) {
-        const float v = masked(s, i, r->feature);
+        const float v = shown(s, i, r->feature);
         dlrn_rng rng = {s->cfg->seed, (uint64_t)r->feature, (uint64_t)i};
         key_of[i] = -dlrn_rng_uniform_f64(&rng);
         all += s->cfg->compat || counted(s, i);

@@ -58,6 +58,8 @@ typedef struct look_about {
     int64_t layer, ctx_len;   /* of the site; tokens of a context                                */
     const char *const *notes; /* [n_notes] sentences to print besides look.h's own                */
     int64_t n_notes;
+    int64_t *sinks; /* NULL, or where writers put how many features are strongest on the first
+                       token of a context                                                       */
     int compat; /* 1: JSON as SAEDashboard 0.8 writes it, with its roundings and defects     */
 } look_about;
 
@@ -124,6 +126,11 @@ LOOK_API dlrn_status look_page(const look_about *about, dlrn_survey *survey,
 LOOK_API dlrn_status look_write_page(const look_about *about, dlrn_survey *survey,
                                      const int64_t *list, int64_t n, const char *page_template,
                                      const char *path);
+/* Whether a feature is strongest on the first token of a context, where many models have activations
+   far longer than elsewhere. */
+LOOK_API int look_is_sink(const dlrn_feature_report *report);
+/* A sentence that says so where most of n features are; 0: they are not. */
+LOOK_API int look_sink_note(int64_t sinks, int64_t n, char *text, size_t size);
 /* Appends {"features": [...]} with SAEDashboard's keys, and further ones unless about->compat. The
    survey's windows should be whole contexts. */
 LOOK_API dlrn_status look_json(const look_about *about, dlrn_survey *survey,
@@ -821,6 +828,21 @@ static void look_page_relations(look_pages *p, const dlrn_feature_report *r) {
     look_close(o, ']');
 }
 
+/* A window begins at its row only where the context does. */
+LOOK_API int look_is_sink(const dlrn_feature_report *r) {
+    return r->examples > 0 && r->example[0].row == r->example[0].first;
+}
+
+LOOK_API int look_sink_note(int64_t sinks, int64_t n, char *text, size_t size) {
+    if (2 * sinks <= n) return 0;
+    snprintf(text, size,
+             "%lld of %lld features are strongest on the first token of a context, where many "
+             "models have activations far longer than elsewhere. Leave these rows out "
+             "(--skip-first 1) to see what else the features stand for.",
+             (long long)sinks, (long long)n);
+    return 1;
+}
+
 /* A feature's object on the page. */
 static dlrn_status look_page_feature(void *user, const dlrn_feature_report *r) {
     look_pages *p = (look_pages *)user;
@@ -845,7 +867,7 @@ static dlrn_status look_page_feature(void *user, const dlrn_feature_report *r) {
     look_entries(p, "align_in", w->align_in, both ? w->aligned : 0, 0, 1);
     look_page_relations(p, r);
     const int64_t at = p->packed;
-    p->sinks += r->examples > 0 && r->example[0].row == r->example[0].first;
+    p->sinks += look_is_sink(r);
     for (int64_t k = 0; k < r->examples; k++) LOOK_TRY(look_pack(p, &r->example[k], r->totals.max));
     look_open(o, "at", '[');
     look_int(o, NULL, at);
@@ -956,16 +978,18 @@ static void look_page_notes(look_pages *p, int64_t n) {
                   "The dictionary encodes the rows of a context together; each context counts as a "
                   "document.");
     for (int64_t i = 0; i < a->n_notes; i++) look_text(o, NULL, a->notes[i]);
-    /* a window begins at its row only where the context does */
-    if (2 * p->sinks > n) {
-        snprintf(text, sizeof text,
-                 "%lld of %lld features are strongest on the first token of a context, where many "
-                 "models have activations far longer than elsewhere. Leave these rows out "
-                 "(--skip-first 1) to see what else the features stand for.",
-                 (long long)p->sinks, (long long)n);
-        look_text(o, NULL, text);
-    }
+    if (look_sink_note(p->sinks, n, text, sizeof text)) look_text(o, NULL, text);
     look_close(o, ']');
+}
+
+/* "Features of DICTIONARY: SITE LAYER of MODEL". The dictionary's folder alone is often "run". */
+static void look_page_title(look_pages *p) {
+    const look_about *a = p->about;
+    char title[800], layer[24] = "";
+    if (a->layer >= 0) snprintf(layer, sizeof layer, " %lld", (long long)a->layer);
+    snprintf(title, sizeof title, "Features of %.250s: %.200s%s of %.250s", a->dict_name, a->site,
+             layer, a->model_name);
+    look_text(p->o, "title", title);
 }
 
 /* The page's one object. */
@@ -973,13 +997,11 @@ static dlrn_status look_page_data(look_pages *p, dlrn_survey *survey, const int6
                                   int64_t n) {
     const dlrn_survey_info info = dlrn_survey_describe(survey);
     look_out *o = p->o;
-    char title[320];
     p->counted = info.counted ? info.counted : 1;
     o->digits = 6;
     look_open(o, NULL, '{');
     look_int(o, "version", 1);
-    snprintf(title, sizeof title, "Features of %.300s", p->about->dict_name);
-    look_text(o, "title", title);
+    look_page_title(p);
     look_page_about(p, &info);
     look_open(o, "all", '{');
     look_page_all(p, "density", &info, 1);
@@ -990,6 +1012,8 @@ static dlrn_status look_page_data(look_pages *p, dlrn_survey *survey, const int6
     look_close(o, '}');
     look_open(o, "window", '{');
     look_int(o, "ids", p->id_bytes);
+    look_int(o, "before", LOOK_BEFORE);
+    look_int(o, "after", LOOK_AFTER);
     look_close(o, '}');
     look_open(o, "features", '[');
     if (n > 0) LOOK_TRY(dlrn_survey_report(survey, list, n, look_page_feature, p));
@@ -1057,6 +1081,7 @@ LOOK_API dlrn_status look_page(const look_about *about, dlrn_survey *survey,
         look_put(p.o, page + at + mark, (size_t)(size - at - mark));
         look_flush(p.o);
         if (s == DLRN_OK) s = p.o->status;
+        if (about->sinks) *about->sinks = p.sinks;
     }
     void *blocks[] = {p.o, p.place, p.token, p.pack};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
@@ -1095,6 +1120,7 @@ typedef struct look_board {
     const look_weights *weights; /* of the next feature */
     look_out *o;
     dlrn_survey_info info;
+    int64_t sinks; /* features that are strongest on the first token of a context */
 } look_board;
 
 /* The three lists of a kind of relation: indices, and two figures of each. */
@@ -1244,6 +1270,7 @@ static dlrn_status look_board_feature(void *user, const dlrn_feature_report *r) 
     look_int(o, "n_tokens_in_prompt", a->ctx_len);
     look_text(o, "dataset", a->text_name);
     look_ints(o, "decoder_weights_dist", NULL, 0);
+    b->sinks += look_is_sink(r);
     look_open(o, "activations", '[');
     for (int64_t k = 0; k < r->examples; k++) look_board_example(b, &r->example[k], r);
     look_close(o, ']');
@@ -1258,7 +1285,7 @@ LOOK_API dlrn_status look_json(const look_about *about, dlrn_survey *survey,
                                dlrn_writer *w) {
     look_out *o = look_begin(about->dict->ctx, w);
     if (!o) return DLRN_ERR_MEMORY;
-    look_board b = {about, weights, o, dlrn_survey_describe(survey)};
+    look_board b = {about, weights, o, dlrn_survey_describe(survey), 0};
     dlrn_status s = DLRN_OK;
     o->digits = about->compat ? 0 : 6;
     look_open(o, NULL, '{');
@@ -1274,6 +1301,7 @@ LOOK_API dlrn_status look_json(const look_about *about, dlrn_survey *survey,
     look_put(o, "\n", 1);
     look_flush(o);
     if (s == DLRN_OK) s = o->status;
+    if (about->sinks) *about->sinks = b.sinks;
     dlrn_free(about->dict->ctx, o);
     return s;
 }

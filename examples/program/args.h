@@ -328,10 +328,9 @@ static const flag flags[] = {
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
      "which features: numbers, and ranges of them (default: see --count)"},
     {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
-     "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, "
-     "with the "
-     "largest activations first, then others that fire (default 8; with --out: all where there are "
-     "at most 1000, otherwise 1000); effect: how many features to show, without --feature, or with "
+     "features: choose N features: those that fire on 0.1 to 5 % of the tokens, with the largest "
+     "activations first, then others that fire (default 8; with --out: all where there are at most "
+     "1000, otherwise 1000); effect: how many features to show, without --feature, or with "
      "it how many tokens up, and down (default 8)"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
      "contexts with the largest activations per feature (default 4; with --out or --json: 20)"},

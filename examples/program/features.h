@@ -20,6 +20,7 @@ typedef struct showing {
     const char *notes[4];
     int64_t *list, n;    /* the features to show */
     int64_t rows, count; /* count: of --count; -1: it is not given */
+    int64_t sinks;       /* features that are strongest on the first token of a context */
     double started, told;
 } showing;
 
@@ -222,7 +223,7 @@ static void describe_showing(showing *w) {
     a->text_name = strcmp(o->text, "-") ? last_part(o->text, w->text_name, sizeof w->text_name)
                                         : "standard input";
     a->site = o->site, a->layer = o->layer, a->ctx_len = o->ctx_len;
-    a->notes = w->notes, a->compat = o->compat;
+    a->notes = w->notes, a->compat = o->compat, a->sinks = &w->sinks;
 }
 
 /* ---- the terminal */
@@ -258,7 +259,8 @@ static dlrn_status show_context(const showing *w, const dlrn_example *e) {
 
 /* Prints a feature for people. */
 static dlrn_status show_feature(void *user, const dlrn_feature_report *r) {
-    const showing *w = (const showing *)user;
+    showing *w = (showing *)user;
+    w->sinks += look_is_sink(r);
     printf("feature %lld: fires on %.2f %% of the tokens\n  tokens   ", (long long)r->feature,
            100 * r->density);
     for (int64_t k = 0; k < r->tokens && r->by_share[k].share > 0; k++) {
@@ -287,6 +289,13 @@ static void tell_silence(const showing *w) {
                 (long long)info.counted, w->o->text);
 }
 
+/* Recommends --skip-first, as the page does. */
+static void tell_sinks(const showing *w) {
+    char text[512];
+    if (!w->o->quiet && look_sink_note(w->sinks, w->n, text, sizeof text))
+        fprintf(stderr, "%s: %s\n", w->o->text, text);
+}
+
 /* What the page says of the choice of features and of rows. */
 static void note_choice(showing *w) {
     const dlrn_survey_info info = dlrn_survey_describe(w->survey);
@@ -298,7 +307,7 @@ static void note_choice(showing *w) {
     if (info.counted < info.rows)
         add_note(w,
                  "%lld rows count nowhere: the beginnings of contexts, special tokens or long "
-                 "rows. Contexts show them.",
+                 "rows. Contexts show their tokens, without activations.",
                  (long long)(info.rows - info.counted));
     if (w->cfg.neurons == DLRN_OFF)
         add_note(w, "Correlations with coordinates would take more than 1 GB; they are left out. "
@@ -310,7 +319,7 @@ static dlrn_status write_features(showing *w, dlrn_writer *html, dlrn_writer *js
     look_weights *weights = NULL;
     note_choice(w);
     if (!w->o->quiet && w->n > 64)
-        tell("the sweep is done; %lld features are written", (long long)w->n), tell_end();
+        tell("writing %lld features", (long long)w->n), tell_end();
     dlrn_status s = look_weights_of(&w->about, w->list, w->n, &weights);
     if (s == DLRN_OK && html)
         s = look_page(&w->about, w->survey, weights, w->list, w->n, (const char *)page_html,
@@ -383,6 +392,7 @@ static int run_features(dlrn_context *ctx, const options *o) {
     if (json) s = close_writer(json, s);
     if (s == DLRN_OK && o->out && !o->quiet && strcmp(o->out, "-"))
         fprintf(stderr, "%s: %lld features\n", o->out, (long long)w.n);
+    if (s == DLRN_OK) tell_sinks(&w);
     model_text_tell(&w.mt, o);
     dlrn_free(ctx, w.list);
     dlrn_survey_destroy(w.survey);

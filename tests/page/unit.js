@@ -253,7 +253,7 @@ function text() {
         ["nothing that takes a text for markup or code, or loads", banned.exec(page), null],
         ["no address", outside, []],
         ["at most 100 columns", long, []],
-        ["at most 73 kB", Buffer.byteLength(page) <= 73000, true]];
+        ["at most 80 kB", Buffer.byteLength(page) <= 80000, true]];
 }
 
 /* ---- planted faults: [text of the pure part, what takes its place] */
