@@ -912,7 +912,8 @@
                                                        draws are made
    histogram of     all in the first bin               bins from f - 1 to f + 1
    equal values
-   dlrn_nearest finds the atoms of one dictionary, or of the same, that are nearest to those of
+
+   Nearest atoms: dlrn_nearest finds the atoms of one dictionary, or of the same, that are nearest to those of
    another by cosine. With k = 1 the mean of its cosines is the mean max cosine (MMCS) that papers
    use to say whether training with another seed finds the same features:
        MMCS(A, B) = 1 / F_A sum_i max_j cos(a_i, b_j)
@@ -1953,12 +1954,12 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_finish(const dlrn_trainer *trainer,
    stays, since it may be the last good one. DLRN_ERR_ARGUMENT: another name, a broken trainer, or a
    step that was interrupted before its update. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
-/* The same without the buffer's rows, for trainers that share it: see dlrn_buffer_save. Resumed
-   with a buffer, such a checkpoint leaves that as it is. */
+/* The same without the buffer's rows, for trainers that share it: see dlrn_buffer_save. A
+   resume from such a checkpoint leaves the given buffer's rows as they are. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *trainer,
                                                         const char *path);
-/* 1: a step was interrupted, also if that was before a checkpoint from which this trainer was
-   resumed with a buffer. After a resume dlrn_trainer_step finishes it; call that before the next
+/* 1: a step was interrupted and is not finished, also in a trainer that was resumed, with a buffer,
+   from a checkpoint saved in between. There dlrn_trainer_step finishes it: call that before the next
    batch is taken. */
 DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *trainer);
 /* Creates a trainer from a checkpoint. cfg NULL: the saved configuration; another one must agree
@@ -2270,8 +2271,8 @@ typedef struct dlrn_feature_report {
 typedef struct dlrn_survey dlrn_survey;
 /* The defaults above. */
 DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
-/* The memory, and the temporary file, that a survey of so many rows in so many contexts, with `l0`
-   active features a row, will need at most, in bytes, and reports on `reported` features. The
+/* The memory, and the temporary file, in bytes, that a survey needs at most for `rows` rows in
+   `contexts` contexts, with `l0` active features a row, and for reports on `reported` features. The
    vocabulary counts as 2^18 tokens; windows as cfg says, in contexts of the mean length. cfg NULL:
    the defaults. */
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
@@ -28497,7 +28498,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_spill(dlrn_survey *s) {
     return DLRN_OK;
 }
 
-/* The size of the next block, for a row of so many words: twice the last one, but no more than an
+/* The size of the next block, for a row of `words` words: twice the last one, but no more than an
    eighth of the limit. */
 DLRNI_INTERNAL int64_t dlrni_store_next_size(const dlrn_survey *s, int64_t words) {
     const int64_t last = s->blocks ? s->block[s->blocks - 1].size : 0;
@@ -28518,7 +28519,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_grow(dlrn_survey *s, int64_t size) {
     return DLRN_OK;
 }
 
-/* Makes room for a row of so many words: in the last block, in a new one, or in the emptied buffer
+/* Makes room for a row of `words` words: in the last block, in a new one, or in the emptied buffer
    of the spool. A host without temporary files keeps all in memory. */
 DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
     const dlrn_io *io = dlrni_io_of(s->ctx);
@@ -29521,8 +29522,8 @@ DLRNI_INTERNAL dlrn_status dlrni_scratch_alloc(const dlrn_survey *s, dlrni_repor
     return w->token && w->touched && w->list && w->draw && w->drawn ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* Allocates for `size` reports at a time. The counts of a configuration are below 2^16, so that no
-   product overflows. */
+/* Allocates for `size` reports at a time. The counts of a configuration are at most 2^16, so that
+   no product overflows. */
 DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size) {
     const dlrn_survey *s = g->r->s;
     const dlrn_survey_config *cfg = &s->cfg;

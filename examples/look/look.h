@@ -44,11 +44,11 @@ enum {
     LOOK_ALIGNED = 3,    /* coordinates                                                        */
     LOOK_BEFORE = 32,    /* tokens of the page's windows before the one that fires, ...        */
     LOOK_AFTER = 16,     /* ... and after it                                                   */
-    LOOK_PAGE_ALL = 1000 /* a page of more features is slow to open: choose so many           */
+    LOOK_PAGE_ALL = 1000 /* features of a page: with more it is slow to open                   */
 };
 
 /* What is looked at. All pointers are borrowed as long as calls use it. Names are printed as they
-   are: give them without folders, so that a page does not tell where it was made. */
+   are: give them without folders, so that a page does not reveal where it was made. */
 typedef struct look_about {
     lm_model *model;
     lm_tokenizer *tok;
@@ -107,7 +107,8 @@ typedef struct look_weights {
 /* Figures of the weights of list [n]. *out [n] is owned by the caller: dlrn_free. */
 LOOK_API dlrn_status look_weights_of(const look_about *about, const int64_t *list, int64_t n,
                                      look_weights **out);
-/* Whether an atom's effect on the logits can be told: the site adds to the residual stream. */
+/* Whether an atom has effects on the logits: the site adds to the residual stream, and the engine
+   knows how that becomes logits. */
 LOOK_API int look_has_logits(const look_about *about);
 
 /* The length of the part of a template before the data, which is where its one ">@DATA@<" has the
@@ -320,9 +321,11 @@ LOOK_API int look_has_logits(const look_about *about) {
     const int64_t dim = lm_config_of(about->model)->dim;
     if (about->dict->d_out != dim || about->dict->n_parts || !about->dict->param[DLRN_DECODER])
         return 0;
-    if (about->compat) return 1;
-    return kind == LM_EMBED || kind == LM_ATTN_OUT || kind == LM_MLP_OUT || kind == LM_RESID_OUT ||
-           kind == LM_TENSOR;
+    if (!about->compat && kind != LM_EMBED && kind != LM_ATTN_OUT && kind != LM_MLP_OUT &&
+        kind != LM_RESID_OUT && kind != LM_TENSOR)
+        return 0;
+    /* of no rows: whether the engine knows the way to the logits; the sweep must not be in vain */
+    return lm_direct_logits(about->model, NULL, 0, about->compat, NULL) == DLRN_OK;
 }
 
 /* Puts an entry in a list of the `most` largest, which has `count`; among equal ones the first that
@@ -689,7 +692,7 @@ static int32_t look_number(look_pages *p, int32_t id) {
     return p->place[id];
 }
 
-/* Room for so many further bytes of examples. */
+/* Room for `more` further bytes of examples. */
 static dlrn_status look_room(look_pages *p, int64_t more) {
     dlrn_context *ctx = p->about->dict->ctx;
     if (p->packed + more <= p->room) return DLRN_OK;
@@ -765,23 +768,18 @@ static void look_page_logits(look_pages *p, const look_weights *w) {
 /* Tokens by their mean activation, and by their share of the whole. */
 static void look_page_tokens(look_pages *p, const dlrn_feature_report *r) {
     look_out *o = p->o;
-    look_open(o, "mean_tokens", '[');
-    for (int64_t k = 0; k < r->tokens; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, look_number(p, r->by_mean[k].token));
-        look_real(o, NULL, r->by_mean[k].mean);
-        look_int(o, NULL, r->by_mean[k].count);
+    for (int share = 0; share < 2; share++) {
+        const dlrn_token_mean *t = share ? r->by_share : r->by_mean;
+        look_open(o, share ? "share_tokens" : "mean_tokens", '[');
+        for (int64_t k = 0; k < r->tokens; k++) {
+            look_open(o, NULL, '[');
+            look_int(o, NULL, look_number(p, t[k].token));
+            look_real(o, NULL, share ? t[k].share : t[k].mean);
+            if (!share) look_int(o, NULL, t[k].count);
+            look_close(o, ']');
+        }
         look_close(o, ']');
     }
-    look_close(o, ']');
-    look_open(o, "share_tokens", '[');
-    for (int64_t k = 0; k < r->tokens; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, look_number(p, r->by_share[k].token));
-        look_real(o, NULL, r->by_share[k].share);
-        look_close(o, ']');
-    }
-    look_close(o, ']');
 }
 
 /* What fires together with a feature. */
@@ -914,39 +912,56 @@ static void look_page_about(look_pages *p, const dlrn_survey_info *info) {
     look_close(o, ']');
 }
 
-/* Sentences on what the figures leave out. */
-static void look_page_notes(look_pages *p, int64_t n) {
-    const look_about *a = p->about;
-    const dlrn_formula *f = &a->dict->formula;
-    look_out *o = p->o;
+/* What the logit effects of a page are. */
+static void look_note_logits(look_out *o, const look_about *a) {
     char text[512];
-    look_open(o, "notes", '[');
+    const char *norm = lm_final_norm(a->model);
+    const int normed = strcmp(norm, "none") != 0;
     if (!look_has_logits(a)) {
         look_text(o, NULL,
                   "There are no logit effects: what this site holds is not added to the residual "
-                  "stream.");
-    } else if (a->compat) {
+                  "stream, or this model's way from there to the logits is not known.");
+        return;
+    }
+    if (a->compat) {
         look_text(o, NULL, "Logit effects are atom times unembedding, without the final norm.");
-    } else {
-        const char *norm = lm_final_norm(a->model);
-        snprintf(text, sizeof text,
-                 "Logit effects are those of an activation of 1 on the next token: the atom, "
-                 "through %s%s, times the unembedding. Later layers are left out%s.",
-                 strcmp(norm, "none") ? "the weight of the final " : "no final norm",
-                 strcmp(norm, "none") ? norm : "",
-                 strcmp(norm, "none")
-                     ? ", and so is the norm's division by the length of the stream, which differs "
-                       "from token to token: compare the effects of one feature with each other"
-                     : "");
-        look_text(o, NULL, text);
+        return;
     }
-    if (f->scale_out != 1 && !a->compat) {
-        snprintf(text, sizeof text,
-                 "The dictionary multiplies its output by %.6g; logit effects include that.",
-                 f->scale_out);
-        look_text(o, NULL, text);
-    }
-    if (f->normalise != DLRN_NORMALISE_NONE)
+    snprintf(text, sizeof text,
+             "Logit effects are those of an activation of 1 on the next token: the atom, through "
+             "%s%s, times the unembedding. Later layers are left out%s.",
+             normed ? "the weight of the final " : "no final norm", normed ? norm : "",
+             normed ? ", and so is the norm's division by the length of the stream, which differs "
+                      "from token to token: compare the effects of one feature with each other"
+                    : "");
+    look_text(o, NULL, text);
+    if (a->dict->formula.scale_out == 1) return;
+    snprintf(text, sizeof text,
+             "The dictionary multiplies its output by %.6g; logit effects include that.",
+             a->dict->formula.scale_out);
+    look_text(o, NULL, text);
+}
+
+/* Where most of the n features are strongest at the beginnings of contexts. A window begins at its
+   row only where the context does. */
+static void look_note_sinks(const look_pages *p, int64_t n) {
+    char text[512];
+    if (2 * p->sinks <= n) return;
+    snprintf(text, sizeof text,
+             "%lld of %lld features are strongest on the first token of a context, where many "
+             "models have activations far longer than elsewhere. Leave these rows out "
+             "(--skip-first 1) to see what else the features stand for.",
+             (long long)p->sinks, (long long)n);
+    look_text(p->o, NULL, text);
+}
+
+/* Sentences on what the figures leave out. */
+static void look_page_notes(look_pages *p, int64_t n) {
+    const look_about *a = p->about;
+    look_out *o = p->o;
+    look_open(o, "notes", '[');
+    look_note_logits(o, a);
+    if (a->dict->formula.normalise != DLRN_NORMALISE_NONE)
         look_text(
             o, NULL,
             "The dictionary scales each row before it is encoded, and back afterwards. "
@@ -956,15 +971,7 @@ static void look_page_notes(look_pages *p, int64_t n) {
                   "The dictionary encodes the rows of a context together; each context counts as a "
                   "document.");
     for (int64_t i = 0; i < a->n_notes; i++) look_text(o, NULL, a->notes[i]);
-    /* a window begins at its row only where the context does */
-    if (2 * p->sinks > n) {
-        snprintf(text, sizeof text,
-                 "%lld of %lld features are strongest on the first token of a context, where many "
-                 "models have activations far longer than elsewhere. Leave these rows out "
-                 "(--skip-first 1) to see what else the features stand for.",
-                 (long long)p->sinks, (long long)n);
-        look_text(o, NULL, text);
-    }
+    look_note_sinks(p, n);
     look_close(o, ']');
 }
 

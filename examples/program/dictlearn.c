@@ -245,7 +245,7 @@ static const command commands[] = {
      "cannot vary. A dictionary that fails is reported, and the others go on. Ctrl-C, SIGTERM and "
      "SIGHUP save all, and --resume --save-dir DIR goes on. At the end all are measured on the "
      "same "
-     "rows: those behind the rows that were read for training, or those of --held-out; or, if the "
+     "rows: those after the rows that were read for training, or those of --held-out; or, if the "
      "data has ended, rows of the training, which the table says. It prints the table and writes "
      "DIR/sweep.json and DIR/frontier.svg.",
      "build/text.jsonl: see generate --help",

@@ -19,6 +19,11 @@ static dlrn_status check_edited(const char *command_name, const options *o,
                      (long long)dict->features, o->dict, (long long)o->feature);
 }
 
+/* Whether a row's features depend on the other rows of a call. */
+static int compares_rows(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_BATCH_TOP_K || dict->formula.standardise;
+}
+
 /* What one unit of a feature adds to x_hat, in atoms: x_hat is scaled, and that of a normalised row
    x [d_in] is scaled back. */
 static double unit_of(const dlrn_dictionary *dict, const float *x) {

@@ -50,11 +50,9 @@ typedef struct figure {
 
 /* ---- text */
 
-/* Characters that would change the text around them: bidirectional controls, and those that XML
-   does not allow. */
+/* What is not printed as it is, and what XML does not allow. */
 static int is_unwelcome(uint32_t c) {
-    return is_control(c) || (c >= 0x202A && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069) ||
-           c == 0x200E || c == 0x200F || c == 0xFFFE || c == 0xFFFF;
+    return is_unsafe(c) || c == 0xFFFE || c == 0xFFFF;
 }
 
 /* Prints a name as text of an XML file. Of more than `max` characters the middle is left out: the
@@ -176,9 +174,10 @@ static axis make_axis(double low, double high, int may_log, int snug, int whole)
     memset(&a, 0, sizeof a);
     if (!(low <= high)) low = 0, high = 1; /* no numbers */
     a.log = may_log && low > 1e-300 && high >= 10 * low;
-    if (!(high > low)) { /* a single one, in the middle; 0 is mostly a count */
+    /* a single one, in the middle; 0 is mostly a count. Of a narrower range a step would be 0 */
+    if (!(high - low > 1e-290)) {
         const double room = 0.1 * fabs(low);
-        high += room > 0 ? room : 1;
+        high += room > 1e-290 ? room : 1;
         low -= room;
         snug = 0;
     }
