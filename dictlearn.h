@@ -913,9 +913,9 @@
    histogram of     all in the first bin               bins from f - 1 to f + 1
    equal values
 
-   Nearest atoms: dlrn_nearest finds the atoms of one dictionary, or of the same, that are nearest to those of
-   another by cosine. With k = 1 the mean of its cosines is the mean max cosine (MMCS) that papers
-   use to say whether training with another seed finds the same features:
+   Nearest atoms: dlrn_nearest finds the atoms of one dictionary that are nearest, by cosine, to
+   those of another, or of the same one. With k = 1 the mean of its cosines is the mean max cosine
+   (MMCS) that papers use to say whether training with another seed finds the same features:
        MMCS(A, B) = 1 / F_A sum_i max_j cos(a_i, b_j)
    It is not symmetric, and a B with more features has a higher one. Results are exact, the same
    bits for any number of threads and kernels, and need no F x F matrix.
@@ -1959,8 +1959,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, c
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *trainer,
                                                         const char *path);
 /* 1: a step was interrupted and is not finished, also in a trainer that was resumed, with a buffer,
-   from a checkpoint saved in between. There dlrn_trainer_step finishes it: call that before the next
-   batch is taken. */
+   from a checkpoint saved in between. There dlrn_trainer_step finishes it: call that before the
+   next batch is taken. */
 DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *trainer);
 /* Creates a trainer from a checkpoint. cfg NULL: the saved configuration; another one must agree
    with it in recipe, d_in, d_out, F, k and compat. buffer: new, borrowed; the saved rows are put

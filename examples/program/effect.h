@@ -97,8 +97,8 @@ static dlrn_status change_sequence(effect *e, feature_sum *f, const float *x, fl
 }
 
 /* Marks the rows of all copies of a run as those of copy 0, whose marks are the first in `at`, also
-   in the runs after it. To mark each copy by its own rows could give other marks: an engine need not
-   compute the same bits in batches of other sizes, and --max-norm-ratio compares norms. */
+   in the runs after it. To mark each copy by its own rows could give other marks: an engine need
+   not compute the same bits in batches of other sizes, and --max-norm-ratio compares norms. */
 static dlrn_status mark_copies(effect *e, const float *x) {
     const int64_t tokens = e->start[e->contexts];
     lm_batch first = e->batch;
@@ -208,7 +208,8 @@ static dlrn_status read_logits(effect *e, int64_t from, int64_t to, float *out) 
     return s;
 }
 
-/* Room for the logits of the marked rows of the inputs, once copy 0 has shown how many there are. */
+/* Room for the logits of the marked rows of the inputs, once copy 0 has shown how many there
+   are. */
 static dlrn_status reserve_logits(effect *e, int64_t tokens) {
     dlrn_context *ctx = e->mt.ctx;
     e->measured = 0;

@@ -31,8 +31,8 @@ static int64_t count_of(const options *o) {
     return is_given(o, find_flag("--count", &none)) ? o->count : -1;
 }
 
-/* The next part of --features, "7" or "3-17"; returns the text after it, or NULL if there is no such
-   part. */
+/* The next part of --features, "7" or "3-17"; returns the text after it, or NULL if there is no
+   such part. */
 static const char *next_range(const char *c, int64_t *from, int64_t *to) {
     size_t digits = strspn(c, "0123456789");
     if (digits < 1 || digits > 10) return NULL;

@@ -833,7 +833,8 @@ static void tell_weights(const sweep *w) {
             w->count, all / 1e6, max / 1e6);
 }
 
-/* A member that has made fewer steps than the saved rows has failed: it cannot get the rows again. */
+/* A member whose steps are fewer than those of the saved rows has failed: it cannot get the rows
+   again. */
 static void find_ended(sweep *w) {
     for (int i = 0; i < w->count; i++) {
         sweep_member *m = &w->member[i];
