@@ -115,6 +115,19 @@ same "has the same bits" "$d/held1/ae.pt" "$d/held/lr-3e-3/ae.pt"
 status "with other last rows" 0 "$dl" train $(echo $run | sed s/x.npy/y.npy/) $held --lr 3e-3 --save-dir "$d/held2"
 same "the bits are the same" "$d/held1/ae.pt" "$d/held2/ae.pt"
 check_fails "with all rows they are others" cmp "$d/held1/ae.pt" "$d/order1/ae.pt"
+docs() { # docs AT: 256 documents of 8 rows, with 203 rows that are not finite from row AT on
+    printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', 'fortran_order': False, 'shape': (256, 8, 128), }"
+    tail -c +129 "$d/x.npy" | head -c $(($1 * 512))
+    head -c $((203 * 512)) /dev/zero | tr '\0' '\377'
+    tail -c $(((1845 - $1) * 512)) "$d/x.npy"
+}
+docs 1845 > "$d/docs.npy"
+with_docs="--batch-size 64 --n-ctxs 9 --ctx-len 64 --dict-size 64 --epochs 2 --skip-first 2 --quiet"
+status "held out from within a document, whose first rows are left out" 0 "$dl" train --data "$d/docs.npy" \
+    $with_docs --held-out 203 --save-dir "$d/docs"
+docs 21 > "$d/docs.npy"
+status "a row that is not finite" 1 "$dl" train --data "$d/docs.npy" $with_docs --save-dir "$d/docs2"
+says "has its number, though rows before it are left out" "docs.npy: row 21, column 0: expected a finite number" "$d/err"
 tail -c $((200 * 512)) "$d/x.npy" > "$d/last"
 { printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', 'fortran_order': False, 'shape': (200, 128), }"
     cat "$d/last"; } > "$d/last.npy"
