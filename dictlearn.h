@@ -895,7 +895,7 @@
    that they go to a temporary file. A report gathers as many features as fit what is left of
    cfg.memory, but at least one, in a pass over the codes: 12 bytes for each row on which a feature
    fires and, with cfg.together, 16 F. In memory besides: 4 bytes a row and 8 a context; 8 for each
-   number up to the largest token, and 28 a thread during reports; 60 bytes a feature; with
+   number up to the largest token, and 28 a thread during reports; 56 bytes a feature; with
    cfg.neurons 8 d_in a feature that may be asked for. dlrn_survey_plan() adds it up.
 
    cfg.compat counts as SAEDashboard 0.8 does, so that its files can be reproduced:
@@ -1717,7 +1717,7 @@ DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
    unread rows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_save(const dlrn_buffer *buffer, int64_t step,
                                                  const char *path);
-/* Puts the saved rows into a buffer of the same rows, and moves its source to the saved position.
+/* Replaces the rows of a buffer by those saved, and moves its source to the saved position.
    *step (may be NULL): the number that was kept. Errors as of dlrn_trainer_resume. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_resume(dlrn_buffer *buffer, const char *path,
                                                    int64_t *step);
