@@ -305,13 +305,9 @@ static const float *look_row(const dlrn_dictionary *dict, int role, int64_t feat
     return dict->param[role] ? dict->param[role] + feature * *width : NULL;
 }
 
-static int look_same_site(const lm_site *a, const lm_site *b) {
-    return a->kind == b->kind && a->layer == b->layer && !strcmp(a->tensor, b->tensor);
-}
-
 /* Whether the dictionary maps one site to another, so that its two sides are different things. */
 static int look_is_transcoder(const look_about *about) {
-    return !look_same_site(&about->tap.x, &about->tap.y);
+    return !lm_same_site(&about->tap.x, &about->tap.y);
 }
 
 /* Inputs of a module pass its norm and its weights before they reach the residual stream. That is
@@ -782,32 +778,23 @@ static void look_page_tokens(look_pages *p, const dlrn_feature_report *r) {
     }
 }
 
-/* What fires together with a feature. */
-static void look_page_together(look_pages *p, const dlrn_feature_report *r) {
-    look_out *o = p->o;
-    look_open(o, "with", '[');
-    for (int64_t k = 0; k < r->companions; k++) {
+/* What varies with a feature: other features as [index, both, pearson], or coordinates as [index,
+   pearson, cosine]. */
+static void look_page_companions(look_out *o, const char *key, const dlrn_companion *c, int64_t n,
+                                 int of_features) {
+    look_open(o, key, '[');
+    for (int64_t k = 0; k < n; k++) {
         look_open(o, NULL, '[');
-        look_int(o, NULL, r->companion[k].index);
-        look_int(o, NULL, r->companion[k].both);
-        look_real(o, NULL, r->companion[k].pearson);
+        look_int(o, NULL, c[k].index);
+        if (of_features) look_int(o, NULL, c[k].both);
+        look_real(o, NULL, c[k].pearson);
+        if (!of_features) look_real(o, NULL, c[k].cosine);
         look_close(o, ']');
     }
     look_close(o, ']');
 }
 
-/* The coordinates that vary with a feature, and the intervals of its activation. */
-static void look_page_relations(look_pages *p, const dlrn_feature_report *r) {
-    look_out *o = p->o;
-    look_open(o, "neurons", '[');
-    for (int64_t k = 0; k < r->neurons; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, r->neuron[k].index);
-        look_real(o, NULL, r->neuron[k].pearson);
-        look_real(o, NULL, r->neuron[k].cosine);
-        look_close(o, ']');
-    }
-    look_close(o, ']');
+static void look_page_intervals(look_out *o, const dlrn_feature_report *r) {
     look_open(o, "intervals", '[');
     for (int64_t k = 0; k < LOOK_INTERVALS; k++) {
         look_open(o, NULL, '[');
@@ -838,10 +825,11 @@ static dlrn_status look_page_feature(void *user, const dlrn_feature_report *r) {
     look_page_tokens(p, r);
     look_entries(p, "near", w->nearest, w->nearest_count, 0, 0);
     look_entries(p, "near_in", w->nearest_in, w->nearest_in_count, 0, 0);
-    look_page_together(p, r);
+    look_page_companions(o, "with", r->companion, r->companions, 1);
     look_entries(p, "align", w->align, w->aligned, 0, 1);
     look_entries(p, "align_in", w->align_in, both ? w->aligned : 0, 0, 1);
-    look_page_relations(p, r);
+    look_page_companions(o, "neurons", r->neuron, r->neurons, 0);
+    look_page_intervals(o, r);
     const int64_t at = p->packed;
     p->sinks += r->examples > 0 && r->example[0].row == r->example[0].first;
     for (int64_t k = 0; k < r->examples; k++) LOOK_TRY(look_pack(p, &r->example[k], r->totals.max));

@@ -337,9 +337,10 @@ static void put_curve_markers(FILE *f, const figure_series *s, int series, int a
 /* Bars from 0, with their numbers for pointers and readers. */
 static void put_bars(FILE *f, const figure_series *s, const axis *x, const axis *y) {
     for (int64_t i = 0; i < s->n; i++) {
+        if (!(s->y[i] > 0) || !is_drawn(y, s->y[i])) continue;
+        if (!is_drawn(x, s->x[i]) || !is_drawn(x, s->x[i + 1])) continue;
         const double from = axis_at(x, s->x[i]), to = axis_at(x, s->x[i + 1]);
         const double top = axis_at(y, s->y[i]);
-        if (!(s->y[i] > 0)) continue;
         fprintf(f,
                 "<rect class=\"bar s0\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\">"
                 "<title>%.3g to %.3g: %.0f</title></rect>\n",
