@@ -29471,11 +29471,11 @@ DLRNI_INTERNAL dlrn_status dlrni_report_place_windows(dlrni_report_group *g) {
 }
 
 /* The reports of a block, some at a time, each visited in the order of the list. */
-DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t most,
+DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t max,
                                                dlrn_report_visit visit, void *user) {
     dlrni_reporting *r = g->r;
     for (g->begin = 0; g->begin < r->slots; g->begin += g->size) {
-        g->size = dlrni_min(most, r->slots - g->begin);
+        g->size = dlrni_min(max, r->slots - g->begin);
         const double codes = (double)(r->fire[g->begin + g->size] - r->fire[g->begin]);
         const double others = (double)r->s->dict->features * (double)g->size;
         dlrni_parallel_for(r->s->ctx, g->size, 50 * codes + 10 * others, dlrni_report_feature, g);
@@ -29569,11 +29569,11 @@ DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
 /* Block after block: gather, report. */
 DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visit visit,
                                             void *user) {
-    const int64_t most = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
+    const int64_t max = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
     dlrni_report_group g;
     memset(&g, 0, sizeof g);
     g.r = r;
-    dlrn_status status = dlrni_group_alloc(&g, most);
+    dlrn_status status = dlrni_group_alloc(&g, max);
     for (r->begin = 0; status == DLRN_OK && r->begin < r->n; r->begin += r->slots) {
         dlrni_store_reader reader;
         status = dlrni_report_block(r);
@@ -29582,7 +29582,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visi
         status = dlrni_reader_open(r->s, &reader);
         if (status == DLRN_OK) status = dlrni_report_pass(r, &reader);
         dlrn_free(r->s->ctx, reader.buffer);
-        if (status == DLRN_OK) status = dlrni_report_visits(&g, most, visit, user);
+        if (status == DLRN_OK) status = dlrni_report_visits(&g, max, visit, user);
     }
     dlrni_group_free(r->s->ctx, &g);
     return status;

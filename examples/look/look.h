@@ -324,16 +324,16 @@ LOOK_API int look_has_logits(const look_about *about) {
     return lm_direct_logits(about->model, NULL, 0, about->compat, NULL) == DLRN_OK;
 }
 
-/* Puts an entry in a list of the `most` largest, which has `count`; among equal ones the first that
+/* Puts an entry in a list of the `max` largest, which has `count`; among equal ones the first that
    came stays in front. */
-static void look_insert(look_entry *list, int *count, int most, int64_t index, float value) {
-    int at = *count < most ? *count : most - 1;
-    if (*count == most && !(value > list[at].value)) return;
+static void look_insert(look_entry *list, int *count, int max, int64_t index, float value) {
+    int at = *count < max ? *count : max - 1;
+    if (*count == max && !(value > list[at].value)) return;
     for (; at > 0 && value > list[at - 1].value; at--) list[at] = list[at - 1];
     list[at].index = (int32_t)index;
     list[at].value = value;
     list[at].share = 0;
-    *count += *count < most;
+    *count += *count < max;
 }
 
 /* The three largest entries of a row, by their sign as SAEDashboard takes them. */

@@ -102,6 +102,14 @@ static dlrn_status open_edited(const char *command_name, dlrn_context *ctx, cons
     return s == DLRN_OK ? check_site_width(mt, o, *dict) : s;
 }
 
+/* The first documents of --text: --documents, or 128. */
+static dlrn_status read_first_documents(model_text *mt, const options *o, lm_documents *out) {
+    const int64_t limit = o->documents < 0 ? 128 : o->documents < ALL ? o->documents : -1;
+    const dlrn_status s = lm_read_documents(mt->model, mt->tok, mt->docs, &mt->reading, limit, out);
+    if (s != DLRN_END) return s;
+    return dlrn_fail(mt->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
+}
+
 static double log_sum_exp(const float *x, int64_t n) {
     double top = -INFINITY, sum = 0;
     for (int64_t i = 0; i < n; i++) top = (double)x[i] > top ? (double)x[i] : top;

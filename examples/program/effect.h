@@ -656,15 +656,8 @@ static dlrn_status print_effects(effect *e) {
 /* The inputs: a prompt, or documents. */
 static dlrn_status read_inputs(effect *e) {
     const options *o = e->o;
-    const int64_t limit = o->documents > 0 ? o->documents : 128;
     bpe_ids ids;
-    if (o->text) {
-        const int64_t most = limit < ALL ? limit : -1;
-        dlrn_status s =
-            lm_read_documents(e->mt.model, e->mt.tok, e->mt.docs, &e->mt.reading, most, &e->inputs);
-        if (s != DLRN_END) return s;
-        return dlrn_fail(e->mt.ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
-    }
+    if (o->text) return read_first_documents(&e->mt, o, &e->inputs);
     memset(&ids, 0, sizeof ids);
     dlrn_status s = prompt_tokens(&e->mt, o, &ids);
     e->inputs.ctx = e->mt.ctx;
@@ -682,16 +675,16 @@ static dlrn_status read_inputs(effect *e) {
 /* Room for the largest run. */
 static dlrn_status reserve_runs(effect *e) {
     dlrn_context *ctx = e->mt.ctx;
-    int64_t most = run_tokens(e);
+    int64_t max = run_tokens(e);
     for (int64_t i = 0; i < e->inputs.count; i++) {
         const int64_t n = e->inputs.start[i + 1] - e->inputs.start[i];
-        most = n > most ? n : most;
+        max = n > max ? n : max;
     }
-    e->id = (int32_t *)dlrn_alloc(ctx, most, sizeof *e->id);
-    e->start = (int64_t *)dlrn_alloc(ctx, most + 1, sizeof *e->start);
-    e->at = (unsigned char *)dlrn_alloc(ctx, most, 1);
-    e->x = (float *)dlrn_alloc(ctx, most * e->dict->d_in, sizeof *e->x);
-    e->y = (float *)dlrn_alloc(ctx, most * e->dict->d_out, sizeof *e->y);
+    e->id = (int32_t *)dlrn_alloc(ctx, max, sizeof *e->id);
+    e->start = (int64_t *)dlrn_alloc(ctx, max + 1, sizeof *e->start);
+    e->at = (unsigned char *)dlrn_alloc(ctx, max, 1);
+    e->x = (float *)dlrn_alloc(ctx, max * e->dict->d_in, sizeof *e->x);
+    e->y = (float *)dlrn_alloc(ctx, max * e->dict->d_out, sizeof *e->y);
     if (!e->id || !e->start || !e->at || !e->x || !e->y) return DLRN_ERR_MEMORY;
     return dlrn_encoder_create(e->dict, &e->encoder);
 }

@@ -391,9 +391,9 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
                       const axis *across, const axis *up) {
     static const double place[6][2] = {{-0.5, -10}, {-0.5, 19}, {0, 4}, {-1, 4}, {-1, -8}, {0, 17}};
     const double width = 6.8 * (double)(strlen(text) < 24 ? strlen(text) : 24);
-    double least = HUGE_VAL;
+    double lowest = HUGE_VAL;
     label_box best = {0, 0, 0, 0};
-    for (int i = 0; i < 6 && least > 0; i++) {
+    for (int i = 0; i < 6 && lowest > 0; i++) {
         const double side = place[i][0] < -0.9 ? -9 : place[i][0] < 0 ? 0 : 9;
         const double left = x + place[i][0] * width + side, base = y + place[i][1];
         const label_box b = {left, base - 10, left + width, base + 3};
@@ -401,7 +401,7 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
             covered(all, &b) +
             (b.x1 > across->to + FIGURE_RIGHT || b.x0 < across->from - 9 ? 1e6 : 0) +
             (b.y1 > up->from ? 1e6 : 0);
-        if (cost < least) least = cost, best = b;
+        if (cost < lowest) lowest = cost, best = b;
     }
     fprintf(f, "<text class=\"halo\" x=\"%.1f\" y=\"%.1f\">", best.x0, best.y1 - 3);
     put_xml(f, text, 24);
@@ -459,7 +459,7 @@ static void put_points(FILE *f, const figure_panel *p, const axis *x, const axis
 
 /* ---- panels */
 
-/* The least and the greatest number that series have on an axis; edges of bars are one more. */
+/* The smallest and the largest number that series have on an axis; edges of bars are one more. */
 static void find_range(const figure_panel *p, int of_x, double *low, double *high) {
     *low = HUGE_VAL, *high = -HUGE_VAL;
     for (int k = 0; k < p->n; k++) {
