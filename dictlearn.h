@@ -895,7 +895,7 @@
    that they go to a temporary file. A report gathers as many features as fit what is left of
    cfg.memory, but at least one, in a pass over the codes: 12 bytes for each row on which a feature
    fires and, with cfg.together, 16 F. In memory besides: 4 bytes a row and 8 a context; 8 for each
-   number up to the largest token, and 28 a thread during reports; 60 bytes a feature; with
+   number up to the largest token, and 28 a thread during reports; 56 bytes a feature; with
    cfg.neurons 8 d_in a feature that may be asked for. dlrn_survey_plan() adds it up.
 
    cfg.compat counts as SAEDashboard 0.8 does, so that its files can be reproduced:
@@ -912,9 +912,10 @@
                                                        draws are made
    histogram of     all in the first bin               bins from f - 1 to f + 1
    equal values
-   dlrn_nearest finds the atoms of one dictionary, or of the same, that are nearest to those of
-   another by cosine. With k = 1 the mean of its cosines is the mean max cosine (MMCS) that papers
-   use to say whether training with another seed finds the same features:
+
+   Nearest atoms: dlrn_nearest finds the atoms of one dictionary that are nearest, by cosine, to
+   those of another, or of the same one. With k = 1 the mean of its cosines is the mean max cosine
+   (MMCS) that papers use to say whether training with another seed finds the same features:
        MMCS(A, B) = 1 / F_A sum_i max_j cos(a_i, b_j)
    It is not symmetric, and a B with more features has a higher one. Results are exact, the same
    bits for any number of threads and kernels, and need no F x F matrix.
@@ -1716,7 +1717,7 @@ DLRN_API void dlrn_buffer_clear(dlrn_buffer *buffer);
    unread rows. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_save(const dlrn_buffer *buffer, int64_t step,
                                                  const char *path);
-/* Puts the saved rows into a buffer of the same rows, and moves its source to the saved position.
+/* Replaces the rows of a buffer by those saved, and moves its source to the saved position.
    *step (may be NULL): the number that was kept. Errors as of dlrn_trainer_resume. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_buffer_resume(dlrn_buffer *buffer, const char *path,
                                                    int64_t *step);
@@ -1953,13 +1954,13 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_finish(const dlrn_trainer *trainer,
    stays, since it may be the last good one. DLRN_ERR_ARGUMENT: another name, a broken trainer, or a
    step that was interrupted before its update. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save(const dlrn_trainer *trainer, const char *path);
-/* The same without the buffer's rows, for trainers that share it: see dlrn_buffer_save. Resumed
-   with a buffer, such a checkpoint leaves that as it is. */
+/* The same without the buffer's rows, for trainers that share it: see dlrn_buffer_save. A
+   resume from such a checkpoint leaves the given buffer's rows as they are. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *trainer,
                                                         const char *path);
-/* 1: a step was interrupted, also if that was before a checkpoint from which this trainer was
-   resumed with a buffer. After a resume dlrn_trainer_step finishes it; call that before the next
-   batch is taken. */
+/* 1: a step was interrupted and is not finished, also in a trainer that was resumed, with a buffer,
+   from a checkpoint saved in between. There dlrn_trainer_step finishes it: call that before the
+   next batch is taken. */
 DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *trainer);
 /* Creates a trainer from a checkpoint. cfg NULL: the saved configuration; another one must agree
    with it in recipe, d_in, d_out, F, k and compat. buffer: new, borrowed; the saved rows are put
@@ -2269,8 +2270,8 @@ typedef struct dlrn_feature_report {
 typedef struct dlrn_survey dlrn_survey;
 /* The defaults above. */
 DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
-/* The memory, and the temporary file, that a survey of so many rows in so many contexts, with `l0`
-   active features a row, will need at most, in bytes, and reports on `reported` features. The
+/* The memory, and the temporary file, in bytes, that a survey needs at most for `rows` rows in
+   `contexts` contexts, with `l0` active features a row, and for reports on `reported` features. The
    vocabulary counts as 2^18 tokens; windows as cfg says, in contexts of the mean length. cfg NULL:
    the defaults. */
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
@@ -28496,7 +28497,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_spill(dlrn_survey *s) {
     return DLRN_OK;
 }
 
-/* The size of the next block, for a row of so many words: twice the last one, but no more than an
+/* The size of the next block, for a row of `words` words: twice the last one, but no more than an
    eighth of the limit. */
 DLRNI_INTERNAL int64_t dlrni_store_next_size(const dlrn_survey *s, int64_t words) {
     const int64_t last = s->blocks ? s->block[s->blocks - 1].size : 0;
@@ -28517,7 +28518,7 @@ DLRNI_INTERNAL dlrn_status dlrni_store_grow(dlrn_survey *s, int64_t size) {
     return DLRN_OK;
 }
 
-/* Makes room for a row of so many words: in the last block, in a new one, or in the emptied buffer
+/* Makes room for a row of `words` words: in the last block, in a new one, or in the emptied buffer
    of the spool. A host without temporary files keeps all in memory. */
 DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
     const dlrn_io *io = dlrni_io_of(s->ctx);
@@ -29469,11 +29470,11 @@ DLRNI_INTERNAL dlrn_status dlrni_report_place_windows(dlrni_report_group *g) {
 }
 
 /* The reports of a block, some at a time, each visited in the order of the list. */
-DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t most,
+DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t max,
                                                dlrn_report_visit visit, void *user) {
     dlrni_reporting *r = g->r;
     for (g->begin = 0; g->begin < r->slots; g->begin += g->size) {
-        g->size = dlrni_min(most, r->slots - g->begin);
+        g->size = dlrni_min(max, r->slots - g->begin);
         const double codes = (double)(r->fire[g->begin + g->size] - r->fire[g->begin]);
         const double others = (double)r->s->dict->features * (double)g->size;
         dlrni_parallel_for(r->s->ctx, g->size, 50 * codes + 10 * others, dlrni_report_feature, g);
@@ -29520,8 +29521,8 @@ DLRNI_INTERNAL dlrn_status dlrni_scratch_alloc(const dlrn_survey *s, dlrni_repor
     return w->token && w->touched && w->list && w->draw && w->drawn ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* Allocates for `size` reports at a time. The counts of a configuration are below 2^16, so that no
-   product overflows. */
+/* Allocates for `size` reports at a time. The counts of a configuration are at most 2^16, so that
+   no product overflows. */
 DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size) {
     const dlrn_survey *s = g->r->s;
     const dlrn_survey_config *cfg = &s->cfg;
@@ -29567,11 +29568,11 @@ DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
 /* Block after block: gather, report. */
 DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visit visit,
                                             void *user) {
-    const int64_t most = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
+    const int64_t max = dlrni_min(r->n, 4 * (int64_t)r->s->ctx->threads);
     dlrni_report_group g;
     memset(&g, 0, sizeof g);
     g.r = r;
-    dlrn_status status = dlrni_group_alloc(&g, most);
+    dlrn_status status = dlrni_group_alloc(&g, max);
     for (r->begin = 0; status == DLRN_OK && r->begin < r->n; r->begin += r->slots) {
         dlrni_store_reader reader;
         status = dlrni_report_block(r);
@@ -29580,7 +29581,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_all(dlrni_reporting *r, dlrn_report_visi
         status = dlrni_reader_open(r->s, &reader);
         if (status == DLRN_OK) status = dlrni_report_pass(r, &reader);
         dlrn_free(r->s->ctx, reader.buffer);
-        if (status == DLRN_OK) status = dlrni_report_visits(&g, most, visit, user);
+        if (status == DLRN_OK) status = dlrni_report_visits(&g, max, visit, user);
     }
     dlrni_group_free(r->s->ctx, &g);
     return status;

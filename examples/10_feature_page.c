@@ -4,7 +4,7 @@
        ./feature_page [MODEL TEXT LAYER DICT]
 
    MODEL is a Hugging Face folder of a GPT-NeoX model, or with llama.cpp a GGUF file; TEXT has
-   documents (JSON lines, plain text, ...); DICT is a dictionary of the residual stream behind
+   documents (JSON lines, plain text, ...); DICT is a dictionary of the residual stream after
    LAYER. Without arguments the program samples a text from examples/data/tiny-neox, trains a small
    dictionary on it, and looks at that. Open features.html in a browser. */
 #include <stdio.h>
@@ -39,7 +39,9 @@ static dlrn_status sample_text(const char *path) {
     sampling.prompt = &cfg->bos, sampling.prompt_len = 1, sampling.tokens_of = about.tok;
     dlrn_status s = dlrn_file_create(ctx, path, &w);
     if (!s) s = lm_generate(about.model, &sampling, write_paragraph, w);
-    return s ? s : dlrn_writer_close(w);
+    if (!s) return dlrn_writer_close(w);
+    if (w) dlrn_writer_abort(w);
+    return s;
 }
 
 static dlrn_status train(doc_reader *docs, dlrn_dictionary **dict) {
@@ -80,6 +82,7 @@ int main(int argc, char **argv) {
     if (!s) s = dlrn_survey_create(dict, &cfg, &survey);
     if (!s) s = look_sweep(&about, docs, &how, ROWS, NULL, NULL, survey);
     if (!s) n = look_choose(dict, survey, SHOWN, list);
+    if (n < 0) s = DLRN_ERR_MEMORY;
     if (!s)
         s = look_write_page(&about, survey, list, n, "examples/program/page.html", "features.html");
     if (!s) printf("features.html: %d features, %s\n", (int)n, dict->family);

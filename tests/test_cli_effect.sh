@@ -125,6 +125,11 @@ status "eval of it" 0 "$dl" eval --dict "$d/run" $at --text "$d/a.jsonl" --docum
 $steer --set 6 --text "$d/a.jsonl" --documents 5 --json | sed 's/"steered".*//' > "$d/before"
 within "as eval has it" 0.01 "$(awk "BEGIN { print exp($(field "$d/out" loss_original)) }")" \
     "$(field "$d/before" perplexity)"
+hostile=$(printf 'a\342\200\256\033b')
+status "a prompt that would turn the line around" 0 $steer --prompt "$hostile" --scale 1
+says "is shown without that" "a??b" "$d/out"
+status "in JSON" 0 $steer --prompt "$hostile" --scale 1 --json
+says "it is escaped" 'a\\u202e\\u001bb' "$d/out"
 status "without a prompt" 0 $steer --scale 1
 status "a wild text" 0 $steer --scale 1 --temperature 1000
 check_fails "does not reach the terminal" obeyed "$d/out"

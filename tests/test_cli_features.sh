@@ -30,6 +30,9 @@ says "with their tokens" '^  tokens    ".*" [0-9]* %' "$d/out"
 says "and contexts" "$(printf '^ *[0-9.]*  .*\302\253.*\302\273')" "$d/out"
 check_equal "as many as were asked for" 2 "$(grep -c '^feature ' "$d/out")"
 says "the memory is told first" "^up to 65536 rows: the survey takes up to [0-9.]* [MGK]*B of memory$" "$d/err"
+status "features in little memory" 0 env TMPDIR="$d" $features --count 1 --memory 0
+says "the temporary file is told, with its folder" " of memory and [0-9.]* [KMG]B in a temporary file in $d$" \
+    "$d/err"
 status "features, quietly" 0 $features --features 3,5 --quiet --contexts 2
 check_equal "say nothing else" 0 "$(wc -c < "$d/err" | tr -d ' ')"
 check_equal "in the order of the list" "feature 3: feature 5: " \

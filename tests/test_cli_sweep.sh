@@ -67,7 +67,7 @@ check_fails "are other dictionaries" cmp "$d/seeds/seed-0/ae.pt" "$d/seeds/seed-
 # ---- The rows are read once: a pipe gives them once, and four dictionaries read as many as one
 pipe="--quiet --data - --batch-size 64 --n-ctxs 8 --dict-size 64 --steps 9 --save-steps 3"
 status "four from a pipe" 0 sh -c "$dl sweep $pipe --vary lr=1e-3,2e-3,3e-3,4e-3 --save-dir $d/pipe < $d/x.npy"
-says "measured on what follows in it" "^measured on 1024 rows behind those of the training" "$d/out"
+says "measured on what follows in it" "^measured on 1024 rows after those of the training" "$d/out"
 status "train from a pipe" 0 sh -c "$dl train $pipe --lr 3e-3 --save-dir $d/pipe1 < $d/x.npy"
 same "has its bits" "$d/pipe1/ae.pt" "$d/pipe/lr-3e-3/ae.pt"
 "$dl" generate --model $tiny --tokens 60 --documents 120 --out "$d/text.jsonl"
@@ -95,7 +95,7 @@ for skipped in $(seq $read_documents $((read_documents + 40))); do
     *"\"variance_explained\": $(member lr-2e-3 variance_explained "$d/four/sweep.json"),"*) found=1 && break ;;
     esac
 done
-check_equal "the documents behind those of the training" 1 "$found"
+check_equal "the documents after those of the training" 1 "$found"
 for key in l0 mse_loss dead; do
     says "eval's $key" "\"$key\": $(member lr-2e-3 $key "$d/four/sweep.json")," "$d/eval"
 done
@@ -115,6 +115,19 @@ same "has the same bits" "$d/held1/ae.pt" "$d/held/lr-3e-3/ae.pt"
 status "with other last rows" 0 "$dl" train $(echo $run | sed s/x.npy/y.npy/) $held --lr 3e-3 --save-dir "$d/held2"
 same "the bits are the same" "$d/held1/ae.pt" "$d/held2/ae.pt"
 check_fails "with all rows they are others" cmp "$d/held1/ae.pt" "$d/order1/ae.pt"
+docs() { # docs AT: 256 documents of 8 rows, with 203 rows that are not finite from row AT on
+    printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', 'fortran_order': False, 'shape': (256, 8, 128), }"
+    tail -c +129 "$d/x.npy" | head -c $(($1 * 512))
+    head -c $((203 * 512)) /dev/zero | tr '\0' '\377'
+    tail -c $(((1845 - $1) * 512)) "$d/x.npy"
+}
+docs 1845 > "$d/docs.npy"
+with_docs="--batch-size 64 --n-ctxs 9 --ctx-len 64 --dict-size 64 --epochs 2 --skip-first 2 --quiet"
+status "held out from within a document, whose first rows are left out" 0 "$dl" train --data "$d/docs.npy" \
+    $with_docs --held-out 203 --save-dir "$d/docs"
+docs 21 > "$d/docs.npy"
+status "a row that is not finite" 1 "$dl" train --data "$d/docs.npy" $with_docs --save-dir "$d/docs2"
+says "has its number, though others are left out" "docs.npy: row 21, column 0: expected a finite number" "$d/err"
 tail -c $((200 * 512)) "$d/x.npy" > "$d/last"
 { printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', 'fortran_order': False, 'shape': (200, 128), }"
     cat "$d/last"; } > "$d/last.npy"
@@ -124,7 +137,7 @@ for key in l0 variance_explained mse_loss dead; do
 done
 status "behind the training" 0 "$dl" sweep --quiet --data "$d/x.npy" --batch-size 64 --n-ctxs 1 --dict-size 64 \
     --steps 4 --vary lr=1e-3,3e-3 --save-dir "$d/behind"
-says "is what was measured" "^measured on 1[67][0-9][0-9] rows behind those of the training" "$d/out"
+says "is what was measured" "^measured on 1[67][0-9][0-9] rows after those of the training" "$d/out"
 
 # ---- Stops and kills: the bits of a sweep that nothing befell
 long="$run --dict-size 256 --epochs 90 --steps 300 --save-steps 25 --log-steps 1 --resample-steps 20"

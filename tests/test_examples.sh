@@ -62,7 +62,7 @@ for source in examples/[0-9][0-9]_*.c; do
     07_*) at_least "$name" 75 "variance explained" && promise "$name" 'L0 [23]\.' ;;
     08_*) at_least "$name" 80 "layer's output" ;;
     11_*) promise "$name" '^feature [0-9]+, active with [0-9.]+, makes likely:$' &&
-        promise "$name" '^  \+[0-9.]+ .[a-z]+.$' && promise "$name" '^  \+40\.0 ' ;;
+        promise "$name" '^  \+[0-9.]+ .[a-z]+.$' && promise "$name" '^  \+40\.000 ' ;;
     10_*)
         promise "$name" '^features.html: 200 features, AutoEncoderTopK$'
         check "$name: the page has its data" grep -q '{"version":1,' "$clone/features.html"

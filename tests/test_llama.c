@@ -325,7 +325,7 @@ TEST(direct_logits) {
                   apart(got + v, logits + v, (n - 1) * v));
     } else {
         CHECK_STATUS(s, DLRN_ERR_UNSUPPORTED);
-        CHECK_STR(dlrn_error(ctx), "found a scale or a soft-cap behind it");
+        CHECK_STR(dlrn_error(ctx), "found a scale or a soft-cap after it");
         for (int64_t i = 0; i < n * v; i++) got[i] = 30 * tanhf(got[i] / 30); /* Gemma 2's */
         CHECK_MSG(apart(got, logits, n * v) < near, "capped: %g", apart(got, logits, n * v));
     }

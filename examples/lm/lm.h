@@ -352,8 +352,8 @@ struct lm_engine {
     dlrn_status (*head)(lm_model *m, lm_head *out);
     /* logits [n][vocab] of x [n][dim] times the unembedding; head comes before. */
     dlrn_status (*unembed)(lm_model *m, const float *x, int64_t n, float *logits);
-    /* For sampling: forgets the tokens that were cached, and makes room for so many sequences of so
-       many tokens. 0 and 0: frees that room. */
+    /* For sampling: forgets the tokens that were cached, and makes room for `sequences` sequences
+       of `positions` tokens. 0 and 0: frees that room. */
     dlrn_status (*begin)(lm_model *m, int64_t sequences, int64_t positions);
     /* Runs the next tokens of each sequence, as many of each, behind those that are cached. Taps as
        in run. logits [sequences][vocab]: after the last token of each. */
@@ -689,7 +689,7 @@ LM_API dlrn_status lm_final_length(lm_model *m, const float *x, int64_t n, doubl
     if (!head.is_product)
         return dlrn_fail(m->ctx, DLRN_ERR_UNSUPPORTED,
                          "final norm: expected logits that are a product with the unembedding, "
-                         "found a scale or a soft-cap behind it");
+                         "found a scale or a soft-cap after it");
     for (int64_t i = 0; i < n; i++, x += d) {
         const double mean = lm_row_mean(&head, x, d);
         double square = 0;

@@ -44,11 +44,11 @@ enum {
     LOOK_ALIGNED = 3,    /* coordinates                                                        */
     LOOK_BEFORE = 32,    /* tokens of the page's windows before the one that fires, ...        */
     LOOK_AFTER = 16,     /* ... and after it                                                   */
-    LOOK_PAGE_ALL = 1000 /* a page of more features is slow to open: choose so many           */
+    LOOK_PAGE_ALL = 1000 /* features of a page: with more it is slow to open                   */
 };
 
 /* What is looked at. All pointers are borrowed as long as calls use it. Names are printed as they
-   are: give them without folders, so that a page does not tell where it was made. */
+   are: give them without folders, so that a page does not reveal where it was made. */
 typedef struct look_about {
     lm_model *model;
     lm_tokenizer *tok;
@@ -109,7 +109,8 @@ typedef struct look_weights {
 /* Figures of the weights of list [n]. *out [n] is owned by the caller: dlrn_free. */
 LOOK_API dlrn_status look_weights_of(const look_about *about, const int64_t *list, int64_t n,
                                      look_weights **out);
-/* Whether an atom's effect on the logits can be told: the site adds to the residual stream. */
+/* Whether an atom has effects on the logits: the site adds to the residual stream, and the engine
+   knows how that becomes logits. */
 LOOK_API int look_has_logits(const look_about *about);
 
 /* The length of the part of a template before the data, which is where its one ">@DATA@<" has the
@@ -311,13 +312,9 @@ static const float *look_row(const dlrn_dictionary *dict, int role, int64_t feat
     return dict->param[role] ? dict->param[role] + feature * *width : NULL;
 }
 
-static int look_same_site(const lm_site *a, const lm_site *b) {
-    return a->kind == b->kind && a->layer == b->layer && !strcmp(a->tensor, b->tensor);
-}
-
 /* Whether the dictionary maps one site to another, so that its two sides are different things. */
 static int look_is_transcoder(const look_about *about) {
-    return !look_same_site(&about->tap.x, &about->tap.y);
+    return !lm_same_site(&about->tap.x, &about->tap.y);
 }
 
 /* Inputs of a module pass its norm and its weights before they reach the residual stream. That is
@@ -327,21 +324,23 @@ LOOK_API int look_has_logits(const look_about *about) {
     const int64_t dim = lm_config_of(about->model)->dim;
     if (about->dict->d_out != dim || about->dict->n_parts || !about->dict->param[DLRN_DECODER])
         return 0;
-    if (about->compat) return 1;
-    return kind == LM_EMBED || kind == LM_ATTN_OUT || kind == LM_MLP_OUT || kind == LM_RESID_OUT ||
-           kind == LM_TENSOR;
+    if (!about->compat && kind != LM_EMBED && kind != LM_ATTN_OUT && kind != LM_MLP_OUT &&
+        kind != LM_RESID_OUT && kind != LM_TENSOR)
+        return 0;
+    /* of no rows: whether the engine knows the way to the logits; the sweep must not be in vain */
+    return lm_direct_logits(about->model, NULL, 0, about->compat, NULL) == DLRN_OK;
 }
 
-/* Puts an entry in a list of the `most` largest, which has `count`; among equal ones the first that
+/* Puts an entry in a list of the `max` largest, which has `count`; among equal ones the first that
    came stays in front. */
-static void look_insert(look_entry *list, int *count, int most, int64_t index, float value) {
-    int at = *count < most ? *count : most - 1;
-    if (*count == most && !(value > list[at].value)) return;
+static void look_insert(look_entry *list, int *count, int max, int64_t index, float value) {
+    int at = *count < max ? *count : max - 1;
+    if (*count == max && !(value > list[at].value)) return;
     for (; at > 0 && value > list[at - 1].value; at--) list[at] = list[at - 1];
     list[at].index = (int32_t)index;
     list[at].value = value;
     list[at].share = 0;
-    *count += *count < most;
+    *count += *count < max;
 }
 
 /* The three largest entries of a row, by their sign as SAEDashboard takes them. */
@@ -696,7 +695,7 @@ static int32_t look_number(look_pages *p, int32_t id) {
     return p->place[id];
 }
 
-/* Room for so many further bytes of examples. */
+/* Room for `more` further bytes of examples. */
 static dlrn_status look_room(look_pages *p, int64_t more) {
     dlrn_context *ctx = p->about->dict->ctx;
     if (p->packed + more <= p->room) return DLRN_OK;
@@ -772,51 +771,37 @@ static void look_page_logits(look_pages *p, const look_weights *w) {
 /* Tokens by their mean activation, and by their share of the whole. */
 static void look_page_tokens(look_pages *p, const dlrn_feature_report *r) {
     look_out *o = p->o;
-    look_open(o, "mean_tokens", '[');
-    for (int64_t k = 0; k < r->tokens; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, look_number(p, r->by_mean[k].token));
-        look_real(o, NULL, r->by_mean[k].mean);
-        look_int(o, NULL, r->by_mean[k].count);
+    for (int share = 0; share < 2; share++) {
+        const dlrn_token_mean *t = share ? r->by_share : r->by_mean;
+        look_open(o, share ? "share_tokens" : "mean_tokens", '[');
+        for (int64_t k = 0; k < r->tokens; k++) {
+            look_open(o, NULL, '[');
+            look_int(o, NULL, look_number(p, t[k].token));
+            look_real(o, NULL, share ? t[k].share : t[k].mean);
+            if (!share) look_int(o, NULL, t[k].count);
+            look_close(o, ']');
+        }
         look_close(o, ']');
     }
-    look_close(o, ']');
-    look_open(o, "share_tokens", '[');
-    for (int64_t k = 0; k < r->tokens; k++) {
+}
+
+/* What varies with a feature: other features as [index, both, pearson], or coordinates as [index,
+   pearson, cosine]. */
+static void look_page_companions(look_out *o, const char *key, const dlrn_companion *c, int64_t n,
+                                 int of_features) {
+    look_open(o, key, '[');
+    for (int64_t k = 0; k < n; k++) {
         look_open(o, NULL, '[');
-        look_int(o, NULL, look_number(p, r->by_share[k].token));
-        look_real(o, NULL, r->by_share[k].share);
+        look_int(o, NULL, c[k].index);
+        if (of_features) look_int(o, NULL, c[k].both);
+        look_real(o, NULL, c[k].pearson);
+        if (!of_features) look_real(o, NULL, c[k].cosine);
         look_close(o, ']');
     }
     look_close(o, ']');
 }
 
-/* What fires together with a feature. */
-static void look_page_together(look_pages *p, const dlrn_feature_report *r) {
-    look_out *o = p->o;
-    look_open(o, "with", '[');
-    for (int64_t k = 0; k < r->companions; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, r->companion[k].index);
-        look_int(o, NULL, r->companion[k].both);
-        look_real(o, NULL, r->companion[k].pearson);
-        look_close(o, ']');
-    }
-    look_close(o, ']');
-}
-
-/* The coordinates that vary with a feature, and the intervals of its activation. */
-static void look_page_relations(look_pages *p, const dlrn_feature_report *r) {
-    look_out *o = p->o;
-    look_open(o, "neurons", '[');
-    for (int64_t k = 0; k < r->neurons; k++) {
-        look_open(o, NULL, '[');
-        look_int(o, NULL, r->neuron[k].index);
-        look_real(o, NULL, r->neuron[k].pearson);
-        look_real(o, NULL, r->neuron[k].cosine);
-        look_close(o, ']');
-    }
-    look_close(o, ']');
+static void look_page_intervals(look_out *o, const dlrn_feature_report *r) {
     look_open(o, "intervals", '[');
     for (int64_t k = 0; k < LOOK_INTERVALS; k++) {
         look_open(o, NULL, '[');
@@ -862,10 +847,11 @@ static dlrn_status look_page_feature(void *user, const dlrn_feature_report *r) {
     look_page_tokens(p, r);
     look_entries(p, "near", w->nearest, w->nearest_count, 0, 0);
     look_entries(p, "near_in", w->nearest_in, w->nearest_in_count, 0, 0);
-    look_page_together(p, r);
+    look_page_companions(o, "with", r->companion, r->companions, 1);
     look_entries(p, "align", w->align, w->aligned, 0, 1);
     look_entries(p, "align_in", w->align_in, both ? w->aligned : 0, 0, 1);
-    look_page_relations(p, r);
+    look_page_companions(o, "neurons", r->neuron, r->neurons, 0);
+    look_page_intervals(o, r);
     const int64_t at = p->packed;
     p->sinks += look_is_sink(r);
     for (int64_t k = 0; k < r->examples; k++) LOOK_TRY(look_pack(p, &r->example[k], r->totals.max));
@@ -936,39 +922,43 @@ static void look_page_about(look_pages *p, const dlrn_survey_info *info) {
     look_close(o, ']');
 }
 
-/* Sentences on what the figures leave out. */
-static void look_page_notes(look_pages *p, int64_t n) {
-    const look_about *a = p->about;
-    const dlrn_formula *f = &a->dict->formula;
-    look_out *o = p->o;
+/* What the logit effects of a page are. */
+static void look_note_logits(look_out *o, const look_about *a) {
     char text[512];
-    look_open(o, "notes", '[');
+    const char *norm = lm_final_norm(a->model);
+    const int normed = strcmp(norm, "none") != 0;
     if (!look_has_logits(a)) {
         look_text(o, NULL,
                   "There are no logit effects: what this site holds is not added to the residual "
-                  "stream.");
-    } else if (a->compat) {
+                  "stream, or this model's way from there to the logits is not known.");
+        return;
+    }
+    if (a->compat) {
         look_text(o, NULL, "Logit effects are atom times unembedding, without the final norm.");
-    } else {
-        const char *norm = lm_final_norm(a->model);
-        snprintf(text, sizeof text,
-                 "Logit effects are those of an activation of 1 on the next token: the atom, "
-                 "through %s%s, times the unembedding. Later layers are left out%s.",
-                 strcmp(norm, "none") ? "the weight of the final " : "no final norm",
-                 strcmp(norm, "none") ? norm : "",
-                 strcmp(norm, "none")
-                     ? ", and so is the norm's division by the length of the stream, which differs "
-                       "from token to token: compare the effects of one feature with each other"
-                     : "");
-        look_text(o, NULL, text);
+        return;
     }
-    if (f->scale_out != 1 && !a->compat) {
-        snprintf(text, sizeof text,
-                 "The dictionary multiplies its output by %.6g; logit effects include that.",
-                 f->scale_out);
-        look_text(o, NULL, text);
-    }
-    if (f->normalise != DLRN_NORMALISE_NONE)
+    snprintf(text, sizeof text,
+             "Logit effects are those of an activation of 1 on the next token: the atom, through "
+             "%s%s, times the unembedding. Later layers are left out%s.",
+             normed ? "the weight of the final " : "no final norm", normed ? norm : "",
+             normed ? ", and so is the norm's division by the length of the stream, which differs "
+                      "from token to token: compare the effects of one feature with each other"
+                    : "");
+    look_text(o, NULL, text);
+    if (a->dict->formula.scale_out == 1) return;
+    snprintf(text, sizeof text,
+             "The dictionary multiplies its output by %.6g; logit effects include that.",
+             a->dict->formula.scale_out);
+    look_text(o, NULL, text);
+}
+
+/* Sentences on what the figures leave out. */
+static void look_page_notes(look_pages *p, int64_t n) {
+    const look_about *a = p->about;
+    look_out *o = p->o;
+    look_open(o, "notes", '[');
+    look_note_logits(o, a);
+    if (a->dict->formula.normalise != DLRN_NORMALISE_NONE)
         look_text(
             o, NULL,
             "The dictionary scales each row before it is encoded, and back afterwards. "

@@ -101,8 +101,7 @@ static const flag flags[] = {
     {"--data", F_TEXT, AT(data), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "X",
      "arrays [rows, width] or [.., width] of f16, bf16, f32 or f64: a file (.npy, .npz, .pt, "
      ".safetensors); a folder or a quoted pattern of files, read as one sequence of rows, x2 "
-     "before "
-     "x10; or - for a .npy on standard input"},
+     "before x10; or - for a .npy on standard input"},
     {"--target", F_TEXT, AT(target), C_TRAIN | C_EVAL, 1, TEXT_MAX, "Y",
      "the rows to reconstruct, if they are not those of --data; takes what --data takes"},
     {"--tensor", F_TEXT, AT(tensor), C_ARRAYS | C_TRAIN | C_EVAL, 1, TEXT_MAX, "NAME",
@@ -126,8 +125,7 @@ static const flag flags[] = {
      LM_KINDS "; with a GGUF file also tensor:NAME, a tensor of llama.cpp's graph"},
     {"--layer", F_INT, AT(layer), C_SITES | C_CONVERT, 0, 0, "N",
      "the layer of the site, from 0 (embed and tensor:NAME have none); convert: N in "
-     "circuit-tracer's "
-     "layer_N.safetensors (default 0)"},
+     "circuit-tracer's layer_N.safetensors (default 0)"},
     {"--io", F_TEXT, AT(io), C_SITES, 0, TEXT_MAX, "in|out|in_to_out",
      "out: the site itself (default); in: the input of its module; in_to_out: reads that input and "
      "reconstructs the site"},
@@ -312,9 +310,8 @@ static const flag flags[] = {
      "--threads, --kernels and --skip-nonfinite"},
     {"--compat", F_SWITCH, AT(compat), C_DICTIONARIES, 0, 0, "",
      "train, eval: compute as the reference's code of March 2024 does, number for number; "
-     "features: "
-     "as SAEDashboard 0.8 does; all: read a dictionary as its library does where that is wrong "
-     "(Llama Scope, Llamascopium)"},
+     "features: as SAEDashboard 0.8 does; all: read a dictionary as its library does where that is "
+     "wrong (Llama Scope, Llamascopium)"},
     /* looking */
     {"--rows", F_COUNT, AT(rows), C_EVAL | C_FEATURES | C_SWEEP, 1, 0, "N",
      "rows to measure, or all (default: eval and sweep 8192, features 65536)"},
@@ -328,10 +325,10 @@ static const flag flags[] = {
     {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
      "which features: numbers, and ranges of them (default: see --count)"},
     {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
-     "features: choose N features: those that fire on 0.1 to 5 % of the tokens, with the largest "
-     "activations first, then others that fire (default 8; with --out: all where there are at most "
-     "1000, otherwise 1000); effect: how many features to show, without --feature, or with "
-     "it how many tokens up, and down (default 8)"},
+     "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, "
+     "with the largest activations first, then others that fire (default 8; with --out: all where "
+     "there are at most 1000, otherwise 1000); effect: how many features to show, without "
+     "--feature, or with it how many tokens up, and down (default 8)"},
     {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
      "contexts with the largest activations per feature (default 4; with --out or --json: 20)"},
     {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
@@ -351,8 +348,7 @@ static const flag flags[] = {
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
      "add A times the feature's atom to the activations: A is in units of the feature's "
-     "activation; "
-     "a list gives a text for each"},
+     "activation; a list gives a text for each"},
     {"--match", F_REAL, AT(match), C_COMPARE, 0, 1, "COSINE",
      "nearest atoms whose cosine is at least this may be the same feature (default 0.7)"},
     {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY",

@@ -63,16 +63,21 @@ static void choose_pass(chooser *c) {
     for (; c->at < c->held && !c->keep[c->at]; c->at++) *c->left_out += 1;
 }
 
+/* Goes to the next row that counts. Where there is none, at == held, and `later` says why. */
+static void choose_next(chooser *c) {
+    for (choose_pass(c); c->at == c->held && c->later == DLRN_OK; choose_pass(c)) choose_fill(c);
+}
+
 /* Hands out rows that follow one another in the array, so that an error names the right one. */
 static dlrn_status choose_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     chooser *c = (chooser *)user;
     const int64_t d = c->inner.d_in, d_out = c->inner.d_out;
     *n = 0;
-    for (choose_pass(c); c->at == c->held; choose_pass(c)) {
-        dlrn_status s = c->later;
+    choose_next(c);
+    if (c->at == c->held) {
+        const dlrn_status s = c->later;
         c->later = DLRN_OK;
-        if (s != DLRN_OK) return s;
-        choose_fill(c);
+        return s;
     }
     while (*n < max_rows && c->at + *n < c->held && c->keep[c->at + *n]) ++*n;
     memcpy(x, c->x + c->at * d, (size_t)(*n * d) * sizeof *x);
@@ -81,9 +86,11 @@ static dlrn_status choose_read(void *user, int64_t max_rows, float *x, float *y,
     return DLRN_OK;
 }
 
+/* The row that the next call of choose_read hands out first, not one before it that is left out:
+   errors and --held-out count from there. */
 static dlrn_status choose_position(void *user, uint64_t *position) {
     chooser *c = (chooser *)user;
-    choose_pass(c);
+    choose_next(c);
     *position = c->begin + (uint64_t)c->at;
     return c->at == c->held && c->inner.position ? c->inner.position(c->inner.user, position)
                                                  : DLRN_OK;

@@ -42,25 +42,12 @@ static void comparison_free(dlrn_context *ctx, comparison *c) {
     memset(c, 0, sizeof *c);
 }
 
-/* A feature's row of a parameter, which a part may hold; NULL: the family has none. */
-static const float *feature_row(const dlrn_dictionary *dict, int role, int64_t feature,
-                                int64_t *width) {
-    for (int64_t p = dict->n_parts - 1; p >= 0; p--) {
-        if (feature < dict->part[p].feature_at) continue;
-        feature -= dict->part[p].feature_at;
-        dict = dict->part[p].dict;
-        break;
-    }
-    *width = role == DLRN_ENCODER ? dict->d_in : dict->d_out;
-    return dict->param[role] ? dict->param[role] + feature * *width : NULL;
-}
-
 /* The cosine of the encoder rows of two features; NaN where they cannot be compared. */
 static float encoder_cosine(const dlrn_dictionary *a, int64_t i, const dlrn_dictionary *b,
                             int64_t j) {
     int64_t width, other;
-    const float *x = feature_row(a, DLRN_ENCODER, i, &width);
-    const float *y = feature_row(b, DLRN_ENCODER, j, &other);
+    const float *x = look_row(a, DLRN_ENCODER, i, &width);
+    const float *y = look_row(b, DLRN_ENCODER, j, &other);
     if (!x || !y || width != other) return (float)NAN;
     const double norms = (double)dlrn_norm(a->ctx, x, width) * (double)dlrn_norm(a->ctx, y, width);
     return norms > 0 ? (float)((double)dlrn_dot(a->ctx, x, y, width) / norms) : (float)NAN;
@@ -81,8 +68,7 @@ static void summarise_side(compare_side *a) {
     a->mean = sum / (double)(a->features - a->no_atom);
 }
 
-/* The features without a match whose cosines are lowest. matched_of: of each feature, whether it is
-   matched. */
+/* The features without a match whose cosines are lowest. is_matched: of each feature. */
 static void find_worst(compare_side *a, const char *is_matched) {
     for (int64_t i = 0; i < a->features; i++) {
         int at = a->n_worst;

@@ -114,17 +114,13 @@ static const command commands[] = {
     {"inspect", C_INSPECT, 1, "PATH [--json]",
      "Prints what a file or folder contains: its format and tensors; for a model its shape; for a "
      "dictionary its family, sizes, library and class, its formula in words, the norms of its "
-     "atoms, "
-     "its thresholds, layers and parts, what its config says of its training, and a note about "
-     "what "
-     "the file leaves open. If a dictionary does not load: why, and which flag helps. JSON has the "
-     "same under path, format, family, layout (the library), class, activation_dim, dict_size, "
-     "d_out, "
-     "skip, layers, feature_layers, formula (normalise, center, gate, select, k, threshold, "
-     "standardise, scale_in, scale_out, words), atom_norms and thresholds (min, mean, max), parts "
-     "(in_at, feature_at, out_at and the keys above), recipe, model, site, target, note, "
-     "not_loaded "
-     "and tensors (name, dtype, shape).",
+     "atoms, its thresholds, layers and parts, what its config says of its training, and a note "
+     "about what the file leaves open. If a dictionary does not load: why, and which flag helps. "
+     "JSON has the same under path, format, family, layout (the library), class, activation_dim, "
+     "dict_size, d_out, skip, layers, feature_layers, formula (normalise, center, gate, select, k, "
+     "threshold, standardise, scale_in, scale_out, words), atom_norms and thresholds (min, mean, "
+     "max), parts (in_at, feature_at, out_at and the keys above), recipe, model, site, target, "
+     "note, not_loaded and tensors (name, dtype, shape).",
      "", "build/dictlearn inspect examples/data/tiny-neox", run_inspect},
     {"convert", C_CONVERT, 2, "IN OUT [--layout NAME] [--from NAME]",
      "Rewrites a dictionary in the format of OUT's suffix (.pt, .safetensors, .npz). With --layout "
@@ -161,16 +157,14 @@ static const command commands[] = {
      "Shows features: on the terminal with the tokens and contexts on which they fire most; with "
      "--out on one page for a browser, which needs no network; with --json as {\"features\": "
      "[...]} in the keys of SAEDashboard, which Neuronpedia reads. The model runs once; each "
-     "context "
-     "counts as a document. Page and JSON hold for each feature: density, histogram, tokens by "
-     "mean "
-     "activation, contexts (the strongest, and some drawn with --seed from five equal intervals), "
-     "the tokens that its atom makes likely, nearest atoms, features that fire together with it, "
-     "coordinates. JSON differs from SAEDashboard's in this, unless --compat is given: rows left "
-     "out count nowhere, frac_nonzero is exact, correlations are over all features and the rows "
-     "that count, one context gives one of the strongest examples, contexts keep their first "
-     "token, "
-     "the final norm's weight is applied, atoms keep their lengths, and there are further keys.",
+     "context counts as a document. Page and JSON hold for each feature: density, histogram, "
+     "tokens by mean activation, contexts (the strongest, and some drawn with --seed from five "
+     "equal intervals), the tokens that its atom makes likely, nearest atoms, features that fire "
+     "together with it, coordinates. JSON differs from SAEDashboard's in this, unless --compat is "
+     "given: rows left out count nowhere, frac_nonzero is exact, correlations are over all "
+     "features and the rows that count, one context gives one of the strongest examples, contexts "
+     "keep their first token, the final norm's weight is applied, atoms keep their lengths, and "
+     "there are further keys.",
      "build/run: see train --help; build/text.jsonl: see generate --help",
      "build/dictlearn features --dict build/run " TINY_SITE " --count 3", run_features},
     {"effect", C_EFFECT, 0,
@@ -182,8 +176,7 @@ static const command commands[] = {
      "Without: the features that are strongest there (activation times norm of the atom), each "
      "changed alone; exact, from 1 + --count forward passes of each input. At resid_out of the "
      "last layer: all active features (of many the strongest, and it says so), sorted by KL, from "
-     "1 "
-     "forward pass of each input; exact for the logits under the final norm's unchanged length, "
+     "1 forward pass of each input; exact for the logits under the final norm's unchanged length, "
      "so that effects add up; what the change of that length adds is left out (--feature has it). "
      "JSON has all of that under inputs, rows (tokens that are averaged), exactness, "
      "forward_passes, token (see --token) and features (feature, activation, active, kl, change, "
@@ -206,21 +199,18 @@ static const command commands[] = {
      run_steer},
     {"compare", C_COMPARE, 2, "D1 D2 ... [--match COSINE] [--json]",
      "Compares the atoms of dictionaries by cosine. Of two: the mean max cosine both ways, which "
-     "is "
-     "1/F sum_i max_j cos(a_i, b_j) of the atoms a_i in b; how many are nearest to each other; how "
-     "many of these pairs match, with a cosine of at least --match, and the cosines of their "
+     "is 1/F sum_i max_j cos(a_i, b_j) of the atoms a_i in b; how many are nearest to each other; "
+     "how many of these pairs match, with a cosine of at least --match, and the cosines of their "
      "encoder rows; the features without a match, with those that are farthest from all others; a "
      "histogram of the max cosines. Of more (the same training with other seeds): D1 with each of "
      "the others, and how many of its features have a match in all of them, or in fewer. Atoms of "
      "zeros count as unmatched, and not in means. Dictionaries of several layers: layer with "
-     "layer. "
-     "Takes 2 F^2 d multiplications a pair. JSON has match, width, comparisons (mutual, matched, "
-     "mean_matched_cosine, mean_matched_encoder_cosine; first and second: path, features, "
+     "layer. Takes 2 F^2 d multiplications a pair. JSON has match, width, comparisons (mutual, "
+     "matched, mean_matched_cosine, mean_matched_encoder_cosine; first and second: path, features, "
      "mean_max_cosine, unmatched, zero_atoms, farthest, histogram (20 equal bins from 0 to 1, and "
      "below 0 in the first), nearest, max_cosine; pairs [i, j, cosine, encoder cosine]), "
      "features_found_in (how many features have a match in 0, 1, ... others) and found_in (the "
-     "same "
-     "for each feature).",
+     "same for each feature).",
      "build/run: see train --help; build/ae.safetensors: see convert --help",
      "build/dictlearn compare build/run build/ae.safetensors", run_compare},
     {"plot", C_PLOT, 1, "RUN... --out FILE.svg [--x KEY --y KEY,KEY,...]",
@@ -236,23 +226,18 @@ static const command commands[] = {
     {"sweep", C_TRAIN | C_SWEEP, 0, "SOURCE --save-dir DIR --vary FLAG=V,V,... ...",
      "Trains several dictionaries on one stream of activations. They differ in a setting of train, "
      "such as --vary k=16,32,64 or --vary recipe=dl-top_k,dl-batch_top_k; --vary given several "
-     "times "
-     "trains every combination. The model runs once, one buffer shuffles, and each batch goes to "
-     "all "
-     "of them: DIR/k-32 is the run that train --k 32 gives, bit for bit (a --seed that varies is "
-     "that "
-     "of the weights; the rows have the order of seed 0, or of --seed). Flags that change the rows "
-     "cannot vary. A dictionary that fails is reported, and the others go on. Ctrl-C, SIGTERM and "
-     "SIGHUP save all, and --resume --save-dir DIR goes on. At the end all are measured on the "
-     "same "
-     "rows: those behind the rows that were read for training, or those of --held-out; or, if the "
-     "data has ended, rows of the training, which the table says. It prints the table and writes "
-     "DIR/sweep.json and DIR/frontier.svg.",
+     "times trains every combination. The model runs once, one buffer shuffles, and each batch "
+     "goes to all of them: DIR/k-32 is the run that train --k 32 gives, bit for bit (a --seed that "
+     "varies is that of the weights; the rows have the order of seed 0, or of --seed). Flags that "
+     "change the rows cannot vary. A dictionary that fails is reported, and the others go on. "
+     "Ctrl-C, SIGTERM and SIGHUP save all, and --resume --save-dir DIR goes on. At the end all are "
+     "measured on the same rows: those after the rows that were read for training, or those of "
+     "--held-out; or, if the data has ended, rows of the training, which the table says. It prints "
+     "the table and writes DIR/sweep.json and DIR/frontier.svg.",
      "build/text.jsonl: see generate --help",
      "build/dictlearn sweep " TINY_SITE " \\\n"
-     "    --save-dir build/sweep --expansion 8 --batch-size 512 --lr 3e-3 --warmup-steps 20 "
-     "--n-ctxs "
-     "60 \\\n"
+     "    --save-dir build/sweep --expansion 8 --batch-size 512 --lr 3e-3 "
+     "--warmup-steps 20 --n-ctxs 60 \\\n"
      "    --steps 80 --documents 64 --vary sparsity-penalty=0.06,0.12,0.24",
      run_sweep},
 };

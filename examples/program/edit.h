@@ -19,6 +19,11 @@ static dlrn_status check_edited(const char *command_name, const options *o,
                      (long long)dict->features, o->dict, (long long)o->feature);
 }
 
+/* Whether a row's features depend on the other rows of a call. */
+static int compares_rows(const dlrn_dictionary *dict) {
+    return dict->formula.select == DLRN_SELECT_BATCH_TOP_K || dict->formula.standardise;
+}
+
 /* What one unit of a feature adds to x_hat, in atoms: x_hat is scaled, and that of a normalised row
    x [d_in] is scaled back. */
 static double unit_of(const dlrn_dictionary *dict, const float *x) {
@@ -95,6 +100,14 @@ static dlrn_status open_edited(const char *command_name, dlrn_context *ctx, cons
     if (s == DLRN_OK) s = check_edited(command_name, o, *dict);
     if (s == DLRN_OK) s = model_text_open(ctx, o, 1, mt);
     return s == DLRN_OK ? check_site_width(mt, o, *dict) : s;
+}
+
+/* The first documents of --text: --documents, or 128. */
+static dlrn_status read_first_documents(model_text *mt, const options *o, lm_documents *out) {
+    const int64_t limit = o->documents < 0 ? 128 : o->documents < ALL ? o->documents : -1;
+    const dlrn_status s = lm_read_documents(mt->model, mt->tok, mt->docs, &mt->reading, limit, out);
+    if (s != DLRN_END) return s;
+    return dlrn_fail(mt->ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
 }
 
 static double log_sum_exp(const float *x, int64_t n) {

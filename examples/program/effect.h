@@ -1,7 +1,7 @@
 /* dictlearn effect: what a feature does to the log-probabilities of the next token.
 
    Each feature is changed alone, in a copy of the inputs: copy 0 is left as it is, copy k has
-   feature k changed. All copies that fit go through the model in one run. Behind the last layer
+   feature k changed. All copies that fit go through the model in one run. After the last layer
    there is only the final norm, so there the change of the logits is computed from the atom, and
    one copy is enough (see linear_effects). */
 
@@ -96,11 +96,24 @@ static dlrn_status change_sequence(effect *e, feature_sum *f, const float *x, fl
     return s;
 }
 
+/* Marks the rows of all copies of a run as those of copy 0, whose marks are the first in `at`, also
+   in the runs after it. To mark each copy by its own rows could give other marks: an engine need
+   not compute the same bits in batches of other sizes, and --max-norm-ratio compares norms. */
+static dlrn_status mark_copies(effect *e, const float *x) {
+    const int64_t tokens = e->start[e->contexts];
+    lm_batch first = e->batch;
+    first.sequences = e->contexts;
+    const dlrn_status s = e->copy ? DLRN_OK : mark_rows(e, &first, x);
+    for (int64_t q = e->contexts; q < e->batch.sequences; q += e->contexts)
+        memcpy(e->at + e->start[q], e->at, (size_t)tokens);
+    return s;
+}
+
 /* The rows of a run reach the site: each copy but copy 0 has a feature changed. */
 static dlrn_status change_copies(void *user, int tap, const float *x, float *y, int64_t n) {
     effect *e = (effect *)user;
     (void)tap;
-    dlrn_status s = mark_rows(e, &e->batch, x);
+    dlrn_status s = mark_copies(e, x);
     if (e->linear) {
         gather_rows(e, x, e->dict->d_in, 0, n, e->x);
         gather_rows(e, y, e->dict->d_out, 0, n, e->y);
@@ -195,7 +208,8 @@ static dlrn_status read_logits(effect *e, int64_t from, int64_t to, float *out) 
     return s;
 }
 
-/* Room for the logits of the marked rows of the inputs, once copy 0 tells how many there are. */
+/* Room for the logits of the marked rows of the inputs, once copy 0 has shown how many there
+   are. */
 static dlrn_status reserve_logits(effect *e, int64_t tokens) {
     dlrn_context *ctx = e->mt.ctx;
     e->measured = 0;
@@ -234,7 +248,7 @@ static dlrn_status run_copies(effect *e, int64_t first, int64_t end, int64_t cop
     return s;
 }
 
-/* ---- the linear part, behind the last layer */
+/* ---- the linear part, after the last layer */
 
 /* Direct logits [count][vocabulary] of `amount` atoms and `switched` offsets of each feature. */
 static dlrn_status direct_logits(effect *e, double amount, double switched, float *out) {
@@ -281,7 +295,7 @@ static void add_linear(effect *e, int64_t k, const double *length) {
     add_rows(e, f);
 }
 
-/* Behind the last layer the stream only passes the final norm and the unembedding. With the length
+/* After the last layer the stream only passes the final norm and the unembedding. With the length
    by which the norm divides held at that of the unchanged stream, the logits are linear in the
    stream: the sum of what each feature adds. */
 static dlrn_status linear_effects(effect *e) {
@@ -322,7 +336,8 @@ static dlrn_status measure_copies(effect *e, int64_t first, int64_t end) {
 static int64_t end_of_batch(const effect *e, int64_t first, int64_t copies) {
     const int64_t *start = e->inputs.start;
     int64_t end = first + 1;
-    for (; end < e->inputs.count; end++) {
+    /* linear: all measured rows of a run are encoded in one call */
+    for (; end < e->inputs.count && !(e->linear && compares_rows(e->dict)); end++) {
         const int64_t tokens = start[end + 1] - start[first], rows = end + 1 - first;
         if (tokens * copies > run_tokens(e)) break;
         if ((e->everywhere ? tokens : rows) * e->vocab > EFFECT_LOGITS) break;
@@ -399,7 +414,7 @@ static dlrn_status find_strengths(effect *e) {
     return s;
 }
 
-/* How many features are measured without --feature: --count. Behind the last layer they are cheap,
+/* How many features are measured without --feature: --count. After the last layer they are cheap,
    a log-sum-exp for each on each row: all, up to 256, as far as that takes some five seconds. */
 static int64_t count_wanted(const effect *e) {
     const int64_t inputs = e->inputs.count;
@@ -641,15 +656,8 @@ static dlrn_status print_effects(effect *e) {
 /* The inputs: a prompt, or documents. */
 static dlrn_status read_inputs(effect *e) {
     const options *o = e->o;
-    const int64_t limit = o->documents > 0 ? o->documents : 128;
     bpe_ids ids;
-    if (o->text) {
-        const int64_t most = limit < ALL ? limit : -1;
-        dlrn_status s =
-            lm_read_documents(e->mt.model, e->mt.tok, e->mt.docs, &e->mt.reading, most, &e->inputs);
-        if (s != DLRN_END) return s;
-        return dlrn_fail(e->mt.ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
-    }
+    if (o->text) return read_first_documents(&e->mt, o, &e->inputs);
     memset(&ids, 0, sizeof ids);
     dlrn_status s = prompt_tokens(&e->mt, o, &ids);
     e->inputs.ctx = e->mt.ctx;
@@ -667,22 +675,22 @@ static dlrn_status read_inputs(effect *e) {
 /* Room for the largest run. */
 static dlrn_status reserve_runs(effect *e) {
     dlrn_context *ctx = e->mt.ctx;
-    int64_t most = run_tokens(e);
+    int64_t max = run_tokens(e);
     for (int64_t i = 0; i < e->inputs.count; i++) {
         const int64_t n = e->inputs.start[i + 1] - e->inputs.start[i];
-        most = n > most ? n : most;
+        max = n > max ? n : max;
     }
-    e->id = (int32_t *)dlrn_alloc(ctx, most, sizeof *e->id);
-    e->start = (int64_t *)dlrn_alloc(ctx, most + 1, sizeof *e->start);
-    e->at = (unsigned char *)dlrn_alloc(ctx, most, 1);
-    e->x = (float *)dlrn_alloc(ctx, most * e->dict->d_in, sizeof *e->x);
-    e->y = (float *)dlrn_alloc(ctx, most * e->dict->d_out, sizeof *e->y);
+    e->id = (int32_t *)dlrn_alloc(ctx, max, sizeof *e->id);
+    e->start = (int64_t *)dlrn_alloc(ctx, max + 1, sizeof *e->start);
+    e->at = (unsigned char *)dlrn_alloc(ctx, max, 1);
+    e->x = (float *)dlrn_alloc(ctx, max * e->dict->d_in, sizeof *e->x);
+    e->y = (float *)dlrn_alloc(ctx, max * e->dict->d_out, sizeof *e->y);
     if (!e->id || !e->start || !e->at || !e->x || !e->y) return DLRN_ERR_MEMORY;
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-/* Whether the effects can be had without changing anything on the way: behind the last layer,
-   unless this engine or this architecture cannot tell how the stream becomes logits. */
+/* Whether the effects can be had without changing anything on the way: after the last layer,
+   unless this engine or this architecture cannot say how the stream becomes logits. */
 static dlrn_status find_method(effect *e) {
     const lm_site *y = &e->mt.tap.y;
     if (e->o->feature >= 0 || y->kind != LM_RESID_OUT ||

@@ -32,8 +32,8 @@ static int64_t count_of(const options *o) {
     return is_given(o, find_flag("--count", &none)) ? o->count : -1;
 }
 
-/* The next part of --features, "7" or "3-17"; the text behind it, or NULL if there is no such part.
-   */
+/* The next part of --features, "7" or "3-17"; returns the text after it, or NULL if there is no
+   such part. */
 static const char *next_range(const char *c, int64_t *from, int64_t *to) {
     size_t digits = strspn(c, "0123456789");
     if (digits < 1 || digits > 10) return NULL;
@@ -79,7 +79,7 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* After the sweep: the features of --all, of --count, or so many as suit a page. */
+/* After the sweep: the features of --all, of --count, or as many as suit a page. */
 static dlrn_status choose_features(showing *w) {
     const int64_t F = w->dict->features;
     const int paged = w->o->out != NULL;
@@ -150,14 +150,14 @@ static const char *scratch_folder(const showing *w, char *text, size_t size) {
     return text;
 }
 
-/* Says what the sweep will take, once its first rows tell how many features are active. */
+/* Says what the sweep will take, once its first rows show how many features are active. */
 static void tell_plan(const showing *w, const dlrn_survey_info *info) {
     const double rows = (double)(info->rows ? info->rows : 1);
     const int64_t known = w->rows < ALL ? w->rows : 1000000;
     const int64_t contexts = (int64_t)((double)info->contexts * ((double)known / rows)) + 1;
     const int64_t shown = w->n ? w->n : w->count > 0 ? w->count : LOOK_PAGE_ALL;
     double memory, file;
-    char a[32], b[32], c[80], folder[1024];
+    char a[32], b[32], c[96], folder[1024];
     dlrn_survey_plan(w->dict, &w->cfg, known, contexts, (double)info->codes / rows,
                      shown < w->dict->features ? shown : w->dict->features, &memory, &file);
     *c = 0;
@@ -193,7 +193,7 @@ static dlrn_status sweep_progress(void *user, const dlrn_survey *survey) {
     return DLRN_OK;
 }
 
-/* The last part of a path, so that a page does not tell where it was made. */
+/* The last part of a path, so that a page does not reveal where it was made. */
 static const char *last_part(const char *path, char *name, size_t size) {
     size_t n = strlen(path), from;
     while (n > 1 && path[n - 1] == '/') n--;

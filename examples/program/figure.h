@@ -50,11 +50,9 @@ typedef struct figure {
 
 /* ---- text */
 
-/* Characters that would change the text around them: bidirectional controls, and those that XML
-   does not allow. */
+/* What is not printed as it is, and what XML does not allow. */
 static int is_unwelcome(uint32_t c) {
-    return is_control(c) || (c >= 0x202A && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069) ||
-           c == 0x200E || c == 0x200F || c == 0xFFFE || c == 0xFFFF;
+    return is_unsafe(c) || c == 0xFFFE || c == 0xFFFF;
 }
 
 /* Prints a name as text of an XML file. Of more than `max` characters the middle is left out: the
@@ -176,9 +174,10 @@ static axis make_axis(double low, double high, int may_log, int snug, int whole)
     memset(&a, 0, sizeof a);
     if (!(low <= high)) low = 0, high = 1; /* no numbers */
     a.log = may_log && low > 1e-300 && high >= 10 * low;
-    if (!(high > low)) { /* a single one, in the middle; 0 is mostly a count */
+    /* a single one, in the middle; 0 is mostly a count. Of a narrower range a step would be 0 */
+    if (!(high - low > 1e-290)) {
         const double room = 0.1 * fabs(low);
-        high += room > 0 ? room : 1;
+        high += room > 1e-290 ? room : 1;
         low -= room;
         snug = 0;
     }
@@ -338,9 +337,10 @@ static void put_curve_markers(FILE *f, const figure_series *s, int series, int a
 /* Bars from 0, with their numbers for pointers and readers. */
 static void put_bars(FILE *f, const figure_series *s, const axis *x, const axis *y) {
     for (int64_t i = 0; i < s->n; i++) {
+        if (!(s->y[i] > 0) || !is_drawn(y, s->y[i])) continue;
+        if (!is_drawn(x, s->x[i]) || !is_drawn(x, s->x[i + 1])) continue;
         const double from = axis_at(x, s->x[i]), to = axis_at(x, s->x[i + 1]);
         const double top = axis_at(y, s->y[i]);
-        if (!(s->y[i] > 0)) continue;
         fprintf(f,
                 "<rect class=\"bar s0\" x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\">"
                 "<title>%.3g to %.3g: %.0f</title></rect>\n",
@@ -391,9 +391,9 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
                       const axis *across, const axis *up) {
     static const double place[6][2] = {{-0.5, -10}, {-0.5, 19}, {0, 4}, {-1, 4}, {-1, -8}, {0, 17}};
     const double width = 6.8 * (double)(strlen(text) < 24 ? strlen(text) : 24);
-    double least = HUGE_VAL;
+    double lowest = HUGE_VAL;
     label_box best = {0, 0, 0, 0};
-    for (int i = 0; i < 6 && least > 0; i++) {
+    for (int i = 0; i < 6 && lowest > 0; i++) {
         const double side = place[i][0] < -0.9 ? -9 : place[i][0] < 0 ? 0 : 9;
         const double left = x + place[i][0] * width + side, base = y + place[i][1];
         const label_box b = {left, base - 10, left + width, base + 3};
@@ -401,7 +401,7 @@ static void put_label(FILE *f, label_boxes *all, const char *text, double x, dou
             covered(all, &b) +
             (b.x1 > across->to + FIGURE_RIGHT || b.x0 < across->from - 9 ? 1e6 : 0) +
             (b.y1 > up->from ? 1e6 : 0);
-        if (cost < least) least = cost, best = b;
+        if (cost < lowest) lowest = cost, best = b;
     }
     fprintf(f, "<text class=\"halo\" x=\"%.1f\" y=\"%.1f\">", best.x0, best.y1 - 3);
     put_xml(f, text, 24);
@@ -459,7 +459,7 @@ static void put_points(FILE *f, const figure_panel *p, const axis *x, const axis
 
 /* ---- panels */
 
-/* The least and the greatest number that series have on an axis; edges of bars are one more. */
+/* The smallest and the largest number that series have on an axis; edges of bars are one more. */
 static void find_range(const figure_panel *p, int of_x, double *low, double *high) {
     *low = HUGE_VAL, *high = -HUGE_VAL;
     for (int k = 0; k < p->n; k++) {

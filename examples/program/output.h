@@ -33,13 +33,20 @@ static const char *time_text(double s, char *text, size_t size) {
     return text;
 }
 
-/* ---- text out of files. Terminals obey control characters, so none is printed as it is. */
+/* ---- text out of files. Terminals obey control characters and turn text around, so no such
+   character is printed as it is. */
 
 static int is_control(uint32_t c) {
     return c < 32 || (c >= 127 && c < 160);
 }
 
-/* Prints bytes for people, on one line: line ends as a sign, tabs as a space, other control
+/* Control characters, and those that turn the direction of the text around them. */
+static int is_unsafe(uint32_t c) {
+    return is_control(c) || c == 0x61C || c == 0x200E || c == 0x200F ||
+           (c >= 0x202A && c <= 0x202E) || (c >= 0x2066 && c <= 0x2069);
+}
+
+/* Prints bytes for people, on one line: line ends as a sign, tabs as a space, other unsafe
    characters as a question mark, what is not UTF-8 as U+FFFD. Returns the number of characters. */
 static int put_text(FILE *f, const char *s, int64_t n) {
     int shown = 0;
@@ -50,7 +57,7 @@ static int put_text(FILE *f, const char *s, int64_t n) {
             fputs("\xEF\xBF\xBD", f);
         else if (c == '\n')
             fputs("\xE2\x8F\x8E", f);
-        else if (is_control(c))
+        else if (is_unsafe(c))
             fputc(c == '\t' || c == '\r' ? ' ' : '?', f);
         else
             fwrite(s + i, 1, (size_t)length, f);
@@ -70,7 +77,7 @@ static void put_quoted(FILE *f, const char *s, int64_t n) {
             fprintf(f, "\\%c", (char)c);
         else if (c == '\n')
             fputs("\\n", f);
-        else if (is_control(c))
+        else if (is_unsafe(c))
             fprintf(f, "\\u%04x", (unsigned)c);
         else
             fwrite(s + i, 1, (size_t)length, f);

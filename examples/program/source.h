@@ -64,12 +64,18 @@ static dlrn_status shortened_seek(void *user, uint64_t position) {
 
 static dlrn_status shortened_read(void *user, int64_t max_rows, float *x, float *y, int64_t *n) {
     shortened *c = (shortened *)user;
-    uint64_t at = 0;
+    uint64_t within = c->all;
     *n = 0;
-    dlrn_status s = shortened_position(c, &at);
-    if (s == DLRN_OK) s = c->inner.seek(c->inner.user, at);
-    if (s != DLRN_OK) return s;
-    const int64_t left = c->inner.rows - (int64_t)(at % c->all);
+    /* again after a seek: rows at an epoch's beginning may be left out, so that it goes on later */
+    while (within >= (uint64_t)c->inner.rows) {
+        uint64_t at = 0;
+        dlrn_status s = c->inner.position(c->inner.user, &at);
+        within = at % c->all;
+        if (s == DLRN_OK && within >= (uint64_t)c->inner.rows)
+            s = c->inner.seek(c->inner.user, at + c->all - within);
+        if (s != DLRN_OK) return s;
+    }
+    const int64_t left = c->inner.rows - (int64_t)within;
     return c->inner.read(c->inner.user, max_rows < left ? max_rows : left, x, y, n);
 }
 

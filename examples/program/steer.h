@@ -246,17 +246,6 @@ static int check_steer_flags(steering *w, const options *o) {
     return check_site("steer", o);
 }
 
-/* The documents of --text, for the perplexity. */
-static dlrn_status read_judged(steering *w) {
-    const options *o = w->o;
-    const int64_t limit = o->documents < 0 ? 128 : o->documents < ALL ? o->documents : -1;
-    if (!o->text) return DLRN_OK;
-    const dlrn_status s =
-        lm_read_documents(w->mt.model, w->mt.tok, w->mt.docs, &w->mt.reading, limit, &w->texts);
-    if (s != DLRN_END) return s;
-    return dlrn_fail(w->mt.ctx, DLRN_ERR_VALUE, "%s: expected documents, found none", o->text);
-}
-
 static int run_steer(dlrn_context *ctx, const options *o) {
     steering w;
     memset(&w, 0, sizeof w);
@@ -265,7 +254,7 @@ static int run_steer(dlrn_context *ctx, const options *o) {
     if (status) return status;
     dlrn_status s = open_edited("steer", ctx, o, &w.dict, &w.mt);
     if (s == DLRN_OK) s = dlrn_encoder_create(w.dict, &w.encoder);
-    if (s == DLRN_OK) s = read_judged(&w);
+    if (s == DLRN_OK && o->text) s = read_first_documents(&w.mt, o, &w.texts);
     if (s == DLRN_OK) s = prepare_sampling(&w.mt, o, &w.prompt, &w.how);
     w.how.documents = 1; /* --documents is how many of --text are read */
     w.how.taps = &w.mt.tap, w.how.n_taps = 1;

@@ -592,12 +592,12 @@ static dlrn_status measure_once(sweep *w, feed *f, int64_t rows, judged *j) {
     return s;
 }
 
-/* Rows behind those that were read for training count as enough from an eighth of those wanted. */
+/* Rows after those that were read for training count as enough from an eighth of those wanted. */
 static int are_enough(int64_t rows, int64_t wanted) {
     return rows > 0 && rows >= wanted / 8;
 }
 
-/* Documents behind those of the training, or, where the text has ended, its first. */
+/* Documents after those of the training, or, where the text has ended, its first. */
 static dlrn_status measure_text(sweep *w, judged *j) {
     model_text *mt = &w->in.mt;
     const int64_t wanted = rows_wanted(w->o);
@@ -605,7 +605,7 @@ static dlrn_status measure_text(sweep *w, judged *j) {
     const int64_t rows = s == DLRN_OK ? j->m[0].rows : 0;
     if (stopping(NULL) || are_enough(rows, wanted) || (s == DLRN_OK && comes_once(w->o->text))) {
         snprintf(w->figures, sizeof w->figures,
-                 "%lld rows of documents behind those of the training", (long long)rows);
+                 "%lld rows of documents after those of the training", (long long)rows);
         return s;
     }
     if (comes_once(w->o->text)) return DLRN_END;
@@ -625,16 +625,16 @@ static dlrn_status measure_text(sweep *w, judged *j) {
 static int64_t choose_held_out(sweep *w, uint64_t position, int64_t *rows) {
     const int64_t all = w->in.feed.all_rows, held = w->common.held_out;
     const int64_t wanted = *rows = rows_wanted(w->o);
-    const int64_t behind = position < (uint64_t)all ? all - (int64_t)position : 0;
+    const int64_t after = position < (uint64_t)all ? all - (int64_t)position : 0;
     if (held) {
         if (w->o->rows < 0 || *rows > held) *rows = held;
         snprintf(w->figures, sizeof w->figures, "%lld rows that --held-out kept from training",
                  (long long)*rows);
         return all - held;
     }
-    if (are_enough(behind, wanted)) {
-        if (*rows > behind) *rows = behind;
-        snprintf(w->figures, sizeof w->figures, "%lld rows behind those of the training",
+    if (are_enough(after, wanted)) {
+        if (*rows > after) *rows = after;
+        snprintf(w->figures, sizeof w->figures, "%lld rows after those of the training",
                  (long long)*rows);
         return (int64_t)position;
     }
@@ -669,7 +669,7 @@ static dlrn_status measure_files(sweep *w, judged *j) {
 static dlrn_status measure_pipe(sweep *w, judged *j) {
     dlrn_status s = measure_once(w, &w->in.feed, rows_wanted(w->o), j);
     if (s == DLRN_ERR_VALUE && !*w->in.feed.error) return DLRN_END; /* it has ended */
-    snprintf(w->figures, sizeof w->figures, "%lld rows behind those of the training",
+    snprintf(w->figures, sizeof w->figures, "%lld rows after those of the training",
              (long long)(s == DLRN_OK ? j->m[0].rows : 0));
     return s;
 }
@@ -836,7 +836,8 @@ static void tell_weights(const sweep *w) {
             w->count, all / 1e6, max / 1e6);
 }
 
-/* A member whose steps are behind the saved rows has failed: it cannot get the rows again. */
+/* A member whose steps are fewer than those of the saved rows has failed: it cannot get the rows
+   again. */
 static void find_ended(sweep *w) {
     for (int i = 0; i < w->count; i++) {
         sweep_member *m = &w->member[i];
