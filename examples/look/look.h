@@ -60,7 +60,7 @@ typedef struct look_about {
     int64_t n_notes;
     int64_t *sinks; /* NULL, or where writers put how many features are strongest on the first
                        token of a context                                                       */
-    int compat; /* 1: JSON as SAEDashboard 0.8 writes it, with its roundings and defects     */
+    int compat;     /* 1: JSON as SAEDashboard 0.8 writes it, with its roundings and defects     */
 } look_about;
 
 /* The survey that the writers below need: the library's defaults, with windows of whole contexts
