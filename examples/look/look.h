@@ -126,8 +126,8 @@ LOOK_API dlrn_status look_page(const look_about *about, dlrn_survey *survey,
 LOOK_API dlrn_status look_write_page(const look_about *about, dlrn_survey *survey,
                                      const int64_t *list, int64_t n, const char *page_template,
                                      const char *path);
-/* Whether a feature is strongest on the first token of a context, where many models have activations
-   far longer than elsewhere. */
+/* Whether a feature is strongest on the first token of a context, where many models have
+   activations far longer than elsewhere. */
 LOOK_API int look_is_sink(const dlrn_feature_report *report);
 /* A sentence that says so where most of n features are; 0: they are not. */
 LOOK_API int look_sink_note(int64_t sinks, int64_t n, char *text, size_t size);
