@@ -117,7 +117,8 @@ static int add_axis(sweep *w, const char *word) {
     const char *is = strchr(word, '='), *unused;
     char name[64];
     const size_t dashes = strspn(word, "-");
-    if (!is) return usage_error("sweep", "expected FLAG=V,V,... as --vary", word);
+    if (!is || word + dashes == is)
+        return usage_error("sweep", "expected FLAG=V,V,... as --vary", word);
     if (w->axes == SWEEP_AXES) return usage_error("sweep", "expected --vary at most 4 times", word);
     snprintf(name, sizeof name, "--%.*s", (int)((size_t)(is - word) - dashes), word + dashes);
     const flag *f = find_flag(name, &unused);
