@@ -1221,8 +1221,8 @@ typedef struct dlrn_context_config {
        the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
     /* Asked now and then during a resampling, and by dlrn_weight_figures, dlrn_nearest and
-       dlrn_survey_report, which may take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they
-       are never stopped. */
+       dlrn_survey_report, which may take minutes. If it returns anything but 0, the call ends
+       with DLRN_STOPPED. NULL: they are never stopped. */
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
     dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */
@@ -2296,8 +2296,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s);
    report with that status. */
 typedef dlrn_status (*dlrn_report_visit)(void *user, const dlrn_feature_report *report);
 /* Reports on list [n], a block of features that fit cfg.memory at a time, each block in one pass
-   over the codes. May be called again, also after the context's stop has ended it. DLRN_ERR_ARGUMENT:
-   a feature that does not exist, or that the configuration leaves out; _IO: the temporary file. */
+   over the codes. May be called again, also after the context's stop has ended it.
+   DLRN_ERR_ARGUMENT: a feature that does not exist, or that the configuration leaves out; _IO: the
+   temporary file. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
                                                    dlrn_report_visit visit, void *user);
 
