@@ -1221,9 +1221,9 @@ typedef struct dlrn_context_config {
     /* Runs body(arg, task, worker) for all tasks, and returns when they are done; set `threads` to
        the number of its workers. NULL: OpenMP, or the calling thread. */
     void (*parallel_for)(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
-    /* Asked now and then during a resampling, and by dlrn_weight_figures and dlrn_nearest, which
-       may take minutes. If it returns anything but 0, the call ends with DLRN_STOPPED. NULL: they
-       are never stopped. */
+    /* Asked now and then during a resampling, and by dlrn_weight_figures, dlrn_nearest and
+       dlrn_survey_report, which may take minutes. If it returns anything but 0, the call ends
+       with DLRN_STOPPED. NULL: they are never stopped. */
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
     dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */
@@ -2297,8 +2297,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s);
    report with that status. */
 typedef dlrn_status (*dlrn_report_visit)(void *user, const dlrn_feature_report *report);
 /* Reports on list [n], a block of features that fit cfg.memory at a time, each block in one pass
-   over the codes. May be called again. DLRN_ERR_ARGUMENT: a feature that does not exist, or that
-   the configuration leaves out; _IO: the temporary file. */
+   over the codes. May be called again, also after the context's stop has ended it.
+   DLRN_ERR_ARGUMENT: a feature that does not exist, or that the configuration leaves out; _IO: the
+   temporary file. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int64_t n,
                                                    dlrn_report_visit visit, void *user);
 
@@ -28986,6 +28987,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_pass(dlrni_reporting *r, dlrni_store_rea
     int64_t words = 0, rows = 0;
     r->first = 0;
     for (;; r->first += rows) {
+        if (r->s->ctx->cfg.stop && r->s->ctx->cfg.stop(r->s->ctx->cfg.user)) return DLRN_STOPPED;
         DLRNI_TRY(dlrni_reader_next(reader, &r->word, &words));
         if (!words) return DLRN_OK;
         DLRNI_TRY(dlrni_report_index(r, words, &rows));

@@ -61,7 +61,7 @@ static dlrn_status show(const bpe_ids *ids, float *logits, int64_t v) {
     for (int k = 0; k < 2 && !s; k++) { /* as the text is, then changed */
         s = lm_run(model, &text, &tap, k, change, NULL, 1);
         if (!s) s = lm_logits(model, ids->count - 1, 1, logits + k * v);
-        for (int64_t i = 0; i < v && !s; i++) sum[k] += exp(logits[k * v + i]);
+        for (int64_t i = 0; i < v && !s; i++) sum[k] += exp((double)logits[k * v + i]);
     }
     for (int64_t i = 0; i < v && !s; i++) /* differences of log p */
         logits[i] -= logits[v + i] + (float)log(sum[0] / sum[1]);

@@ -208,7 +208,7 @@ refused "another width" "$d/narrow: expected atoms of width 32, as $d/a has, fou
     "$dl" compare "$d/a" "$d/b" "$d/narrow" --json
 check_equal "no JSON is printed then" 0 "$(wc -c < "$d/out" | tr -d ' ')"
 train wide flat --dict-size 40
-refused "other layers" "$d/clt: expected 1 layers in 0 parts, as $d/wide has, found 2 in 2" \
+refused "other layers" "$d/clt: expected 1 layer, as $d/wide has, found 2" \
     "$dl" compare "$d/wide" "$d/clt"
 refused "no dictionary" "$d/none: " "$dl" compare "$d/a" "$d/none"
 refused "a file that is none" "$d/x.npy: " "$dl" compare "$d/x.npy" "$d/a"

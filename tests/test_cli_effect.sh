@@ -35,7 +35,7 @@ status "effect" 0 $effect --count 3
 says "says where" "^each feature at mlp_out of layer 0, set to 0 at the last token of 1 input, the dict" "$d/out"
 says "what comes next" '^next token  ".*": log p -[0-9.]*; 3 of [0-9]* active features$' "$d/out"
 check_equal "and has a line for each" 3 "$(grep -c '^ *[0-9]* *[0-9.]* *[-+][0-9.]* *[0-9.]*  "' "$d/out")"
-says "its cost, and that it is exact" '^4 forward passes of an input, in 1 run: exact$' "$d/out"
+says "its cost, and that it is exact" '^4 forward passes in 1 run of the model: exact$' "$d/out"
 status "effect --json" 0 $effect --count 3 --json
 cp "$d/out" "$d/three"
 says "names its features" \
@@ -53,7 +53,7 @@ status "effect --feature" 0 $effect --feature "$feature"
 says "says which" "^feature $feature at mlp_out of layer 0, set to 0 at the last token of 1 input" "$d/out"
 says "how active it is" "^activation  [0-9.]* on average, active on 1 of 1 tokens$" "$d/out"
 check_equal "8 tokens up, 8 down" 16 "$(grep -c '^ *[-+][0-9.]* *-[0-9.]* *-[0-9.]*  "' "$d/out")"
-says "from two passes" '^2 forward passes of an input, in 1 run: exact$' "$d/out"
+says "from two passes" '^2 forward passes in 1 run of the model: exact$' "$d/out"
 status "effect --feature --json" 0 $effect --feature "$feature" --json --count 2048
 within "its divergence is that among others" 1e-7 "$(field "$d/three" kl)" "$(field "$d/out" kl)"
 check_fails "no token reaches the terminal as it is" obeyed "$d/out"
@@ -88,7 +88,7 @@ says "is an error" "expected tokens to measure, found that the flags leave out a
 # ---- effect: behind the last layer
 last="$dl effect --dict $d/last --model $tiny --site resid_out --layer 5 --text $d/one.jsonl"
 status "effect behind the last layer" 0 $last --count 4
-says "one pass" '^1 forward pass of an input, in 1 run: exact for logits under the final norm' "$d/out"
+says "one pass" '^1 forward pass in 1 run of the model: exact for logits under the final norm' "$d/out"
 status "its JSON" 0 $last --count 400 --json
 says "says how" '"method": "linear", ' "$d/out"
 cp "$d/out" "$d/linear"
@@ -153,10 +153,16 @@ for command in "effect --prompt a" "steer --feature 1 --scale 1 --tokens 3"; do
 done
 status "a feature that there is not" 1 $effect --feature 256
 says "is told" "^dictlearn: --feature: expected a number below 256 as $d/run has them, found 256$" "$d/err"
+status "a long prompt" 1 "$dl" effect --dict "$d/run" $at --prompt "$(yes 'a b' | head -n 400 | tr '\n' ' ')"
+says "is counted" "^dictlearn: --prompt: expected at most the model's 512 positions, found [0-9]* tokens$" "$d/err"
 status "too many tokens" 1 instead --tokens 4000 $steer --scale 1 --prompt "$prompt"
 says "are counted" "at most the model's 512 positions, found [0-9]* and 4000" "$d/err"
 
 # ---- Wrong usage
+for value in nan inf 1e31 -1e31; do
+    wrong "--set $value" "--set: expected a number from -1e+30 to 1e+30, found '$value'" $effect --set "$value"
+    wrong "--scale $value" "$value: expected at most 16 numbers" $steer --scale "$value"
+done
 wrong "neither prompt nor text" "--prompt: this flag is required, or --text" "$dl" effect --dict "$d/run" $at
 wrong "both" "expected --prompt or --text, found both" $effect --prompt a
 wrong "a place that is none" "first: expected last or all as --positions" $effect --positions first

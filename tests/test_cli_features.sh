@@ -63,6 +63,17 @@ says "it is shown" "31m sat? on" "$d/out"
 status "features --json of a wild text" 0 instead --text "$d/wild.jsonl" $features --json
 check_fails "nor is it here" obeyed "$d/out"
 
+printf '\n\n' > "$d/blank.txt"
+status "features of no text" 1 instead --text "$d/blank.txt" $features
+says "names the file" "^dictlearn: $d/blank.txt: expected documents, found none$" "$d/err"
+status "strongest on the first token" 0 $features --rows 60 --ctx-len 1 --count 2
+says "recommends --skip-first" "^$d/a.jsonl: 2 of 2 features are strongest on the first token .*--skip-first 1" "$d/err"
+status "codes in a file" 0 $features --count 1 --memory 0
+says "says where that is" "and [0-9.]* [KM]B in a temporary file in [^ ]*$" "$d/err"
+wrong "no features" "--features: expected 1 to 4095 bytes, found 0" $features --features ''
+wrong "too many contexts" "--contexts: expected a whole number from 1 to 65536, found '65537'" \
+    $features --contexts 65537
+
 # ---- JSON
 status "features --json" 0 $features --features 3,5 --json --quiet
 says "in one object" '^{"model_id":"tiny-neox","layer":0,"sae_set":"whole","sae_id_suffix":null,"features":\[{' "$d/out"
@@ -100,6 +111,8 @@ says "and says which" "7 of 256 features are shown" "$d/some.html"
 status "rows left out" 0 $features --quiet --count 7 --skip-first 3 --rows 500 --out "$d/skip.html"
 says "are told" "rows are left out" "$d/err"
 data "and count nowhere" page "$d/skip.html" 7
+says "the title names site and model" '"title":"Features of whole: mlp_out 0 of tiny-neox"' "$d/skip.html"
+says "the page knows how far windows reach" '"window":{"ids":2,"before":32,"after":16}' "$d/skip.html"
 status "a dictionary from one site to another" 0 $train --recipe sp-transcoder --k 8 --steps 6 --io in_to_out \
     --save-dir "$d/coder"
 status "its page" 0 instead --dict "$d/coder" $features --quiet --io in_to_out --out "$d/coder.html"
@@ -128,8 +141,8 @@ else
 fi
 
 # ---- Wrong usage
-wrong "features that are no numbers" "numbers with commas between" $features --features 0,x
-wrong "a range that descends" "numbers with commas between" $features --features 5-3
+wrong "features that are no numbers" "numbers and ranges with commas between" $features --features 0,x
+wrong "a range that descends" "numbers and ranges with commas between" $features --features 5-3
 wrong "all and some" "one of --all, --count and --features" $features --all --features 3
 wrong "a page in .json" "ending in .html" $features --out "$d/a.json"
 wrong "two things to standard output" "both go to standard output" $features --json --out -

@@ -184,6 +184,14 @@ printf '{"members": []}\n' > "$d/members.json"
 printf 'a,b\n' > "$d/bad.csv"
 printf 'from,to,features\n1,2,3\n5,6,7\n' > "$d/gap.csv"
 printf '{"comparisons": [{"first": {}}]}\n' > "$d/compared.json"
+printf '{"comparisons": []}\n' > "$d/none_compared.json"
+printf '{"comparisons": [{"first": {"histogram": [3, -1]}, "second": {"histogram": [2]}}]}\n' > "$d/negative.json"
+printf '{"l0": 1e308, "mse_loss": 1}\n' > "$d/far.json"
+printf '{"step": 0, "loss": null}\n{"step": 1, "loss": 3}\n{"step": 2, "loss": NaN}\n' > "$d/holes.jsonl"
+status "a log with holes" 0 "$dl" plot "$d/holes.jsonl" --y loss --out "$d/holes.svg"
+svg "is told by its numbers" "$d/holes.svg" '"from 3 at 1 to 3 at 1" in text'
+status "two histograms" 0 "$dl" plot "$d/three.csv" "$d/h.csv" --out "$d/two.svg"
+svg "each have their name" "$d/two.svg" 'title == "2 histograms" and len(heads) == 2'
 refused "a folder without a log" "$d/empty: expected a folder of train or sweep, found no log.jsonl" \
     "$dl" plot "$d/empty" --out "$d/no.svg"
 refused "nothing there" "$d/nowhere" "$dl" plot "$d/nowhere" --out "$d/no.svg"
@@ -201,6 +209,17 @@ refused "no histogram" "$d/bad.csv: line 1: expected the line from,to,features" 
     "$dl" plot "$d/bad.csv" --out "$d/no.svg"
 refused "bins with a gap" "$d/gap.csv: line 3: expected from,to,features, numbers" \
     "$dl" plot "$d/gap.csv" --out "$d/no.svg"
+for row in 1,2,inf 1,inf,3 -inf,1,3 1,2,1e308; do
+    printf 'from,to,features\n%s\n' $row > "$d/far.csv"
+    refused "bins of $row" "$d/far.csv: line 2: expected from,to,features, numbers" \
+        "$dl" plot "$d/far.csv" --out "$d/no.svg"
+done
+refused "a number beyond all axes" "$d/far.json: expected numbers 'l0', found mse_loss" \
+    "$dl" plot "$d/far.json" --out "$d/no.svg"
+refused "no comparison" "$d/none_compared.json: expected comparisons, found none" \
+    "$dl" plot "$d/none_compared.json" --out "$d/no.svg"
+refused "negative counts" "$d/negative.json: expected counts in its histograms" \
+    "$dl" plot "$d/negative.json" --out "$d/no.svg"
 refused "no histograms in JSON" "$d/compared.json: expected histograms" "$dl" plot "$d/compared.json" --out "$d/no.svg"
 refused "a log and an evaluation" "$d/e1.json: expected a log, as $d/a is, found an evaluation" \
     "$dl" plot "$d/a" "$d/e1.json" --out "$d/no.svg"

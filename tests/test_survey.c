@@ -651,6 +651,35 @@ TEST(a_visit_may_stop) {
     dlrn_context_destroy(ctx);
 }
 
+static int stop_once(void *user) {
+    return ++*(int *)user == 2;
+}
+
+/* The context's stop ends a report, which may be repeated. */
+TEST(a_report_is_stopped) {
+    int asked = 0;
+    dlrn_context_config how;
+    dlrn_context *ctx = NULL;
+    memset(&how, 0, sizeof how);
+    how.stop = stop_once, how.user = &asked;
+    CHECK(dlrn_context_create(&how, &ctx) == DLRN_OK);
+    dlrn_dictionary *ae = make_dictionary(ctx);
+    dlrn_survey_config cfg = dlrn_survey_defaults();
+    dlrn_survey *s = NULL;
+    const int64_t list[] = {0, 1, 2, 4, 6};
+    int64_t visits = 0;
+    cfg.memory = 4096; /* several passes */
+    CHECK_OK(ctx, dlrn_survey_create(ae, &cfg, &s));
+    CHECK_OK(ctx, add_text(s));
+    CHECK_STATUS(dlrn_survey_report(s, list, 5, count_visit, &visits), DLRN_STOPPED);
+    CHECK(visits == 0);
+    CHECK_STATUS(dlrn_survey_report(s, list, 5, count_visit, &visits), DLRN_STOPPED);
+    CHECK(visits == 3); /* the visit's own */
+    dlrn_survey_destroy(s);
+    dlrn_dictionary_destroy(ae);
+    dlrn_context_destroy(ctx);
+}
+
 /* Arguments of dlrn_survey_add that are wrong; a failure ends the survey. */
 TEST(rows_that_are_refused) {
     dlrn_context *ctx = open_context(2, NULL);
@@ -976,6 +1005,7 @@ int main(int argc, char **argv) {
     RUN(less_and_more);
     RUN(few_rows);
     RUN(a_visit_may_stop);
+    RUN(a_report_is_stopped);
     RUN(rows_that_are_refused);
     RUN(configurations_and_lists_that_are_refused);
     RUN(files_of_a_host);

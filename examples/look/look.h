@@ -60,7 +60,7 @@ typedef struct look_about {
     int64_t n_notes;
     int64_t *sinks; /* NULL, or where writers put how many features are strongest on the first
                        token of a context                                                       */
-    int compat; /* 1: JSON as SAEDashboard 0.8 writes it, with its roundings and defects     */
+    int compat;     /* 1: JSON as SAEDashboard 0.8 writes it, with its roundings and defects     */
 } look_about;
 
 /* The survey that the writers below need: the library's defaults, with windows of whole contexts
@@ -127,8 +127,8 @@ LOOK_API dlrn_status look_page(const look_about *about, dlrn_survey *survey,
 LOOK_API dlrn_status look_write_page(const look_about *about, dlrn_survey *survey,
                                      const int64_t *list, int64_t n, const char *page_template,
                                      const char *path);
-/* Whether a feature is strongest on the first token of a context, where many models have activations
-   far longer than elsewhere. */
+/* Whether a feature is strongest on the first token of a context, where many models have
+   activations far longer than elsewhere. */
 LOOK_API int look_is_sink(const dlrn_feature_report *report);
 /* A sentence that says so where most of n features are; 0: they are not. */
 LOOK_API int look_sink_note(int64_t sinks, int64_t n, char *text, size_t size);
@@ -956,6 +956,7 @@ static void look_note_logits(look_out *o, const look_about *a) {
 static void look_page_notes(look_pages *p, int64_t n) {
     const look_about *a = p->about;
     look_out *o = p->o;
+    char text[512];
     look_open(o, "notes", '[');
     look_note_logits(o, a);
     if (a->dict->formula.normalise != DLRN_NORMALISE_NONE)

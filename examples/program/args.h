@@ -55,6 +55,7 @@ typedef struct options {
 } options;
 
 enum { TEXT_MAX = 4095 };           /* bytes of a path, and of other texts */
+#define EDIT_MAX 1e30               /* of --set and --scale: the model's sums must not overflow */
 #define ALL (INT64_MAX / 2)         /* a count that no data reaches, with room for sums */
 enum { CTX_LEN_WHOLE = INT32_MAX }; /* more tokens than a document has */
 
@@ -322,14 +323,14 @@ static const flag flags[] = {
     {"--saelens-batch", F_INT, AT(saelens_batch), C_EVAL, 1, 0, "N",
      "rows in one of SAELens' batches (prompts times tokens), for explained_variance_legacy and "
      "its mean of relative_reconstruction_bias over batches"},
-    {"--features", F_TEXT, AT(features), C_FEATURES, 0, 0, "I,J-K,...",
+    {"--features", F_TEXT, AT(features), C_FEATURES, 1, TEXT_MAX, "I,J-K,...",
      "which features: numbers, and ranges of them (default: see --count)"},
     {"--count", F_INT, AT(count), C_FEATURES | C_EFFECT, 1, 0, "N",
      "features: choose N features after the sweep: those that fire on 0.1 to 5 % of the tokens, "
      "with the largest activations first, then others that fire (default 8; with --out: all where "
      "there are at most 1000, otherwise 1000); effect: how many features to show, without "
      "--feature, or with it how many tokens up, and down (default 8)"},
-    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 0, "N",
+    {"--contexts", F_INT, AT(contexts), C_FEATURES, 1, 65536, "N",
      "contexts with the largest activations per feature (default 4; with --out or --json: 20)"},
     {"--all", F_SWITCH, AT(all), C_FEATURES, 0, 0, "", "show all features"},
     {"--memory", F_INT, AT(memory), C_FEATURES, 0, 1 << 30, "MB",
@@ -344,11 +345,11 @@ static const flag flags[] = {
     {"--by", F_TEXT, AT(by), C_EFFECT, 1, TEXT_MAX, "log_p|p",
      "the change by which a feature's tokens are sorted, that of log p (default) or of p: a token "
      "that nearly never comes next can change its log p most"},
-    {"--set", F_REAL, AT(set), C_EDITS, -1e300, 0, "V",
+    {"--set", F_REAL, AT(set), C_EDITS, -EDIT_MAX, EDIT_MAX, "V",
      "the feature's activation instead of its own (effect: default 0)"},
     {"--scale", F_TEXT, AT(scales), C_STEER, 1, TEXT_MAX, "A,A,...",
-     "add A times the feature's atom to the activations: A is in units of the feature's "
-     "activation; a list gives a text for each"},
+     "add A times the feature's atom to the activations: A is in units of the feature's activation "
+     "(its largest on the page of features is a start); a list gives a text for each"},
     {"--match", F_REAL, AT(match), C_COMPARE, 0, 1, "COSINE",
      "nearest atoms whose cosine is at least this may be the same feature (default 0.7)"},
     {"--x", F_TEXT, AT(x_axis), C_PLOT, 1, TEXT_MAX, "KEY",
@@ -532,7 +533,8 @@ static void expected_of(const flag *f, char *text, size_t size) {
                                    dlrn_name((dlrn_names)f->min, i));
         }
     } else if (f->max > 0) {
-        snprintf(text, size, "%s from %.0f to %.0f", kind, f->min, f->max);
+        snprintf(text, size, f->kind == F_REAL ? "%s from %g to %g" : "%s from %.0f to %.0f", kind,
+                 f->min, f->max);
     } else if (f->min < -1) {
         snprintf(text, size, "%s", kind);
     } else {

@@ -159,11 +159,13 @@ static dlrn_status check_comparable(dlrn_context *ctx, const comparison *c) {
         return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                          "%s: expected atoms of width %lld, as %s has, found %lld", c->side[1].path,
                          (long long)a->d_out, c->side[0].path, (long long)b->d_out);
-    if (a->layers != b->layers || a->n_parts != b->n_parts)
-        return dlrn_fail(ctx, DLRN_ERR_SHAPE,
-                         "%s: expected %lld layers in %lld parts, as %s has, found %lld in %lld",
-                         c->side[1].path, (long long)a->layers, (long long)a->n_parts,
-                         c->side[0].path, (long long)b->layers, (long long)b->n_parts);
+    if (a->layers != b->layers)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected %lld layer%s, as %s has, found %lld",
+                         c->side[1].path, (long long)a->layers, a->layers == 1 ? "" : "s",
+                         c->side[0].path, (long long)b->layers);
+    if (a->n_parts != b->n_parts)
+        return dlrn_fail(ctx, DLRN_ERR_SHAPE, "%s: expected a %s, as %s is, found a %s",
+                         c->side[1].path, a->family, c->side[0].path, b->family);
     return DLRN_OK;
 }
 

@@ -180,7 +180,7 @@ static const command commands[] = {
      "so that effects add up; what the change of that length adds is left out (--feature has it). "
      "JSON has all of that under inputs, rows (tokens that are averaged), exactness, "
      "forward_passes, token (see --token) and features (feature, activation, active, kl, change, "
-     "up, down); a change is log p with the feature changed, less log p without.",
+     "up, down); a change is log p with the feature changed, less log p without, in nats.",
      "build/run: see train --help",
      "build/dictlearn effect --dict build/run " TINY " \\\n"
      "    --site mlp_out --layer 0 --prompt 'The river ran'",
@@ -217,7 +217,9 @@ static const command commands[] = {
      "Draws a figure with a panel for each --y. RUN is a folder of train, or a log.jsonl: curves "
      "over --x, by default the main keys of its lines over step; a folder of sweep: a line through "
      "its dictionaries (with --x step: the curves of their logs); a file with what eval --json has "
-     "printed: a point; keys such as saelens.mse go into its objects. Sweeps and evaluations show "
+     "printed: a point, and all such points make a line in the order of --x; keys such as "
+     "saelens.mse go "
+     "into its objects. Sweeps and evaluations show "
      "by default variance_explained, ce_recovered, mse_loss and dead over l0. A histogram that "
      "eval --histogram has written as .csv, or what compare --json has printed: bars. An axis of "
      "positive numbers is logarithmic from a factor of 10 on, and says so. Each run has a colour, "

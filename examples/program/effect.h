@@ -357,6 +357,12 @@ static dlrn_status measure_inputs(effect *e) {
         tell("%lld of %lld inputs", (long long)end, (long long)n);
     }
     tell_end();
+    for (int64_t k = 0; k < e->count && s == DLRN_OK; k++)
+        if (e->of[k].kl - e->of[k].kl != 0)
+            s = dlrn_fail(
+                e->mt.ctx, DLRN_ERR_VALUE,
+                "effect: expected finite logits, found others with feature %lld set to %g",
+                (long long)e->of[k].feature, e->set);
     if (s == DLRN_OK && e->rows == 0)
         s = dlrn_fail(e->mt.ctx, DLRN_ERR_VALUE,
                       "effect: expected tokens to measure, found that the flags leave out all");
@@ -508,7 +514,7 @@ static dlrn_status find_token(effect *e, int64_t *token) {
 /* How exact the figures are, and what they cost. */
 static void method_text(const effect *e, char *text, size_t size) {
     char cost[96];
-    snprintf(cost, sizeof cost, "%lld forward pass%s of an input, in %lld run%s",
+    snprintf(cost, sizeof cost, "%lld forward pass%s in %lld run%s of the model",
              (long long)e->passes, e->passes == 1 ? "" : "es", (long long)e->runs,
              e->runs == 1 ? "" : "s");
     snprintf(text, size, "%s: exact%s", cost,
@@ -598,9 +604,9 @@ static dlrn_status print_effect(const effect *e) {
     printf("activation  %.4f on average, active on %lld of %lld tokens\n",
            f->activation / (double)e->rows, (long long)f->active, (long long)e->rows);
     printf("KL          %.6f nats (unchanged || changed)\n", f->kl / (double)e->rows);
-    puts("    change     log p     after  up");
+    puts("    change    before     after  of log p, in nats: tokens up");
     for (int64_t i = 0; i < n; i++) print_token_change(e, f, order[i]);
-    puts("    change     log p     after  down");
+    puts("    change    before     after  of log p, in nats: tokens down");
     for (int64_t i = 0; i < n; i++) print_token_change(e, f, order[e->vocab - 1 - i]);
     dlrn_free(e->mt.ctx, order);
     return DLRN_OK;
@@ -664,6 +670,10 @@ static dlrn_status read_inputs(effect *e) {
     e->inputs.start = (int64_t *)dlrn_alloc(e->mt.ctx, 2, sizeof *e->inputs.start);
     e->inputs.id = (int32_t *)dlrn_alloc(e->mt.ctx, ids.count, sizeof *e->inputs.id);
     if (s == DLRN_OK && (!e->inputs.start || !e->inputs.id)) s = DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && ids.count > lm_config_of(e->mt.model)->positions)
+        s = dlrn_fail(e->mt.ctx, DLRN_ERR_VALUE,
+                      "--prompt: expected at most the model's %lld positions, found %lld tokens",
+                      (long long)lm_config_of(e->mt.model)->positions, (long long)ids.count);
     if (s == DLRN_OK) {
         memcpy(e->inputs.id, ids.id, (size_t)ids.count * sizeof *ids.id);
         e->inputs.start[0] = 0, e->inputs.start[1] = ids.count, e->inputs.count = 1;

@@ -220,8 +220,7 @@ static void describe_showing(showing *w) {
     a->model = w->mt.model, a->tok = w->mt.tok, a->dict = w->dict, a->tap = w->mt.tap;
     a->model_name = last_part(o->model, w->model_name, sizeof w->model_name);
     a->dict_name = last_part(o->dict, w->dict_name, sizeof w->dict_name);
-    a->text_name = strcmp(o->text, "-") ? last_part(o->text, w->text_name, sizeof w->text_name)
-                                        : "standard input";
+    a->text_name = strcmp(o->text, "-") ? o->text : "standard input"; /* of the sweep's errors */
     a->site = o->site, a->layer = o->layer, a->ctx_len = o->ctx_len;
     a->notes = w->notes, a->compat = o->compat, a->sinks = &w->sinks;
 }
@@ -318,8 +317,7 @@ static void note_choice(showing *w) {
 static dlrn_status write_features(showing *w, dlrn_writer *html, dlrn_writer *json) {
     look_weights *weights = NULL;
     note_choice(w);
-    if (!w->o->quiet && w->n > 64)
-        tell("writing %lld features", (long long)w->n), tell_end();
+    if (!w->o->quiet && w->n > 64) tell("writing %lld features", (long long)w->n), tell_end();
     dlrn_status s = look_weights_of(&w->about, w->list, w->n, &weights);
     if (s == DLRN_OK && html)
         s = look_page(&w->about, w->survey, weights, w->list, w->n, (const char *)page_html,
@@ -341,6 +339,8 @@ static dlrn_status show_features(showing *w, dlrn_writer *html, dlrn_writer *jso
         s = look_sweep(&w->about, w->mt.docs, &w->mt.reading, w->rows, sweep_progress, w,
                        w->survey);
     tell_end();
+    if (w->about.text_name == w->o->text)
+        w->about.text_name = last_part(w->o->text, w->text_name, sizeof w->text_name);
     if (s == DLRN_OK && !w->o->features) s = choose_features(w);
     if (s != DLRN_OK) return s;
     tell_silence(w);
@@ -365,7 +365,8 @@ static int check_features_flags(const options *o) {
     const int status = check_site_flags("features", o);
     if (status) return status;
     if (o->features && !names_features(o->features))
-        return usage_error("features", "expected numbers with commas between as --features",
+        return usage_error("features",
+                           "expected numbers and ranges with commas between as --features",
                            o->features);
     if (o->all && (o->features || count_of(o) > 0))
         return usage_error("features", "expected one of --all, --count and --features", "--all");

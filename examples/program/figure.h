@@ -519,6 +519,17 @@ static double put_legend(FILE *f, const figure_panel *p, double width, double y)
     return height + 6;
 }
 
+/* The first and the last point of a series that have both numbers. */
+static void put_ends(FILE *f, const figure_series *s) {
+    int64_t from = 0, to = s->n - 1;
+    while (from < s->n && !(is_finite(s->x[from * s->stride]) && is_finite(s->y[from * s->stride])))
+        from++;
+    if (from == s->n) return;
+    while (!(is_finite(s->x[to * s->stride]) && is_finite(s->y[to * s->stride]))) to--;
+    fprintf(f, ", from %.6g at %.6g to %.6g at %.6g", s->y[from * s->stride],
+            s->x[from * s->stride], s->y[to * s->stride], s->x[to * s->stride]);
+}
+
 /* What the figure shows, in words, for those who cannot see it: of each series its last or best
    numbers. */
 static void put_description(FILE *f, const figure *fig) {
@@ -534,9 +545,7 @@ static void put_description(FILE *f, const figure *fig) {
             if (s->name) put_xml(f, s->name, FIGURE_LABEL);
             fprintf(f, "%s%lld %s", s->name ? ", " : "", (long long)s->n,
                     p->kind == FIGURE_BARS ? "bars" : "points");
-            if (s->n > 0 && p->kind != FIGURE_BARS)
-                fprintf(f, ", from %.6g at %.6g to %.6g at %.6g", s->y[0], s->x[0],
-                        s->y[(s->n - 1) * s->stride], s->x[(s->n - 1) * s->stride]);
+            if (p->kind != FIGURE_BARS) put_ends(f, s);
         }
         fputs(". ", f);
     }

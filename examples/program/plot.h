@@ -109,12 +109,12 @@ static int has_key(const plot *p, const plot_run *r, int key) {
     return 0;
 }
 
-/* The keys of an object's numbers, for errors. */
+/* The keys of an object's numbers that can be drawn, for errors. */
 static void list_keys(const dlrn_json *object, char *text, size_t size) {
     size_t at = 0;
     *text = 0;
     for (const dlrn_json *v = object ? object->first : NULL; v && at < size; v = v->next)
-        if (v->type == DLRN_JSON_NUMBER)
+        if (v->type == DLRN_JSON_NUMBER && is_finite(v->number))
             at += (size_t)snprintf(text + at, size - at, "%s%s", at ? ", " : "", v->key);
 }
 
@@ -248,6 +248,7 @@ static const char *read_bin(const char *line, plot_bins *b, int i) {
     if (end == line || *end != ',') return NULL;
     const double count = strtod(line = end + 1, &end);
     if (end == line || *end != '\n' || !(from < to) || !(count >= 0)) return NULL;
+    if (!is_finite(from) || !is_finite(to) || !is_finite(count)) return NULL;
     if (i && fabs(from - b->number[i]) > 1e-6 * from) return NULL; /* no gaps */
     b->number[i] = from, b->number[i + 1] = to, b->number[b->n + 1 + i] = count;
     return end + 1;
@@ -292,17 +293,21 @@ static dlrn_status read_cosines(plot *p, const char *path, const dlrn_json *of,
     plot_bins *b = add_bins(p, path, (int)list->count, x_name, y_name);
     if (!b) return DLRN_ERR_MEMORY;
     for (const dlrn_json *v = list->first; v; v = v->next, i++) {
+        if (v->type != DLRN_JSON_NUMBER || !(v->number >= 0) || !is_finite(v->number))
+            return dlrn_fail(p->ctx, DLRN_ERR_FORMAT, "%s: expected counts in its histograms",
+                             path);
         b->number[i + 1] = (double)(i + 1) / b->n;
-        b->number[b->n + 1 + i] = v->type == DLRN_JSON_NUMBER ? v->number : 0;
+        b->number[b->n + 1 + i] = v->number;
     }
     return DLRN_OK;
 }
 
 /* What compare --json printed. */
 static dlrn_status read_comparisons(plot *p, const char *path, const dlrn_json *root) {
+    const dlrn_json *c = dlrn_json_get(root, "comparisons")->first;
     dlrn_status s = DLRN_OK;
-    for (const dlrn_json *c = dlrn_json_get(root, "comparisons")->first; c && s == DLRN_OK;
-         c = c->next) {
+    if (!c) return dlrn_fail(p->ctx, DLRN_ERR_VALUE, "%s: expected comparisons, found none", path);
+    for (; c && s == DLRN_OK; c = c->next) {
         const dlrn_json *a = dlrn_json_get(c, "first"), *b = dlrn_json_get(c, "second");
         s = read_cosines(p, path, a, b);
         if (s == DLRN_OK) s = read_cosines(p, path, b, a);
@@ -480,10 +485,12 @@ static dlrn_status draw_points(plot *p) {
 static dlrn_status draw_bins(plot *p) {
     figure_panel panel[FIGURE_PANELS];
     figure_series series[FIGURE_PANELS];
-    const figure fig = {p->o->path, panel, p->n_bins};
+    const figure fig = {p->title, panel, p->n_bins};
+    snprintf(p->title, sizeof p->title, p->o->path2 ? "%.0s%d histograms" : "%.150s", p->o->path,
+             p->n_bins);
     for (int i = 0; i < p->n_bins; i++) {
         const plot_bins *b = &p->bins[i];
-        const char *y_name = strcmp(b->y_name, p->o->path) ? b->y_name : "features";
+        const char *y_name = p->n_bins > 1 ? b->y_name : "features";
         const figure_series s = {NULL, b->number, b->number + b->n + 1, b->n, 1, NULL};
         const figure_panel next = {b->x_name, y_name, FIGURE_BARS, &series[i], 1};
         series[i] = s, panel[i] = next;

@@ -97,6 +97,10 @@ static dlrn_status save_learning(const dlrn_dictionary *dict, const char *path) 
     const dlrn_save_options how = {"dictionary_learning", 0};
     char file[4400];
     snprintf(file, sizeof file, "%s.pt", path);
+    if (dlrn_file_exists(dict->ctx, file) ==
+        2) /* it would go into the folder, where nobody looks */
+        return dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder",
+                         file);
     if (dict->n_parts) return dlrn_save(dict, file);
     dlrn_status s = dlrn_save_as(dict, file, &how, NULL, 0);
     return s == DLRN_ERR_UNSUPPORTED && dict->d_in != dict->d_out && !dict->param[DLRN_SKIP]

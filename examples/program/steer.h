@@ -133,7 +133,7 @@ static void print_text(const steering *w, const bpe_text *text) {
         snprintf(label, sizeof label, "%s %g", change_name(w), w->amount);
     else
         snprintf(label, sizeof label, "%s", change_name(w));
-    printf("%-12s", label);
+    printf("%-11s ", label);
     if (w->perplexity == w->perplexity)
         printf("%12.2f  ", w->perplexity);
     else
@@ -215,12 +215,13 @@ static dlrn_status steer_all(steering *w) {
 
 /* ---- the command */
 
-/* Reads "0,2,4,-8". 0: the text is anything else, or a longer list. */
+/* Reads "0,2,4,-8". 0: the text is anything else, or a longer list, or has a number that is too
+   large. */
 static int parse_scales(const char *list, double *scale) {
     for (int n = 0; n < SCALES_MAX;) {
         char *end = NULL;
         const double value = strtod(list, &end);
-        if (end == list || value - value != 0) return 0;
+        if (end == list || !(fabs(value) <= EDIT_MAX)) return 0;
         scale[n++] = value;
         if (!*end) return n;
         if (*end != ',') return 0;

@@ -117,7 +117,8 @@ static int add_axis(sweep *w, const char *word) {
     const char *is = strchr(word, '='), *unused;
     char name[64];
     const size_t dashes = strspn(word, "-");
-    if (!is) return usage_error("sweep", "expected FLAG=V,V,... as --vary", word);
+    if (!is || word + dashes == is)
+        return usage_error("sweep", "expected FLAG=V,V,... as --vary", word);
     if (w->axes == SWEEP_AXES) return usage_error("sweep", "expected --vary at most 4 times", word);
     snprintf(name, sizeof name, "--%.*s", (int)((size_t)(is - word) - dashes), word + dashes);
     const flag *f = find_flag(name, &unused);
@@ -281,9 +282,11 @@ static int check_members(const sweep *w) {
 static int make_members(sweep *w) {
     int status = find_axes(w);
     if (!status && !w->axes && w->o->resume && w->o->save_dir) {
-        (void)!dlrn_fail(w->ctx, DLRN_ERR_IO,
-                         "%s: expected the %s of a sweep to resume, found none", w->o->save_dir,
-                         SWEEP_FILE);
+        char path[4200];
+        sweep_path(w, SWEEP_FILE, path);
+        (void)!dlrn_fail(w->ctx, DLRN_ERR_IO, "%s: expected the %s of a sweep to resume, found %s",
+                         w->o->save_dir, SWEEP_FILE,
+                         dlrn_file_exists(w->ctx, path) == 1 ? "a damaged one" : "none");
         return fail(w->ctx);
     }
     if (!status && !w->axes) status = lacks_flag("sweep", "--vary", NULL) * 2;
