@@ -411,6 +411,7 @@ TEST(reports_are_those_of_plain_loops) {
     for (int compat = 0; compat < 2; compat++)
         for (int keep = 0; keep < 2; keep++)
             for (int spooled = 0; spooled < 2; spooled++) {
+                if (test_brief() && spooled != keep) continue;
                 dlrn_survey_config cfg = dlrn_survey_defaults();
                 cfg.compat = compat ? DLRN_ON : DLRN_OFF;
                 cfg.before = 6, cfg.after = 3, cfg.seed = 9;
@@ -512,7 +513,7 @@ TEST(dictionaries_of_parts) {
 TEST(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit) {
     uint64_t wanted[2] = {0, 0};
     for (int k = 0; test_kernels(k); k++)
-        for (int threads = 1; threads <= 4; threads *= 2) {
+        for (int threads = 1; threads <= 4; threads *= test_brief() ? 4 : 2) {
             dlrn_context *ctx = open_context(threads, test_kernels(k));
             dlrn_dictionary *ae = make_dictionary(ctx);
             for (int way = 0; way < 6; way++) {
@@ -998,11 +999,11 @@ int main(int argc, char **argv) {
     make_text();
     RUN(reports_are_those_of_plain_loops);
     RUN(negative_activations);
-    RUN(contexts_are_encoded_alone);
+    RUN_LONG(contexts_are_encoded_alone);
     RUN(dictionaries_of_parts);
     RUN(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit);
-    RUN(lists_of_features);
-    RUN(less_and_more);
+    RUN_LONG(lists_of_features);
+    RUN_LONG(less_and_more);
     RUN(few_rows);
     RUN(a_visit_may_stop);
     RUN(a_report_is_stopped);
@@ -1011,6 +1012,6 @@ int main(int argc, char **argv) {
     RUN(files_of_a_host);
     RUN(a_file_that_is_cut);
     RUN(without_memory);
-    RUN(the_plan_is_kept);
+    RUN_LONG(the_plan_is_kept);
     return TEST_END();
 }
