@@ -470,7 +470,7 @@ no_config text "k_target: expected a whole number from 1 to 2147483647 for recip
 status "no such config" 1 "$dl" train --data "$d/one.npy" --config "$d/nowhere.json" --save-dir "$d/none"
 says "is told" "^dictlearn: $d/nowhere.json: " "$d/err"
 mkdir -p "$d/taken/ae.pt"
-status "a folder called ae.pt" 1 "$dl" train --data "$d/one.npy" --dict-size 8 --batch-size 50 --steps 2 --skip-nonfinite \
-    --quiet --save-dir "$d/taken"
+status "a folder called ae.pt" 1 "$dl" train --data "$d/one.npy" --dict-size 8 --batch-size 50 --steps 2 \
+    --skip-nonfinite --quiet --save-dir "$d/taken"
 says "is told" "^dictlearn: $d/taken/ae.pt: expected a file to write, found a folder$" "$d/err"
 finish
