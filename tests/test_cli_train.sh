@@ -469,4 +469,8 @@ sed 's/"k": 4/"k": "four"/' "$d/top_k.json" > "$d/text.json"
 no_config text "k_target: expected a whole number from 1 to 2147483647 for recipe dl-top_k, found four"
 status "no such config" 1 "$dl" train --data "$d/one.npy" --config "$d/nowhere.json" --save-dir "$d/none"
 says "is told" "^dictlearn: $d/nowhere.json: " "$d/err"
+mkdir -p "$d/taken/ae.pt"
+status "a folder called ae.pt" 1 "$dl" train --data "$d/one.npy" --dict-size 8 --batch-size 50 --steps 2 \
+    --skip-nonfinite --quiet --save-dir "$d/taken"
+says "is told" "^dictlearn: $d/taken/ae.pt: expected a file to write, found a folder$" "$d/err"
 finish
