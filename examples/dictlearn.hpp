@@ -1,10 +1,9 @@
 /* dictlearn.hpp - dictlearn.h for C++11 and later: objects that free themselves, arrays whose sizes
-   are checked, errors as exceptions. An example is examples/09_cpp.cpp.
-   Objects move and are not copied. Declare what an object uses before it, the context first. `a...`
-   are the arguments in C but the last, the result: objects and structs themselves, not addresses.
-   Other functions: object.call(function, a...), or C with object.get(). Callbacks must not throw.
-   With DICTLEARN_NO_EXCEPTIONS (set by -fno-exceptions) calls return a Result: it is false after a
-   failure, and context.error() is the text. DICTLEARN_STATIC has no C++ interface. */
+   are checked, errors as exceptions. Objects move and are not copied. Declare what an object uses
+   before it, the context first. `a...` are the arguments in C but the last, the result: objects and
+   structs themselves, not addresses. Other functions: object.call(function, a...), or C with
+   object.get(). Callbacks must not throw. With DICTLEARN_NO_EXCEPTIONS calls return a Result: it is
+   false after a failure, and context.error() is the text. DICTLEARN_STATIC has no C++ interface. */
 #ifndef DICTLEARN_HPP
 #define DICTLEARN_HPP
 #include "dictlearn.h"
@@ -145,26 +144,6 @@ struct Evaluator : Handle<dlrn_evaluator, dlrn_evaluator_destroy> {
     }
 };
 #endif
-struct Survey : Handle<dlrn_survey, dlrn_survey_destroy> {
-    DLRN_MAKES(Survey, create, dlrn_survey_create)
-    Result<Done> add(Span<const float> x, Span<const int32_t> id, Span<const int64_t> start,
-                     const unsigned char *keep = nullptr) {
-        const int64_t contexts = start.size ? start.size - 1 : 0;
-        const int64_t n = contexts ? start.data[contexts] - start.data[0] : 0;
-        dlrn_status s = x.fits(ctx, n, dict->d_in);
-        if (!s) s = id.fits(ctx, n, 1);
-        if (!s) s = dlrn_survey_add(get(), x.data, id.data, start.data, contexts, keep);
-        return done(ctx, s);
-    }
-    /* visit(const dlrn_feature_report &) must not throw. */
-    template <class F> Result<Done> report(Span<const int64_t> list, F visit) {
-        auto each = [](void *user, const dlrn_feature_report *r) {
-            (*static_cast<F *>(user))(*r);
-            return DLRN_OK;
-        };
-        return done(ctx, dlrn_survey_report(get(), list.data, list.size, each, &visit));
-    }
-};
 } // namespace
 } // namespace dlrn
 #endif

@@ -224,21 +224,6 @@ static void test_training(const char *path) {
     take(evaluator.add(x));
     dlrn_metrics m = take(evaluator.finish());
     check(m.rows == N && m.l0 <= 3, "an evaluation");
-
-    const std::vector<int32_t> id(N, 7);
-    const int64_t start[] = {0, N / 2, N}, list[] = {0, F - 1};
-    dlrn::Survey survey = take(dlrn::Survey::create(*sae, nullptr));
-    check(fails(ctx, DLRN_ERR_SHAPE, "",
-                [&] {
-                    return survey.add({x.data(), 3}, id, start);
-                }),
-          "rows that are not those of the contexts");
-    take(survey.add(x, id, start));
-    int visits = 0;
-    take(survey.report(list, [&](const dlrn_feature_report &r) {
-        visits += r.feature == list[visits] && r.totals.fired <= N;
-    }));
-    check(visits == 2 && dlrn_survey_describe(survey.get()).rows == N, "a survey");
 }
 
 int main(int argc, char **argv) {

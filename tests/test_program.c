@@ -361,6 +361,7 @@ static void check_told(const char *line, int status) {
     "--ctx-len 64 "                                                                                \
     "--in-batch-size 1 --steps 6 --save-steps 2 --log-steps 1 --resample-steps 4 --data " X        \
     " --save-dir "
+#define CHANGED "--dict " RUN_DIR " " TINY " --site mlp_out --layer 0"
 /* Commands, what each writes (""), all of it in one file. */
 static const struct {
     const char *line, *out;
@@ -403,6 +404,14 @@ static const struct {
     {"compare --threads 1 --json " RUN_DIR " " RUN_DIR, ""},
     {"plot " RUN_DIR " " RUN_DIR " --out " DIR_OF_RUNS "/p.svg", "p.svg"},
     {"plot " DIR_OF_RUNS "/e.json --out " DIR_OF_RUNS "/q.svg", "q.svg"},
+    {"effect --threads 1 --quiet " CHANGED " --text " DIR_OF_RUNS "/t.jsonl --count 2", ""},
+    {"effect --threads 1 --quiet --dict " RUN_DIR " " TINY
+     " --site resid_out --layer 5 --prompt The --count 2 --json",
+     ""},
+    {"steer --threads 1 " CHANGED " --feature 3 --set 2 --tokens 2 --prompt The", ""},
+    {"steer --threads 1 " CHANGED " --feature 3 --scale 2 --tokens 2 --text " DIR_OF_RUNS
+     "/t.jsonl --json",
+     ""},
 };
 
 static uint64_t file_hash(const char *path) {
@@ -660,6 +669,64 @@ TEST(clocks) {
     fault.tempo = 0;
 }
 
+enum { WIDTH = 12, MANY = 20 };
+
+/* The reconstruction of x from features f [MANY]. */
+static void decode_with(const dlrn_dictionary *dict, const float *f, const float *x, float *x_hat) {
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    CHECK_OK(dict->ctx, dlrni_sparse_begin(dict->ctx, &codes, MANY));
+    CHECK_OK(dict->ctx, dlrni_sparse_append(dict->ctx, &codes, f, 1));
+    dlrni_decode_rows(dict, &codes, x, NULL, x_hat);
+    dlrn_sparse_free(&codes);
+}
+
+/* What effect and steer add is decode(f') - decode(f) by the whole formula. */
+TEST(changed_features) {
+    static float skip[WIDTH * WIDTH], offset[MANY * WIDTH];
+    static const struct {
+        dlrn_normalise normalise;
+        double in, out;
+        int has_skip, has_offset;
+    } cases[] = {{DLRN_NORMALISE_NONE, 1, 1, 0, 0},
+                 {DLRN_NORMALISE_NONE, 0.5, 3, 1, 0},
+                 {DLRN_NORMALISE_NONE, 1, 2, 0, 1},
+                 {DLRN_NORMALISE_NORM, 1, 1, 0, 0},
+                 {DLRN_NORMALISE_LAYER, 1, 0.5, 0, 1}};
+    float x[WIDTH], f[MANY], y[WIDTH], before[WIDTH], after[WIDTH];
+    const float values[] = {0, 2.5f, -1};
+    dlrn_context *ctx = test_context(NULL, 1);
+    dlrn_rng rng = {8, 0, 0};
+    for (int i = 0; i < WIDTH * WIDTH; i++) skip[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < MANY * WIDTH; i++) offset[i] = dlrn_rng_normal(&rng);
+    for (int i = 0; i < WIDTH; i++) x[i] = 2 + 3 * dlrn_rng_normal(&rng);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        dlrn_dictionary_desc desc = {0};
+        dlrn_dictionary *dict = NULL;
+        desc.d_in = WIDTH, desc.features = MANY, desc.seed = c;
+        CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+        dict->formula.normalise = cases[c].normalise;
+        dict->formula.scale_in = cases[c].in, dict->formula.scale_out = cases[c].out;
+        if (cases[c].has_skip) dict->param[DLRN_SKIP] = skip, dict->skip_rows = WIDTH;
+        if (cases[c].has_offset) dict->param[DLRN_DECODER_OFFSET] = offset;
+        CHECK_OK(ctx, dlrn_encode(dict, x, 1, f));
+        decode_with(dict, f, x, before);
+        for (int i = 0; i < MANY; i++)
+            for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+                const float was = f[i];
+                memcpy(y, before, sizeof y);
+                move_feature(dict, i, unit_of(dict, x), (double)was, (double)values[v], y);
+                f[i] = values[v];
+                decode_with(dict, f, x, after);
+                f[i] = was;
+                check_near("x_hat", y, after, WIDTH);
+            }
+        dict->param[DLRN_SKIP] = dict->param[DLRN_DECODER_OFFSET] = NULL;
+        dlrn_dictionary_destroy(dict);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     setenv("OMP_WAIT_POLICY", "passive", 0); /* else the program would start itself again */
     TEST_BEGIN(argc, argv);
@@ -668,6 +735,7 @@ int main(int argc, char **argv) {
     RUN_LONG(memory_of_a_run);
     RUN_LONG(calls_of_a_run);
     RUN_LONG(runs_for_libraries);
+    RUN(changed_features);
     RUN(power_cuts);
     RUN(clocks);
     return TEST_END();

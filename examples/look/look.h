@@ -109,9 +109,9 @@ typedef struct look_weights {
 /* Figures of the weights of list [n]. *out [n] is owned by the caller: dlrn_free. */
 LOOK_API dlrn_status look_weights_of(const look_about *about, const int64_t *list, int64_t n,
                                      look_weights **out);
-/* Whether an atom has effects on the logits: the site adds to the residual stream, and the engine
-   knows how that becomes logits. */
-LOOK_API int look_has_logits(const look_about *about);
+/* *has: whether an atom has effects on the logits: the site adds to the residual stream, and the
+   engine knows how that becomes logits. */
+LOOK_API dlrn_status look_has_logits(const look_about *about, int *has);
 
 /* The length of the part of a template before the data, which is where its one ">@DATA@<" has the
    word @DATA@; -1: it has none, or several. */
@@ -319,16 +319,19 @@ static int look_is_transcoder(const look_about *about) {
 
 /* Inputs of a module pass its norm and its weights before they reach the residual stream. That is
    no obstacle to SAEDashboard. Of a tensor only the width is known. */
-LOOK_API int look_has_logits(const look_about *about) {
+LOOK_API dlrn_status look_has_logits(const look_about *about, int *has) {
     const lm_kind kind = about->tap.y.kind;
     const int64_t dim = lm_config_of(about->model)->dim;
+    *has = 0;
     if (about->dict->d_out != dim || about->dict->n_parts || !about->dict->param[DLRN_DECODER])
-        return 0;
+        return DLRN_OK;
     if (!about->compat && kind != LM_EMBED && kind != LM_ATTN_OUT && kind != LM_MLP_OUT &&
         kind != LM_RESID_OUT && kind != LM_TENSOR)
-        return 0;
+        return DLRN_OK;
     /* of no rows: whether the engine knows the way to the logits; the sweep must not be in vain */
-    return lm_direct_logits(about->model, NULL, 0, about->compat, NULL) == DLRN_OK;
+    const dlrn_status s = lm_direct_logits(about->model, NULL, 0, about->compat, NULL);
+    *has = s == DLRN_OK;
+    return s == DLRN_ERR_UNSUPPORTED ? DLRN_OK : s;
 }
 
 /* Puts an entry in a list of the `max` largest, which has `count`; among equal ones the first that
@@ -466,7 +469,9 @@ LOOK_API dlrn_status look_weights_of(const look_about *about, const int64_t *lis
                         : DLRN_OK;
     if (s == DLRN_OK && both && n > 0 && look_row(dict, DLRN_ENCODER, 0, &d))
         s = look_add_near(about, DLRN_ENCODER, list, n, w);
-    if (s == DLRN_OK && n > 0 && look_has_logits(about)) s = look_add_logits(about, list, n, w);
+    int has_logits = 0;
+    if (s == DLRN_OK) s = look_has_logits(about, &has_logits);
+    if (s == DLRN_OK && n > 0 && has_logits) s = look_add_logits(about, list, n, w);
     if (s == DLRN_OK) return s;
     dlrn_free(dict->ctx, w);
     *out = NULL;
@@ -680,6 +685,7 @@ typedef struct look_pages { /* a page in the making */
     int32_t *token;          /* [tokens] the tokens by their number                       */
     int64_t tokens, counted; /* counted: rows of the survey                            */
     int64_t sinks;           /* features whose largest activation begins a context     */
+    int has_logits;          /* atoms have effects on the logits   */
     int id_bytes;            /* of a token's number in packed examples */
     unsigned char *pack;     /* [packed] examples                      */
     int64_t packed, room;
@@ -923,11 +929,11 @@ static void look_page_about(look_pages *p, const dlrn_survey_info *info) {
 }
 
 /* What the logit effects of a page are. */
-static void look_note_logits(look_out *o, const look_about *a) {
+static void look_note_logits(look_out *o, const look_about *a, int has_logits) {
     char text[512];
     const char *norm = lm_final_norm(a->model);
     const int normed = strcmp(norm, "none") != 0;
-    if (!look_has_logits(a)) {
+    if (!has_logits) {
         look_text(o, NULL,
                   "There are no logit effects: what this site holds is not added to the residual "
                   "stream, or this model's way from there to the logits is not known.");
@@ -958,7 +964,7 @@ static void look_page_notes(look_pages *p, int64_t n) {
     look_out *o = p->o;
     char text[512];
     look_open(o, "notes", '[');
-    look_note_logits(o, a);
+    look_note_logits(o, a, p->has_logits);
     if (a->dict->formula.normalise != DLRN_NORMALISE_NONE)
         look_text(
             o, NULL,
@@ -1065,6 +1071,7 @@ LOOK_API dlrn_status look_page(const look_about *about, dlrn_survey *survey,
     p.place = (int32_t *)dlrn_alloc(ctx, v, sizeof *p.place);
     p.token = (int32_t *)dlrn_alloc(ctx, v, sizeof *p.token);
     dlrn_status s = p.o && p.place && p.token ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) s = look_has_logits(about, &p.has_logits);
     if (s == DLRN_OK) {
         for (int64_t t = 0; t < v; t++) p.place[t] = -1;
         look_put(p.o, page, (size_t)at);
