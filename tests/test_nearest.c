@@ -15,15 +15,6 @@ enum {
 static int32_t index_of[F * K], wanted_index[F * K];
 static float cosine_of[F * K], wanted[F * K];
 
-static dlrn_context *open_with(int threads, const char *kernels) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.threads = threads;
-    cfg.kernels = kernels;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* exact: numbers of {-1, 0, 1}, so that many rows are equal or parallel, and some are zero. */
 static dlrn_dictionary *make(dlrn_context *ctx, int64_t width, int64_t features, uint64_t seed,
                              int exact) {
@@ -85,7 +76,7 @@ static void check_found(const float *row, const float *b, int64_t n, int64_t own
 }
 
 TEST(all_pairs_of_two_dictionaries) {
-    dlrn_context *ctx = open_with(2, "auto");
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary *a = make(ctx, WIDTH, 530, 1, 0), *b = make(ctx, WIDTH, F, 2, 0);
     static const int roles[] = {DLRN_ENCODER, DLRN_DECODER};
     for (int r = 0; r < 2; r++) {
@@ -103,7 +94,7 @@ TEST(all_pairs_of_two_dictionaries) {
 TEST(one_dictionary_and_lists_of_it) {
     enum { SOME = 700 };
     static int64_t list[SOME];
-    dlrn_context *ctx = open_with(2, "auto");
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary *a = make(ctx, WIDTH, F, 3, 0);
     const float *atoms = a->param[DLRN_DECODER];
     CHECK_OK(ctx, dlrn_nearest(a, a, DLRN_DECODER, NULL, F, K, index_of, cosine_of));
@@ -124,7 +115,7 @@ TEST(one_dictionary_and_lists_of_it) {
    exact make the f32 results exact. */
 TEST(ties_go_to_the_lower_number) {
     enum { N = 900 };
-    dlrn_context *ctx = open_with(2, "auto");
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary *a = make(ctx, WIDTH, N, 4, 1);
     float *rows = a->param[DLRN_DECODER];
     int64_t zeros = 0, ties = 0;
@@ -152,7 +143,7 @@ TEST(threads_and_kernels_do_not_change_a_bit) {
     int first = 1;
     for (int threads = 1; threads < 4; threads++) {
         for (int s = 0; s < 2; s++, first = 0) {
-            dlrn_context *ctx = open_with(threads, sets[s]);
+            dlrn_context *ctx = test_context(sets[s], threads);
             dlrn_dictionary *a = make(ctx, WIDTH, 520, 5, 0), *b = make(ctx, WIDTH, 600, 6, 0);
             /* few, since scalar kernels are slow */
             CHECK_OK(ctx, dlrn_nearest(b, b, DLRN_ENCODER, NULL, 600, K, index_of, cosine_of));
@@ -176,7 +167,7 @@ TEST(more_neighbours_than_features) {
     enum { MANY = SMALL + 3 };
     static int32_t index[SMALL * MANY];
     static float cosine[SMALL * MANY];
-    dlrn_context *ctx = open_with(1, "auto");
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *a = make(ctx, WIDTH, SMALL, 7, 0), *one = make(ctx, WIDTH, 1, 8, 0);
     float *atoms = a->param[DLRN_DECODER];
     memset(atoms + 9 * WIDTH, 0, WIDTH * sizeof *atoms);
@@ -196,7 +187,7 @@ TEST(more_neighbours_than_features) {
 
 /* Norms far from 1: their product does not overflow, nor vanish. */
 TEST(long_and_short_rows) {
-    dlrn_context *ctx = open_with(1, "auto");
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *a = make(ctx, WIDTH, SMALL, 9, 0), *b = make(ctx, WIDTH, SMALL, 10, 0);
     CHECK_OK(ctx, dlrn_nearest(a, b, DLRN_DECODER, NULL, SMALL, K, wanted_index, wanted));
     for (int64_t i = 0; i < SMALL * WIDTH; i++) {
@@ -216,7 +207,7 @@ TEST(parts_are_compared_with_parts) {
     enum { L = 3, D = 4, OWN = 30, ALL = L * OWN };
     static int32_t index[ALL * K], alone_index[OWN * K];
     static float cosine[ALL * K], alone[OWN * K];
-    dlrn_context *ctx = open_with(2, "auto");
+    dlrn_context *ctx = test_context("auto", 2);
     dlrn_dictionary_desc desc = {"CrossLayerTranscoder", L * D, L * D, ALL, 0, 0, L};
     dlrn_dictionary *a = NULL, *b = NULL;
     int64_t list[ALL];
@@ -246,7 +237,7 @@ TEST(parts_are_compared_with_parts) {
 }
 
 TEST(wrong_calls) {
-    dlrn_context *ctx = open_with(1, "auto");
+    dlrn_context *ctx = test_context("auto", 1);
     dlrn_dictionary *a = make(ctx, WIDTH, SMALL, 1, 0), *wide = make(ctx, WIDTH + 1, SMALL, 2, 0);
     dlrn_dictionary *id = NULL, *clt = NULL, *other = NULL;
     dlrn_dictionary_desc desc = {"CrossLayerTranscoder", 12, 12, 12, 0, 0, 3};

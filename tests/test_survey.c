@@ -36,15 +36,6 @@ static void make_text(void) {
     }
 }
 
-static dlrn_context *open_context(int threads, const char *kernels) {
-    dlrn_context_config cfg = {0};
-    dlrn_context *ctx = NULL;
-    cfg.threads = threads;
-    cfg.kernels = kernels;
-    CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
-    return ctx;
-}
-
 /* Features that never fire, that fire now and then, and always; and the first coordinate. */
 static void set_features(dlrn_dictionary *ae) {
     for (int f = 0; f < F; f++)
@@ -405,7 +396,7 @@ static void encode_text(const dlrn_dictionary *dict) {
 }
 
 TEST(reports_are_those_of_plain_loops) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     encode_text(ae);
     for (int compat = 0; compat < 2; compat++)
@@ -434,7 +425,7 @@ static void encode_contexts(const dlrn_dictionary *dict) {
 
 /* Features of both signs. */
 TEST(negative_activations) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *dict = make_family(ctx, "AbsTopK", 6);
     int64_t negative = 0;
     encode_text(dict);
@@ -466,7 +457,7 @@ static dlrn_dictionary *temporal(dlrn_context *ctx) {
 
 /* Rows that are encoded or selected together: those of a context, in calls of any size. */
 TEST(contexts_are_encoded_alone) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_survey_config cfg = dlrn_survey_defaults();
     for (int kind = 0; kind < 3; kind++) {
         dlrn_dictionary *dict = kind == 0 ? temporal(ctx) : make_family(ctx, "BatchTopKSAE", 3);
@@ -487,7 +478,7 @@ TEST(contexts_are_encoded_alone) {
 }
 
 TEST(dictionaries_of_parts) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_survey_config cfg = dlrn_survey_defaults();
     dlrn_dictionary_desc desc;
     dlrn_dictionary *dict = NULL;
@@ -514,7 +505,7 @@ TEST(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit) {
     uint64_t wanted[2] = {0, 0};
     for (int k = 0; test_kernels(k); k++)
         for (int threads = 1; threads <= 4; threads *= test_brief() ? 4 : 2) {
-            dlrn_context *ctx = open_context(threads, test_kernels(k));
+            dlrn_context *ctx = test_context(test_kernels(k), threads);
             dlrn_dictionary *ae = make_dictionary(ctx);
             for (int way = 0; way < 6; way++) {
                 dlrn_survey_config cfg = dlrn_survey_defaults();
@@ -537,7 +528,7 @@ TEST(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit) {
 /* A survey for some features reports on them as one for all does; lists may repeat a feature. In
    compat companions are those of the same 128 of a list, so the order of the list matters. */
 TEST(lists_of_features) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     const int64_t some[] = {40, 7, 3, 5, 139}, twice[] = {9, 40, 9, 9, 40};
     int64_t backwards[F];
@@ -563,7 +554,7 @@ TEST(lists_of_features) {
 
 /* Nothing of everything, and windows of every kind. */
 TEST(less_and_more) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     dlrn_survey_config cfg = dlrn_survey_defaults();
     encode_text(ae);
@@ -591,7 +582,7 @@ static dlrn_status count_visit(void *user, const dlrn_feature_report *r) {
 
 /* No rows, rows that are all left out, one row. */
 TEST(few_rows) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     const int64_t none[] = {3, 3, 3}, one[] = {5, 6}, list[] = {0, 1};
     const unsigned char drop = 0;
@@ -630,7 +621,7 @@ static void check_refused(dlrn_context *ctx, dlrn_status found, dlrn_status want
 
 /* A visit that stops ends the report, which may be repeated; then no more rows are taken. */
 TEST(a_visit_may_stop) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     const int64_t list[] = {0, 1, 2, 4, 6};
     for (int spooled = 0; spooled < 2; spooled++) {
@@ -683,7 +674,7 @@ TEST(a_report_is_stopped) {
 
 /* Arguments of dlrn_survey_add that are wrong; a failure ends the survey. */
 TEST(rows_that_are_refused) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     const int64_t back[] = {0, 4, 2}, below[] = {-1, 2}, three[] = {0, 1, 3};
     const int64_t list[] = {0};
@@ -722,7 +713,7 @@ TEST(rows_that_are_refused) {
 }
 
 TEST(configurations_and_lists_that_are_refused) {
-    dlrn_context *ctx = open_context(2, NULL);
+    dlrn_context *ctx = test_context(NULL, 2);
     dlrn_dictionary *ae = make_dictionary(ctx);
     const int64_t some[] = {4, 7}, beyond[] = {4, F}, negative[] = {-1}, other[] = {7, 5};
     dlrn_survey *s = NULL;
