@@ -35,6 +35,7 @@
    >>threads        one loop over tasks
    >>kernels        the table of kernels, the sets, which sets this processor can run
    >>context        creation, description
+   >>ranks          several processes: sums over ranks, spans, one status for all
    >>matrix         views, dense products, transposition, dot, norm, axpy, top-k
    >>sparse         codes by row (CSR)
    >>dictionary     roles, families, creation
@@ -1207,6 +1208,38 @@ typedef struct dlrn_io {
     void *user; /* passed to each callback; must outlive the context */
 } dlrn_io;
 
+/* What a collective call does with the numbers of all ranks. */
+typedef enum dlrn_reduce { DLRN_REDUCE_SUM, DLRN_REDUCE_MAX } dlrn_reduce;
+
+/* Several processes, "ranks", that hold dictionaries together: each rank has some of the features
+   (its span), and all see the same rows. Every rank makes the same calls in the same order, and
+   gets the same status; a callback returns once its result is there. A callback that fails, or that
+   has waited too long for another rank, calls dlrn_fail(ctx, DLRN_ERR_CALLBACK, ...) with the
+   reason, and returns what dlrn_fail returned; no other call on the context succeeds after that.
+   examples/mpi.h fills this in from MPI. */
+typedef struct dlrn_collective {
+    int rank, ranks; /* of this process, from 0; how many there are. ranks 0 or 1: alone, and the
+                        callbacks may be NULL */
+    /* data [n] of DLRN_F32, DLRN_F64 or DLRN_I64 becomes the sum or the largest over all ranks, the
+       same bits on each. A sum is ((rank 0 + rank 1) + rank 2) + ..., for every n. With `request`
+       the call only begins: data is left alone until `wait` was called with *request. */
+    dlrn_status (*allreduce)(void *user, dlrn_context *ctx, dlrn_reduce op, dlrn_dtype type,
+                             void *data, int64_t n, void **request);
+    dlrn_status (*wait)(void *user, dlrn_context *ctx, void *request);
+    /* all: the bytes [ranks] of each rank, one rank after the other; mine: those of this rank */
+    dlrn_status (*allgather)(void *user, dlrn_context *ctx, const void *mine, const int64_t *bytes,
+                             void *all);
+    /* data of rank `root` goes to all */
+    dlrn_status (*broadcast)(void *user, dlrn_context *ctx, int root, void *data, int64_t bytes);
+    void *user; /* passed to each callback; must outlive the context */
+} dlrn_collective;
+
+/* What a context has passed to its collective so far: bytes of data, each counted once on each
+   rank, and calls. */
+typedef struct dlrn_traffic {
+    int64_t reduced, gathered, broadcast, calls;
+} dlrn_traffic;
+
 /* How to make a context. All zero is the default. */
 typedef struct dlrn_context_config {
     int threads;         /* workers. 0: all cores that OpenMP sees, or 1 without OpenMP */
@@ -1227,6 +1260,7 @@ typedef struct dlrn_context_config {
     int (*stop)(void *user);
     void *user; /* passed to the callbacks above; must outlive the context */
     dlrn_io io; /* all zero: the C library's files, or none with DICTLEARN_NO_STDIO */
+    dlrn_collective collective; /* all zero: this process is alone */
 } dlrn_context_config;
 
 /* What a context runs on. Its pointers are valid as long as the context. */
@@ -1235,6 +1269,8 @@ typedef struct dlrn_context_info {
     const char *const *available; /* the sets that this processor can run, scalar first; NULL
                                      after the last                                           */
     int threads;                  /* workers of dlrn_parallel_for                             */
+    int rank, ranks;              /* of its collective; 0 and 1: alone                        */
+    dlrn_traffic traffic;         /* of its collective                                        */
     const char *text; /* "dictlearn 0.2.0, kernels avx512 of scalar avx2 avx512, 2 threads
                          (OpenMP)" */
 } dlrn_context_info;
@@ -1444,6 +1480,9 @@ struct dlrn_dictionary {
     dlrn_part *part;        /* [n_parts], owned                                                   */
     int64_t *group_sizes;   /* [n_groups] features of each nested group (Matryoshka), or NULL     */
     int64_t n_groups;
+    /* Of a context with several ranks: the first feature of this rank's span, and the number of
+       features on all ranks. `features` and the parameters are the span's. Alone: 0 and F. */
+    int64_t span_at, span_of;
     const char *layout; /* the library whose layout it was loaded from (static), or NULL          */
     const char *class_name; /* that library's name of the class (static), or NULL                 */
     char note[256];    /* what the file leaves open and a reader must know; "": nothing          */
@@ -2775,6 +2814,7 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
+    dlrn_traffic traffic;        /* of cfg.collective            */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
     char text
         [512]; /* of dlrn_context_describe: version, sets, threads in one line                    */
@@ -3580,13 +3620,20 @@ DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
                      ctx->threads == 1 ? "" : "s", threading);
 }
 
+/* One rank needs no callbacks. */
+DLRNI_INTERNAL int dlrni_collective_is_whole(const dlrn_collective *c) {
+    return c->rank >= 0 && c->ranks >= 0 && c->rank < dlrni_max(c->ranks, 1) &&
+           (c->ranks <= 1 || (c->allreduce && c->wait && c->allgather && c->broadcast));
+}
+
 /* Callbacks that belong together must be set together. Memory of one allocator must not reach
    another's release, and a file that was opened by the host must not be read by the C library. */
 DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
     const dlrn_io *io = &cfg->io;
     int files = (io->open_file != NULL) + (io->read_file != NULL) + (io->write_file != NULL) +
                 (io->close_file != NULL) + (io->file_exists != NULL);
-    return !cfg->alloc == !cfg->release && (files == 0 || files == 5);
+    return !cfg->alloc == !cfg->release && (files == 0 || files == 5) &&
+           dlrni_collective_is_whole(&cfg->collective);
 }
 
 /* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts. */
@@ -3621,10 +3668,108 @@ DLRN_API void dlrn_context_destroy(dlrn_context *ctx) {
     dlrni_host_release(&cfg, ctx);
 }
 
+/* How many processes hold the context's dictionaries. */
+DLRNI_INTERNAL int dlrni_ranks(const dlrn_context *ctx) {
+    return ctx->cfg.collective.ranks > 1 ? ctx->cfg.collective.ranks : 1;
+}
+
 /* The texts are the context's own, so that the caller frees nothing. */
 DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
-    dlrn_context_info info = {ctx->set.name, ctx->names, ctx->threads, ctx->text};
+    dlrn_context_info info = {
+        ctx->set.name,    ctx->names,   ctx->threads, ctx->cfg.collective.rank,
+        dlrni_ranks(ctx), ctx->traffic, ctx->text};
     return info;
+}
+
+/* ------------------------------------------------------------------------------------------ */
+// >>ranks
+/* Several processes that hold one dictionary together (dlrn_collective). Each rank owns a run of
+   groups of 48 features, its span: encoder rows, atoms, moments and counters. All ranks see the
+   same rows, and hold copies of all parameters that belong to no feature: biases, the center, a
+   skip. They stay equal, bit for bit, because every rank computes them from the same numbers in the
+   same order. With one rank all functions here return at once. */
+
+/* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
+   not divide, some ranks have one group more than others, and where there are fewer groups than
+   ranks, some have none. */
+DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+    const int64_t groups = dlrni_ceil_div(F, DLRNI_GROUP), ranks = dlrni_ranks(ctx);
+    const int64_t rank = ctx->cfg.collective.rank;
+    *at = dlrni_min(groups * rank / ranks * DLRNI_GROUP, F);
+    *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_GROUP, F) - *at;
+}
+
+DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
+    return type == DLRN_F32 ? (int64_t)sizeof(float) : (int64_t)sizeof(double);
+}
+
+/* Reduces data [n] over the ranks; request as in dlrn_collective. */
+DLRNI_INTERNAL dlrn_status dlrni_reduce(dlrn_context *ctx, dlrn_reduce op, dlrn_dtype type,
+                                        void *data, int64_t n, void **request) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    if (request) *request = NULL;
+    if (dlrni_ranks(ctx) == 1 || !n) return DLRN_OK;
+    ctx->traffic.reduced += n * dlrni_element_bytes(type);
+    ctx->traffic.calls++;
+    return c->allreduce(c->user, ctx, op, type, data, n, request);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_sum_ranks(dlrn_context *ctx, dlrn_dtype type, void *data,
+                                           int64_t n) {
+    return dlrni_reduce(ctx, DLRN_REDUCE_SUM, type, data, n, NULL);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_max_ranks(dlrn_context *ctx, dlrn_dtype type, void *data,
+                                           int64_t n) {
+    return dlrni_reduce(ctx, DLRN_REDUCE_MAX, type, data, n, NULL);
+}
+
+/* Ends a call of dlrni_reduce that has only begun. */
+DLRNI_INTERNAL dlrn_status dlrni_wait_ranks(dlrn_context *ctx, void *request) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    return request ? c->wait(c->user, ctx, request) : DLRN_OK;
+}
+
+/* all: the bytes [ranks] of each rank, one after the other. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_ranks(dlrn_context *ctx, const void *mine,
+                                              const int64_t *bytes, void *all) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    if (dlrni_ranks(ctx) == 1) {
+        if (bytes[0]) memcpy(all, mine, (size_t)bytes[0]);
+        return DLRN_OK;
+    }
+    ctx->traffic.gathered += bytes[c->rank];
+    ctx->traffic.calls++;
+    return c->allgather(c->user, ctx, mine, bytes, all);
+}
+
+/* The bytes of rank `root` go to all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_from_rank(dlrn_context *ctx, int root, void *data, int64_t bytes) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    if (dlrni_ranks(ctx) == 1 || !bytes) return DLRN_OK;
+    ctx->traffic.broadcast += c->rank == root ? bytes : 0;
+    ctx->traffic.calls++;
+    return c->broadcast(c->user, ctx, root, data, bytes);
+}
+
+/* One status for all ranks: each passes its own. Where one has failed, all fail with the status and
+   the message of the first that did; otherwise the others would wait for that rank for ever. */
+DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    int64_t first = s == DLRN_OK ? 0 : ranks - rank;
+    struct {
+        dlrn_status s;
+        char text[sizeof ctx->error];
+    } of;
+    if (ranks == 1) return s;
+    DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &first, 1));
+    if (!first) return DLRN_OK;
+    of.s = s;
+    memcpy(of.text, ctx->error, sizeof of.text);
+    DLRNI_TRY(dlrni_from_rank(ctx, (int)(ranks - first), &of, sizeof of));
+    if (rank == ranks - first) return s;
+    of.text[sizeof of.text - 1] = 0;
+    return dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -4333,7 +4478,7 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     dict->d_out = d_out ? d_out : d_in;
     dict->skip_rows = dict->d_out;
     dict->layers = dict->feature_layers = 1;
-    dict->features = family->roles ? features : d_in;
+    dict->features = dict->span_of = family->roles ? features : d_in;
     /* a copy: loading and training change k and threshold */
     dict->formula = dlrni_formula_of(family, dict);
     dlrn_status s = dlrni_check_sizes(ctx, family, dict);
@@ -4342,6 +4487,12 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_new(dlrn_context *ctx, const dlrni_f
     else
         dlrn_free(ctx, dict);
     return s;
+}
+
+/* Makes a new dictionary the span of this rank, before it has parameters. */
+DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
+    dict->span_of = dict->features;
+    dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
 /* Memory for one role; its numbers are not set. */

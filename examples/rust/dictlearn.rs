@@ -149,6 +149,8 @@ c_interface! {
             part: *mut dlrn_part,
             group_sizes: *mut i64,
             n_groups: i64,
+            span_at: i64,
+            span_of: i64,
             layout: *const c_char,
             class_name: *const c_char,
             note: [c_char; 256],
