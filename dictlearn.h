@@ -1316,6 +1316,11 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
    line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
+/* One status for all ranks of the context's collective: each passes its own. Where some have
+   failed, all get the status of the first of them, and the others its message behind "rank 2: ".
+   Call it after work of your own that can fail on one rank alone, such as reading a file. A context
+   without a collective: returns s. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s);
 
 /* The enumerations whose values have names. Beside each, an example. */
 typedef enum dlrn_names {
@@ -3770,6 +3775,10 @@ DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
     if (rank == ranks - first) return s;
     of.text[sizeof of.text - 1] = 0;
     return dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+}
+
+DLRN_API dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s) {
+    return dlrni_agree(ctx, s);
 }
 
 /* ------------------------------------------------------------------------------------------ */
