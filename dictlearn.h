@@ -4501,18 +4501,44 @@ DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
     return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* The same with memory for all roles of the family. */
+/* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
+    dlrn_status s = DLRN_OK;
+    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
+        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*dict);
+    *dict = NULL;
+    return s;
+}
+
+/* A new dictionary with memory for all features, on every rank. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
                                                   int64_t d_in, int64_t d_out, int64_t features,
                                                   dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
-    dlrn_status s = DLRN_OK;
-    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
-        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*out, role);
-    if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
-    return s;
+    return dlrni_params_alloc(family, out);
+}
+
+/* The same for this rank's span of the features. An identity has none to share out. */
+DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_family *family,
+                                            int64_t d_in, int64_t d_out, int64_t features,
+                                            dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
+    if (family->roles) dlrni_take_span(*out);
+    return dlrni_params_alloc(family, out);
+}
+
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
+   itself, and the numbers of the whole go part by part. */
+DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_part *part = &dict->part[i];
+        if (f < part->feature_at + part->dict->features)
+            return before + part->dict->span_at + f - part->feature_at;
+    }
+    return dict->span_at + f;
 }
 
 /* ---- Parts ---- */
@@ -4638,14 +4664,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
 /* Draws all features, of the parts where there are any; the output bias is 0. */
 DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
                                         void (*draw)(void *job, int64_t j, int worker)) {
-    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, dict->span_at};
     /* one row for all features, so no task owns it */
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
     if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         job.dict = dict->part[i].dict;
         job.family = dlrni_family_named(job.dict->family);
-        job.first = dict->part[i].feature_at;
+        job.first = dlrni_whole_feature(dict, dict->part[i].feature_at);
         dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
     }
 }
@@ -4660,16 +4686,18 @@ DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
 DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
     const dlrni_family *family = dlrni_family_named("Layer");
     const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
-    const int64_t F = dict->features / L;
+    const int64_t F = dict->span_of / L;
     dict->feature_layers = L;
     DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    /* this rank's features are those of its spans of the parts */
+    dict->features = dict->span_at = 0;
     for (int64_t l = 0; l < L; l++) {
         dlrn_part *part = &dict->part[l];
         part->in_at = l * in;
         part->out_at = l * out;
-        part->feature_at = l * F;
-        DLRNI_TRY(
-            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        part->feature_at = dict->features;
+        DLRNI_TRY(dlrni_span_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        dict->features += part->dict->features;
     }
     return DLRN_OK;
 }
@@ -4701,12 +4729,12 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const d
     const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
     *out = NULL;
     DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    DLRNI_TRY(dlrni_span_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     (*out)->layers = layers;
     /* families that keep k; and a pursuit, whose k limits its steps */
     if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->span_of) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
     if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -4728,7 +4756,12 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
         family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
+    dlrn_status s = dlrni_agree(ctx, dlrni_dictionary_described(ctx, family, desc, out));
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out); /* another rank has failed */
+        *out = NULL;
+        return s;
+    }
     /* an identity has nothing to draw */
     if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
@@ -4769,10 +4802,13 @@ DLRNI_INTERNAL dlrn_status dlrni_copy_contents(const dlrn_dictionary *from, dlrn
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
-                                   dict->features, out));
+                                   dict->span_of, out));
     dlrn_dictionary *to = *out;
+    to->features = dict->features; /* of a span */
     /* not the family's: k may have been set since */
     to->formula = dict->formula;
+    to->span_at = dict->span_at;
+    to->span_of = dict->span_of;
     to->skip_rows = dict->skip_rows;
     to->heads = dict->heads;
     to->head_width = dict->head_width;
@@ -6780,7 +6816,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
-    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
+    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -25825,7 +25861,7 @@ DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_c
         sum += dict->group_sizes[g];
         good = good && dict->group_sizes[g] > 0;
     }
-    if (!good || sum != dict->features) return;
+    if (!good || sum != dict->span_of) return;
     cfg->n_groups = dict->n_groups;
     for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
 }
@@ -25904,7 +25940,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_tra
     /* k of a part: of its own features */
     if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
         s = dlrni_check_k(ctx, cfg->k,
-                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+                          dict->formula.k ? dict->span_of : dict->part[0].dict->span_of);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(dict);
     *out = NULL;
@@ -25972,7 +26008,7 @@ DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
 DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
                                      int64_t first, int64_t d_out, int is_part) {
     const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
-    const int64_t by = is_part ? dict->features : dict->d_in;
+    const int64_t by = is_part ? dict->span_of : dict->d_in;
     dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
                            rules,
                            copies && dict->d_in == dict->d_out,
@@ -25995,9 +26031,10 @@ DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train
         return DLRN_OK;
     }
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
-    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, dict->span_at, d, 0);
     for (int64_t i = 0; i < dict->n_parts; i++)
-        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed,
+                         dlrni_whole_feature(dict, dict->part[i].feature_at), d, 1);
     return DLRN_OK;
 }
 
@@ -26008,7 +26045,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
     const int64_t F =
-        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+        init->n_parts && !init->formula.k ? init->part[0].dict->span_of : init->span_of;
     /* the configuration's k replaces the dictionary's */
     if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
     if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
@@ -26231,14 +26268,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
 DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
     const dlrn_part *part = &init->part[i];
     const dlrn_dictionary *own = part->dict;
-    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->span_of / L;
     const unsigned roles =
         dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
     const int is_jump =
         own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
-    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->span_of == F &&
            own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
            (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
            own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
@@ -26261,6 +26298,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
                      (long long)init->n_parts, good ? " that differ" : "");
 }
 
+/* Whether a dictionary holds the features that this rank trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+    int64_t at, n;
+    for (int64_t i = 0; i < init->n_parts; i++)
+        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+    if (init->n_parts) return DLRN_OK;
+    dlrni_rank_span(ctx, init->span_of, &at, &n);
+    if (init->span_at == at && init->features == n) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "dlrn_trainer_create: expected the %lld features of rank %d, from %lld on, "
+                     "found %lld from %lld on",
+                     (long long)n, ctx->cfg.collective.rank, (long long)at,
+                     (long long)init->features, (long long)init->span_at);
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -26277,13 +26329,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
     DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
-    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
-        return DLRN_OK;
+    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
+        return dlrni_check_span(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
                      (long long)cfg->d_in, (long long)cfg->features, (long long)cfg->d_out,
-                     (long long)init->d_in, (long long)init->features, (long long)init->d_out);
+                     (long long)init->d_in, (long long)init->span_of, (long long)init->d_out);
 }
 
 /* Whether a buffer (or NULL) gives rows of the widths that are trained. Without a target y is x. */
@@ -26335,9 +26387,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     return s;
 }
 
-DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
-                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
-                                         dlrn_trainer **out) {
+/* dlrn_trainer_create on this rank alone. */
+DLRNI_INTERNAL dlrn_status dlrni_trainer_make(dlrn_context *ctx, const dlrn_train_config *config,
+                                              const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                              dlrn_trainer **out) {
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
@@ -26357,6 +26410,16 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
+                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                         dlrn_trainer **out) {
+    dlrn_status s = dlrni_agree(ctx, dlrni_trainer_make(ctx, config, init, buffer, out));
+    if (s == DLRN_OK) return s;
+    dlrn_trainer_destroy(*out); /* another rank has failed */
+    *out = NULL;
     return s;
 }
 
