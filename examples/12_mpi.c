@@ -45,7 +45,8 @@ static dlrn_status train(dlrn_context *ctx, const float *x, int first) {
     cfg.features = FEATURES;
     cfg.k = 3;
     cfg.steps = 200;
-    dlrn_status s = dlrn_source_array(ctx, x, ROWS, DIM, 10, &source);
+    cfg.lr = 3e-3;
+    dlrn_status s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 10, &source);
     if (s == DLRN_OK) s = dlrn_buffer_create(ctx, &how, &source, DLRN_OWNED, &buffer);
     if (s == DLRN_OK) s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &trainer);
     while (s == DLRN_OK && (s = dlrn_trainer_step(trainer, &stats)) == DLRN_OK)
