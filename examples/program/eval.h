@@ -243,9 +243,9 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
     page text;
     if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
-    if (s == DLRN_OK && ends_with(path, ".svg"))
-        return draw_histogram(ctx, path, edge, count, never);
-    if (s == DLRN_OK) s = page_open(ctx, &text);
+    if (s != DLRN_OK || !is_first()) return s;
+    if (ends_with(path, ".svg")) return draw_histogram(ctx, path, edge, count, never);
+    s = page_open(ctx, &text);
     if (s != DLRN_OK) return s;
     fputs("from,to,features\n", text.f);
     for (int b = 0; b < BINS; b++)
@@ -533,7 +533,8 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     if (s == DLRN_OK) s = measure(o, dict, mt, f, e, &r);
     if (s == DLRN_OK && o->json) print_eval_json(o, &r);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &r);
-    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram, r.m.dead);
+    if (s == DLRN_OK && o->histogram)
+        s = dlrn_agree(ctx, write_histogram(ctx, e, o->histogram, r.m.dead));
     dlrn_evaluator_destroy(e);
     return s;
 }
@@ -563,7 +564,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
-    if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
+    if (s == DLRN_OK && o->model) s = dlrn_agree(ctx, model_text_open(ctx, o, 1, &mt));
     if (s == DLRN_OK) {
         f.width = dict->d_in;
         f.target_width = dict->d_out;

@@ -9,6 +9,7 @@
    rows are gathered in the order of one process. */
 
 static dlrn_collective ranks; /* of the process; all zero: alone */
+static int64_t ranks_own;     /* bytes that this program has passed to it, beside the library */
 
 static int ranks_several(void) {
     return ranks.ranks > 1;
@@ -141,7 +142,20 @@ static int ranks_end(int status) {
     MPI_Finalize();
     return status;
 }
+/* Says what rank 0 has sent, and what that was for. */
+static void ranks_tell_traffic(dlrn_context *ctx, int quiet) {
+    const dlrn_traffic t = dlrn_context_describe(ctx).traffic;
+    if (!ranks_several() || !is_first() || quiet) return;
+    fprintf(stderr,
+            "dictlearn: rank 0 of %d has sent %lld bytes: of the library %lld to be summed, %lld "
+            "gathered, %lld broadcast, of the program %lld\n",
+            ranks.ranks, (long long)((mpi_ranks *)ranks.user)->sent, (long long)t.reduced,
+            (long long)t.gathered, (long long)t.broadcast, (long long)ranks_own);
+}
 #else
+static void ranks_tell_traffic(dlrn_context *ctx, int quiet) {
+    (void)ctx, (void)quiet;
+}
 static int ranks_begin(int *argc, char ***argv) {
     (void)argc, (void)argv;
     return 0;
@@ -181,6 +195,7 @@ static dlrn_status ranks_tell_stop(dlrn_context *ctx) {
     const dlrn_status s = ranks_hear_stop(ctx);
     if (s != DLRN_OK || stop_agreed) return s;
     stop_call.number = stop_held ? 0 : stop_asked;
+    ranks_own += (int64_t)sizeof stop_call.number;
     return ranks.allreduce(ranks.user, ctx, DLRN_REDUCE_MAX, DLRN_I64, &stop_call.number, 1,
                            &stop_call.request);
 }
@@ -190,6 +205,7 @@ static dlrn_status ranks_tell_stop(dlrn_context *ctx) {
 /* all: the bytes [ranks] of each rank, one after the other. */
 static dlrn_status ranks_gather(dlrn_context *ctx, const void *mine, const int64_t *bytes,
                                 void *all) {
+    ranks_own += bytes[ranks.rank];
     return ranks.allgather(ranks.user, ctx, mine, bytes, all);
 }
 
@@ -224,6 +240,7 @@ static dlrn_status ranks_compare(dlrn_context *ctx, const void *data, size_t byt
     int64_t range[2];
     if (!ranks_several()) return DLRN_OK;
     range[0] = sum, range[1] = -sum;
+    ranks_own += (int64_t)sizeof range;
     dlrn_status s = ranks.allreduce(ranks.user, ctx, DLRN_REDUCE_MAX, DLRN_I64, range, 2, NULL);
     if (s != DLRN_OK || range[0] == -range[1]) return s;
     return dlrn_fail(ctx, DLRN_ERR_VALUE, "%s: expected the same on all ranks, found other bytes",
@@ -234,6 +251,7 @@ static dlrn_status ranks_compare(dlrn_context *ctx, const void *data, size_t byt
 static dlrn_status ranks_first_of(dlrn_context *ctx, dlrn_status s, int *number) {
     s = dlrn_agree(ctx, s);
     if (s != DLRN_OK || !ranks_several()) return s;
+    ranks_own += is_first() ? (int64_t)sizeof *number : 0;
     return ranks.broadcast(ranks.user, ctx, 0, number, sizeof *number);
 }
 
@@ -494,5 +512,80 @@ static dlrn_status ranks_run_batches(dlrn_context *ctx, lm_model *m, const lm_ta
     if (s == DLRN_OK && all->y) s = ranks_gather(ctx, own.y, bytes, all->y);
     kept_free(ctx, &own);
     dlrn_free(ctx, bytes);
+    return s;
+}
+
+/* ---- codes */
+
+static void ranks_free_codes(dlrn_context *ctx, dlrn_sparse *c) {
+    dlrn_free(ctx, c->row_ptr);
+    dlrn_free(ctx, c->col);
+    dlrn_free(ctx, c->val);
+}
+
+/* Puts a row's n codes in the order of their features: those of each rank are, and of all but
+   dictionaries of several parts all are already. */
+static void sort_codes(int32_t *col, float *val, int64_t n) {
+    for (int64_t i = 1; i < n; i++) {
+        const int32_t c = col[i];
+        const float v = val[i];
+        int64_t k = i;
+        for (; k > 0 && col[k - 1] > c; k--) col[k] = col[k - 1], val[k] = val[k - 1];
+        col[k] = c, val[k] = v;
+    }
+}
+
+/* Codes of the same rows, one rank after the other, become those of all features. ptr
+   [ranks][rows + 1]: row_ptr of each rank. */
+static void merge_codes(const int64_t *ptr, const int32_t *col, const float *val,
+                        dlrn_sparse *out) {
+    const int64_t rows = out->rows;
+    int64_t at = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t from = 0;
+        out->row_ptr[i] = at;
+        for (int r = 0; r < ranks.ranks; r++) {
+            const int64_t *p = ptr + r * (rows + 1), n = p[i + 1] - p[i];
+            memcpy(out->col + at, col + from + p[i], (size_t)n * sizeof *col);
+            memcpy(out->val + at, val + from + p[i], (size_t)n * sizeof *val);
+            from += p[rows];
+            at += n;
+        }
+        sort_codes(out->col + out->row_ptr[i], out->val + out->row_ptr[i], at - out->row_ptr[i]);
+    }
+    out->row_ptr[rows] = at;
+}
+
+/* The codes of all ranks, each of which has those of its own features. Free *all with
+   ranks_free_codes, also after an error. */
+static dlrn_status ranks_join_codes(dlrn_context *ctx, const dlrn_sparse *mine, dlrn_sparse *all) {
+    const int64_t rows = mine->rows, each = rows + 1;
+    int64_t *ptr = (int64_t *)dlrn_alloc(ctx, ranks.ranks * each, sizeof *ptr), total = 0;
+    int64_t *bytes = (int64_t *)dlrn_alloc(ctx, ranks.ranks, sizeof *bytes);
+    int32_t *col = NULL;
+    float *val = NULL;
+    dlrn_status s = dlrn_agree(ctx, ptr && bytes ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = ranks_gather_records(ctx, mine->row_ptr, (size_t)each * sizeof *ptr, ptr);
+    for (int r = 0; s == DLRN_OK && r < ranks.ranks; r++) {
+        bytes[r] = ptr[r * each + rows] * (int64_t)sizeof *col;
+        total += ptr[r * each + rows];
+    }
+    if (s == DLRN_OK) {
+        col = (int32_t *)dlrn_alloc(ctx, total + 1, sizeof *col);
+        val = (float *)dlrn_alloc(ctx, total + 1, sizeof *val);
+        all->rows = rows, all->cols = mine->cols;
+        all->row_ptr = (int64_t *)dlrn_alloc(ctx, each, sizeof *all->row_ptr);
+        all->col = (int32_t *)dlrn_alloc(ctx, total + 1, sizeof *all->col);
+        all->val = (float *)dlrn_alloc(ctx, total + 1, sizeof *all->val);
+        const int have = col && val && all->row_ptr && all->col && all->val;
+        s = dlrn_agree(ctx, have ? DLRN_OK : DLRN_ERR_MEMORY);
+    }
+    if (s == DLRN_OK) s = ranks_gather(ctx, mine->col, bytes, col);
+    if (s == DLRN_OK) s = ranks_gather(ctx, mine->val, bytes, val);
+    if (s == DLRN_OK && is_first()) merge_codes(ptr, col, val, all);
+    dlrn_free(ctx, ptr);
+    dlrn_free(ctx, bytes);
+    dlrn_free(ctx, col);
+    dlrn_free(ctx, val);
     return s;
 }
