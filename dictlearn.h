@@ -3689,14 +3689,18 @@ DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
    skip. They stay equal, bit for bit, because every rank computes them from the same numbers in the
    same order. With one rank all functions here return at once. */
 
+#ifndef DLRNI_SPAN
+#define DLRNI_SPAN DLRNI_GROUP /* features that stay together; a test cuts small files */
+#endif
+
 /* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
    not divide, some ranks have one group more than others, and where there are fewer groups than
    ranks, some have none. */
 DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
-    const int64_t groups = dlrni_ceil_div(F, DLRNI_GROUP), ranks = dlrni_ranks(ctx);
+    const int64_t groups = dlrni_ceil_div(F, DLRNI_SPAN), ranks = dlrni_ranks(ctx);
     const int64_t rank = ctx->cfg.collective.rank;
-    *at = dlrni_min(groups * rank / ranks * DLRNI_GROUP, F);
-    *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_GROUP, F) - *at;
+    *at = dlrni_min(groups * rank / ranks * DLRNI_SPAN, F);
+    *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_SPAN, F) - *at;
 }
 
 DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
@@ -4495,17 +4499,54 @@ DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
     dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
-/* Memory for one role; its numbers are not set. */
+/* A dictionary with parts is cut part by part: its own features are those of all its parts' spans,
+   one after another. */
+DLRNI_INTERNAL void dlrni_join_spans(dlrn_dictionary *dict) {
+    dict->span_at = dict->span_of = dict->features = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dict->part[i].feature_at = dict->features;
+        dict->features += dict->part[i].dict->features;
+        dict->span_of += dict->part[i].dict->span_of;
+    }
+}
+
+/* How many features all ranks have together. Alone the caller may have set `features`. */
+DLRNI_INTERNAL int64_t dlrni_whole_features(const dlrn_dictionary *dict) {
+    return dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
+}
+
+/* The size of a letter in the whole dictionary, as files have it. */
+DLRNI_INTERNAL int64_t dlrni_whole_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'F' ? dlrni_whole_features(dict) : dlrni_extent(dict, letter);
+}
+
+/* Memory for one role; its numbers are not set. An empty span has a block, too: NULL means that
+   the family has no such parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
-    dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
+    dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_max(dlrni_role_size(dict, role), 1));
     return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* The same with memory for all roles of the family. */
+/* Families that need all features at once cannot be held in spans. */
+DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
+    static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
+    for (size_t i = 0; dlrni_ranks(ctx) > 1 && i < sizeof whole / sizeof *whole; i++)
+        if (!strcmp(family->name, whole[i]))
+            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                             "a dictionary on %d ranks: expected a family whose features are "
+                             "encoded one by one, found %s",
+                             dlrni_ranks(ctx), family->name);
+    return DLRN_OK;
+}
+
+/* The span of this rank, with memory for all roles of the family. */
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
                                                   int64_t d_in, int64_t d_out, int64_t features,
                                                   dlrn_dictionary **out) {
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
+    dlrni_take_span(*out);
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
         if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*out, role);
@@ -4539,6 +4580,20 @@ DLRNI_INTERNAL int dlrni_is_part(const dlrn_dictionary *dict, const dlrn_part *p
 DLRNI_INTERNAL int dlrni_is_whole(const dlrn_formula *f) {
     return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
            f->select != DLRN_SELECT_GROUP_MAX && !(f->scale_in < 1 || f->scale_in > 1);
+}
+
+/* The number that feature j of this rank has among those of all ranks: part by part, and in each
+   part rank by rank. */
+DLRNI_INTERNAL int64_t dlrni_number_in_whole(const dlrn_dictionary *dict, int64_t j) {
+    int64_t before = 0;
+    if (dlrni_ranks(dict->ctx) == 1) return j;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_dictionary *own = dict->part[i].dict;
+        if (j < dict->part[i].feature_at + own->features)
+            return before + own->span_at + j - dict->part[i].feature_at;
+        before += own->span_of;
+    }
+    return dict->span_at + j;
 }
 
 /* Parts may have been set by a caller: their windows must lie within the rows, and their features
@@ -4660,17 +4715,17 @@ DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
 DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
     const dlrni_family *family = dlrni_family_named("Layer");
     const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
-    const int64_t F = dict->features / L;
+    const int64_t F = dlrni_whole_features(dict) / L;
     dict->feature_layers = L;
     DLRNI_TRY(dlrni_parts_alloc(dict, L));
     for (int64_t l = 0; l < L; l++) {
         dlrn_part *part = &dict->part[l];
         part->in_at = l * in;
         part->out_at = l * out;
-        part->feature_at = l * F;
         DLRNI_TRY(
             dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
     }
+    dlrni_join_spans(dict);
     return DLRN_OK;
 }
 
@@ -4705,8 +4760,8 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const d
     (*out)->layers = layers;
     /* families that keep k; and a pursuit, whose k limits its steps */
     if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, desc->features) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, dlrni_whole_features(*out));
     if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -4769,8 +4824,11 @@ DLRNI_INTERNAL dlrn_status dlrni_copy_contents(const dlrn_dictionary *from, dlrn
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
-                                   dict->features, out));
+                                   dlrni_whole_features(dict), out));
     dlrn_dictionary *to = *out;
+    to->features = dict->features;
+    to->span_at = dict->span_at;
+    to->span_of = dict->span_of;
     /* not the family's: k may have been set since */
     to->formula = dict->formula;
     to->skip_rows = dict->skip_rows;
