@@ -4499,25 +4499,9 @@ DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
     dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
-/* A dictionary with parts is cut part by part: its own features are those of all its parts' spans,
-   one after another. */
-DLRNI_INTERNAL void dlrni_join_spans(dlrn_dictionary *dict) {
-    dict->span_at = dict->span_of = dict->features = 0;
-    for (int64_t i = 0; i < dict->n_parts; i++) {
-        dict->part[i].feature_at = dict->features;
-        dict->features += dict->part[i].dict->features;
-        dict->span_of += dict->part[i].dict->span_of;
-    }
-}
-
-/* How many features all ranks have together. Alone the caller may have set `features`. */
-DLRNI_INTERNAL int64_t dlrni_whole_features(const dlrn_dictionary *dict) {
-    return dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
-}
-
 /* The size of a letter in the whole dictionary, as files have it. */
 DLRNI_INTERNAL int64_t dlrni_whole_extent(const dlrn_dictionary *dict, char letter) {
-    return letter == 'F' ? dlrni_whole_features(dict) : dlrni_extent(dict, letter);
+    return letter == 'F' ? dict->span_of : dlrni_extent(dict, letter);
 }
 
 /* Memory for one role; its numbers are not set. An empty span has a block, too: NULL means that
@@ -4527,7 +4511,18 @@ DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
     return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* Families that need all features at once cannot be held in spans. */
+/* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
+    dlrn_status s = DLRN_OK;
+    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
+        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*dict);
+    *dict = NULL;
+    return s;
+}
+
+/* Families that need all features at once cannot be shared out; an identity has none to share. */
 DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
     static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
     for (size_t i = 0; dlrni_ranks(ctx) > 1 && i < sizeof whole / sizeof *whole; i++)
@@ -4539,21 +4534,27 @@ DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_fami
     return DLRN_OK;
 }
 
-/* The span of this rank, with memory for all roles of the family. */
-DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
-                                                  int64_t d_in, int64_t d_out, int64_t features,
-                                                  dlrn_dictionary **out) {
+/* A new dictionary: this rank's span of the features, with memory for all roles of the family. */
+DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_family *family,
+                                            int64_t d_in, int64_t d_out, int64_t features,
+                                            dlrn_dictionary **out) {
     *out = NULL;
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
-    dlrni_take_span(*out);
-    dlrn_status s = DLRN_OK;
-    for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
-        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*out, role);
-    if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
-    return s;
+    if (family->roles) dlrni_take_span(*out);
+    return dlrni_params_alloc(family, out);
+}
+
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
+   itself, and the numbers of the whole go part by part. */
+DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_part *part = &dict->part[i];
+        if (f < part->feature_at + part->dict->features)
+            return before + part->dict->span_at + f - part->feature_at;
+    }
+    return dict->span_at + f;
 }
 
 /* ---- Parts ---- */
@@ -4580,20 +4581,6 @@ DLRNI_INTERNAL int dlrni_is_part(const dlrn_dictionary *dict, const dlrn_part *p
 DLRNI_INTERNAL int dlrni_is_whole(const dlrn_formula *f) {
     return f->normalise == DLRN_NORMALISE_NONE && f->center == DLRN_CENTER_NONE &&
            f->select != DLRN_SELECT_GROUP_MAX && !(f->scale_in < 1 || f->scale_in > 1);
-}
-
-/* The number that feature j of this rank has among those of all ranks: part by part, and in each
-   part rank by rank. */
-DLRNI_INTERNAL int64_t dlrni_number_in_whole(const dlrn_dictionary *dict, int64_t j) {
-    int64_t before = 0;
-    if (dlrni_ranks(dict->ctx) == 1) return j;
-    for (int64_t i = 0; i < dict->n_parts; i++) {
-        const dlrn_dictionary *own = dict->part[i].dict;
-        if (j < dict->part[i].feature_at + own->features)
-            return before + own->span_at + j - dict->part[i].feature_at;
-        before += own->span_of;
-    }
-    return dict->span_at + j;
 }
 
 /* Parts may have been set by a caller: their windows must lie within the rows, and their features
@@ -4693,14 +4680,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
 /* Draws all features, of the parts where there are any; the output bias is 0. */
 DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
                                         void (*draw)(void *job, int64_t j, int worker)) {
-    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, dict->span_at};
     /* one row for all features, so no task owns it */
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
     if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         job.dict = dict->part[i].dict;
         job.family = dlrni_family_named(job.dict->family);
-        job.first = dict->part[i].feature_at;
+        job.first = dlrni_whole_feature(dict, dict->part[i].feature_at);
         dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
     }
 }
@@ -4715,17 +4702,19 @@ DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
 DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
     const dlrni_family *family = dlrni_family_named("Layer");
     const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
-    const int64_t F = dlrni_whole_features(dict) / L;
+    const int64_t F = dict->span_of / L;
     dict->feature_layers = L;
     DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    /* this rank's features are those of its spans of the parts */
+    dict->features = dict->span_at = 0;
     for (int64_t l = 0; l < L; l++) {
         dlrn_part *part = &dict->part[l];
         part->in_at = l * in;
         part->out_at = l * out;
-        DLRNI_TRY(
-            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        part->feature_at = dict->features;
+        DLRNI_TRY(dlrni_span_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        dict->features += part->dict->features;
     }
-    dlrni_join_spans(dict);
     return DLRN_OK;
 }
 
@@ -4756,12 +4745,12 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const d
     const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
     *out = NULL;
     DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    DLRNI_TRY(dlrni_span_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     (*out)->layers = layers;
     /* families that keep k; and a pursuit, whose k limits its steps */
     if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, desc->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, dlrni_whole_features(*out));
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->span_of) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
     if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -4783,7 +4772,12 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
         family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
+    dlrn_status s = dlrni_agree(ctx, dlrni_dictionary_described(ctx, family, desc, out));
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out); /* another rank has failed */
+        *out = NULL;
+        return s;
+    }
     /* an identity has nothing to draw */
     if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
@@ -4824,13 +4818,13 @@ DLRNI_INTERNAL dlrn_status dlrni_copy_contents(const dlrn_dictionary *from, dlrn
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
-                                   dlrni_whole_features(dict), out));
+                                   dict->span_of, out));
     dlrn_dictionary *to = *out;
-    to->features = dict->features;
-    to->span_at = dict->span_at;
-    to->span_of = dict->span_of;
+    to->features = dict->features; /* of a span */
     /* not the family's: k may have been set since */
     to->formula = dict->formula;
+    to->span_at = dict->span_at;
+    to->span_of = dict->span_of;
     to->skip_rows = dict->skip_rows;
     to->heads = dict->heads;
     to->head_width = dict->head_width;
@@ -6838,7 +6832,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
-    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
+    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -14013,7 +14007,7 @@ DLRNI_INTERNAL dlrn_status dlrni_config_k(const dlrni_loading *l, const char *ke
                                           dlrn_dictionary *dict) {
     double k = 0;
     DLRNI_TRY(dlrni_config_number(l, key, &k));
-    const int64_t F = dlrni_whole_features(dict);
+    const int64_t F = dict->span_of;
     if (k >= 1 && k <= (double)F && k <= floor(k)) dict->formula.k = (int64_t)k;
     /* 0, like null, is what some libraries write for "none" */
     if (dict->formula.k || l->options->k || (k >= 0 && k <= 0)) return DLRN_OK;
@@ -14544,10 +14538,10 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_latent(dlrni_loading *l, dlrn_dictionary
         DLRNI_TRY(dlrni_config_text(l, "matryoshka_ks", &list));
         const char *last = strrchr(list, ',');
         long k = strtol(last ? last + 1 : list, NULL, 10);
-        if (k >= 1 && k <= dlrni_whole_features(dict)) dict->formula.k = k;
+        if (k >= 1 && k <= dict->span_of) dict->formula.k = k;
     }
     if (!strcmp(l->layout->name, "JUMPRELU")) {
-        const double F = (double)dlrni_whole_features(dict);
+        const double F = (double)dict->span_of;
         double max = F;
         DLRNI_TRY(dlrni_config_number(l, "jumprelu_max_active", &max));
         dict->formula.k = 0;
@@ -14610,7 +14604,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_openai(dlrni_loading *l, dlrn_dictionary
     if (dict->formula.select != DLRN_SELECT_TOP_K) return DLRN_OK;
     dict->formula.normalise = DLRN_NORMALISE_LAYER;
     if (dlrni_archive_number(l->a, "activation_state_dict.k", &k) && k >= 1 &&
-        k <= (double)dlrni_whole_features(dict))
+        k <= (double)dict->span_of)
         dict->formula.k = (int64_t)k;
     return DLRN_OK;
 }
@@ -15785,9 +15779,9 @@ typedef struct dlrni_read_job {
     const unsigned char *from;
     float *to;
     int64_t n, rows, cols; /* cols 0: no transpose */
-    int64_t stride;        /* elements from a row of the file to the next, where there are columns */
-    int64_t first;         /* of the tensor's elements, for errors: the one at `from`              */
-    int64_t *bad;          /* [tasks] 1: found a number that is not finite */
+    int64_t stride; /* elements from a row of the file to the next, where there are columns */
+    int64_t first;  /* of the tensor's elements, for errors: the one at `from`              */
+    int64_t *bad;   /* [tasks] 1: found a number that is not finite */
 } dlrni_read_job;
 
 /* Task: copies a piece of a tensor, 4096 numbers at a time (16 KB), so that the check finds them in
@@ -15997,7 +15991,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
 /* The sizes of nested groups, which must add up to F. */
 DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrni_loading *l, const char *name, int64_t index,
                                              dlrn_dictionary *dict) {
-    const int64_t F = dlrni_whole_features(dict);
+    const int64_t F = dict->span_of;
     int64_t sum = 0;
     /* a group has a feature at least, so this also bounds the memory */
     dict->n_groups = dlrni_min(l->G, F + 1);
@@ -16052,7 +16046,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
     }
     /* exact in f32 up to 2^24, far beyond any k in use; 0: none, where a threshold is enough */
     const float min = dlrni_needs_k(dict) ? 1 : 0;
-    const int64_t F = dlrni_whole_features(dict);
+    const int64_t F = dict->span_of;
     if (value >= min && (double)value <= (double)F && value == floorf(value)) {
         dict->formula.k = (int64_t)value;
         return DLRN_OK;
@@ -16099,7 +16093,7 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_biases(dlrn_dictionary *dict) {
 /* k: the caller's, or the file's; a selection without one is an error that says how to state it. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionary *dict) {
     dlrn_context *ctx = dict->ctx;
-    const int64_t F = dlrni_whole_features(dict);
+    const int64_t F = dict->span_of;
     if (l->options->k) {
         if (!dlrni_needs_k(dict) && !dict->formula.k)
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
@@ -16271,9 +16265,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         if (!key->extent) continue;
         double have = (double)(key->extent == 'D'   ? dict->d_in / dict->layers
                                : key->extent == 'M' ? dict->layers
-                               : key->extent == 'F'
-                                   ? dlrni_whole_features(dict) / dict->feature_layers
-                                   : dlrni_extent(dict, key->extent));
+                               : key->extent == 'F' ? dict->span_of / dict->feature_layers
+                                                    : dlrni_extent(dict, key->extent));
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
         double said = dlrn_json_number(root, full, have);
@@ -16550,17 +16543,10 @@ DLRNI_INTERNAL dlrn_status dlrni_load_path(dlrn_context *ctx, const char *path,
 DLRNI_INTERNAL uint32_t dlrni_digest(const dlrn_dictionary *dict, uint32_t crc) {
     static const int roles[] = {DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS, DLRN_SKIP};
     const dlrn_formula *f = &dict->formula;
-    const int64_t sizes[] = {dict->d_in,
-                             dict->d_out,
-                             dlrni_whole_features(dict),
-                             dict->skip_rows,
-                             dict->layers,
-                             dict->n_parts,
-                             dict->n_groups,
-                             f->k,
-                             (int64_t)f->gate,
-                             (int64_t)f->select,
-                             (int64_t)f->center};
+    const int64_t sizes[] = {
+        dict->d_in,       dict->d_out,        dict->span_of,     dict->skip_rows,
+        dict->layers,     dict->n_parts,      dict->n_groups,    f->k,
+        (int64_t)f->gate, (int64_t)f->select, (int64_t)f->center};
     const double reals[] = {f->threshold, f->scale_in, f->scale_out};
     const dlrni_kernel_table *k = dict->ctx->k;
     crc = k->crc32(crc, (const unsigned char *)sizes, sizeof sizes);
@@ -17927,10 +17913,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_cube_span(const dlrni_loading *l, const dl
     const int layer = (int)(strchr(shape, 'M') - shape), row = (int)(strchr(shape, 'F') - shape);
     const int col = 3 - layer - row;
     for (int64_t m = 0; m < l->M; m++)
-        DLRNI_TRY(dlrni_read_features(l,
-                                      dlrni_slice_of(e, row, col, layer == 0 ? m : 0,
-                                                     layer == 1 ? m : 0),
-                                      dict, dict->param[t->is] + m * l->D, l->M * l->D));
+        DLRNI_TRY(dlrni_read_features(
+            l, dlrni_slice_of(e, row, col, layer == 0 ? m : 0, layer == 1 ? m : 0), dict,
+            dict->param[t->is] + m * l->D, l->M * l->D));
     return DLRN_OK;
 }
 
@@ -17973,8 +17958,8 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t
     part->in_at = in_at;
     part->out_at = out_at;
     part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
-    return dlrni_dictionary_alloc(s->to->ctx, dlrni_family_named("Layer"), d_in, d_out, s->F,
-                                  &part->dict);
+    return dlrni_span_alloc(s->to->ctx, dlrni_family_named("Layer"), d_in, d_out, s->F,
+                            &part->dict);
 }
 
 /* A part that may keep at most as many of its features as the whole does: exact, and the codes
@@ -17982,7 +17967,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t
 DLRNI_INTERNAL void dlrni_preselect(dlrn_dictionary *whole) {
     for (int64_t i = 0; i < whole->n_parts; i++) {
         dlrn_dictionary *part = whole->part[i].dict;
-        if (whole->formula.k >= dlrni_whole_features(part)) continue;
+        if (whole->formula.k >= part->span_of) continue;
         part->formula.select = whole->formula.select;
         part->formula.k = whole->formula.k;
     }
@@ -18099,7 +18084,7 @@ DLRNI_INTERNAL dlrn_status dlrni_tracer_layer(dlrni_loading *l, dlrn_context *ct
                                               dlrn_dictionary *part, float *bias) {
     char name[64];
     const dlrni_entry *e;
-    int64_t F = dlrni_whole_features(part), encoder[2] = {F, part->d_in};
+    int64_t F = part->span_of, encoder[2] = {F, part->d_in};
     int64_t reach = part->d_out / out, decoder[3] = {F, reach, out};
     dlrni_print(name, sizeof name, "W_dec_%lld.safetensors", (long long)i);
     DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
@@ -18157,7 +18142,7 @@ DLRNI_INTERNAL dlrn_status dlrni_gemma_layer(dlrni_loading *l, dlrn_context *ctx
                                              dlrn_dictionary *part, float *bias) {
     char name[64];
     const dlrni_entry *e;
-    int64_t F = dlrni_whole_features(part), encoder[2] = {part->d_in, F};
+    int64_t F = part->span_of, encoder[2] = {part->d_in, F};
     int64_t reach = part->d_out / out, decoder[3] = {F, reach + i, out};
     int64_t skip[2] = {part->d_in, out};
     dlrni_print(name, sizeof name, "params_layer_%lld.safetensors", (long long)i);
@@ -18246,8 +18231,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_one_layer(dlrni_loading *l, dlrn_context *
     int64_t reach, width;
     DLRNI_TRY(row->sizes(l, ctx, folder, i, s, &reach));
     if (!dlrni_mul(reach, s->out, &width)) width = -1; /* dlrni_check_sizes says it */
-    DLRNI_TRY(
-        dlrni_dictionary_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
+    DLRNI_TRY(dlrni_span_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
     dlrn_dictionary *dict = s->to;
     dict->class_name = "CrossLayerTranscoder";
     dict->layout = row->library;
@@ -18281,10 +18265,23 @@ DLRNI_INTERNAL dlrn_status dlrni_load_all_layers(dlrni_loading *l, dlrn_context 
     return dlrni_settle_layers(l, s, 0, 1);
 }
 
+/* The features of this rank are those of its spans of the parts, one after another. */
+DLRNI_INTERNAL dlrn_status dlrni_join_spans(dlrn_dictionary *dict) {
+    int64_t all = 0;
+    dict->features = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dict->features += dict->part[i].dict->features;
+        all += dict->part[i].dict->span_of;
+    }
+    DLRNI_REQUIRE_IN(dict->ctx, "a dictionary of several layers", all == dict->span_of,
+                     "expected an output bias, and as many features as the parts have together");
+    return DLRN_OK;
+}
+
 /* What dlrn_load does with a dictionary of several layers: *out, or an error. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_layers(dlrni_layers *s, dlrn_status status,
                                                dlrn_dictionary **out) {
-    if (status == DLRN_OK && s->to->n_parts && dlrni_ranks(s->to->ctx) > 1) dlrni_join_spans(s->to);
+    if (status == DLRN_OK && s->to->n_parts) status = dlrni_join_spans(s->to);
     if (status == DLRN_OK && s->to->n_parts) status = dlrni_check_parts(s->to);
     if (status == DLRN_OK)
         *out = s->to;
@@ -18371,7 +18368,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_gate(const dlrni_loading *l, const dlrni_
     const dlrni_entry *e;
     const char *name = "activation_function.log_jumprelu_threshold";
     const int64_t n = part->features;
-    int64_t F = dlrni_whole_features(part), both[2] = {-1, F};
+    int64_t F = part->span_of, both[2] = {-1, F};
     if (strstr(c->act, "topk")) return c->by_norm ? dlrni_fold_norm_into_encoder(part, 1) : DLRN_OK;
     if (strcmp(c->act, "jumprelu")) return DLRN_OK;
     const int64_t index = dlrni_find_stored(l, name);
@@ -18783,8 +18780,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_layer(const dlrni_loading *l, dlrni_layers
         for (int64_t j = 0; j < part->features; j++)
             threshold[j] = dlrni_just_below(expf(threshold[j]));
         part->formula.gate = DLRN_GATE_JUMP;
-        DLRNI_TRY(dlrni_check_weights(l->a, e->info.name, threshold, part->span_at,
-                                      part->features));
+        DLRNI_TRY(
+            dlrni_check_weights(l->a, e->info.name, threshold, part->span_at, part->features));
     }
     dlrni_print(name, sizeof name, "decoder_module.skip_weights.%lld", (long long)i);
     if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
@@ -18802,8 +18799,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_select(const dlrni_loading *l, dlrni_layer
     const int global = !strcmp(mode, "global");
     if (!global && strcmp(mode, "per_layer"))
         return dlrni_config_refuse(l, "topk_mode", "global or per_layer", mode);
-    DLRNI_TRY(
-        dlrni_layers_k(l, batch ? "batchtopk_k" : "topk_k", global ? s->L * s->F : s->F, &k));
+    DLRNI_TRY(dlrni_layers_k(l, batch ? "batchtopk_k" : "topk_k", global ? s->L * s->F : s->F, &k));
     for (int64_t i = -1; i < s->L; i++) {
         dlrn_formula *formula = i < 0 ? &s->to->formula : &s->to->part[i].dict->formula;
         if (i >= 0) formula->gate = DLRN_GATE_LINEAR;
@@ -19012,7 +19008,7 @@ DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t 
     f->threshold = (double)scales[0];
     f->scale_in = (double)scales[1];
     f->scale_out = (double)scales[2];
-    return dlrni_check_select(l->a->ctx, f, dlrni_whole_features(dict));
+    return dlrni_check_select(l->a->ctx, f, dict->span_of);
 }
 
 /* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
@@ -26037,7 +26033,7 @@ DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_c
         sum += dict->group_sizes[g];
         good = good && dict->group_sizes[g] > 0;
     }
-    if (!good || sum != dict->features) return;
+    if (!good || sum != dict->span_of) return;
     cfg->n_groups = dict->n_groups;
     for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
 }
@@ -26116,7 +26112,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_tra
     /* k of a part: of its own features */
     if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
         s = dlrni_check_k(ctx, cfg->k,
-                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+                          dict->formula.k ? dict->span_of : dict->part[0].dict->span_of);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(dict);
     *out = NULL;
@@ -26184,7 +26180,7 @@ DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
 DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
                                      int64_t first, int64_t d_out, int is_part) {
     const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
-    const int64_t by = is_part ? dict->features : dict->d_in;
+    const int64_t by = is_part ? dict->span_of : dict->d_in;
     dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
                            rules,
                            copies && dict->d_in == dict->d_out,
@@ -26207,9 +26203,10 @@ DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train
         return DLRN_OK;
     }
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
-    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, dict->span_at, d, 0);
     for (int64_t i = 0; i < dict->n_parts; i++)
-        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed,
+                         dlrni_whole_feature(dict, dict->part[i].feature_at), d, 1);
     return DLRN_OK;
 }
 
@@ -26220,7 +26217,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
     const int64_t F =
-        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+        init->n_parts && !init->formula.k ? init->part[0].dict->span_of : init->span_of;
     /* the configuration's k replaces the dictionary's */
     if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
     if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
@@ -26443,14 +26440,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
 DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
     const dlrn_part *part = &init->part[i];
     const dlrn_dictionary *own = part->dict;
-    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->span_of / L;
     const unsigned roles =
         dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
     const int is_jump =
         own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
-    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->span_of == F &&
            own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
            (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
            own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
@@ -26473,6 +26470,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
                      (long long)init->n_parts, good ? " that differ" : "");
 }
 
+/* Whether a dictionary holds the features that this rank trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+    int64_t at, n;
+    for (int64_t i = 0; i < init->n_parts; i++)
+        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+    if (init->n_parts) return DLRN_OK;
+    dlrni_rank_span(ctx, init->span_of, &at, &n);
+    if (init->span_at == at && init->features == n) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "dlrn_trainer_create: expected the %lld features of rank %d, from %lld on, "
+                     "found %lld from %lld on",
+                     (long long)n, ctx->cfg.collective.rank, (long long)at,
+                     (long long)init->features, (long long)init->span_at);
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -26489,13 +26501,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
     DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
-    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
-        return DLRN_OK;
+    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
+        return dlrni_check_span(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
                      (long long)cfg->d_in, (long long)cfg->features, (long long)cfg->d_out,
-                     (long long)init->d_in, (long long)init->features, (long long)init->d_out);
+                     (long long)init->d_in, (long long)init->span_of, (long long)init->d_out);
 }
 
 /* Whether a buffer (or NULL) gives rows of the widths that are trained. Without a target y is x. */
@@ -26547,9 +26559,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     return s;
 }
 
-DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
-                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
-                                         dlrn_trainer **out) {
+/* dlrn_trainer_create on this rank alone. */
+DLRNI_INTERNAL dlrn_status dlrni_trainer_make(dlrn_context *ctx, const dlrn_train_config *config,
+                                              const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                              dlrn_trainer **out) {
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
@@ -26569,6 +26582,16 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
+                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                         dlrn_trainer **out) {
+    dlrn_status s = dlrni_agree(ctx, dlrni_trainer_make(ctx, config, init, buffer, out));
+    if (s == DLRN_OK) return s;
+    dlrn_trainer_destroy(*out); /* another rank has failed */
+    *out = NULL;
     return s;
 }
 
