@@ -445,7 +445,8 @@ TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
 
 /* ---- Schedules and counters ---- */
 
-/* Pre-activations of 300: their exponentials are infinite unless the largest of a row is subtracted. */
+/* Pre-activations of 300: their exponentials are infinite, unless the largest of a row is
+   subtracted. */
 TEST(ghosts_of_large_activations_stay_finite) {
     dlrn_context *ctx = test_context("auto", 1);
     dlrn_train_config cfg = small_config();
