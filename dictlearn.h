@@ -5290,6 +5290,27 @@ typedef struct dlrni_last_kept {
     float value; /* of the key */
 } dlrni_last_kept;
 
+/* Keys are compared over ranks so many bits at a time. */
+enum { DLRNI_JOINT_BITS = 4, DLRNI_JOINT_PARTS = 1 << DLRNI_JOINT_BITS };
+
+/* The k best of each row, whose entries are on several ranks: where they end is found by counting
+   (room select). All arrays lie in one block; NULL: there is one rank. */
+typedef struct dlrni_joint {
+    int64_t n, ld, k;    /* rows; entries of a row on this rank, at most; how many stay          */
+    uint32_t *key;       /* [n][ld] what is compared of the entries (dlrni_rank_key); the block  */
+    int32_t *used;       /* [n] how many of a row's ld there are                                 */
+    int64_t *code;       /* [n][k] of a selection by group, in the place of the keys             */
+    uint32_t *last;      /* [n] the key of the last entry that stays                             */
+    int32_t *kept;       /* [n] entries that stay on all ranks                                   */
+    int32_t *left;       /* [n] of those equal to the last: how many stay, in the end those here */
+    float *count;        /* [n][DLRNI_JOINT_PARTS] f32: the type of messages with the least bytes;
+                            exact up to 2^24, more than any row has in memory                    */
+    dlrni_cut *cut;      /* [n] the same for the features of this rank                           */
+    const dlrni_cut *heap; /* [n][ld] the entries, borrowed                                      */
+    int shift;           /* of the bits that are counted                                         */
+    int64_t cap;         /* bytes                                                                */
+} dlrni_joint;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -5322,6 +5343,8 @@ typedef struct dlrni_encoding {
     dlrni_cut *best;  /* [n][k] heap of the best entries of a row, the worst on top; or, for
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
+    dlrni_joint joint; /* on several ranks: the cuts of rows                                */
+    dlrni_joint inner; /* and those of the best among the entries that stay (multi_top_k)   */
     int cut_known;    /* 1: every row's cut is final                                        */
     int made_all;     /* 1: the rounds have left the lists of all groups                    */
     dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
@@ -5351,7 +5374,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].val);
     }
     void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
-                      c->best,  c->kept,    c->gate.derived, c->tally};
+                      c->best,  c->kept,    c->gate.derived, c->tally,   c->joint.key,
+                      c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -6122,7 +6146,8 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
             float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
-                dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
+                dlrni_keep_group_best(c->best + row * k, c->dict->span_of / k,
+                                      feature + (int32_t)c->dict->span_at, rank);
             else
                 dlrni_keep_best(c->best + row * k, c->kept + row, k, feature, rank);
         }
@@ -6135,12 +6160,22 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     }
 }
 
-/* Whether an entry is among the chosen ones of its row: if the heap is not full, all are chosen. */
+/* How many entries a row keeps, at most k, and the last of them, on top of its heap. On several
+   ranks both are those of all. */
+DLRNI_INLINE int64_t dlrni_row_kept(const dlrni_encoding *c, int64_t row) {
+    return c->joint.cut ? c->joint.kept[row] : c->kept[row];
+}
+
+DLRNI_INLINE const dlrni_cut *dlrni_row_cut(const dlrni_encoding *c, int64_t row) {
+    return c->joint.cut ? &c->joint.cut[row] : &c->best[row * c->dict->formula.k];
+}
+
+/* Whether an entry is among the chosen ones of its row: if there are fewer than k, all are. */
 DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t feature,
                                    float value) {
-    int64_t k = c->dict->formula.k;
     dlrni_cut entry = {value, feature};
-    return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
+    return dlrni_row_kept(c, row) < c->dict->formula.k ||
+           !dlrni_is_worse(&entry, dlrni_row_cut(c, row));
 }
 
 enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
@@ -6170,8 +6205,10 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
     if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
-    if (dlrni_by_group(c))
-        return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
+    if (dlrni_by_group(c)) {
+        const int64_t whole = c->dict->span_at + feature;
+        return c->best[row * k + whole / (c->dict->span_of / k)].feature == whole;
+    }
     return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
@@ -6332,11 +6369,12 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
    a 64th of the dense product, so a batch must be large and select few. */
 DLRNI_INTERNAL dlrn_status dlrni_guess_floors(dlrni_encoding *c, int *guessed) {
-    const int64_t d = c->dict->d_in, F = c->dict->features;
+    const int64_t d = c->dict->d_in, F = c->dict->span_of;
     *guessed = 0;
     if (!c->screen || !dlrni_raises_floors(c->dict) || c->gate.min_floor < 0) return DLRN_OK;
     if (c->n < 16 * DLRNI_GUESS_ROWS || c->dict->formula.k > F / 16) return DLRN_OK;
-    if (c->cut_share < 0) DLRNI_TRY(dlrni_sample_cuts(c));
+    /* of several ranks none knows the cuts of a sample: the first batch goes without */
+    if (c->cut_share < 0 && dlrni_ranks(c->dict->ctx) == 1) DLRNI_TRY(dlrni_sample_cuts(c));
     *guessed = c->cut_share > 0;
     for (int64_t i = 0; i < c->n && *guessed; i++) {
         const float *x = c->xc + i * d;
@@ -6356,9 +6394,10 @@ DLRNI_INTERNAL int dlrni_learn_cuts(dlrni_encoding *c) {
     int full = 1;
     c->cut_share = HUGE_VAL;
     for (int64_t i = 0; i < c->n; i++) {
-        full &= c->kept[i] >= k;
-        c->cut_share = fmin(c->cut_share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, c->kept[i],
-                                                          c->best[i * k].value));
+        const int32_t kept = (int32_t)dlrni_row_kept(c, i);
+        full &= kept >= k;
+        c->cut_share = fmin(c->cut_share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, kept,
+                                                          dlrni_row_cut(c, i)->value));
     }
     return full;
 }
@@ -6377,24 +6416,237 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
+/* ---- Several ranks ---- Each has the k best of its own features: up to k R entries for a row, of
+   which k stay. Where they end is found without moving them: 4 bits of the keys at a time, from the
+   highest, each rank counts its entries that agree with what is known, and the counts are summed.
+   That is 512 bytes per row for any k and any number of ranks, where gathering the entries would
+   take 8 k R. A guess helps here, too: it comes from the cuts over all ranks, so that each rank
+   finds about k / R entries and not k. */
+
+/* Task: counts the entries of a block of rows, by their next bits. */
+DLRNI_INTERNAL void dlrni_joint_count(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    const uint32_t known = j->shift + DLRNI_JOINT_BITS < 32
+                               ? UINT32_MAX << (j->shift + DLRNI_JOINT_BITS)
+                               : 0;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const uint32_t *key = j->key + i * j->ld;
+        float *count = j->count + i * DLRNI_JOINT_PARTS;
+        memset(count, 0, DLRNI_JOINT_PARTS * sizeof *count);
+        for (int32_t p = 0; p < j->used[i]; p++)
+            if ((key[p] & known) == j->last[i])
+                count[key[p] >> j->shift & (DLRNI_JOINT_PARTS - 1)]++;
+    }
+}
+
+/* Task: the next bits of the last entry that stays of a block of rows, from the counts of all
+   ranks. */
+DLRNI_INTERNAL void dlrni_joint_bits(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const float *count = j->count + i * DLRNI_JOINT_PARTS;
+        int64_t all = 0;
+        uint32_t part = DLRNI_JOINT_PARTS - 1;
+        for (int p = 0; p < DLRNI_JOINT_PARTS; p++) all += (int64_t)count[p];
+        if (j->shift + DLRNI_JOINT_BITS == 32)
+            j->kept[i] = j->left[i] = (int32_t)dlrni_min(j->k, all);
+        for (; part > 0 && (int32_t)count[part] < j->left[i]; part--)
+            j->left[i] -= (int32_t)count[part];
+        j->last[i] |= part << j->shift;
+    }
+}
+
+/* Whether more entries of some row are equal to its last than stay: all ranks know it. */
+DLRNI_INTERNAL int dlrni_joint_tied(const dlrni_joint *j) {
+    int tied = 0;
+    for (int64_t i = 0; i < j->n; i++) {
+        const uint32_t part = j->last[i] & (DLRNI_JOINT_PARTS - 1);
+        tied |= (int32_t)j->count[i * DLRNI_JOINT_PARTS + part] > j->left[i];
+    }
+    return tied;
+}
+
+/* This rank's entries that are equal to the last of row i. */
+DLRNI_INTERNAL int32_t dlrni_joint_equals(const dlrni_joint *j, int64_t i) {
+    const uint32_t *key = j->key + i * j->ld;
+    int32_t n = 0;
+    for (int32_t p = 0; p < j->used[i]; p++) n += key[p] == j->last[i];
+    return n;
+}
+
+/* left [n]: of the entries equal to the last, how many stay on this rank: the features of lower
+   ranks come first. `tied` 0: all stay. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_ties(dlrn_context *ctx, dlrni_joint *j, int tied) {
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    int64_t *bytes = tied ? DLRNI_NEW(ctx, int64_t, ranks) : NULL;
+    int32_t *all = tied ? DLRNI_NEW(ctx, int32_t, (ranks + 1) * j->n) : NULL;
+    dlrn_status s = !tied || (bytes && all) ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (tied) s = dlrni_agree(ctx, s);
+    for (int r = 0; s == DLRN_OK && tied && r < ranks; r++)
+        bytes[r] = j->n * (int64_t)sizeof *all;
+    for (int64_t i = 0; s == DLRN_OK && i < j->n; i++) {
+        const int32_t own = dlrni_joint_equals(j, i);
+        if (tied)
+            all[ranks * j->n + i] = own;
+        else
+            j->left[i] = own;
+    }
+    if (s == DLRN_OK && tied) s = dlrni_gather_ranks(ctx, all + ranks * j->n, bytes, all);
+    for (int64_t i = 0; s == DLRN_OK && tied && i < j->n; i++) {
+        for (int r = 0; r < rank; r++) j->left[i] -= dlrni_min(all[r * j->n + i], j->left[i]);
+        j->left[i] = (int32_t)dlrni_min(j->left[i], all[ranks * j->n + i]);
+    }
+    dlrn_free(ctx, bytes);
+    dlrn_free(ctx, all);
+    return s;
+}
+
+/* Room for the rows of a batch. The keys come first: they are what is freed. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_room(dlrn_context *ctx, dlrni_joint *j, int64_t n,
+                                            int64_t ld, int by_group) {
+    const int64_t each = by_group ? sizeof(int64_t) : sizeof(uint32_t);
+    const int64_t more = 4 + 4 + 4 + 4 + DLRNI_JOINT_PARTS * 4 + (int64_t)sizeof(dlrni_cut);
+    int64_t bytes;
+    j->n = n;
+    j->ld = ld;
+    if (!dlrni_mul(ld, each, &bytes) || !dlrni_mul(bytes + more, n, &bytes)) bytes = INT64_MAX / 2;
+    bytes += DLRNI_ALIGN;
+    if (bytes > j->cap) {
+        char *block = DLRNI_NEW(ctx, char, bytes);
+        if (!block) return DLRN_ERR_MEMORY;
+        dlrn_free(ctx, j->key);
+        j->key = (uint32_t *)(void *)block;
+        j->cap = bytes;
+    }
+    j->code = by_group ? (int64_t *)(void *)j->key : NULL;
+    char *at = (char *)j->key + n * ld * each;
+    at += -(n * ld * each) & 7;
+    j->cut = by_group ? NULL : (dlrni_cut *)(void *)at;
+    j->last = (uint32_t *)(void *)(at + n * (int64_t)sizeof(dlrni_cut));
+    j->used = (int32_t *)(void *)(j->last + n);
+    j->kept = j->used + n;
+    j->left = j->kept + n;
+    j->count = (float *)(void *)(j->left + n);
+    return DLRN_OK;
+}
+
+/* Finds the last entry that stays of each row, once keys and numbers of entries are set. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_find(dlrn_context *ctx, dlrni_joint *j, int64_t k) {
+    j->k = k;
+    memset(j->last, 0, (size_t)j->n * sizeof *j->last);
+    for (j->shift = 32 - DLRNI_JOINT_BITS; j->shift >= 0; j->shift -= DLRNI_JOINT_BITS) {
+        dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_count, j);
+        DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, j->count, j->n * DLRNI_JOINT_PARTS));
+        dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_bits, j);
+    }
+    return dlrni_joint_ties(ctx, j, dlrni_joint_tied(j));
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Task: the cuts of a block of rows by the features of this rank: the last of the row's equals that
+   stays, -1 if none does. Equals that are not in the heap have higher features. */
+DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const dlrni_cut *heap = j->heap + i * j->ld;
+        int32_t feature = -1;
+        for (int32_t q = 0; q < j->left[i]; q++) {
+            int32_t next = INT32_MAX;
+            for (int32_t p = 0; p < j->used[i]; p++)
+                if (j->key[i * j->ld + p] == j->last[i] && heap[p].feature > feature)
+                    next = heap[p].feature < next ? heap[p].feature : next;
+            feature = next;
+        }
+        j->cut[i].value = dlrni_value_of_key(j->last[i]);
+        j->cut[i].feature = feature;
+    }
+}
+
+/* A selection by group: the best of each group over all ranks. A code is in the order of values,
+   then of descending features, so the best is the largest. */
+DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
+    const int64_t size = c->joint.n * c->joint.ld;
+    for (int64_t i = 0; i < size; i++)
+        c->joint.code[i] = ((int64_t)dlrni_rank_key(c->best[i].value) << 31) |
+                           (INT32_MAX - c->best[i].feature);
+    DLRNI_TRY(dlrni_max_ranks(c->dict->ctx, DLRN_I64, c->joint.code, size));
+    for (int64_t i = 0; i < size; i++) {
+        c->best[i].feature = (int32_t)(INT32_MAX - (c->joint.code[i] & INT32_MAX));
+        c->best[i].value = dlrni_value_of_key((uint32_t)(c->joint.code[i] >> 31));
+    }
+    return DLRN_OK;
+}
+
+/* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
+   rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_join_rows(dlrni_encoding *c, dlrni_joint *j, int64_t k,
+                                           dlrn_status s) {
+    dlrn_context *ctx = c->dict->ctx;
+    const int64_t ld = c->dict->formula.k;
+    if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    if (dlrni_by_group(c)) return dlrni_join_groups(c);
+    j->heap = c->best;
+    for (int64_t i = 0; i < c->n; i++) {
+        j->used[i] = c->kept[i];
+        for (int32_t p = 0; p < c->kept[i]; p++)
+            j->key[i * ld + p] = dlrni_rank_key(c->best[i * ld + p].value);
+    }
+    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
+    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_joint_cut, j);
+    return DLRN_OK;
+}
+
+/* The same for the selection of a batch. Alone: nothing, the heaps say it. */
+DLRNI_INTERNAL dlrn_status dlrni_join_cuts(dlrni_encoding *c, dlrn_status s) {
+    if (dlrni_ranks(c->dict->ctx) == 1) return s;
+    return dlrni_join_rows(c, &c->joint, c->dict->formula.k, s);
+}
+
+/* Empty heaps, a guess if that is wanted and worth it, and the rounds. */
+DLRNI_INTERNAL dlrn_status dlrni_select_features(dlrni_encoding *c, int64_t budget, int guess,
+                                                 int *guessed) {
+    *guessed = 0;
+    DLRNI_TRY(dlrni_select_begin(c));
+    if (guess) DLRNI_TRY(dlrni_guess_floors(c, guessed));
+    return dlrni_select_rounds(c, budget, &c->made_all);
+}
+
 /* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
 DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
-    int guessed, *in_hand = &c->made_all;
-    DLRNI_TRY(dlrni_select_begin(c));
-    DLRNI_TRY(dlrni_guess_floors(c, &guessed));
-    DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
-    if (!dlrni_learn_cuts(c) && guessed) {
-        DLRNI_TRY(dlrni_select_begin(c));
-        DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
-        (void)dlrni_learn_cuts(c);
-        c->cut_share /= 2;
+    dlrn_context *ctx = c->dict->ctx;
+    const int64_t k = c->dict->formula.k;
+    int guessed, none;
+    DLRNI_TRY(dlrni_join_cuts(c, dlrni_select_features(c, budget, 1, &guessed)));
+    if (!dlrni_learn_cuts(c)) {
+        /* of several ranks some may have guessed: all select again, or none */
+        int64_t any = guessed;
+        dlrn_status s = DLRN_OK;
+        DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &any, 1));
+        if (guessed) s = dlrni_select_features(c, budget, 0, &none);
+        if (any) {
+            DLRNI_TRY(dlrni_join_cuts(c, s));
+            (void)dlrni_learn_cuts(c);
+            c->cut_share /= 2;
+        }
     }
     c->cut_known = 1;
     /* Lists made from now on must hold the chosen entries. The cut itself equals the floor, so the
        floor is lowered by one ulp. */
     for (int64_t i = 0; i < c->n; i++) {
-        if (c->kept[i] < c->dict->formula.k) continue;
+        if (dlrni_row_kept(c, i) < k) continue;
+        if (c->joint.cut) c->floor[i] = dlrni_floor_at(c, c->joint.cut[i].value);
         c->floor[i] = nextafterf(c->floor[i], -INFINITY);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
@@ -6412,6 +6664,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
 typedef enum dlrni_batch_visit {
     DLRNI_VISIT_COUNT,  /* counts the next bits of keys that agree with what is known of the cut */
     DLRNI_VISIT_EQUALS, /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_PARTS,  /* counts those of one row, by encoding                                  */
     DLRNI_VISIT_LAST    /* finds the last of a row's equals that stays                           */
 } dlrni_batch_visit;
 
@@ -6428,6 +6681,9 @@ typedef struct dlrni_batch_job {
     int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
     int last;            /* the encoding and the feature of the last one that stays           */
     int64_t feature;
+    int64_t equals;      /* entries that equal the cut, on all ranks                          */
+    int64_t *own;        /* several ranks: [count] of the row's equals those of each encoding;
+                            then the feature of the last that stays there. Alone: NULL        */
 } dlrni_batch_job;
 
 /* Task: visits the entries of a block of rows, in the groups in hand. */
@@ -6447,6 +6703,10 @@ DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
                 count[(key & ~j->known) >> j->shift]++;
             else if (j->visit == DLRNI_VISIT_EQUALS)
                 equals[row]++;
+            else if (j->visit == DLRNI_VISIT_PARTS)
+                j->own[j->at] += row == j->row;
+            else if (j->own && j->at != j->last)
+                continue; /* another part has the last */
             else if (row == j->row && j->left > 0 && --j->left == 0) {
                 j->last = j->at;
                 j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
@@ -6482,7 +6742,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visi
                 DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
             const int64_t entries = dlrni_wave_entries(c);
             used += entries;
-            if (visit == DLRNI_VISIT_LAST)
+            if (visit >= DLRNI_VISIT_PARTS)
                 dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
             else
                 dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
@@ -6501,23 +6761,21 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) 
     const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
     int64_t *count = j->c[0]->tally;
     memset(count, 0, (size_t)(threads * counters) * sizeof *count);
-    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    dlrn_status s = dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget);
     for (int t = 1; t < threads; t++)
         for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    DLRNI_TRY(dlrni_agree(j->c[0]->dict->ctx, s));
+    /* after the counts; those of the second thread are added */
+    count[counters] = j->entries;
+    DLRNI_TRY(dlrni_sum_ranks(j->c[0]->dict->ctx, DLRN_I64, count, counters + 1));
+    j->entries = count[counters];
     if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
     uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
     for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
     j->key |= part << j->shift;
+    j->equals = count[part];
     j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
     return DLRN_OK;
-}
-
-/* The float of a key that is not that of a NaN. */
-DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
-    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
 }
 
 /* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor
@@ -6553,6 +6811,76 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
     return dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
 }
 
+/* ---- The same on several ranks. ---- Equals of a row are in the order of their parts, then of
+   ranks. */
+
+/* The row where the equals that stay end, from the counts of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_row(dlrni_batch_job *j, int64_t budget) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int32_t *equals = j->c[0]->kept;
+    int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
+    dlrn_status s = sum ? DLRN_OK : DLRN_ERR_MEMORY;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    if (s == DLRN_OK) s = dlrni_batch_pass(j, DLRNI_VISIT_EQUALS, budget);
+    s = dlrni_agree(ctx, s);
+    for (int64_t i = 0; s == DLRN_OK && i < j->n; i++) sum[i] = equals[i];
+    if (s == DLRN_OK) s = dlrni_sum_ranks(ctx, DLRN_I64, sum, j->n);
+    for (j->row = 0; s == DLRN_OK && j->row < j->n - 1 && sum[j->row] < j->left; j->row++)
+        j->left -= sum[j->row];
+    dlrn_free(ctx, sum);
+    return s;
+}
+
+/* own [count]: of the row's equals of each part, how many of this rank stay. all [ranks][count]:
+   those of all ranks. *last: the part of which some of this rank stay and some do not; -1: none. */
+DLRNI_INTERNAL void dlrni_joint_shares(dlrni_batch_job *j, const int64_t *all) {
+    const dlrn_context *ctx = j->c[0]->dict->ctx;
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    int64_t left = j->left;
+    j->last = -1;
+    for (int i = 0; i < j->count; i++)
+        for (int r = 0; r < ranks; r++) {
+            const int64_t there = all[r * j->count + i], stay = dlrni_min(there, left);
+            left -= stay;
+            if (r != rank) continue;
+            j->own[i] = stay == there ? INT64_MAX : -1;
+            if (stay == there || !stay) continue;
+            j->last = i;
+            j->left = stay;
+        }
+}
+
+/* Where several entries equal the cut and not all stay: own [count] becomes the last feature of
+   this rank that does, of each encoding. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    const int ranks = dlrni_ranks(ctx);
+    int64_t *bytes = DLRNI_NEW(ctx, int64_t, ranks), size = j->count * (int64_t)sizeof *bytes;
+    int64_t *all = DLRNI_NEW(ctx, int64_t, (int64_t)ranks * j->count);
+    dlrn_status s = bytes && all ? DLRN_OK : DLRN_ERR_MEMORY;
+    memset(j->own, 0, (size_t)size);
+    if (s == DLRN_OK) s = dlrni_batch_pass(j, DLRNI_VISIT_PARTS, budget);
+    s = dlrni_agree(ctx, s);
+    for (int r = 0; s == DLRN_OK && r < ranks; r++) bytes[r] = size;
+    if (s == DLRN_OK) s = dlrni_gather_ranks(ctx, j->own, bytes, all);
+    if (s == DLRN_OK) {
+        dlrni_joint_shares(j, all);
+        if (j->last >= 0) s = dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
+        if (j->last >= 0) j->own[j->last] = j->feature;
+        s = dlrni_agree(ctx, s);
+    }
+    dlrn_free(ctx, bytes);
+    dlrn_free(ctx, all);
+    return s;
+}
+
+/* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
+    if (j->equals <= j->left) return DLRN_OK;
+    DLRNI_TRY(dlrni_joint_row(j, budget));
+    return dlrni_joint_last(j, budget);
+}
+
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
    The cut of a batch needs no norms, and varies less than those of rows: by 0.1 % between batches
    of 4096 normal rows, k 64 of 16384. The rest of the share is for steps that move it. */
@@ -6560,7 +6888,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
 enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
 
 /* Adds the sample of one encoding to the counts of keys. */
-DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int64_t *count) {
     const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
     double unused[DLRNI_GUESS_ROWS];
     dlrni_guess_job j;
@@ -6579,9 +6907,11 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *
 DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
-    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    int64_t *count = DLRNI_NEW_ZERO(ctx, int64_t, 1 << DLRNI_SAMPLE_BITS);
     dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK) s = dlrni_sum_ranks(ctx, DLRN_I64, count, 1 << DLRNI_SAMPLE_BITS);
     for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
     dlrn_free(ctx, count);
     *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
@@ -6593,7 +6923,7 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
     const int64_t k = j->c[0]->dict->formula.k;
     double cut = j->c[0]->last_cut;
     int64_t features = 0;
-    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->span_of;
     j->floor = -1;
     if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
     if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
@@ -6608,9 +6938,13 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
     for (int i = 0; i < j->count; i++)
         if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
-        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0,
+                    ((int64_t)ctx->threads << DLRNI_KEY_BITS) + 1))
         return DLRN_ERR_MEMORY;
-    return dlrni_guess_batch(j);
+    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
+    j->own = DLRNI_NEW(ctx, int64_t, j->count);
+    for (int i = 0; j->own && i < j->count; i++) j->own[i] = INT64_MAX; /* all stay */
+    return j->own ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
 /* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
@@ -6622,16 +6956,33 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
         c->last_kept.key = j->key;
         c->last_kept.value = value;
         c->last_kept.row = j->row;
-        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_kept.feature = j->own         ? j->own[i]
+                               : i < j->last ? INT64_MAX
+                               : i > j->last ? -1
+                                             : j->feature;
         c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
         c->cut_known = 1;
         dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
     }
 }
 
+/* The cut of j->n rows. A guess that proves too high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_find(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    DLRNI_TRY(dlrni_agree(j->c[0]->dict->ctx, dlrni_batch_begin(j)));
+    DLRNI_TRY(dlrni_guess_batch(j));
+    DLRNI_TRY(dlrni_batch_key(j, wanted, budget));
+    for (int tries = 0; j->m < wanted && j->floor >= 0; tries++) {
+        j->floor = tries ? -1 : j->floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(j, wanted, budget));
+    }
+    j->last = j->count;
+    j->row = INT64_MAX;
+    if (!j->m) return DLRN_OK;
+    return j->own ? dlrni_joint_ends(j, budget) : dlrni_batch_equals(j, budget);
+}
+
 /* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
-   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
-   high is lowered, then dropped. */
+   Each has begun its batch, with batch_best. Their loads then only use it. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
     dlrni_batch_job j;
     int64_t wanted;
@@ -6641,17 +6992,10 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     j.n = c[0]->n;
     if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
     if (c[0]->k_fraction > 0) wanted += (int64_t)(c[0]->k_fraction * (double)j.n);
-    DLRNI_TRY(dlrni_batch_begin(&j));
-    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
-    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
-        j.floor = tries ? -1 : j.floor * 0.8f;
-        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
-    }
-    j.last = count;
-    j.row = INT64_MAX;
-    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
-    dlrni_batch_end(&j, j.m == wanted);
-    return DLRN_OK;
+    dlrn_status s = dlrni_batch_find(&j, wanted, budget);
+    if (s == DLRN_OK) dlrni_batch_end(&j, j.m == wanted);
+    dlrn_free(c[0]->dict->ctx, j.own);
+    return s;
 }
 
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
@@ -6661,6 +7005,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
                                                int64_t budget) {
     const int by_batch = dlrni_by_batch(c);
     if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    /* on several ranks all come here for the first wave, with or without features */
     if (!c->cut_known)
         DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
     /* the rounds have left the lists of all groups: use them, once */
@@ -6675,11 +7020,13 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     return DLRN_OK;
 }
 
-/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. */
+/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. On several ranks
+   c->inner has the answer. */
 DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, int64_t k,
                                          dlrni_cut *heap) {
     const dlrni_cut none = {0, INT32_MAX}; /* all of them */
     int64_t n = c->kept[row];
+    if (c->inner.cut) return c->inner.kept[row] < k ? none : c->inner.cut[row];
     if (n < k) return none;
     memcpy(heap, c->best + row * c->dict->formula.k, (size_t)n * sizeof *heap);
     while (n > k) { /* drops the worst */
@@ -20932,6 +21279,10 @@ typedef struct dlrni_aux {
     /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
+    int64_t all[DLRN_GROUPS_MAX]; /* dead features of each loss, on all ranks             */
+    float *pre;        /* several ranks: [rows][dead] of the rows in hand                  */
+    dlrni_joint joint; /* and where their selections end                                   */
+    int64_t pre_cap;
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
@@ -20944,7 +21295,7 @@ typedef struct dlrni_aux {
    they predict. */
 typedef struct dlrni_aux_loss {
     const int32_t *dead; /* [count] ascending                */
-    int64_t count;
+    int64_t count, all;  /* here; on all ranks               */
     const float *rest; /* [n][d_out] x_hat - y, of the features so far */
     float *e;          /* [n][d_out] as in dlrni_aux       */
     dlrni_aux_row *row;
@@ -20963,6 +21314,12 @@ typedef struct dlrni_work {
     int64_t zeros;       /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
                       penalty counts them with compat)                                    */
     int64_t candidates;  /* of the last batch                                            */
+    int64_t active;      /* nnz on all ranks                                             */
+    int64_t dead;        /* features that the figures of the batch call dead, on all ranks */
+    double *message;     /* sums that go over ranks together                             */
+    void **request;      /* sums of stretches that have begun                            */
+    int64_t message_cap, request_cap;
+    int64_t slab_first;  /* the first slab of the loop in hand                           */
     int64_t slab;        /* blocks of rows per task                                      */
     int64_t slab_max;    /* most entries per slab                                        */
     float *center_part;  /* [groups][d_in] a group's part of the gradient of the bias
@@ -21157,7 +21514,7 @@ typedef struct dlrni_visit {
 } dlrni_visit;
 
 /* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
-   all (room auxiliary); these five functions say how they differ. */
+   all (room auxiliary); these functions say how they differ. */
 struct dlrni_auxiliary {
     int (*is_dead)(const dlrn_trainer *t, int64_t feature);
     /* pre [a->count]: the pre-activations of all its dead features on one row. Keeps what
@@ -21172,6 +21529,8 @@ struct dlrni_auxiliary {
     void (*end_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row);
     /* adds the loss to stats; sets every row's factor */
     void (*finish)(const dlrn_trainer *t, const dlrni_aux_loss *a, dlrn_train_stats *stats);
+    /* what a selection compares of a feature; NULL: all are kept */
+    float (*rank)(const dlrn_trainer *t, int32_t feature, float pre);
 };
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
@@ -22457,7 +22816,7 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
     if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
     /* + 0.1: finite even where nothing is active */
-    double off = log(((double)t->w.nnz / (double)t->w.batch.n + 0.1) / (target + 0.1));
+    double off = log(((double)t->w.active / (double)t->w.batch.n + 0.1) / (target + 0.1));
     double change = off + (t->step ? ahead * (off - t->steering.off) : 0);
     change = change > 1 ? 1 : change < -1 ? -1 : change;
     t->steering.off = off;
@@ -22796,7 +23155,7 @@ typedef struct dlrni_slab {
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
-    b.i0 = task * w->slab * DLRNI_BLOCK;
+    b.i0 = (w->slab_first + task) * w->slab * DLRNI_BLOCK;
     b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
     /* all have 4 bytes, so one count sizes the scratch */
     b.val = b.pre = (float *)(void *)dlrni_scratch(&w->codes, worker);
@@ -22814,16 +23173,29 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Where many features are active,
-   a slab is 4 blocks tall, so that more rows share each atom. */
-DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
+/* Scratch for dlrni_slab_of. Where many features are active, a slab is 4 blocks tall, so that more
+   rows share each atom. */
+DLRNI_INTERNAL dlrn_status dlrni_slab_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* entries if all features were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
-    DLRNI_TRY(dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab * DLRNI_BLOCK), body, t);
+    return dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float));
+}
+
+/* Runs body over the slabs of the rows i0 .. end; i0 is the beginning of a stretch. */
+DLRNI_INTERNAL void dlrni_some_slabs(dlrn_trainer *t, int64_t i0, int64_t end,
+                                     dlrn_parallel_body body) {
+    const int64_t rows = t->w.slab * DLRNI_BLOCK;
+    t->w.slab_first = i0 / rows;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(end - i0, rows), body, t);
+}
+
+/* The same over all slabs, with their scratch. */
+DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
+    DLRNI_TRY(dlrni_slab_room(t));
+    dlrni_some_slabs(t, 0, t->w.batch.n, body);
     return DLRN_OK;
 }
 
@@ -23013,6 +23385,21 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     }
 }
 
+/* The entropy and T of all rows, once the sum of each row's features is known. */
+DLRNI_INTERNAL dlrn_status dlrni_entropy(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    dlrn_status s = DLRN_OK;
+    int64_t first = 0;
+    do { /* once on a rank without features, too */
+        s = dlrni_load_wave(t, first);
+        if (s == DLRN_OK) s = dlrni_each_slab(t, dlrni_entropy_slab);
+        first += w->wave;
+    } while (s == DLRN_OK && first < w->codes.groups);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, w->batch.sparse, w->batch.n));
+    return dlrni_sum_ranks(t->ctx, DLRN_F64, w->batch.row_slope, w->batch.n);
+}
+
 /* A row's share of the penalty, from its sums; and its row_slope. */
 DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
@@ -23060,11 +23447,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stat
     if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return DLRN_OK;
     stats->penalty = dlrni_penalty_weight(t);
     w->weight = stats->penalty / (double)b->n;
-    /* the entropy needs the sum of each row's features first */
-    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
-    }
+    if (entropy) DLRNI_TRY(dlrni_entropy(t));
     if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
     for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
     stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
@@ -23119,13 +23502,14 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
         dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
-        if (end <= f0) continue; /* in an earlier wave */
+        /* in an earlier wave; of several ranks, one may have no feature of the first levels */
+        if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
         dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
         if (!b->levels || l == levels - 1 || b->level_end[l] > f1) continue;
         float *keep = b->level + (l * b->n + slab->i0) * d;
         memcpy(keep, e, (size_t)(slab->rows * d) * sizeof *e);
-        for (int64_t i = 0; i < slab->rows; i++) {
+        for (int64_t i = 0; i < slab->rows && dlrni_ranks(t->ctx) == 1; i++) {
             if (!l) b->error[slab->i0 + i] = 0;
             dlrni_level_row(t, l, slab->i0 + i);
         }
@@ -23138,6 +23522,10 @@ DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t
     const dlrn_dictionary *dict = t->dict;
     const float *bias = dict->param[DLRN_OUTPUT_BIAS];
     const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
+    if (t->ctx->cfg.collective.rank > 0) { /* x_hat is a sum over ranks: the first begins it */
+        memset(e, 0, (size_t)(rows * d) * sizeof *e);
+        return;
+    }
     for (int64_t o = 0; o < to; o += DLRNI_GROUP)
         t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
                            skip + o * in, in, e + o, d);
@@ -23163,6 +23551,15 @@ DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
     return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
 }
 
+/* Row i of the second reconstruction, which is complete. */
+DLRNI_INTERNAL void dlrni_second_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out;
+    float *e = b->e2 + i * d;
+    t->ctx->k->sub(e, b->y + i * d, e, d);
+    b->error2[i] = dlrni_second_loss(t, e, &b->c2[i]);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
    multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
@@ -23178,10 +23575,19 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
-    for (int64_t i = 0; last && i < b->rows; i++, e += d) {
-        t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
-        batch->error2[b->i0 + i] = dlrni_second_loss(t, e, &batch->c2[b->i0 + i]);
-    }
+    for (int64_t i = 0; last && i < b->rows && dlrni_ranks(t->ctx) == 1; i++)
+        dlrni_second_row(t, b->i0 + i);
+}
+
+/* Row i, whose x_hat is complete: its error, the rest of its loss, its slope. Levels, if there are
+   any, have added theirs. */
+DLRNI_INTERNAL void dlrni_end_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const double levels = b->levels > 1 ? b->error[i] : 0;
+    dlrni_error_row(t, i);
+    if (!b->levels) return;
+    b->error[i] *= b->level_weight[b->levels - 1];
+    b->error[i] += levels;
 }
 
 /* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
@@ -23203,13 +23609,8 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     for (int64_t i = 0; i < b.rows; i++) {
         /* the sums of a row are in ascending features, wave by wave: independent of the waves */
         dlrni_sum_row(t, &b, i, first);
-        /* of a part: other parts follow */
-        if (!last || t->whole) continue;
-        const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
-        dlrni_error_row(t, b.i0 + i);
-        if (!batch->levels) continue;
-        batch->error[b.i0 + i] *= batch->level_weight[batch->levels - 1];
-        batch->error[b.i0 + i] += levels;
+        /* of a part: other parts follow; of several ranks: their atoms */
+        if (last && !t->whole && dlrni_ranks(t->ctx) == 1) dlrni_end_row(t, b.i0 + i);
     }
 }
 
@@ -23283,13 +23684,20 @@ DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
         t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
 }
 
-/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. */
-DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this rank
+   has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t, dlrn_status s) {
     const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
-    DLRNI_TRY(dlrni_need_scratch(&t->w.codes, bytes));
+    dlrni_encoding *c = &t->w.codes;
+    if (s == DLRN_OK) s = dlrni_need_scratch(c, bytes);
+    if (dlrni_ranks(t->ctx) > 1) s = dlrni_join_rows(c, &c->inner, dlrni_k_at(t, t->step), s);
+    if (s != DLRN_OK) return s;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
     return DLRN_OK;
 }
+
+DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t);
+DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t);
 
 /* Begins the encoding of a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
@@ -23299,19 +23707,162 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
     return dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n);
 }
 
-/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
+/* ---- Several ranks ----
+   Each adds up its own atoms to its share of x_hat; the shares are summed, stretch after stretch,
+   while the next stretch is decoded. Sums of rows and figures go in one message beside. Then all
+   ranks compute the same errors from the same numbers. */
+
+/* The sums of rows that the penalty is made from (dlrni_penalty_row): at most two arrays. */
+DLRNI_INTERNAL int dlrni_row_sums(dlrn_trainer *t, double **sum) {
+    dlrni_batch *b = &t->w.batch;
+    const int weighed = t->w.norm || t->rules.gate == DLRN_GATE_GATED;
+    int n = 0;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: sum[n++] = weighed ? b->sparse : b->total; break;
+    case DLRN_SPARSITY_ENTROPY: sum[n++] = b->total; break;
+    case DLRN_SPARSITY_LP:
+    case DLRN_SPARSITY_POWER:
+    case DLRN_SPARSITY_TANH: sum[n++] = b->sparse; break;
+    case DLRN_SPARSITY_STEP:
+    case DLRN_SPARSITY_QUADRATIC: sum[n++] = b->active; break;
+    case DLRN_SPARSITY_NONE:
+    case DLRN_SPARSITY_TARGET: break;
+    }
+    if (t->anneal.next >= 0) sum[n++] = b->row_slope;
+    return n;
+}
+
+/* How many numbers a message has at most: sums of rows, and the figures after them. */
+DLRNI_INTERNAL int64_t dlrni_message_size(const dlrn_trainer *t) {
+    return 2 * t->w.batch.n + 3 + DLRN_GROUPS_MAX;
+}
+
+/* The message: sums of rows, active features, zeros, dead features, those of each auxiliary loss.
+   The whole of several parts has no rows' sums: those are its parts'. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_figures(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    double *sum[2], *to = w->message;
+    const int arrays = t->part ? 0 : dlrni_row_sums(t, sum);
+    const int64_t n = w->batch.n;
+    for (int i = 0; i < arrays; i++, to += n) memcpy(to, sum[i], (size_t)n * sizeof *to);
+    if (!t->whole) dlrni_find_dead(t);
+    const int64_t losses = t->whole || !t->rules.auxiliary ? 0 : w->aux.losses;
+    to[0] = (double)w->nnz;
+    to[1] = (double)w->zeros;
+    to[2] = t->whole ? 0 : (double)dlrni_count_dead(t);
+    for (int64_t l = 0; l < losses; l++) to[3 + l] = (double)w->aux.all[l];
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, w->message, arrays * n + 3 + losses));
+    for (int i = 0; i < arrays; i++) memcpy(sum[i], w->message + i * n, (size_t)n * sizeof *to);
+    w->active = (int64_t)to[0];
+    w->zeros = (int64_t)to[1];
+    w->dead = (int64_t)to[2];
+    for (int64_t l = 0; l < losses; l++) w->aux.all[l] = (int64_t)to[3 + l];
+    return DLRN_OK;
+}
+
+/* Arrays [n][d_out] that are summed over ranks: x_hat, its levels, a second one. */
+DLRNI_INTERNAL int64_t dlrni_shares(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    return (b->levels > 1 ? b->levels : 1) + (b->e2 != NULL);
+}
+
+/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_shares]. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
+                                            void **request) {
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, shares = dlrni_shares(t);
+    for (int64_t a = 0; a < shares; a++) {
+        float *from = !a                            ? b->e
+                      : b->e2 && a == shares - 1 ? b->e2
+                                                 : b->level + (a - 1) * b->n * d;
+        DLRNI_TRY(dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d,
+                               &request[a]));
+    }
+    return DLRN_OK;
+}
+
+/* Task: the errors of a block of rows, whose sums are complete. */
+DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *b = &t->w.batch;
+    const int64_t i0 = (t->w.slab_first + block) * DLRNI_BLOCK;
+    (void)worker;
+    for (int64_t i = i0; i < dlrni_min(i0 + DLRNI_BLOCK, b->n); i++) {
+        b->error[i] = 0;
+        for (int64_t l = 0; l < b->levels - 1; l++) dlrni_level_row(t, l, i);
+        if (b->e2) dlrni_second_row(t, i);
+        dlrni_end_row(t, i);
+    }
+}
+
+/* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
+   for, too: memory must not be freed under a sum. */
+DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
+    const int64_t n = t->w.batch.n, shares = dlrni_shares(t);
+    void **request = t->w.request;
+    for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
+        for (int64_t a = 0; a < shares; a++, request++) {
+            const dlrn_status own = dlrni_wait_ranks(t->ctx, *request);
+            if (s == DLRN_OK) s = own;
+        }
+        if (s != DLRN_OK) continue;
+        t->w.slab_first = i0 / DLRNI_BLOCK;
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(dlrni_min(DLRNI_STRETCH, n - i0), DLRNI_BLOCK),
+                          dlrni_end_block, t);
+    }
+    return s;
+}
+
+/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
+   sums its own figures. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s) {
+    dlrni_work *w = &t->w;
+    const int64_t n = w->batch.n, shares = dlrni_shares(t);
+    const int64_t requests = shares * dlrni_ceil_div(n, DLRNI_STRETCH);
+    if (s == DLRN_OK &&
+        (!DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) ||
+         !DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)))
+        s = DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    memset(w->request, 0, (size_t)requests * sizeof *w->request);
+    void **request = w->request;
+    for (int64_t i0 = 0; i0 < n && s == DLRN_OK; i0 += DLRNI_STRETCH, request += shares) {
+        const int64_t rows = dlrni_min(DLRNI_STRETCH, n - i0);
+        if (!t->part) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
+        if (!t->whole) s = dlrni_begin_sums(t, i0, rows, request);
+    }
+    if (s == DLRN_OK) s = dlrni_sum_figures(t);
+    return t->whole ? s : dlrni_end_sums(t, s);
+}
+
+/* The lists of the wave that begins with group `first`, counted, and scratch for its slabs. */
+DLRNI_INTERNAL dlrn_status dlrni_next_wave(dlrn_trainer *t, int64_t first) {
+    dlrn_status s = dlrni_load_wave(t, first);
+    if (t->w.batch.inner && !first) s = dlrni_find_inner(t, s);
+    if (s != DLRN_OK) return s;
+    dlrni_count_wave(t);
+    return dlrni_slab_room(t);
+}
+
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. On several
+   ranks the last wave is decoded where its sums go over the ranks (dlrni_sum_waves). */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
+    const int alone = dlrni_ranks(t->ctx) == 1;
+    dlrn_status s;
+    int64_t first = 0;
     w->nnz = w->zeros = w->candidates = 0;
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));
-        dlrni_count_wave(t);
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
-    }
+    do { /* once on a rank without features, too */
+        s = dlrni_next_wave(t, first);
+        first += w->wave;
+        if (s == DLRN_OK && (alone || first < w->codes.groups))
+            dlrni_some_slabs(t, 0, w->batch.n, dlrni_decode_slab);
+    } while (s == DLRN_OK && first < w->codes.groups);
+    if (alone && s != DLRN_OK) return s;
+    w->active = w->nnz;
     /* the next batch chooses its screen by this one */
-    dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
-    return DLRN_OK;
+    if (s == DLRN_OK && w->codes.groups) dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
+    return alone ? s : dlrni_sum_waves(t, s);
 }
 
 /* ---- The batch ---- */
@@ -23512,7 +24063,7 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss
 /* Rows per task: as many as keep the values of all dead features within 4 MB, so that a worker's
    scratch is bounded for any number of them. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
-    return dlrni_max(dlrni_min((1 << 20) / a->count, DLRNI_AUX_ROWS), 8);
+    return dlrni_max(dlrni_min((1 << 20) / dlrni_max(a->count, 1), DLRNI_AUX_ROWS), 8);
 }
 
 /* Bytes of scratch per task: one size for forward and backward, so that a step grows it once. */
@@ -23532,6 +24083,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     dlrni_aux_loss one;
     one.dead = a->dead + a->from[loss];
     one.count = a->from[loss + 1] - a->from[loss];
+    one.all = a->all[loss];
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
@@ -23594,6 +24146,7 @@ DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
             if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
     }
     a->from[a->losses] = a->count;
+    for (int64_t l = 0; l < a->losses; l++) a->all[l] = a->from[l + 1] - a->from[l];
 }
 
 /* Task: an auxiliary loss whose residual has a gradient adds its own to what a row's error is
@@ -23609,7 +24162,168 @@ DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
         memcpy(to, b->e + i * d, (size_t)d * sizeof *to);
         t->ctx->k->scale(to, b->c[i], d);
     }
-    if (a->count) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+    if (a->all[0]) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+}
+
+/* What the selection of AuxK compares of a dead feature. */
+DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
+    const float *unrank = t->w.unrank;
+    /* an atom of zeros has no rank */
+    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
+    return t->rules.auxk_by_size ? fabsf(pre) : pre;
+}
+
+/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
+   there are exactly k. */
+DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
+    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
+}
+
+/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
+   close to d / 2". sparsify takes the target's. */
+DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
+    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
+}
+
+/* ---- The forward pass on several ranks ---- Each computes its own dead features on some rows. A
+   selection is cut over all ranks (room select), ghosts share the shift of a row's exponents, and
+   the outputs are summed. */
+
+/* Some rows against the dead features of this rank. */
+typedef struct dlrni_aux_chunk {
+    dlrn_trainer *t;
+    dlrni_aux_loss a;
+    int64_t first, rows;
+} dlrni_aux_chunk;
+
+/* Rows in hand: as many as hold 64 MB of pre-activations if one rank had all dead features. */
+DLRNI_INTERNAL int64_t dlrni_aux_rows(int64_t dead) {
+    const int64_t rows = ((int64_t)16 << 20) / dlrni_max(dead, 1) / DLRNI_AUX_ROWS;
+    return dlrni_min(dlrni_max(rows, 1) * DLRNI_AUX_ROWS, DLRNI_STRETCH);
+}
+
+/* Task: pre-activations of a block of the rows in hand, and what is compared over ranks: the keys
+   of their ranks, or the row's shift. */
+DLRNI_INTERNAL void dlrni_aux_compare(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    dlrni_joint *j = &h->t->w.aux.joint;
+    const int64_t d = t->dict->d_in, r0 = task * DLRNI_AUX_ROWS;
+    const int64_t rows = dlrni_min(DLRNI_AUX_ROWS, h->rows - r0);
+    float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
+    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *pre = t->w.aux.pre + r0 * a->count;
+    for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+        const int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
+        dlrni_aux_pre(t->dict, t->w.batch.xc + (h->first + r0) * d, rows, encoder, a->dead + p,
+                      count, pre + p, a->count);
+    }
+    for (int64_t i = r0; i < r0 + rows; i++, pre += a->count) {
+        if (!t->rules.auxiliary->rank) {
+            t->rules.auxiliary->begin_row(t, a, h->first + i, pre, NULL);
+            j->count[i] = a->row[h->first + i].bound;
+            continue;
+        }
+        j->used[i] = (int32_t)a->count;
+        for (int64_t p = 0; p < a->count; p++)
+            j->key[i * j->ld + p] =
+                dlrni_rank_key(t->rules.auxiliary->rank(t, a->dead[p], pre[p]));
+    }
+}
+
+/* The shift of row i is that of all ranks: its output so far used this rank's. */
+DLRNI_INTERNAL void dlrni_aux_shift(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                    float shift) {
+    const int64_t d = t->dict->d_out;
+    t->ctx->k->scale(a->e + i * d, expf(a->row[i].bound - shift), d);
+    a->row[i].bound = shift;
+}
+
+/* Row i keeps what the cut over all ranks says; the other values of f [a->count] become 0. */
+DLRNI_INTERNAL void dlrni_aux_keep(const dlrni_aux_chunk *h, int64_t i, float *f) {
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    const dlrni_joint *j = &t->w.aux.joint;
+    dlrni_aux_row *row = &a->row[h->first + i];
+    row->bound = dlrni_value_of_key(j->last[i]);
+    row->feature = -1;
+    /* ReLU: a 0 needs no place */
+    const int zero = !t->rules.auxk_raw && !(row->bound > 0);
+    if (zero) row->bound = 0;
+    int32_t left = zero ? 0 : j->left[i];
+    for (int64_t p = 0; p < a->count && left > 0; p++) {
+        if (j->key[i * j->ld + p] != j->last[i]) continue;
+        row->feature = a->dead[p];
+        left--;
+    }
+    for (int64_t p = 0; p < a->count; p++)
+        if (!dlrni_auxk_keeps(row, a->dead[p], t->rules.auxiliary->rank(t, a->dead[p], f[p])))
+            f[p] = 0;
+}
+
+/* Task: this rank's share of the output of a block of the rows in hand. */
+DLRNI_INTERNAL void dlrni_aux_share(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    const int64_t d = t->dict->d_out, r0 = task * DLRNI_AUX_ROWS;
+    const int64_t rows = dlrni_min(DLRNI_AUX_ROWS, h->rows - r0);
+    float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
+    float *f = t->w.aux.pre + r0 * a->count, *out = a->e + (h->first + r0) * d;
+    for (int64_t i = 0; i < rows && t->rules.auxiliary->rank; i++)
+        dlrni_aux_keep(h, r0 + i, f + i * a->count);
+    memset(out, 0, (size_t)(rows * d) * sizeof *out);
+    if (a->count) dlrni_aux_decode(t, a, f, rows, panel, out);
+    for (int64_t i = r0; i < r0 + rows && !t->rules.auxiliary->rank; i++)
+        dlrni_aux_shift(t, a, h->first + i, t->w.aux.joint.count[i]);
+}
+
+/* Task: the distances of a block of the rows in hand, whose outputs are complete. */
+DLRNI_INTERNAL void dlrni_aux_end(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const int64_t end = dlrni_min((task + 1) * DLRNI_AUX_ROWS, h->rows);
+    (void)worker;
+    for (int64_t i = task * DLRNI_AUX_ROWS; i < end; i++)
+        h->t->rules.auxiliary->end_row(h->t, &h->a, h->first + i);
+}
+
+/* The rows in hand. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_pass(dlrni_aux_chunk *h) {
+    dlrn_context *ctx = h->t->ctx;
+    dlrni_joint *j = &h->t->w.aux.joint;
+    const int64_t tasks = dlrni_ceil_div(h->rows, DLRNI_AUX_ROWS), d = h->t->dict->d_out;
+    DLRNI_TRY(dlrni_joint_room(ctx, j, h->rows, h->a.count, 0)); /* there is room */
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_compare, h);
+    DLRNI_TRY(h->t->rules.auxiliary->rank
+                  ? dlrni_joint_find(ctx, j, dlrni_min(dlrni_auxk_of(h->t), h->a.all))
+                  : dlrni_max_ranks(ctx, DLRN_F32, j->count, h->rows));
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_share, h);
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, h->a.e + h->first * d, h->rows * d));
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_end, h);
+    return DLRN_OK;
+}
+
+/* All rows and all losses. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_ranks(dlrn_trainer *t) {
+    dlrni_aux *a = &t->w.aux;
+    int64_t all = 0;
+    for (int64_t l = 0; l < a->losses; l++) all += a->all[l];
+    const int64_t most = dlrni_aux_rows(all), n = t->w.batch.n;
+    if (!all) return DLRN_OK;
+    dlrn_status s = dlrni_aux_room(t);
+    if (s == DLRN_OK && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, most * a->count))
+        s = DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) s = dlrni_joint_room(t->ctx, &a->joint, most, a->count, 0);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    for (int64_t l = 0; l < a->losses; l++)
+        for (int64_t i = 0; i < n && a->all[l]; i += most) {
+            dlrni_aux_chunk h = {t, dlrni_aux_loss_at(t, l), i, dlrni_min(most, n - i)};
+            DLRNI_TRY(dlrni_aux_pass(&h));
+        }
+    return DLRN_OK;
 }
 
 /* The auxiliary losses of the batch, after its reconstruction, which leaves the residual in batch.e
@@ -23618,15 +24332,19 @@ DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_aux *a = &t->w.aux;
     const int64_t n = t->w.batch.n;
-    dlrni_find_dead(t);
-    if (a->count) { /* unusual */
+    const int alone = dlrni_ranks(t->ctx) == 1;
+    if (alone)
+        dlrni_find_dead(t);
+    else if (t->rules.auxiliary)
+        DLRNI_TRY(dlrni_aux_ranks(t));
+    if (alone && a->count) { /* unusual */
         DLRNI_TRY(dlrni_aux_room(t));
         dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
                           dlrni_aux_rows_task, t);
     }
-    for (int64_t l = 0; a->count && l < a->losses; l++) {
+    for (int64_t l = 0; t->rules.auxiliary && l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
-        if (one.count) t->rules.auxiliary->finish(t, &one, stats);
+        if (one.all) t->rules.auxiliary->finish(t, &one, stats);
     }
     if (dlrni_is_attached(t)) dlrn_parallel_for(t->ctx, n, dlrni_aux_attach, t);
     return DLRN_OK;
@@ -23861,9 +24579,9 @@ DLRNI_INTERNAL void dlrni_ghost_finish(const dlrn_trainer *t, const dlrni_aux_lo
     }
 }
 
-static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_begin_row,
+static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead,  dlrni_ghost_begin_row,
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
-                                             dlrni_ghost_finish};
+                                             dlrni_ghost_finish,   NULL};
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
    A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
@@ -23892,28 +24610,6 @@ DLRNI_INTERNAL float dlrni_kth_largest(const float *rank, int64_t n, int64_t k, 
     }
     bits = key & DLRNI_KEY_ZERO ? key ^ DLRNI_KEY_ZERO : ~key;
     return dlrni_float_of_bits(bits);
-}
-
-/* What the selection compares of a dead feature. */
-DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
-    const float *unrank = t->w.unrank;
-    /* an atom of zeros has no rank */
-    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
-    return t->rules.auxk_by_size ? fabsf(pre) : pre;
-}
-
-/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
-   there are exactly k. */
-DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
-    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
-}
-
-/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
-   close to d / 2". sparsify takes the target's. */
-DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
-    const dlrn_dictionary *dict = t->dict;
-    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
-    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
 }
 
 /* Finds the last feature that row i keeps, and sets the others of pre [a->count] to 0. */
@@ -23961,7 +24657,7 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_lo
    auxk_alpha means the same for all data. By the share of the dead a few of them weigh little. */
 DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     const dlrni_batch *b = &t->w.batch;
-    double share = (double)a->count / (double)dlrni_auxk_of(t);
+    double share = (double)a->all / (double)dlrni_auxk_of(t);
     share = share < 1 ? share : 1;
     switch (t->rules.auxk_scale) {
     case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
@@ -23986,7 +24682,7 @@ DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_los
 
 static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
-                                           dlrni_auxk_finish};
+                                           dlrni_auxk_finish,   dlrni_auxk_rank};
 
 /* ---- Inactive features are lifted towards their threshold (cfg.pre_act) ----
    pre_act mean_i sum_j |atom_j| ReLU(threshold_j - p_ij), of dead features or of all: it touches
@@ -24055,14 +24751,19 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
+    dlrn_status s = DLRN_OK;
     double sum = 0;
-    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
+    if (!w->below) return DLRN_OK;
+    const int any = dlrni_find_below(t);
+    if (any)
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
+    for (int64_t first = 0; any && s == DLRN_OK && first < w->codes.groups; first += w->wave) {
+        s = dlrni_load_wave(t, first);
+        if (s == DLRN_OK) dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    for (int64_t f = 0; any && f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, &sum, 1));
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -24580,17 +25281,23 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
 /* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Center:
    - sum_j (sum_i slope_ij) w_j, one product with a vector; the chain rule row by row would need one
    with a matrix. An output bias that is also the center gets both. */
-DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
+DLRNI_INTERNAL dlrn_status dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_in;
-    int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
-    float *center = tied ? w->output_grad : w->center_grad;
+    const int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
+    /* of several ranks each has its features' share */
+    const int apart = !tied || dlrni_ranks(t->ctx) > 1;
+    float *center = apart ? w->center_grad : w->output_grad;
     dlrni_output_gradient(t);
     /* tied: output_grad already holds the other part */
-    if (!tied) memset(center, 0, (size_t)d * sizeof *center);
-    for (int64_t g = 0; g < w->codes.groups && dlrni_center_of(t->dict); g++)
+    if (apart) memset(center, 0, (size_t)d * sizeof *center);
+    if (!dlrni_center_of(t->dict)) return DLRN_OK;
+    for (int64_t g = 0; g < w->codes.groups; g++)
         k->axpy(1.0f, w->center_part + g * d, center, d);
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F32, center, apart ? d : 0));
+    if (tied && apart) k->axpy(1.0f, center, w->output_grad, d);
+    return DLRN_OK;
 }
 
 /* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
@@ -24603,16 +25310,24 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_
     return DLRN_OK;
 }
 
+/* Lists and scratch for the first visit of each trainer: of all parts, or of the only one. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_room(dlrn_trainer *t) {
+    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+        dlrn_trainer *own = t->part ? t->part[i] : t;
+        dlrni_update u = {own, NULL, NULL, 0, 0, 1, 0};
+        DLRNI_TRY(dlrni_update_begin(&u, 0));
+        if (own->w.aux.count)
+            DLRNI_TRY(dlrni_need_scratch(&own->w.codes, dlrni_aux_scratch(own)));
+        DLRNI_TRY(dlrni_update_scratch(&u));
+    }
+    return DLRN_OK;
+}
+
 /* All features of all parts; with `keep`, their gradients go to where each part keeps them. Scratch
    for all parts comes before any weight is written, so that a lack of memory leaves the step to be
    repeated (except where the lists of a part take several waves). */
 DLRNI_INTERNAL dlrn_status dlrni_backward_parts(dlrn_trainer *t, const dlrni_adam *adam, int keep) {
-    dlrn_status s = DLRN_OK;
-    for (int64_t i = 0; i < t->n_parts; i++) {
-        dlrni_update u = {t->part[i], adam, NULL, 0, 0, 1, 0};
-        DLRNI_TRY(dlrni_update_begin(&u, 0));
-        DLRNI_TRY(dlrni_update_scratch(&u));
-    }
+    dlrn_status s = dlrni_backward_room(t);
     for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) {
         dlrn_trainer *part = t->part[i];
         s = dlrni_backward_features(part, adam, keep ? part->w.gradient : NULL);
@@ -24663,15 +25378,26 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
+/* What comes before the features. On several ranks all have their memory, or none begins to write:
+   they must agree on whether the step can be repeated. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_begin(dlrn_trainer *t, int updates) {
+    dlrn_status s = t->dict->param[DLRN_SKIP] ? dlrni_skip_gradient(t) : DLRN_OK;
+    if (dlrni_ranks(t->ctx) == 1) return s;
+    if (s == DLRN_OK) s = dlrni_backward_room(t);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    if (updates) t->stage = DLRNI_UPDATING;
+    return DLRN_OK;
+}
+
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
    wanted). */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
-    DLRNI_TRY(t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
-                      : dlrni_backward_features(t, adam, out));
-    dlrni_bias_gradients(t);
+    DLRNI_TRY(dlrni_backward_begin(t, adam != NULL));
+    DLRNI_TRY(dlrni_agree(t->ctx, t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
+                                          : dlrni_backward_features(t, adam, out)));
+    DLRNI_TRY(dlrni_bias_gradients(t));
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
@@ -24775,23 +25501,25 @@ DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
-    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
+    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum[2] = {0, 0};
     dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
-    dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(t->ctx, square ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_backward(t, NULL, t->w.gradient);
     if (s == DLRN_OK) dlrni_apply_features(&job);
     /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
-        sum += square[f];
-        count += job.count[f];
+        sum[0] += square[f];
+        sum[1] += job.count[f];
     }
     dlrn_free(t->ctx, square);
+    if (s == DLRN_OK) s = dlrni_sum_ranks(t->ctx, DLRN_F64, sum, 2);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
-        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum, &count);
+        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum[0], &sum[1]);
     }
-    job.factor = dlrni_clip_factor(t, sum, count);
+    job.factor = dlrni_clip_factor(t, sum[0], sum[1]);
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
@@ -24891,14 +25619,13 @@ DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, co
    that keeps nothing does not count (dictionary_learning takes infinity there). */
 DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
     if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_smallest_of_batch(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
-        if (!c->kept[i]) continue;
-        sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
+        if (!dlrni_row_kept(c, i)) continue;
+        sum += (double)dlrni_row_cut(c, i)->value;
         rows++;
     }
     return rows ? sum / (double)rows : -1;
@@ -25984,11 +26711,12 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
     dlrn_encoder *encoder = NULL;
     float *x_hat = DLRNI_NEW(t->ctx, float, DLRNI_SAMPLE_ROWS *d_out + d);
     dlrn_status s = x_hat ? dlrn_encoder_create(t->dict, &encoder) : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < r->n; i += DLRNI_SAMPLE_ROWS) {
+    for (int64_t i = 0; i < r->n; i += DLRNI_SAMPLE_ROWS) {
         int64_t n = dlrni_min(DLRNI_SAMPLE_ROWS, r->n - i);
         const float *x, *y;
-        if (t->ctx->cfg.stop && t->ctx->cfg.stop(t->ctx->cfg.user))
+        if (s == DLRN_OK && t->ctx->cfg.stop && t->ctx->cfg.stop(t->ctx->cfg.user))
             s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
+        s = dlrni_agree(t->ctx, s);
         if (s != DLRN_OK) break;
         dlrni_sample_rows(r, t, i, n, &x, &y);
         s = dlrni_row_losses(t, encoder, x, y, n, x_hat + DLRNI_SAMPLE_ROWS * d_out, x_hat,
@@ -26030,21 +26758,52 @@ DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     return sqrt((double)t->ctx->k->dot(row, row, d));
 }
 
-/* Mean norm of the encoder rows of living features; dead [n_dead] is ascending. A revived feature
-   that is much longer than the others would be active on every row. */
-DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
-                                        int64_t n_dead) {
+/* The dead features of a resampling: those of this rank, and of all. */
+typedef struct dlrni_dead {
+    const int32_t *feature; /* [count] ascending                                         */
+    int64_t count, before;  /* before: on the ranks before this one                      */
+    int64_t all;
+} dlrni_dead;
+
+/* Counts the dead features of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_count_ranks(dlrn_context *ctx, dlrni_dead *dead) {
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    dead->before = 0;
+    dead->all = dead->count;
+    if (ranks == 1) return DLRN_OK;
+    int64_t *count = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
+    dlrn_status s = dlrni_agree(ctx, count ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) {
+        count[rank] = dead->count;
+        s = dlrni_sum_ranks(ctx, DLRN_I64, count, ranks);
+        dead->all = 0;
+        for (int r = 0; r < ranks; r++) {
+            dead->before += r < rank ? count[r] : 0;
+            dead->all += count[r];
+        }
+    }
+    dlrn_free(ctx, count);
+    return s;
+}
+
+/* Mean norm of the encoder rows of living features. A revived feature that is much longer than the
+   others would be active on every row. */
+DLRNI_INTERNAL dlrn_status dlrni_living_norm(const dlrn_trainer *t, const dlrni_dead *dead,
+                                             double *norm) {
     int64_t F = t->dict->features, next = 0;
-    double sum = 0;
+    /* all dead: the mean is over all rows */
+    const int any = dead->all < t->dict->span_of;
+    double sum[2] = {0, 0}; /* and of how many */
     for (int64_t j = 0; j < F; j++) {
-        /* all dead: the mean is over all rows */
-        if (n_dead < F && next < n_dead && dead[next] == j)
+        if (any && next < dead->count && dead->feature[next] == j)
             next++;
         else
-            sum += dlrni_encoder_norm(t, j);
+            sum[0] += dlrni_encoder_norm(t, j);
     }
-    double mean = sum / (double)(F - next);
-    return mean > 0 ? mean : 1.0;
+    sum[1] = (double)(F - next);
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, sum, 2));
+    *norm = sum[0] / sum[1] > 0 ? sum[0] / sum[1] : 1.0;
+    return DLRN_OK;
 }
 
 /* Sets Adam's moments of feature j to 0: they belong to the old direction. atom_too: also those of
@@ -26082,24 +26841,27 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     t->since_fired[j] = 0; /* it gets a full period */
 }
 
-/* Restarts the dead features [n_dead] from rows of the sample. Nothing changes until all losses are
-   measured, so that an error leaves the weights as they were. */
+/* Restarts the dead features from rows of the sample: the first that is drawn is for the first of
+   them, on whatever rank. Nothing changes until all losses are measured, so that an error leaves
+   the weights as they were. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_sample *r,
-                                               const int32_t *dead, int64_t n_dead,
-                                               int64_t *resampled) {
-    int64_t count = 0, max = dlrni_min(r->n, n_dead);
+                                               const dlrni_dead *dead, int64_t *resampled) {
+    int64_t count = 0, max = dlrni_min(r->n, dead->all);
     float *loss = DLRNI_NEW(t->ctx, float, r->n);
     int64_t *drawn = DLRNI_NEW(t->ctx, int64_t, max);
-    dlrn_status s = loss && drawn ? dlrni_sample_losses(t, r, loss) : DLRN_ERR_MEMORY;
-    double norm = 0.2 * dlrni_living_norm(t, dead, n_dead);
+    double norm = 0;
+    dlrn_status s = dlrni_agree(t->ctx, loss && drawn ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_sample_losses(t, r, loss);
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
-    for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
+    s = dlrni_agree(t->ctx, s);
+    if (s == DLRN_OK) s = dlrni_living_norm(t, dead, &norm);
+    for (int64_t p = 0; s == DLRN_OK && p < dead->count && dead->before + p < count; p++) {
         const float *x, *y;
         /* one row: bx and by have room for more */
-        dlrni_sample_rows(r, t, drawn[p], 1, &x, &y);
-        dlrni_revive(t, dead[p], x, y, norm);
-        ++*resampled;
+        dlrni_sample_rows(r, t, drawn[dead->before + p], 1, &x, &y);
+        dlrni_revive(t, dead->feature[p], x, y, 0.2 * norm);
     }
+    if (s == DLRN_OK) *resampled = count;
     dlrn_free(t->ctx, loss);
     dlrn_free(t->ctx, drawn);
     /* even after an error: encoders drop their copies */
@@ -26132,12 +26894,14 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
     *resampled = 0;
     if (t->cfg.compat) {
         *resampled = dlrni_resample_compat(t);
-        return DLRN_OK;
+        return dlrni_sum_ranks(t->ctx, DLRN_I64, resampled, 1);
     }
-    int64_t n_dead = dlrni_list_dead(t);
-    if (!n_dead) return DLRN_OK; /* nothing to measure */
+    dlrni_dead dead = {t->w.aux.dead, dlrni_list_dead(t), 0, 0};
+    DLRNI_TRY(dlrni_count_ranks(t->ctx, &dead));
+    if (!dead.all) return DLRN_OK; /* nothing to measure */
     dlrn_status s = x ? DLRN_OK : dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
-    if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled);
+    s = dlrni_agree(t->ctx, s);
+    if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, &dead, resampled);
     dlrni_sample_free(t->ctx, &rows);
     return s;
 }
@@ -26234,14 +26998,18 @@ DLRNI_INTERNAL dlrn_status dlrni_select_over_parts(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
     const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
-    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) s = dlrni_begin_part(t, i, x);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
     DLRNI_TRY(dlrni_select_over_parts(t));
-    t->w.nnz = t->w.candidates = 0;
+    t->w.nnz = t->w.candidates = t->w.zeros = 0;
     for (int64_t i = 0; i < t->n_parts; i++) {
         DLRNI_TRY(dlrni_reconstruct(t->part[i]));
         t->w.nnz += t->part[i]->w.nnz;
         t->w.candidates += t->part[i]->w.candidates;
     }
+    t->w.active = t->w.nnz;
+    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
     return DLRN_OK;
 }
@@ -26252,7 +27020,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_st
         dlrni_work *w = &t->part[i]->w;
         dlrn_train_stats own;
         memset(&own, 0, sizeof own);
-        own.l0 = (double)w->nnz / (double)w->batch.n;
+        own.l0 = (double)w->active / (double)w->batch.n;
         DLRNI_TRY(dlrni_penalty(t->part[i], &own));
         w->weight /= (double)t->n_parts;
         stats->penalty = own.penalty;
@@ -26284,7 +27052,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_part_trainer(dlrn_trainer *t, int64_t i) {
     p->cfg.layers = 1;
     p->cfg.d_in = part->dict->d_in;
     p->cfg.d_out = part->dict->d_out;
-    p->cfg.features = part->dict->features;
+    p->cfg.features = part->dict->span_of;
     p->cfg.pre_act = t->cfg.compat == DLRN_ON ? 0 : t->cfg.pre_act / (double)t->n_parts;
     p->rules = t->rules;
     p->recipe = t->recipe;
@@ -26674,7 +27442,8 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
                       w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
                       w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
                       w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
-                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->message,
+                      w->request,     w->aux.pre,       w->aux.joint.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -26972,7 +27741,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view.formula.select = t->rules.select;
     w->view.formula.rank = t->rules.rank;
     if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
-    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
+    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->span_of);
     if (t->rules.gate == DLRN_GATE_GATED)
         /* the gate's pre-activations, without the values' scale */
         w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
@@ -26996,17 +27765,18 @@ DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
         /* given groups are all there, so their weights are in order */
         const double weight = sum > 0 ? cfg->group_weights[g] : 1 / n;
         b->level_weight[g] = t->rules.sum_of_groups ? 1 : weight / n;
+        /* by this rank's features */
+        b->level_end[g] =
+            dlrni_min(dlrni_max(b->level_end[g] - t->dict->span_at, 0), t->dict->features);
     }
 }
 
-/* The losses of a batch at the present weights. Changes only the work space, so that a failed step
-   can be repeated. */
-DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
-                                              int64_t n, dlrn_train_stats *stats) {
+/* What comes before the lists: all that a rank does by itself. Memory first: if it runs out here,
+   nothing is lost. */
+DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, const float *y,
+                                               int64_t n) {
     dlrni_work *w = &t->w;
-    memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
     DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
@@ -27017,7 +27787,16 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* once for all waves, and kept for the gradients */
     if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
-    if (!t->part) DLRNI_TRY(dlrni_begin_codes(t));
+    return t->part ? DLRN_OK : dlrni_begin_codes(t);
+}
+
+/* The losses of a batch at the present weights. Changes only the work space, so that a failed step
+   can be repeated. */
+DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
+                                              int64_t n, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    memset(stats, 0, sizeof *stats);
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_forward_begin(t, x, y, n)));
     DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
@@ -27027,7 +27806,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
-    stats->l0 = (double)w->nnz / (double)n;
+    stats->l0 = (double)w->active / (double)n;
     /* after l0, of which a penalty may be a function */
     DLRNI_TRY(t->part ? dlrni_penalty_of_parts(t, stats) : dlrni_penalty(t, stats));
     if (t->rules.gate == DLRN_GATE_GATED) {
@@ -27040,7 +27819,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     }
     DLRNI_TRY(t->part ? dlrni_pre_act_of_parts(t, stats) : dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
-    stats->dead = dlrni_count_dead(t);
+    stats->dead = dlrni_ranks(t->ctx) > 1 ? w->dead : dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
     if (w->batch.levels > 1) dlrn_parallel_for(t->ctx, n, dlrni_level_slopes, t);
@@ -27091,12 +27870,17 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     if (t->step > 0 || t->rules.first == DLRNI_FIRST_NOTHING)
         return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     float *kept = DLRNI_NEW(t->ctx, float, d + F);
-    if (!kept) return DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(t->ctx, kept ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s != DLRN_OK) {
+        dlrn_free(t->ctx, kept);
+        return s;
+    }
     memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
     memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
-    dlrn_status s = dlrni_check_batch(t, t->x, t->y, t->n);
+    s = dlrni_check_batch(t, t->x, t->y, t->n);
     if (s == DLRN_OK) s = dlrni_scale_target(t, t->y ? t->y : t->x, t->n);
     if (s == DLRN_OK) s = dlrni_first_batch(t, t->x, t->w.batch.y, t->n);
+    s = dlrni_agree(t->ctx, s);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     if (s != DLRN_OK) {
         memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
@@ -27111,8 +27895,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
 DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats *stats) {
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
-    DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_check_batch(t, t->x, t->y, t->n)));
+    dlrn_status s = dlrni_agree(t->ctx, dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n));
     if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
@@ -27234,18 +28018,29 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return dlrni_go_on(t, stats);
 }
 
+/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If it fails on another
+   rank for want of memory, this one keeps its batch for the next call; after another error no rank
+   has one. */
+DLRNI_INTERNAL dlrn_status dlrni_take_batch(dlrn_trainer *t) {
+    dlrn_status own = DLRN_OK, s;
+    const int takes = t->stage == DLRNI_READY;
+    if (takes) own = dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n);
+    if (takes && own == DLRN_OK) {
+        t->from_buffer = 1;
+        t->stage = DLRNI_TAKEN;
+    }
+    s = dlrni_agree(t->ctx, own);
+    if (takes && s != DLRN_OK && s != DLRN_ERR_MEMORY) t->stage = DLRNI_READY;
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
     /* without one, rows come through dlrn_trainer_step_on */
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->stage == DLRNI_READY) {
-        /* an unfinished last step does not come here, so it is still completed */
-        if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
-        /* if the source fails, the trainer stays READY */
-        DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
-        t->from_buffer = 1;
-        t->stage = DLRNI_TAKEN;
-    }
+    /* an unfinished last step is still completed */
+    if (t->stage == DLRNI_READY && t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
+    DLRNI_TRY(dlrni_take_batch(t));
     return t->from_buffer ? dlrni_go_on(t, stats) : dlrni_refuse_rows(t);
 }
 

@@ -124,8 +124,241 @@ TEST(creation) {
     check_created(&desc, "sp-topk");
 }
 
+/* ---- Training ----
+   A run on R ranks and the same run of one process differ by the order of the sums that make x_hat:
+   by one rounding here and there. What a recipe decides by comparing (a gate, a selection, a sign)
+   may fall otherwise where two numbers are that near to each other. The seeds below are such that
+   none is in these runs, and Adam's eps is not far below the gradients, as with 1e-8 it makes a step
+   of full length from a gradient that is a rounding error. Sign descent does that always: its runs
+   are compared over few steps. */
+
+enum { STEPS = 40, ROWS = 96, MAX_F = 400, WIDTH = 24 };
+
+typedef struct scene {
+    dlrn_train_config cfg;
+    const float *x, *y; /* [steps * n][d_in], or y NULL */
+    int64_t n, steps;
+    dlrn_dictionary *whole; /* what the ranks have trained, put together */
+    const dlrn_dictionary *init;
+    dlrn_train_stats stats[RANKS_MAX][STEPS];
+    int64_t since[MAX_F]; /* counters of all features */
+    uint64_t hash[RANKS_MAX]; /* of what all ranks must have alike */
+    int64_t per_step;         /* bytes that the last step reduced, on rank 0 */
+    char error[RANKS_MAX][300];
+    dlrn_status status[RANKS_MAX];
+} scene;
+
+static uint64_t hash_of(uint64_t hash, const void *bytes, size_t size) { /* FNV-1a */
+    if (!hash) hash = 14695981039346656037u;
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    return hash;
+}
+
+/* Puts the rows of this rank into the whole. Parameters that belong to no feature are rank 0's, and
+   the same bits on all. */
+static void put(const dlrn_dictionary *own, dlrn_dictionary *whole, int rank, uint64_t *hash) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!own->param[role]) continue;
+        const size_t size = (size_t)dlrni_role_size(own, role) * sizeof(float);
+        if (dlrni_is_by_feature(role))
+            memcpy(whole->param[role] + own->span_at * dlrni_role_width(own, role),
+                   own->param[role], size);
+        else {
+            if (rank == 0) memcpy(whole->param[role], own->param[role], size);
+            *hash = hash_of(*hash, own->param[role], size);
+        }
+    }
+    if (rank == 0) whole->formula = own->formula;
+    *hash = hash_of(*hash, &own->formula.threshold, sizeof(double));
+    for (int64_t i = 0; i < own->n_parts; i++)
+        put(own->part[i].dict, whole->part[i].dict, rank, hash);
+}
+
+static void train_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    dlrn_status status = dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t);
+    for (int64_t step = 0; status == DLRN_OK && step < s->steps; step++) {
+        const int64_t at = step * s->n;
+        const int64_t before = dlrn_context_describe(ctx).traffic.reduced;
+        status = dlrn_trainer_step_on(t, s->x + at * s->cfg.d_in,
+                                      s->y ? s->y + at * s->cfg.d_out : NULL, s->n,
+                                      &s->stats[rank][step]);
+        if (rank == 0) s->per_step = dlrn_context_describe(ctx).traffic.reduced - before;
+    }
+    s->status[rank] = status;
+    if (status != DLRN_OK) snprintf(s->error[rank], 300, "%.290s", dlrn_error(ctx));
+    if (status == DLRN_OK) {
+        put(t->dict, s->whole, rank, &s->hash[rank]);
+        for (int64_t f = 0; f < t->dict->features; f++)
+            s->since[dlrni_whole_feature(t->dict, f)] = t->since_fired[f];
+    }
+    dlrn_trainer_destroy(t);
+}
+
+/* Settings of a recipe for small widths, so that all of its terms count. */
+static int uses(const char *recipe, const char *setting) {
+    const dlrn_recipe_info *info = &dlrni_recipe_named(recipe)->info;
+    for (int i = 0; info->settings[i]; i++)
+        if (!strcmp(info->settings[i], setting)) return 1;
+    return 0;
+}
+
+static dlrn_train_config small_config(const char *recipe, int64_t F) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    const int clt = strstr(recipe, "clt") != NULL;
+    if (clt) cfg.layers = 2;
+    cfg.d_in = cfg.d_out = WIDTH;
+    cfg.features = F;
+    cfg.steps = 1000;
+    cfg.log_steps = -1;
+    cfg.seed = 3;
+    cfg.lr = 1e-3;
+    cfg.eps = 1e-5;
+    if (cfg.sparsity != DLRN_SPARSITY_NONE) cfg.sparsity_penalty = 0.05;
+    cfg.warmup_steps = cfg.sparsity_warmup_steps = 5;
+    if (cfg.k) cfg.k = 8;
+    if (uses(recipe, "auxk_alpha")) cfg.auxk_alpha = 0.5;
+    if (cfg.dead_rows > 0) cfg.dead_rows = 3 * ROWS;
+    if (cfg.dead_steps > 0) cfg.dead_steps = 3;
+    if (cfg.target_l0 > 0 || cfg.sparsity == DLRN_SPARSITY_TARGET) cfg.target_l0 = 5;
+    if (uses(recipe, "pre_act")) cfg.pre_act = 0.1;
+    if (uses(recipe, "bandwidth")) cfg.bandwidth = 0.2;
+    if (uses(recipe, "anneal_updates"))
+        cfg.anneal_start = 5, cfg.anneal_end = 30, cfg.anneal_updates = 5, cfg.p_end = 0.5;
+    if (uses(recipe, "k_anneal_steps") && cfg.k) cfg.k_anneal_steps = 10;
+    if (uses(recipe, "optimiser")) cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    return cfg;
+}
+
+/* Rows with directions that features can learn, and a mean that is not 0. */
+static void make_rows(float *x, int64_t n, int64_t d, uint64_t seed) {
+    dlrn_rng rng = {seed, 0, 0};
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++)
+            x[i * d + c] = dlrn_rng_normal(&rng) * (c % 5 == i % 5 ? 2.0f : 0.5f) + 0.1f;
+}
+
+static float random_x[STEPS * ROWS * WIDTH], random_y[STEPS * ROWS * WIDTH];
+
+/* A run; s->whole is set. 0 ranks: no collective. */
+static void run(scene *s, int ranks, int threads, const char *kernels) {
+    ranks_setup setup = {0};
+    setup.ranks = ranks;
+    setup.threads = threads;
+    setup.kernels = kernels;
+    memset(s->stats, 0, sizeof s->stats);
+    memset(s->hash, 0, sizeof s->hash);
+    memset(s->error, 0, sizeof s->error);
+    ranks_run(&setup, train_body, s);
+    for (int r = 0; r < (ranks > 1 ? ranks : 1); r++)
+        CHECK_MSG(s->status[r] == DLRN_OK, "%s, rank %d of %d: %s", s->cfg.recipe, r, ranks,
+                  s->error[r]);
+    for (int r = 1; r < ranks; r++) {
+        CHECK_MSG(s->hash[r] == s->hash[0], "%s: rank %d of %d has other biases", s->cfg.recipe, r,
+                  ranks);
+        CHECK_MSG(!memcmp(s->stats[r], s->stats[0], sizeof s->stats[0]),
+                  "%s: rank %d of %d shows other figures", s->cfg.recipe, r, ranks);
+    }
+}
+
+/* The largest difference of a parameter over its largest number. */
+static double distance(const dlrn_dictionary *a, const dlrn_dictionary *b, const char **worst) {
+    double most = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!a->param[role]) continue;
+        const double off = apart(a->param[role], b->param[role], dlrni_role_size(a, role));
+        if (off > most) most = off, *worst = dlrn_name(DLRN_NAMES_ROLE, role);
+    }
+    for (int64_t i = 0; i < a->n_parts; i++) {
+        const double off = distance(a->part[i].dict, b->part[i].dict, worst);
+        most = off > most ? off : most;
+    }
+    return most;
+}
+
+/* The largest relative difference of the figures of two runs; whole numbers must be equal. */
+static double stats_apart(const scene *a, const scene *b, int ranks) {
+    double most = 0;
+    for (int64_t i = 0; i < a->steps; i++) {
+        const dlrn_train_stats *p = &a->stats[0][i], *q = &b->stats[0][i];
+        const double of[][2] = {{p->loss, q->loss},
+                                {p->reconstruction_loss, q->reconstruction_loss},
+                                {p->sparsity_loss, q->sparsity_loss},
+                                {p->auxiliary_loss, q->auxiliary_loss},
+                                {p->pre_act_loss, q->pre_act_loss},
+                                {p->multi_top_k_loss, q->multi_top_k_loss},
+                                {p->penalty, q->penalty},
+                                {p->l0, q->l0}};
+        CHECK_MSG(p->dead == q->dead && p->k == q->k && p->resampled == q->resampled,
+                  "%s, %d ranks, step %d: %d dead, expected %d", a->cfg.recipe, ranks, (int)i,
+                  (int)p->dead, (int)q->dead);
+        for (size_t e = 0; e < sizeof of / sizeof *of; e++)
+            most = fmax(most, fabs(of[e][0] - of[e][1]) / fmax(fabs(of[e][1]), 1e-12));
+    }
+    return most;
+}
+
+/* The shape that s->cfg trains, for the rows of all ranks. */
+static dlrn_trainer *shape_of(dlrn_context *ctx, scene *s) {
+    dlrn_trainer *t = NULL;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t));
+    s->whole = t->dict;
+    return t;
+}
+
+/* A configuration on 1 to 4 ranks against one process. */
+static void check_ranks(const dlrn_train_config *cfg, const float *x, const float *y, int64_t n,
+                        int64_t steps, double limit) {
+    static scene plain, other;
+    dlrn_context *ctx = test_context(NULL, 1);
+    plain.cfg = other.cfg = *cfg;
+    plain.x = other.x = x;
+    plain.y = other.y = y;
+    plain.n = other.n = n;
+    plain.steps = other.steps = steps;
+    dlrn_trainer *a = shape_of(ctx, &plain), *b = shape_of(ctx, &other);
+    run(&plain, 0, 1, NULL);
+    for (int ranks = 1; ranks <= 4; ranks++) {
+        const char *worst = "";
+        run(&other, ranks, 1, NULL);
+        const double off = distance(other.whole, plain.whole, &worst);
+        const double figures = stats_apart(&other, &plain, ranks);
+        if (getenv("RANKS_FIGURES"))
+            printf("  %-22s %d ranks: weights %.2g (%s), figures %.2g, dead %d, aux %.3g\n",
+                   cfg->recipe, ranks, off, worst, figures,
+                   (int)plain.stats[0][steps - 1].dead, plain.stats[0][steps - 1].auxiliary_loss);
+        if (ranks == 1) CHECK_MSG(off == 0 && figures == 0, "%s: one rank has other bits", cfg->recipe);
+        CHECK_MSG(off <= limit && figures <= limit,
+                  "%s, %d ranks: weights are off by %.3g (%s), figures by %.3g", cfg->recipe, ranks,
+                  off, worst, figures);
+        CHECK_MSG(!memcmp(plain.since, other.since, sizeof plain.since), "%s, %d ranks: counters",
+                  cfg->recipe, ranks);
+    }
+    dlrn_trainer_destroy(a);
+    dlrn_trainer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(recipes) {
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    make_rows(random_y, STEPS * ROWS, WIDTH, 2);
+    for (int i = 0; dlrn_recipe(i); i++) {
+        const char *recipe = dlrn_recipe(i)->name;
+        const int clt = strstr(recipe, "clt") != NULL, maps = strstr(recipe, "transcoder") || clt;
+        /* 7 groups, the last one short; of cross-layer transcoders 4 in each part */
+        const dlrn_train_config cfg = small_config(recipe, clt ? 2 * 180 : 300);
+        if (test_state.filter && strchr(test_state.filter, '/') &&
+            strcmp(strchr(test_state.filter, '/') + 1, recipe) != 0)
+            continue;
+        check_ranks(&cfg, random_x, maps ? random_y : NULL, ROWS, STEPS, 1e-6);
+    }
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(creation);
+    RUN(recipes);
     return TEST_END();
 }
