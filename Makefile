@@ -44,7 +44,7 @@ CALLS_test_program := malloc=fault_malloc free=fault_free $(foreach call, \
     fopen fread fwrite ferror fflush fclose fsync rename open mmap fdopen,$(call)=fault_$(call))
 REPLACING := test_files test_memory test_program
 # And this one leaves some out.
-OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
+OWN_C    := test_io test_ranks_files $(if $(OBJCOPY),,$(REPLACING))
 
 # The example in C++, where that compiler is.
 HAVE_CXX := $(shell command -v $(CXX))

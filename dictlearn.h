@@ -2820,6 +2820,7 @@ struct dlrn_context {
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     dlrn_traffic traffic;        /* of cfg.collective            */
+    int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
     char text
         [512]; /* of dlrn_context_describe: version, sets, threads in one line                    */
@@ -2834,6 +2835,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     char text[8192]; /* the longest path and the message */
     const size_t longest = sizeof ctx->error - 1;
     va_list args;
+    ctx->agreed = 0;
     va_start(args, format);
     (void)DICTLEARN_VSNPRINTF(text, sizeof text, format, args);
     va_end(args);
@@ -3762,7 +3764,9 @@ DLRNI_INTERNAL dlrn_status dlrni_from_rank(dlrn_context *ctx, int root, void *da
 }
 
 /* One status for all ranks: each passes its own. Where one has failed, all fail with the status and
-   the message of the first that did; otherwise the others would wait for that rank for ever. */
+   the message of the first that did; otherwise the others would wait for that rank for ever. A
+   failure that all ranks know is not passed on again: calls may be nested, and a rank that fails
+   early meets the others at the next agreement that they come to. */
 DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t first = s == DLRN_OK ? 0 : ranks - rank;
@@ -3770,15 +3774,19 @@ DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
         dlrn_status s;
         char text[sizeof ctx->error];
     } of;
-    if (ranks == 1) return s;
+    if (ranks == 1 || (s != DLRN_OK && ctx->agreed)) return s;
+    ctx->agreed = 0;
     DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &first, 1));
     if (!first) return DLRN_OK;
     of.s = s;
     memcpy(of.text, ctx->error, sizeof of.text);
     DLRNI_TRY(dlrni_from_rank(ctx, (int)(ranks - first), &of, sizeof of));
-    if (rank == ranks - first) return s;
-    of.text[sizeof of.text - 1] = 0;
-    return dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    if (rank != ranks - first) {
+        of.text[sizeof of.text - 1] = 0;
+        dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    }
+    ctx->agreed = 1;
+    return of.s;
 }
 
 DLRN_API dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s) {
@@ -5990,7 +5998,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
 
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
-    double all = (double)c->n * (double)c->dict->features;
+    double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
         if (c->screen && c->screen == c->dict->ctx->set.screen[i])
@@ -7186,6 +7194,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
+    if (f->select == DLRN_SELECT_GROUP_MAX && dlrni_ranks(dict->ctx) > 1)
+        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
+                         "%s: selection group_max: expected one rank, found %d", dict->family,
+                         dlrni_ranks(dict->ctx));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -7240,6 +7252,202 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* ---- The same over ranks ----
+   Each rank has the codes of its own features. The key of the last feature that is chosen is found
+   from its highest bit to its lowest: for each bit the ranks add up how many keys are as large, of
+   all rows at once, 33 sums of a number a row. Equal keys are chosen by feature: the ranks tell
+   each other how many they have of each part. */
+
+typedef struct dlrni_common_cut {
+    dlrni_choice choice;
+    const dlrn_dictionary *dict;
+    int zeros;       /* 1: columns without an entry count as 0                      */
+    int whole;       /* 1: one cut for all rows, as in a batch                      */
+    int64_t rows, m; /* m: features that are chosen, of a row or of all             */
+    int64_t parts;   /* of the dictionary, or 1                                     */
+    uint32_t *key;   /* [nnz] of the entries                                        */
+    uint32_t *zero;  /* [cols] of columns without an entry                          */
+    uint32_t *cut;   /* [rows] the key of the last one that is chosen               */
+    int64_t *count;  /* [rows] of keys that are as large                            */
+    int64_t *equals; /* [ranks][rows][parts] keys that equal the cut                */
+    int64_t *left;   /* [rows][parts] how many of these this rank keeps             */
+    int64_t *bytes;  /* [ranks] of a rank's part of `equals`                        */
+} dlrni_common_cut;
+
+/* Where part q ends among this rank's columns. */
+DLRNI_INTERNAL int64_t dlrni_part_end(const dlrni_common_cut *j, int64_t q) {
+    return j->dict->n_parts && q + 1 < j->parts ? j->dict->part[q + 1].feature_at
+                                                : j->choice.codes->cols;
+}
+
+/* Columns first .. end of row i whose keys are from `low` to `high`. */
+DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, int64_t zeros,
+                                        uint32_t low, uint32_t high) {
+    const dlrn_sparse *codes = j->choice.codes;
+    int64_t n = zeros;
+    for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++) {
+        const uint32_t zero = j->zero[codes->col[p]];
+        n += j->key[p] >= low && j->key[p] <= high;
+        n -= j->zeros && zero >= low && zero <= high;
+    }
+    return n;
+}
+
+/* How many columns would have such a key if no row had an entry. */
+DLRNI_INTERNAL int64_t dlrni_count_zeros(const dlrni_common_cut *j, int64_t first, int64_t end,
+                                         uint32_t low, uint32_t high) {
+    int64_t n = 0;
+    if (!j->zeros || first == end) return 0;
+    /* without statistics of the columns all have one key */
+    if (!j->choice.mean) return DLRNI_KEY_ZERO >= low && DLRNI_KEY_ZERO <= high ? end - first : 0;
+    for (int64_t c = first; c < end; c++) n += j->zero[c] >= low && j->zero[c] <= high;
+    return n;
+}
+
+/* j->count: of each row, or of all, the keys from low[i] on, of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_count_from(dlrni_common_cut *j, uint32_t bit, int above) {
+    const int64_t cols = j->choice.codes->cols;
+    dlrn_context *ctx = j->dict->ctx;
+    int64_t zeros = 0, sums = j->whole ? 1 : j->rows;
+    memset(j->count, 0, (size_t)j->rows * sizeof *j->count);
+    for (int64_t i = 0; i < j->rows; i++) {
+        const uint32_t low = above && j->cut[i] < UINT32_MAX ? j->cut[i] + 1 : j->cut[i] | bit;
+        /* of equal bounds the columns are counted once */
+        if (!i || j->cut[i] != j->cut[i - 1])
+            zeros = dlrni_count_zeros(j, 0, cols, low, UINT32_MAX);
+        int64_t n = dlrni_count_keys(j, i, zeros, low, UINT32_MAX);
+        if (above && j->cut[i] == UINT32_MAX) n = 0;
+        j->count[j->whole ? 0 : i] += n;
+    }
+    return dlrni_sum_ranks(ctx, DLRN_I64, j->count, sums);
+}
+
+/* The cut of each row, or that of all. */
+DLRNI_INTERNAL dlrn_status dlrni_find_common_cut(dlrni_common_cut *j) {
+    memset(j->cut, 0, (size_t)j->rows * sizeof *j->cut);
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+        DLRNI_TRY(dlrni_count_from(j, bit, 0));
+        for (int64_t i = 0; i < j->rows; i++)
+            if (j->count[j->whole ? 0 : i] >= j->m) j->cut[i] |= bit;
+    }
+    return dlrni_count_from(j, 0, 1);
+}
+
+/* How many of its equals this rank keeps, by row and part: those of lower parts go first, and in a
+   part those of lower ranks; in a batch those of earlier rows. */
+DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t ranks = dlrni_ranks(ctx), own = ctx->cfg.collective.rank,
+                  cells = j->rows * j->parts;
+    for (int64_t r = 0; r < ranks; r++) j->bytes[r] = cells * (int64_t)sizeof(int64_t);
+    int64_t left = j->m - j->count[0];
+    for (int64_t i = 0; i < j->rows; i++) {
+        dlrn_sparse *codes = j->choice.codes;
+        int64_t first = 0, p = codes->row_ptr[i];
+        for (int64_t q = 0; q < j->parts; first = dlrni_part_end(j, q++)) {
+            const int64_t end = dlrni_part_end(j, q);
+            int64_t n = dlrni_count_zeros(j, first, end, j->cut[i], j->cut[i]);
+            for (; p < codes->row_ptr[i + 1] && codes->col[p] < end; p++)
+                n += (j->key[p] == j->cut[i]) - (j->zeros && j->zero[codes->col[p]] == j->cut[i]);
+            j->left[i * j->parts + q] = n;
+        }
+    }
+    DLRNI_TRY(dlrni_gather_ranks(ctx, j->left, j->bytes, j->equals));
+    for (int64_t i = 0; i < j->rows; i++) {
+        if (!j->whole) left = j->m - j->count[i];
+        for (int64_t q = 0; q < j->parts; q++)
+            for (int64_t r = 0; r < ranks; r++) {
+                const int64_t n = dlrni_min(left, j->equals[r * cells + i * j->parts + q]);
+                if (r == own) j->left[i * j->parts + q] = n;
+                left -= n;
+            }
+    }
+    return DLRN_OK;
+}
+
+/* Drops what is not chosen, and entries of 0. */
+DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
+    dlrn_sparse *codes = j->choice.codes;
+    int64_t at = 0, to = 0;
+    for (int64_t i = 0; i < j->rows; i++) {
+        const int64_t end = codes->row_ptr[i + 1];
+        int64_t column = 0;
+        for (int64_t q = 0; q < j->parts; q++) {
+            int64_t left = j->left[i * j->parts + q];
+            const int64_t last = dlrni_part_end(j, q);
+            for (; at < end && codes->col[at] < last; at++) {
+                /* columns without an entry may be chosen, too */
+                for (; j->zeros && column < codes->col[at] && left > 0; column++)
+                    left -= j->zero[column] == j->cut[i];
+                column = codes->col[at] + 1;
+                const int equal = j->key[at] == j->cut[i] && left > 0;
+                left -= equal;
+                if (!(j->key[at] > j->cut[i] || equal) || !(codes->val[at] != 0)) continue;
+                codes->col[to] = codes->col[at];
+                codes->val[to++] = codes->val[at];
+            }
+            column = last;
+        }
+        codes->row_ptr[i + 1] = to;
+    }
+}
+
+/* Memory, and the keys of all entries. */
+DLRNI_INTERNAL dlrn_status dlrni_common_begin(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const dlrn_sparse *codes = j->choice.codes;
+    const int64_t cols = codes->cols, nnz = codes->row_ptr[j->rows], cells = j->rows * j->parts;
+    const int standardise = j->choice.formula->standardise == DLRN_ON;
+    double *stats = standardise ? DLRNI_NEW(ctx, double, 2 * cols) : NULL;
+    j->choice.mean = stats;
+    j->key = DLRNI_NEW(ctx, uint32_t, nnz);
+    j->zero = DLRNI_NEW(ctx, uint32_t, cols);
+    j->cut = DLRNI_NEW(ctx, uint32_t, j->rows);
+    j->count = DLRNI_NEW(ctx, int64_t, j->rows);
+    j->equals = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx) * cells);
+    j->left = DLRNI_NEW(ctx, int64_t, cells);
+    j->bytes = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx));
+    if (!j->key || !j->zero || !j->cut || !j->count || !j->equals || !j->left || !j->bytes ||
+        (standardise && !stats))
+        return DLRN_ERR_MEMORY;
+    if (stats) {
+        j->choice.spread = stats + cols;
+        dlrni_standardise(&j->choice);
+    }
+    for (int64_t p = 0; p < nnz; p++)
+        j->key[p] = dlrni_key_of(&j->choice, codes->col[p], codes->val[p]);
+    for (int64_t c = 0; c < cols; c++) j->zero[c] = dlrni_key_of(&j->choice, c, 0);
+    return DLRN_OK;
+}
+
+/* dlrni_select_codes over ranks: of the codes of a dictionary's own features. s: whether this rank
+   has them; a rank that has failed tells the others. zeros 0: features without an entry take no
+   part. */
+DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                                 int zeros, dlrn_status s) {
+    const dlrn_formula *f = &dict->formula;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_common_cut j;
+    memset(&j, 0, sizeof j);
+    j.choice.formula = f;
+    j.choice.codes = codes;
+    j.dict = dict;
+    j.zeros = zeros;
+    j.whole = f->select == DLRN_SELECT_BATCH_TOP_K;
+    j.rows = codes->rows;
+    j.m = f->k;
+    j.parts = dlrni_max(dict->n_parts, 1);
+    if (j.whole && !dlrni_mul(j.m, j.rows, &j.m)) j.m = INT64_MAX;
+    if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
+    if (s == DLRN_OK && j.rows) s = dlrni_share_equals(&j);
+    if (s == DLRN_OK && j.rows) dlrni_keep_common(&j);
+    void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+    return s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
 /* x_hat = scale_out (sum of the atoms of the active features + bias + skip z); then what
@@ -7254,7 +7462,9 @@ typedef struct dlrni_decode_job {
     const float *z; /* [rows][d_in] what the skip multiplies, times z_scale, or what attention has
                        predicted; NULL: neither */
     float z_scale;
-    float *x_hat; /* [rows][d_out] */
+    float *x_hat;  /* [rows][d_out]                                        */
+    int64_t first; /* row of task 0                                        */
+    int share;     /* 1: this rank's share of the sum, which is not all of it */
 } dlrni_decode_job;
 
 /* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
@@ -7325,51 +7535,102 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
     }
 }
 
-/* Task: one row. Tasks write disjoint rows and read shared atoms. */
-DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
+/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in the share of rank 0. */
+DLRNI_INTERNAL void dlrni_decode_sum(const dlrni_decode_job *j, int64_t i, float *x_hat) {
+    const dlrn_dictionary *dict = j->dict;
+    const size_t size = (size_t)dict->d_out * sizeof *x_hat;
+    const int first = dict->ctx->cfg.collective.rank == 0;
+    dlrni_decode_job own = *j;
+    /* the sum starts with the bias: no separate pass to add it */
+    if (first || !j->share)
+        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], size);
+    else
+        memset(x_hat, 0, size);
+    if (!first && j->share) own.z = own.x = NULL;
+    if (dict->n_parts)
+        dlrni_add_parts(&own, i, x_hat);
+    else
+        dlrni_add_atoms(dict, j->codes, i, x_hat);
+    if (own.z && dict->heads)
+        dict->ctx->k->axpy(1, own.z + i * dict->d_in, x_hat, dict->d_out);
+    else if (own.z)
+        dlrni_add_skip(dict, own.z + i * dict->d_in, j->z_scale, x_hat);
+}
+
+/* Task: scales row i of x_hat, and undoes what was done to x. */
+DLRNI_INTERNAL void dlrni_decode_end(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
-    const dlrni_kernel_table *k = dict->ctx->k;
-    const dlrn_sparse *c = j->codes;
-    int64_t d = dict->d_out;
-    float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
+    float *x_hat = j->x_hat + i * dict->d_out, scale = (float)dict->formula.scale_out;
     (void)worker;
+    /* not `scale != 1`: compilers warn of comparing floats */
+    if (scale < 1 || scale > 1) dict->ctx->k->scale(x_hat, scale, dict->d_out);
+    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+}
+
+/* Task: one row. Tasks write disjoint rows and read shared atoms. */
+DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t task, int worker) {
+    const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrn_sparse *c = j->codes;
+    const int64_t i = j->first + task, d = dict->d_out;
+    float *x_hat = j->x_hat + i * d;
     if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
         for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
-    } else {
-        /* the sum starts with the bias: no separate pass to add it */
-        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
-        if (dict->n_parts)
-            dlrni_add_parts(j, i, x_hat);
-        else
-            dlrni_add_atoms(dict, c, i, x_hat);
-        if (j->z && dict->heads)
-            k->axpy(1, j->z + i * dict->d_in, x_hat, d);
-        else if (j->z)
-            dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
-        /* not `scale != 1`: compilers warn of comparing floats */
-        if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
+        if (j->x && dict->formula.normalise)
+            dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+        return;
     }
-    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+    dlrni_decode_sum(j, i, x_hat);
+    if (!j->share) dlrni_decode_end(arg, i, worker);
+}
+
+/* An estimate of the work: atoms added, and one row written. */
+DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
+    const dlrn_sparse *c = j->codes;
+    return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
+}
+
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the shares of one
+   stretch are summed while the next is decoded. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = 2048;
+    void *before = NULL, *request = NULL;
+    dlrn_status s = DLRN_OK;
+    j->share = 1;
+    for (j->first = 0; j->first < rows && s == DLRN_OK; j->first += step) {
+        const int64_t n = dlrni_min(step, rows - j->first);
+        dlrni_parallel_for(ctx, n, dlrni_decode_ns(j), dlrni_decode_task, j);
+        s = dlrni_wait_ranks(ctx, before);
+        before = NULL;
+        if (s == DLRN_OK)
+            s = dlrni_reduce(ctx, DLRN_REDUCE_SUM, DLRN_F32, j->x_hat + j->first * d, n * d,
+                             &request);
+        if (s == DLRN_OK) before = request;
+    }
+    if (s == DLRN_OK) s = dlrni_wait_ranks(ctx, before);
+    if (s == DLRN_OK) dlrni_parallel_for(ctx, rows, dlrni_ns(rows, d), dlrni_decode_end, j);
+    return s;
 }
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
-   have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
-   holds the normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z);
-   otherwise NULL. */
-DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                      const float *x, const float *z, float *x_hat) {
-    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
+   have been checked. Over ranks they are this rank's own features, and x_hat comes out whole on
+   each. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in] holds the
+   normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z); otherwise
+   NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             const float *x, const float *z, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat, 0, 0};
     if (!z) {
         job.z = dict->param[DLRN_SKIP] ? x : NULL;
         job.z_scale = (float)dict->formula.scale_in;
     }
-    /* an estimate of the work: atoms added, and one row written */
-    dlrni_parallel_for(dict->ctx, codes->rows,
-                       dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
-                       dlrni_decode_task, &job);
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_decode_together(&job);
+    dlrni_parallel_for(dict->ctx, codes->rows, dlrni_decode_ns(&job), dlrni_decode_task, &job);
+    return DLRN_OK;
 }
 
 /* Whether decoding needs rows that were made of x: normalised ones, which a skip multiplies, or
@@ -7398,21 +7659,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
                                             : "normalises x, and undoes that on its output");
 }
 
-/* Codes come from the caller or from a file: an index out of range would read out of bounds. */
-DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                        float *x_hat) {
+/* Codes as the calls return them: columns are numbers of the whole dictionary. */
+DLRNI_INTERNAL void dlrni_number_codes(const dlrn_dictionary *dict, dlrn_sparse *codes) {
+    if (dlrni_ranks(dict->ctx) == 1) return;
+    for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
+        codes->col[p] = (int32_t)dlrni_whole_feature(dict, codes->col[p]);
+    codes->cols = dict->span_of;
+}
+
+/* The feature of this rank that has this number in the whole; -1: it is another rank's. */
+DLRNI_INTERNAL int64_t dlrni_own_feature(const dlrn_dictionary *dict, int64_t number) {
+    int64_t own = number - dict->span_at, before = 0;
+    if (!dict->n_parts) return own >= 0 && own < dict->features ? own : -1;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        if (number >= before + part->span_of) continue;
+        own = number - before - part->span_at;
+        return own >= 0 && own < part->features ? dict->part[i].feature_at + own : -1;
+    }
+    return -1;
+}
+
+/* The other way: the columns [nnz] as this rank's features, in memory that the caller frees. */
+DLRNI_INTERNAL dlrn_status dlrni_own_columns(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             int32_t **out) {
+    const int64_t nnz = codes->row_ptr[codes->rows];
+    int32_t *col = DLRNI_NEW(dict->ctx, int32_t, nnz);
+    *out = col;
+    if (!col) return DLRN_ERR_MEMORY;
+    for (int64_t p = 0; p < nnz; p++) {
+        const int64_t own = dlrni_own_feature(dict, codes->col[p]);
+        if (own < 0)
+            return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_decode_sparse: expected features of this rank, found %lld",
+                             (long long)codes->col[p]);
+        col[p] = (int32_t)own;
+    }
+    return DLRN_OK;
+}
+
+/* What codes of a caller must be. An index out of range would read out of bounds. */
+DLRNI_INTERNAL dlrn_status dlrni_check_codes(const dlrn_dictionary *dict,
+                                             const dlrn_sparse *codes) {
+    const int64_t F = dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
     DLRNI_TRY(dlrni_check_decodes(dict));
     /* codes of another dictionary, most likely */
-    if (codes->cols != dict->features)
+    if (codes->cols != F)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
-                         (long long)dict->features, (long long)codes->cols);
+                         (long long)F, (long long)codes->cols);
     /* one cheap pass; columns may be in any order */
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
-        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
-                      "a feature index is out of range");
-    dlrni_decode_rows(dict, codes, NULL, NULL, x_hat);
+        DLRNI_REQUIRE_IN(dict->ctx, "dlrn_decode_sparse",
+                         codes->col[p] >= 0 && codes->col[p] < codes->cols,
+                         "a feature index is out of range");
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                        float *x_hat) {
+    dlrn_sparse own = *codes;
+    int32_t *col = NULL;
+    dlrn_status s = dlrni_check_codes(dict, codes);
+    if (dlrni_ranks(dict->ctx) > 1) {
+        if (s == DLRN_OK) s = dlrni_own_columns(dict, codes, &col);
+        own.col = col;
+        s = dlrni_agree(dict->ctx, s);
+    }
+    if (s == DLRN_OK) s = dlrni_decode_rows(dict, &own, NULL, NULL, x_hat);
+    dlrn_free(dict->ctx, col);
+    return s;
 }
 
 /* f becomes codes, 256 rows at a time, so that the copy stays small; zeros cost only the test. */
@@ -7430,7 +7746,8 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
-        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
+        s = dlrni_agree(dict->ctx, s);
+        if (s == DLRN_OK) s = dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
     }
     dlrn_sparse_free(&codes);
     return s;
@@ -7471,11 +7788,16 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
 /* Allocates the object alone: scratch comes with the first rows, when sizes are known. */
 DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
     dlrn_encoder *e = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder, 1);
-    *out = e;
-    if (!e) return DLRN_ERR_MEMORY;
+    const dlrn_status s = dlrni_agree(dict->ctx, e ? DLRN_OK : DLRN_ERR_MEMORY);
+    *out = NULL;
+    if (s != DLRN_OK) {
+        dlrn_free(dict->ctx, e);
+        return s;
+    }
     e->dict = dict;
     e->version = dict->version;
     dlrni_encoding_init(&e->c, dict);
+    *out = e;
     return DLRN_OK;
 }
 
@@ -7508,9 +7830,10 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->version = e->dict->version;
     e->wanted = 1;
     e->prepared = NULL;
-    if (e->dict->n_parts) return dlrni_parts_prepare(e);
-    DLRNI_TRY(dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled));
-    return dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    if (e->dict->n_parts) return dlrni_agree(e->dict->ctx, dlrni_parts_prepare(e));
+    dlrn_status s = dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled);
+    if (s == DLRN_OK) s = dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    return dlrni_agree(e->dict->ctx, s);
 }
 
 /* One batch of rows on its way to the caller: f [n][F], and codes from row `first` on; either may
@@ -7707,7 +8030,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    of the last batch is used, with half as much again to spare; before the first, all features count
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
-    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) *
+                 (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
@@ -7815,11 +8139,18 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
+/* Whether the ranks cut what each has selected among its own features: the best of all are among
+   the best of each. */
+DLRNI_INTERNAL int dlrni_cuts_together(const dlrn_dictionary *dict) {
+    return dlrni_ranks(dict->ctx) > 1 && dict->formula.select != DLRN_SELECT_ALL;
+}
+
 /* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what
    a selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
+    const int together = dlrni_cuts_together(dict), late = dlrni_selects_late(dict);
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
@@ -7827,8 +8158,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x
     e->c.unscaled = 1;
     dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
     e->c.unscaled = 0;
-    if (s != DLRN_OK || !dlrni_selects_late(dict)) return s;
-    return dlrni_select_codes(dict->ctx, &dict->formula, codes);
+    if (together) return dlrni_select_together(dict, codes, late, s);
+    return s == DLRN_OK && late ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
 }
 
 /* Codes and f, either of which may be NULL. */
@@ -7838,7 +8169,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
-    if (!dict->n_parts && dlrni_selects_late(dict)) {
+    if (!dict->n_parts && (dlrni_selects_late(dict) || dlrni_cuts_together(dict))) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
         dlrni_scale_codes(e, 0, codes);
@@ -7869,12 +8200,13 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
                                       dlrn_sparse *codes, float *x_hat) {
     const dlrn_dictionary *dict = e->dict;
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    const int needs_z = x_hat && dlrni_decodes_from_z(dict);
     if (x_hat && !codes) codes = &e->codes;
-    DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
-    if (!x_hat) return DLRN_OK;
-    const int needs_z = dlrni_decodes_from_z(dict);
-    if (needs_z) DLRNI_TRY(dlrni_make_z(e, x, n));
-    dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat);
+    dlrn_status s = dlrni_encode_call(e, x, n, f, codes);
+    if (s == DLRN_OK && needs_z) s = dlrni_make_z(e, x, n);
+    DLRNI_TRY(dlrni_agree(dict->ctx, s));
+    if (x_hat) DLRNI_TRY(dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat));
+    if (codes && codes != &e->codes) dlrni_number_codes(dict, codes);
     return DLRN_OK;
 }
 
@@ -8442,7 +8774,8 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
         j.x = x + i * dict->d_in;
         DLRNI_TRY(dlrni_parts_rows(&j));
     }
-    DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    DLRNI_TRY(dlrni_cuts_together(dict) ? dlrni_select_together(dict, codes, 1, DLRN_OK)
+                                        : dlrni_select_codes(dict->ctx, &dict->formula, codes));
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
