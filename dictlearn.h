@@ -5301,19 +5301,19 @@ enum { DLRNI_JOINT_BITS = 4, DLRNI_JOINT_PARTS = 1 << DLRNI_JOINT_BITS };
 /* The k best of each row, whose entries are on several ranks: where they end is found by counting
    (room select). All arrays lie in one block; NULL: there is one rank. */
 typedef struct dlrni_joint {
-    int64_t n, ld, k;    /* rows; entries of a row on this rank, at most; how many stay          */
-    uint32_t *key;       /* [n][ld] what is compared of the entries (dlrni_rank_key); the block  */
-    int32_t *used;       /* [n] how many of a row's ld there are                                 */
-    int64_t *code;       /* [n][k] of a selection by group, in the place of the keys             */
-    uint32_t *last;      /* [n] the key of the last entry that stays                             */
-    int32_t *kept;       /* [n] entries that stay on all ranks                                   */
-    int32_t *left;       /* [n] of those equal to the last: how many stay, in the end those here */
-    float *count;        /* [n][DLRNI_JOINT_PARTS] f32: the type of messages with the least bytes;
+    int64_t n, ld, k; /* rows; entries of a row on this rank, at most; how many stay          */
+    uint32_t *key;    /* [n][ld] what is compared of the entries (dlrni_rank_key); the block  */
+    int32_t *used;    /* [n] how many of a row's ld there are                                 */
+    int64_t *code;    /* [n][k] of a selection by group, in the place of the keys             */
+    uint32_t *last;   /* [n] the key of the last entry that stays                             */
+    int32_t *kept;    /* [n] entries that stay on all ranks                                   */
+    int32_t *left;    /* [n] of those equal to the last: how many stay, in the end those here */
+    float *count;     /* [n][DLRNI_JOINT_PARTS] f32: the type of messages with the least bytes;
                             exact up to 2^24, more than any row has in memory                    */
-    dlrni_cut *cut;      /* [n] the same for the features of this rank                           */
+    dlrni_cut *cut;   /* [n] the same for the features of this rank                           */
     const dlrni_cut *heap; /* [n][ld] the entries, borrowed                                      */
-    int shift;           /* of the bits that are counted                                         */
-    int64_t cap;         /* bytes                                                                */
+    int shift;   /* of the bits that are counted                                         */
+    int64_t cap; /* bytes                                                                */
 } dlrni_joint;
 
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
@@ -5350,8 +5350,8 @@ typedef struct dlrni_encoding {
     int32_t *kept;    /* [n] how many of them there are                                     */
     dlrni_joint joint; /* on several ranks: the cuts of rows                                */
     dlrni_joint inner; /* and those of the best among the entries that stay (multi_top_k)   */
-    int cut_known;    /* 1: every row's cut is final                                        */
-    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    int cut_known;     /* 1: every row's cut is final                                        */
+    int made_all;      /* 1: the rounds have left the lists of all groups                    */
     dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
@@ -5378,9 +5378,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
-                      c->best,  c->kept,    c->gate.derived, c->tally,   c->joint.key,
-                      c->inner.key};
+    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch,   c->floor,    c->best,
+                      c->kept,  c->gate.derived, c->tally, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -6431,9 +6430,8 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
 /* Task: counts the entries of a block of rows, by their next bits. */
 DLRNI_INTERNAL void dlrni_joint_count(void *arg, int64_t block, int worker) {
     const dlrni_joint *j = (const dlrni_joint *)arg;
-    const uint32_t known = j->shift + DLRNI_JOINT_BITS < 32
-                               ? UINT32_MAX << (j->shift + DLRNI_JOINT_BITS)
-                               : 0;
+    const uint32_t known =
+        j->shift + DLRNI_JOINT_BITS < 32 ? UINT32_MAX << (j->shift + DLRNI_JOINT_BITS) : 0;
     (void)worker;
     for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
         const uint32_t *key = j->key + i * j->ld;
@@ -6489,8 +6487,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_ties(dlrn_context *ctx, dlrni_joint *j, i
     int32_t *all = tied ? DLRNI_NEW(ctx, int32_t, (ranks + 1) * j->n) : NULL;
     dlrn_status s = !tied || (bytes && all) ? DLRN_OK : DLRN_ERR_MEMORY;
     if (tied) s = dlrni_agree(ctx, s);
-    for (int r = 0; s == DLRN_OK && tied && r < ranks; r++)
-        bytes[r] = j->n * (int64_t)sizeof *all;
+    for (int r = 0; s == DLRN_OK && tied && r < ranks; r++) bytes[r] = j->n * (int64_t)sizeof *all;
     for (int64_t i = 0; s == DLRN_OK && i < j->n; i++) {
         const int32_t own = dlrni_joint_equals(j, i);
         if (tied)
@@ -6582,8 +6579,8 @@ DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
     const int64_t size = c->joint.n * c->joint.ld;
     for (int64_t i = 0; i < size; i++)
-        c->joint.code[i] = ((int64_t)dlrni_rank_key(c->best[i].value) << 31) |
-                           (INT32_MAX - c->best[i].feature);
+        c->joint.code[i] =
+            ((int64_t)dlrni_rank_key(c->best[i].value) << 31) | (INT32_MAX - c->best[i].feature);
     DLRNI_TRY(dlrni_max_ranks(c->dict->ctx, DLRN_I64, c->joint.code, size));
     for (int64_t i = 0; i < size; i++) {
         c->best[i].feature = (int32_t)(INT32_MAX - (c->joint.code[i] & INT32_MAX));
@@ -6686,8 +6683,8 @@ typedef struct dlrni_batch_job {
     int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
     int last;            /* the encoding and the feature of the last one that stays           */
     int64_t feature;
-    int64_t equals;      /* entries that equal the cut, on all ranks                          */
-    int64_t *own;        /* several ranks: [count] of the row's equals those of each encoding;
+    int64_t equals; /* entries that equal the cut, on all ranks                          */
+    int64_t *own;   /* several ranks: [count] of the row's equals those of each encoding;
                             then the feature of the last that stays there. Alone: NULL        */
 } dlrni_batch_job;
 
@@ -6961,7 +6958,7 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
         c->last_kept.key = j->key;
         c->last_kept.value = value;
         c->last_kept.row = j->row;
-        c->last_kept.feature = j->own         ? j->own[i]
+        c->last_kept.feature = j->own        ? j->own[i]
                                : i < j->last ? INT64_MAX
                                : i > j->last ? -1
                                              : j->feature;
@@ -21647,8 +21644,8 @@ typedef struct dlrni_aux {
 typedef struct dlrni_aux_loss {
     const int32_t *dead; /* [count] ascending                */
     int64_t count, all;  /* here; on all ranks               */
-    const float *rest; /* [n][d_out] x_hat - y, of the features so far */
-    float *e;          /* [n][d_out] as in dlrni_aux       */
+    const float *rest;   /* [n][d_out] x_hat - y, of the features so far */
+    float *e;            /* [n][d_out] as in dlrni_aux       */
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
@@ -21662,13 +21659,13 @@ typedef struct dlrni_work {
     int64_t wave;         /* groups per wave                                              */
     int64_t budget;       /* most entries per wave                                        */
     int64_t nnz;          /* active features of the last batch; -1: not known             */
-    int64_t zeros;       /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
+    int64_t zeros;      /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
                       penalty counts them with compat)                                    */
-    int64_t candidates;  /* of the last batch                                            */
-    int64_t active;      /* nnz on all ranks                                             */
-    int64_t dead;        /* features that the figures of the batch call dead, on all ranks */
-    double *message;     /* sums that go over ranks together                             */
-    void **request;      /* sums of stretches that have begun                            */
+    int64_t candidates; /* of the last batch                                            */
+    int64_t active;     /* nnz on all ranks                                             */
+    int64_t dead;       /* features that the figures of the batch call dead, on all ranks */
+    double *message;    /* sums that go over ranks together                             */
+    void **request;     /* sums of stretches that have begun                            */
     int64_t message_cap, request_cap;
     int64_t slab_first;  /* the first slab of the loop in hand                           */
     int64_t slab;        /* blocks of rows per task                                      */
@@ -24123,11 +24120,9 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, shares = dlrni_shares(t);
     for (int64_t a = 0; a < shares; a++) {
-        float *from = !a                            ? b->e
-                      : b->e2 && a == shares - 1 ? b->e2
-                                                 : b->level + (a - 1) * b->n * d;
-        DLRNI_TRY(dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d,
-                               &request[a]));
+        float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
+        DLRNI_TRY(
+            dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d, &request[a]));
     }
     return DLRN_OK;
 }
@@ -24580,8 +24575,7 @@ DLRNI_INTERNAL void dlrni_aux_compare(void *arg, int64_t task, int worker) {
         }
         j->used[i] = (int32_t)a->count;
         for (int64_t p = 0; p < a->count; p++)
-            j->key[i * j->ld + p] =
-                dlrni_rank_key(t->rules.auxiliary->rank(t, a->dead[p], pre[p]));
+            j->key[i * j->ld + p] = dlrni_rank_key(t->rules.auxiliary->rank(t, a->dead[p], pre[p]));
     }
 }
 
@@ -25031,7 +25025,7 @@ DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_los
     for (int64_t i = 0; i < n; i++) a->row[i].factor = (float)factor;
 }
 
-static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
+static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead,  dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
                                            dlrni_auxk_finish,   dlrni_auxk_rank};
 
@@ -25644,8 +25638,7 @@ DLRNI_INTERNAL dlrn_status dlrni_bias_gradients(dlrn_trainer *t) {
     /* tied: output_grad already holds the other part */
     if (apart) memset(center, 0, (size_t)d * sizeof *center);
     if (!dlrni_center_of(t->dict)) return DLRN_OK;
-    for (int64_t g = 0; g < w->codes.groups; g++)
-        k->axpy(1.0f, w->center_part + g * d, center, d);
+    for (int64_t g = 0; g < w->codes.groups; g++) k->axpy(1.0f, w->center_part + g * d, center, d);
     DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F32, center, apart ? d : 0));
     if (tied && apart) k->axpy(1.0f, center, w->output_grad, d);
     return DLRN_OK;
@@ -25667,8 +25660,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_room(dlrn_trainer *t) {
         dlrn_trainer *own = t->part ? t->part[i] : t;
         dlrni_update u = {own, NULL, NULL, 0, 0, 1, 0};
         DLRNI_TRY(dlrni_update_begin(&u, 0));
-        if (own->w.aux.count)
-            DLRNI_TRY(dlrni_need_scratch(&own->w.codes, dlrni_aux_scratch(own)));
+        if (own->w.aux.count) DLRNI_TRY(dlrni_need_scratch(&own->w.codes, dlrni_aux_scratch(own)));
         DLRNI_TRY(dlrni_update_scratch(&u));
     }
     return DLRN_OK;
@@ -27788,11 +27780,11 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
-                      w->output_grad, w->lowered,       w->norm,          w->unrank,
-                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
-                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
-                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,    w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,           w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,   w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,       w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,          w->aux.row,
                       w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->message,
                       w->request,     w->aux.pre,       w->aux.joint.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
