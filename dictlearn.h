@@ -7190,10 +7190,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
-    if (f->select == DLRN_SELECT_GROUP_MAX && dlrni_ranks(dict->ctx) > 1)
-        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: selection group_max: expected one rank, found %d", dict->family,
-                         dlrni_ranks(dict->ctx));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -7257,7 +7253,6 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
 typedef struct dlrni_common_cut {
     dlrni_choice choice;
     const dlrn_dictionary *dict;
-    int zeros;       /* 1: columns without an entry count as 0                      */
     int whole;       /* 1: one cut for all rows, as in a batch                      */
     int64_t rows, m; /* m: features that are chosen, of a row or of all             */
     int64_t parts;   /* of the dictionary, or 1                                     */
@@ -7284,7 +7279,7 @@ DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, in
     for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++) {
         const uint32_t zero = j->zero[codes->col[p]];
         n += j->key[p] >= low && j->key[p] <= high;
-        n -= j->zeros && zero >= low && zero <= high;
+        n -= zero >= low && zero <= high;
     }
     return n;
 }
@@ -7293,7 +7288,7 @@ DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, in
 DLRNI_INTERNAL int64_t dlrni_count_zeros(const dlrni_common_cut *j, int64_t first, int64_t end,
                                          uint32_t low, uint32_t high) {
     int64_t n = 0;
-    if (!j->zeros || first == end) return 0;
+    if (first == end) return 0;
     /* without statistics of the columns all have one key */
     if (!j->choice.mean) return DLRNI_KEY_ZERO >= low && DLRNI_KEY_ZERO <= high ? end - first : 0;
     for (int64_t c = first; c < end; c++) n += j->zero[c] >= low && j->zero[c] <= high;
@@ -7344,7 +7339,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
             const int64_t end = dlrni_part_end(j, q);
             int64_t n = dlrni_count_zeros(j, first, end, j->cut[i], j->cut[i]);
             for (; p < codes->row_ptr[i + 1] && codes->col[p] < end; p++)
-                n += (j->key[p] == j->cut[i]) - (j->zeros && j->zero[codes->col[p]] == j->cut[i]);
+                n += (j->key[p] == j->cut[i]) - (j->zero[codes->col[p]] == j->cut[i]);
             j->left[i * j->parts + q] = n;
         }
     }
@@ -7373,7 +7368,7 @@ DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
             const int64_t last = dlrni_part_end(j, q);
             for (; at < end && codes->col[at] < last; at++) {
                 /* columns without an entry may be chosen, too */
-                for (; j->zeros && column < codes->col[at] && left > 0; column++)
+                for (; column < codes->col[at] && left > 0; column++)
                     left -= j->zero[column] == j->cut[i];
                 column = codes->col[at] + 1;
                 const int equal = j->key[at] == j->cut[i] && left > 0;
@@ -7417,10 +7412,9 @@ DLRNI_INTERNAL dlrn_status dlrni_common_begin(dlrni_common_cut *j) {
 }
 
 /* dlrni_select_codes over ranks: of the codes of a dictionary's own features. s: whether this rank
-   has them; a rank that has failed tells the others. zeros 0: features without an entry take no
-   part. */
+   has them; a rank that has failed tells the others. */
 DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dlrn_sparse *codes,
-                                                 int zeros, dlrn_status s) {
+                                                 dlrn_status s) {
     const dlrn_formula *f = &dict->formula;
     dlrn_context *ctx = dict->ctx;
     dlrni_common_cut j;
@@ -7428,12 +7422,15 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     j.choice.formula = f;
     j.choice.codes = codes;
     j.dict = dict;
-    j.zeros = zeros;
     j.whole = f->select == DLRN_SELECT_BATCH_TOP_K;
     j.rows = codes->rows;
     j.m = f->k;
     j.parts = dlrni_max(dict->n_parts, 1);
     if (j.whole && !dlrni_mul(j.m, j.rows, &j.m)) j.m = INT64_MAX;
+    if (s == DLRN_OK && f->select == DLRN_SELECT_GROUP_MAX)
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "selection group_max of gate %s: expected one rank, found %d",
+                      dlrn_name(DLRN_NAMES_GATE, (int)f->gate), dlrni_ranks(ctx));
     if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
     s = dlrni_agree(ctx, s);
     if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
@@ -7442,6 +7439,15 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     return s;
+}
+
+/* The selection of a dictionary on the codes of all rows of a call, alone or over ranks. s: whether
+   this rank has them. */
+DLRNI_INTERNAL dlrn_status dlrni_select_rows(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                             dlrn_status s) {
+    if (dict->formula.select == DLRN_SELECT_ALL) return s;
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_select_together(dict, codes, s);
+    return s == DLRN_OK ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -7976,7 +7982,10 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
 /* Whether few rows may do without lists: their selection comes later, or there is none, or it takes
    the largest of positive pre-activations. */
 DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
-    return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
+    /* over ranks the lists' selection is the one that all make together */
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    return !dlrni_selects(dict) ||
+           (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE] && alone);
 }
 
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
@@ -8026,8 +8035,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    of the last batch is used, with half as much again to spare; before the first, all features count
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
-    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) *
-                 (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
+    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    /* rows that ranks select together are as many on all */
+    if (dlrni_ranks(c->dict->ctx) > 1) return dlrni_min(left, DLRNI_STRETCH);
     /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
@@ -8135,18 +8145,12 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Whether the ranks cut what each has selected among its own features: the best of all are among
-   the best of each. */
-DLRNI_INTERNAL int dlrni_cuts_together(const dlrn_dictionary *dict) {
-    return dlrni_ranks(dict->ctx) > 1 && dict->formula.select != DLRN_SELECT_ALL;
-}
-
 /* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what
    a selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
-    const int together = dlrni_cuts_together(dict), late = dlrni_selects_late(dict);
+    const int late = dlrni_selects_late(dict);
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
@@ -8154,8 +8158,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x
     e->c.unscaled = 1;
     dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
     e->c.unscaled = 0;
-    if (together) return dlrni_select_together(dict, codes, late, s);
-    return s == DLRN_OK && late ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
+    return late ? dlrni_select_rows(dict, codes, s) : s;
 }
 
 /* Codes and f, either of which may be NULL. */
@@ -8165,7 +8168,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
-    if (!dict->n_parts && (dlrni_selects_late(dict) || dlrni_cuts_together(dict))) {
+    if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
         dlrni_scale_codes(e, 0, codes);
@@ -8770,8 +8773,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
         j.x = x + i * dict->d_in;
         DLRNI_TRY(dlrni_parts_rows(&j));
     }
-    DLRNI_TRY(dlrni_cuts_together(dict) ? dlrni_select_together(dict, codes, 1, DLRN_OK)
-                                        : dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    DLRNI_TRY(dlrni_select_rows(dict, codes, DLRN_OK));
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
@@ -18521,7 +18523,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         own = t[k];
         if (sizes[k] == F && k != 2) own.shape[0] = part->features;
         s = dlrni_check_stored(dict->ctx, path, &own);
-        if (ranks > 1 && k != 2) t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+        if (ranks > 1 && k != 2)
+            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
     }
     return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
 }
@@ -18648,8 +18651,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
                                              const dlrni_place *place) {
     const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L, most = 2 * L + 3;
     const int alone = dlrni_ranks(dict->ctx) == 1;
-    const int64_t numbers = alone ? L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d
-                                  : dict->features;
+    const int64_t numbers =
+        alone ? L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d : dict->features;
     dlrn_context *ctx = dict->ctx;
     dlrn_writer *config = NULL;
     dlrni_llama_out out;
@@ -18767,8 +18770,7 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     if (size) *note = 0;
     dlrn_status s = dlrni_agree(dict->ctx, dlrni_unranked_copy(dict, &copy));
     if (s == DLRN_OK)
-        s = dlrni_agree(dict->ctx,
-                        dlrni_save_unranked(copy ? copy : dict, path, options, &folds));
+        s = dlrni_agree(dict->ctx, dlrni_save_unranked(copy ? copy : dict, path, options, &folds));
     if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
     dlrn_dictionary_destroy(copy);
     return s;
