@@ -3700,14 +3700,19 @@ DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
 #define DLRNI_SPAN DLRNI_GROUP /* features that stay together; a test cuts small files */
 #endif
 
-/* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
-   not divide, some ranks have one group more than others, and where there are fewer groups than
-   ranks, some have none. */
-DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+/* The features `at` .. at + n of F that a rank owns. Groups are dealt out evenly; where they do not
+   divide, some ranks have one group more than others, and where there are fewer groups than ranks,
+   some have none. */
+DLRNI_INTERNAL void dlrni_span_of_rank(const dlrn_context *ctx, int64_t rank, int64_t F,
+                                       int64_t *at, int64_t *n) {
     const int64_t groups = dlrni_ceil_div(F, DLRNI_SPAN), ranks = dlrni_ranks(ctx);
-    const int64_t rank = ctx->cfg.collective.rank;
     *at = dlrni_min(groups * rank / ranks * DLRNI_SPAN, F);
     *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_SPAN, F) - *at;
+}
+
+/* Those of this rank. */
+DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+    dlrni_span_of_rank(ctx, ctx->cfg.collective.rank, F, at, n);
 }
 
 DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
@@ -7194,10 +7199,6 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
     DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
-    if (f->select == DLRN_SELECT_GROUP_MAX && dlrni_ranks(dict->ctx) > 1)
-        return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
-                         "%s: selection group_max: expected one rank, found %d", dict->family,
-                         dlrni_ranks(dict->ctx));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -7261,7 +7262,6 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
 typedef struct dlrni_common_cut {
     dlrni_choice choice;
     const dlrn_dictionary *dict;
-    int zeros;       /* 1: columns without an entry count as 0                      */
     int whole;       /* 1: one cut for all rows, as in a batch                      */
     int64_t rows, m; /* m: features that are chosen, of a row or of all             */
     int64_t parts;   /* of the dictionary, or 1                                     */
@@ -7288,7 +7288,7 @@ DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, in
     for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++) {
         const uint32_t zero = j->zero[codes->col[p]];
         n += j->key[p] >= low && j->key[p] <= high;
-        n -= j->zeros && zero >= low && zero <= high;
+        n -= zero >= low && zero <= high;
     }
     return n;
 }
@@ -7297,7 +7297,7 @@ DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, in
 DLRNI_INTERNAL int64_t dlrni_count_zeros(const dlrni_common_cut *j, int64_t first, int64_t end,
                                          uint32_t low, uint32_t high) {
     int64_t n = 0;
-    if (!j->zeros || first == end) return 0;
+    if (first == end) return 0;
     /* without statistics of the columns all have one key */
     if (!j->choice.mean) return DLRNI_KEY_ZERO >= low && DLRNI_KEY_ZERO <= high ? end - first : 0;
     for (int64_t c = first; c < end; c++) n += j->zero[c] >= low && j->zero[c] <= high;
@@ -7348,7 +7348,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
             const int64_t end = dlrni_part_end(j, q);
             int64_t n = dlrni_count_zeros(j, first, end, j->cut[i], j->cut[i]);
             for (; p < codes->row_ptr[i + 1] && codes->col[p] < end; p++)
-                n += (j->key[p] == j->cut[i]) - (j->zeros && j->zero[codes->col[p]] == j->cut[i]);
+                n += (j->key[p] == j->cut[i]) - (j->zero[codes->col[p]] == j->cut[i]);
             j->left[i * j->parts + q] = n;
         }
     }
@@ -7377,7 +7377,7 @@ DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
             const int64_t last = dlrni_part_end(j, q);
             for (; at < end && codes->col[at] < last; at++) {
                 /* columns without an entry may be chosen, too */
-                for (; j->zeros && column < codes->col[at] && left > 0; column++)
+                for (; column < codes->col[at] && left > 0; column++)
                     left -= j->zero[column] == j->cut[i];
                 column = codes->col[at] + 1;
                 const int equal = j->key[at] == j->cut[i] && left > 0;
@@ -7421,10 +7421,9 @@ DLRNI_INTERNAL dlrn_status dlrni_common_begin(dlrni_common_cut *j) {
 }
 
 /* dlrni_select_codes over ranks: of the codes of a dictionary's own features. s: whether this rank
-   has them; a rank that has failed tells the others. zeros 0: features without an entry take no
-   part. */
+   has them; a rank that has failed tells the others. */
 DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dlrn_sparse *codes,
-                                                 int zeros, dlrn_status s) {
+                                                 dlrn_status s) {
     const dlrn_formula *f = &dict->formula;
     dlrn_context *ctx = dict->ctx;
     dlrni_common_cut j;
@@ -7432,12 +7431,15 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     j.choice.formula = f;
     j.choice.codes = codes;
     j.dict = dict;
-    j.zeros = zeros;
     j.whole = f->select == DLRN_SELECT_BATCH_TOP_K;
     j.rows = codes->rows;
     j.m = f->k;
     j.parts = dlrni_max(dict->n_parts, 1);
     if (j.whole && !dlrni_mul(j.m, j.rows, &j.m)) j.m = INT64_MAX;
+    if (s == DLRN_OK && f->select == DLRN_SELECT_GROUP_MAX)
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "selection group_max of gate %s: expected one rank, found %d",
+                      dlrn_name(DLRN_NAMES_GATE, (int)f->gate), dlrni_ranks(ctx));
     if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
     s = dlrni_agree(ctx, s);
     if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
@@ -7446,6 +7448,15 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     return s;
+}
+
+/* The selection of a dictionary on the codes of all rows of a call, alone or over ranks. s: whether
+   this rank has them. */
+DLRNI_INTERNAL dlrn_status dlrni_select_rows(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                             dlrn_status s) {
+    if (dict->formula.select == DLRN_SELECT_ALL) return s;
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_select_together(dict, codes, s);
+    return s == DLRN_OK ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -7980,7 +7991,10 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
 /* Whether few rows may do without lists: their selection comes later, or there is none, or it takes
    the largest of positive pre-activations. */
 DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
-    return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
+    /* over ranks the lists' selection is the one that all make together */
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    return !dlrni_selects(dict) ||
+           (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE] && alone);
 }
 
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
@@ -8030,8 +8044,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    of the last batch is used, with half as much again to spare; before the first, all features count
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
-    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) *
-                 (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
+    double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    /* rows that ranks select together are as many on all */
+    if (dlrni_ranks(c->dict->ctx) > 1) return dlrni_min(left, DLRNI_STRETCH);
     /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
@@ -8139,18 +8154,12 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
             f[i * codes->cols + codes->col[p]] = codes->val[p];
 }
 
-/* Whether the ranks cut what each has selected among its own features: the best of all are among
-   the best of each. */
-DLRNI_INTERNAL int dlrni_cuts_together(const dlrn_dictionary *dict) {
-    return dlrni_ranks(dict->ctx) > 1 && dict->formula.select != DLRN_SELECT_ALL;
-}
-
 /* Codes of x [n][d_in] after the dictionary's own selection, but ranked and before LOG_SCALE: what
    a selection over several parts compares. dlrni_scale_codes comes after it. */
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
-    const int together = dlrni_cuts_together(dict), late = dlrni_selects_late(dict);
+    const int late = dlrni_selects_late(dict);
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
@@ -8158,8 +8167,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x
     e->c.unscaled = 1;
     dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
     e->c.unscaled = 0;
-    if (together) return dlrni_select_together(dict, codes, late, s);
-    return s == DLRN_OK && late ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
+    return late ? dlrni_select_rows(dict, codes, s) : s;
 }
 
 /* Codes and f, either of which may be NULL. */
@@ -8169,7 +8177,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_call(dlrn_encoder *e, const float *x, in
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
-    if (!dict->n_parts && (dlrni_selects_late(dict) || dlrni_cuts_together(dict))) {
+    if (!dict->n_parts && dlrni_selects_late(dict)) {
         if (!codes) codes = &e->codes;
         DLRNI_TRY(dlrni_encode_unscaled(e, x, n, codes));
         dlrni_scale_codes(e, 0, codes);
@@ -8774,8 +8782,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
         j.x = x + i * dict->d_in;
         DLRNI_TRY(dlrni_parts_rows(&j));
     }
-    DLRNI_TRY(dlrni_cuts_together(dict) ? dlrni_select_together(dict, codes, 1, DLRN_OK)
-                                        : dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    DLRNI_TRY(dlrni_select_rows(dict, codes, DLRN_OK));
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
@@ -9855,6 +9862,12 @@ typedef struct dlrni_sink {
     uint64_t at;  /* bytes written                              */
     uint32_t crc; /* of the bytes since the owner set it to 0   */
     dlrn_status status;
+    int silent; /* 1: another rank writes the file; this one only sends what it holds of it */
+    int ended;  /* 1: all ranks know that it has failed                                    */
+    const struct dlrni_shared *shared; /* [n_shared] what is held by all ranks, or NULL    */
+    int64_t n_shared;
+    unsigned char *block; /* for a block of it: two times block_bytes                      */
+    int64_t block_bytes;
 } dlrni_sink;
 
 /* Opens a new file; nothing is visible until dlrni_sink_close. All zero but for the context: no
@@ -9871,6 +9884,10 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
+    if (o->silent) {
+        o->at += n;
+        return;
+    }
     o->crc = o->ctx->k->crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
@@ -10946,12 +10963,122 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
+/* Numbers of a tensor that the ranks hold together, each for its own features. The data of a tensor
+   may be a list of these instead of numbers: the writer then gets them from the ranks, a block at a
+   time. */
+typedef struct dlrni_shared {
+    const void *own;  /* this rank's first number, of its first feature                   */
+    int64_t features; /* of all ranks                                                     */
+    int64_t stride;   /* numbers from one feature to the next                             */
+    int64_t width;    /* numbers of a feature that are written, one after another         */
+    int turned;       /* 0: the file has [features][width], 1: [width][features]          */
+    int more;         /* 1: the tensor goes on with the next of the list                  */
+} dlrni_shared;
+
+enum { DLRNI_SHARED_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
+
+/* What of its own features first .. first + n, or of the numbers first .. first + n of each feature
+   if it is turned, a rank sends: in the order of the file. */
+DLRNI_INTERNAL void dlrni_shared_pack(const dlrni_shared *s, int64_t own, int64_t first, int64_t n,
+                                      int64_t size, unsigned char *to) {
+    const unsigned char *from = (const unsigned char *)s->own;
+    const size_t row = (size_t)(s->width * size);
+    if (!s->turned)
+        for (int64_t j = 0; j < n; j++)
+            memcpy(to + (size_t)j * row, from + (first + j) * s->stride * size, row);
+    else
+        for (int64_t j = 0; j < own; j++)
+            for (int64_t i = 0; i < n; i++)
+                memcpy(to + (i * own + j) * size, from + (j * s->stride + first + i) * size,
+                       (size_t)size);
+}
+
+DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
+                                        dlrn_dtype dtype);
+
+/* A block that rank r sends to the first, `bytes` of it; its own are there already. */
+DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
+    const dlrn_status s = r ? dlrni_from_rank(o->ctx, (int)r, o->block, bytes) : DLRN_OK;
+    if (s == DLRN_OK) return;
+    o->status = s;
+    o->ended = 1;
+}
+
+/* Rows of features, rank by rank. A rank that cannot write goes on to take what the others send:
+   they learn of it at the next tensor. */
+DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype);
+    const int64_t step = dlrni_max(o->block_bytes / (s->width * size), 1);
+    for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+        int64_t at, n;
+        dlrni_span_of_rank(o->ctx, r, s->features, &at, &n);
+        for (int64_t i = 0; i < n && !o->ended; i += step) {
+            const int64_t rows = dlrni_min(step, n - i);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, n, i, rows, size, o->block);
+            dlrni_shared_send(o, r, rows * s->width * size);
+            dlrni_sink_elements(o, o->block, rows * s->width, dtype);
+        }
+    }
+}
+
+/* Rows with a number of each feature, some at a time: each rank sends its columns. */
+DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype), F = s->features;
+    const int64_t step = dlrni_max(o->block_bytes / (F * size), 1);
+    unsigned char *rows = o->block + o->block_bytes;
+    for (int64_t i = 0; i < s->width && !o->ended; i += step) {
+        const int64_t n = dlrni_min(step, s->width - i);
+        for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+            int64_t at, own;
+            dlrni_span_of_rank(o->ctx, r, F, &at, &own);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, own, i, n, size, o->block);
+            dlrni_shared_send(o, r, n * own * size);
+            for (int64_t k = 0; k < n && !o->silent; k++)
+                memcpy(rows + (k * F + at) * size, o->block + k * own * size, (size_t)(own * size));
+        }
+        dlrni_sink_elements(o, rows, n * F, dtype);
+    }
+}
+
+/* A tensor that the ranks hold together. First all learn whether one of them has failed. */
+DLRNI_INTERNAL void dlrni_sink_shared(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    if (o->ended) return;
+    o->status = dlrni_agree(o->ctx, o->status);
+    o->ended = o->status != DLRN_OK;
+    for (int more = !o->ended; more && !o->ended; more = s++->more) {
+        if (s->turned)
+            dlrni_shared_turned(o, s, dtype);
+        else
+            dlrni_shared_rows(o, s, dtype);
+    }
+}
+
+/* Whether a tensor's data is a list of these. */
+DLRNI_INTERNAL int dlrni_is_shared(const void *data, const dlrni_shared *shared, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (data == &shared[i]) return 1;
+    return 0;
+}
+
+/* The bytes that a block of these must have room for. */
+DLRNI_INTERNAL int64_t dlrni_shared_block(const dlrni_shared *s, int64_t n) {
+    int64_t bytes = DLRNI_SHARED_BYTES;
+    for (int64_t i = 0; i < n; i++)
+        bytes = dlrni_max(bytes, 8 * (s[i].turned ? s[i].features : s[i].width));
+    return bytes;
+}
+
 /* Writes elements low byte first, on any machine: every format here is read as such. dlrni_from_be
    reads an element of this machine, which is high byte first where this loop runs. */
 DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
+    for (int64_t i = 0; i < o->n_shared; i++)
+        if (data == &o->shared[i]) {
+            dlrni_sink_shared(o, &o->shared[i], dtype);
+            return;
+        }
     if (dlrni_little_endian() || size == 1) {
         dlrni_sink_write(o, data, (uint64_t)numel * (uint64_t)size);
         return;
@@ -14062,24 +14189,74 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
 
 /* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
    checked before the file is opened, so that a wrong suffix leaves no trace. */
+DLRNI_INTERNAL dlrn_status dlrni_check_archive(dlrn_context *ctx, const char *path,
+                                               const dlrn_tensor_out *tensors, int64_t count,
+                                               const char *const *metadata) {
+    const int npy = dlrni_has_suffix(path, ".npy");
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
+        !dlrni_has_suffix(path, ".npz") && !npy)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+    DLRNI_REQUIRE_IN(ctx, "dlrn_archive_write", !npy || count == 1, "a .npy holds one tensor");
+    return dlrni_check_unique(ctx, tensors, count, metadata);
+}
+
+/* A writer that fails leaves its error in the sink, and closing drops the file. */
+DLRNI_INTERNAL void dlrni_archive_fill(dlrni_sink *o, const char *path,
+                                       const dlrn_tensor_out *tensors, int64_t count,
+                                       const char *const *metadata) {
+    if (dlrni_has_suffix(path, ".safetensors"))
+        o->status = dlrni_safetensors_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".pt"))
+        o->status = dlrni_pt_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".npz"))
+        o->status = dlrni_arrays_write(o, tensors, count, metadata);
+    else
+        o->status = dlrni_npy_write(o, tensors);
+}
+
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
     dlrni_sink o;
-    int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
-    int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
-    if (!pt && !st && !npz && !npy)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
-    DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
-    DLRNI_TRY(dlrni_check_unique(ctx, tensors, count, metadata));
+    DLRNI_TRY(dlrni_check_archive(ctx, path, tensors, count, metadata));
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
-    /* a writer that fails leaves its error in the sink, and closing drops the file */
-    if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
-    if (pt) o.status = dlrni_pt_write(&o, tensors, count, metadata);
-    if (npz) o.status = dlrni_arrays_write(&o, tensors, count, metadata);
-    if (npy) o.status = dlrni_npy_write(&o, tensors);
+    dlrni_archive_fill(&o, path, tensors, count, metadata);
     return dlrni_sink_close(&o);
+}
+
+/* The same by all ranks together: rank 0 writes the file, and the others send what they hold of
+   it. Each passes the same tensors but for `own` of the shared ones; only rank 0 needs the data of
+   the others. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const char *path,
+                                                        const dlrn_tensor_out *tensors,
+                                                        int64_t count, const char *const *metadata,
+                                                        const dlrni_shared *shared,
+                                                        int64_t n_shared, dlrn_status s) {
+    const int writes = ctx->cfg.collective.rank == 0;
+    dlrni_sink o;
+    if (dlrni_ranks(ctx) == 1)
+        return s == DLRN_OK ? dlrn_archive_write(ctx, path, tensors, count, metadata) : s;
+    memset(&o, 0, sizeof o);
+    if (s == DLRN_OK) s = dlrni_check_archive(ctx, path, tensors, count, metadata);
+    const int64_t bytes = dlrni_shared_block(shared, s == DLRN_OK ? n_shared : 0);
+    unsigned char *block = s == DLRN_OK ? DLRNI_NEW(ctx, unsigned char, 2 * bytes) : NULL;
+    if (s == DLRN_OK && !block) s = DLRN_ERR_MEMORY;
+    const int opened = s == DLRN_OK && writes;
+    if (opened) s = dlrni_sink_open(ctx, path, &o);
+    const int is_open = opened && s == DLRN_OK;
+    o.ctx = ctx;
+    o.silent = !writes;
+    o.shared = shared;
+    o.n_shared = n_shared;
+    o.block = block;
+    o.block_bytes = bytes;
+    o.status = dlrni_agree(ctx, s);
+    o.ended = o.status != DLRN_OK;
+    if (!o.ended) dlrni_archive_fill(&o, path, tensors, count, metadata);
+    if (is_open) (void)!dlrni_sink_close(&o);
+    dlrn_free(ctx, block);
+    return o.ended ? o.status : dlrni_agree(ctx, o.status);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -17353,6 +17530,9 @@ typedef struct dlrni_saving {
     float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
     dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; owned, NULL: alone */
+    int64_t n_shared;
+    const char *path; /* for errors */
 } dlrni_saving;
 
 /* Whether a row is written as its tensors alone: loading must not fold anything in. */
@@ -17425,7 +17605,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
 DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'M'   ? dict->layers
            : letter == 'D' ? dict->d_in / dict->layers
-                           : dlrni_extent(dict, letter);
+                           : dlrni_whole_extent(dict, letter);
 }
 
 /* Whether a row keeps the layers of a crosscoder apart. */
@@ -17464,6 +17644,44 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
             memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
 }
 
+/* One of the shared tensors of a list that has room for it. own: this rank's numbers, `stride` from
+   feature to feature. */
+DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const void *own,
+                                         int64_t features, int64_t stride, int64_t width) {
+    dlrni_shared *s = &list[(*n)++];
+    s->own = own;
+    s->features = features;
+    s->stride = stride;
+    s->width = width;
+    s->turned = s->more = 0;
+    return s;
+}
+
+/* A parameter with numbers of each feature, as the ranks hold it: t->data becomes the list. */
+DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                              dlrn_tensor_out *to, dlrni_saving *s) {
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    const int64_t F = dict->span_of, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t D = dict->d_in / dict->layers, layers = dlrni_is_by_layer(t) ? dict->layers : 1;
+    const float *own = dict->param[role];
+    dlrn_tensor_out mine = {t->name, DLRN_F32, 1, {dlrni_role_size(dict, role)}, own};
+    if (is_log) {
+        float *logs = DLRNI_NEW(dict->ctx, float, dict->features);
+        s->turned[s->count] = logs;
+        if (!logs) return DLRN_ERR_MEMORY;
+        dlrni_log_thresholds(dict, logs);
+        own = logs;
+    }
+    to->data = &s->shared[s->n_shared];
+    for (int64_t m = 0; m < layers; m++) {
+        dlrni_shared *piece =
+            dlrni_share(s->shared, &s->n_shared, own + m * D, F, width, layers > 1 ? D : width);
+        piece->turned = !is_log && !dlrni_is_by_layer(t) && dlrni_is_turned(t);
+        piece->more = m + 1 < layers;
+    }
+    return dlrni_check_stored(dict->ctx, s->path, &mine);
+}
+
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
@@ -17485,6 +17703,11 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (s->shared && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
+        DLRNI_TRY(dlrni_share_stored(dict, t, to, s));
+        s->count++;
+        return DLRN_OK;
+    }
     if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
         float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
@@ -17523,16 +17746,23 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     dlrn_status s = DLRN_OK;
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
+    saving.path = path;
+    if (dlrni_ranks(ctx) > 1) {
+        saving.shared = DLRNI_NEW(ctx, dlrni_shared, DLRNI_STORED_MAX * dict->layers);
+        if (!saving.shared) s = DLRN_ERR_MEMORY;
+    }
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
         if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
-    if (s == DLRN_OK)
-        s = dlrn_archive_write(ctx, path, saving.tensor, saving.count,
-                               alone && dlrni_is_ambiguous(row) ? stated : NULL);
+        if (!dlrni_is_shared(saving.tensor[i].data, saving.shared, saving.n_shared))
+            s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
+    s = dlrni_archive_write_together(ctx, path, saving.tensor, saving.count,
+                                     alone && dlrni_is_ambiguous(row) ? stated : NULL,
+                                     saving.shared, saving.n_shared, s);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
+    dlrn_free(ctx, saving.shared);
     return s;
 }
 
@@ -17552,7 +17782,7 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
 
 DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
 
-DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_save_here(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
@@ -17568,6 +17798,11 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
     dlrn_dictionary_destroy(copy);
     return s;
+}
+
+/* Over ranks rank 0 writes, and all know how it went. */
+DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+    return dlrni_agree(dict->ctx, dlrni_save_here(dict, path));
 }
 
 /* ---- For a library ----
@@ -17608,7 +17843,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_open(w, "trainer", "{");
     dlrni_json_put_text(w, DLRNI_CLASS_KEY, row->name);
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
     if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
@@ -17648,7 +17883,7 @@ DLRNI_INTERNAL void dlrni_configure_saelens(const dlrn_dictionary *dict, const d
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "architecture", row->name);
     dlrni_json_put_signed(w, "d_in", dict->d_in);
-    dlrni_json_put_signed(w, "d_sae", dict->features);
+    dlrni_json_put_signed(w, "d_sae", dict->span_of);
     dlrni_json_put_text(w, "dtype", "float32");
     dlrni_json_put_text(w, "device", "cpu");
     dlrni_json_put_bool(w, "apply_b_dec_to_input", dict->formula.center != DLRN_CENTER_NONE);
@@ -17670,9 +17905,9 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
                                              dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "activation", row->name);
-    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->features / dict->d_in, 1));
+    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->span_of / dict->d_in, 1));
     dlrni_json_put_bool(w, "normalize_decoder", 0);
-    dlrni_json_put_signed(w, "num_latents", dict->features);
+    dlrni_json_put_signed(w, "num_latents", dict->span_of);
     dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_bool(w, "multi_topk", 0);
     dlrni_json_put_bool(w, "skip_connection", dict->param[DLRN_SKIP] != NULL);
@@ -17708,7 +17943,7 @@ DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *k
 /* Scales and norms are folded into the weights: norm_activation is that of inference. */
 DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
                                                  const dlrni_layout *row, dlrni_json_writer *w) {
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->feature_layers;
     const int64_t k =
         dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
     (void)row;
@@ -17738,7 +17973,7 @@ DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const
                                               dlrni_json_writer *w) {
     (void)row;
     dlrni_json_open(w, NULL, "{");
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
     dlrni_json_put_text(w, "enc_dtype", "fp32");
     dlrni_json_put_signed(w, "seed", 0);
@@ -17754,7 +17989,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
                                          dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
@@ -17835,13 +18070,16 @@ DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     return 0;
 }
 
-/* The smallest threshold of a jump. */
+/* The smallest threshold of a jump, over all ranks. A collective call that fails shows in the one
+   that follows. */
 DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
     const float *t = dict->param[DLRN_THRESHOLD];
-    double min = t ? (double)t[0] : dict->formula.threshold;
-    for (int64_t j = 1; t && j < dict->features; j++)
-        if ((double)t[j] < min) min = (double)t[j];
-    return min;
+    double below = -DBL_MAX; /* the largest of the negated ones */
+    if (!t) return dict->formula.threshold;
+    for (int64_t j = 0; j < dict->features; j++)
+        if (-(double)t[j] > below) below = -(double)t[j];
+    (void)!dlrni_max_ranks(dict->ctx, DLRN_F64, &below, 1);
+    return -below;
 }
 
 /* How the gate is written. 0: the row has no such gate. A plain ReLU is a jump at 0; the jumps of
@@ -17898,7 +18136,7 @@ DLRNI_INTERNAL void dlrni_plan_tensors(const dlrn_dictionary *dict, dlrni_plan *
     if (dlrni_row_stores(p->row, DLRNI_IS_GROUPS) && !dict->n_groups)
         dlrni_print(p->why, sizeof p->why, "a dictionary without groups");
     if ((dlrni_needs_k(dict) || dlrni_row_stores(p->row, DLRNI_IS_K)) &&
-        (dict->formula.k < 1 || dict->formula.k > dict->features))
+        (dict->formula.k < 1 || dict->formula.k > dict->span_of))
         dlrni_print(p->why, sizeof p->why, "a k of %lld", (long long)dict->formula.k);
     if (dict->param[DLRN_SKIP] && dict->skip_rows != dict->d_out)
         dlrni_print(p->why, sizeof p->why, "a skip to a part of x_hat");
@@ -18071,8 +18309,21 @@ DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
 
 /* Where a dictionary is written. */
 typedef struct dlrni_place {
-    char weights[4096], config[4096]; /* config "": none is written */
+    char weights[4096], config[4096]; /* config "": none is written       */
+    int in_folder;                    /* the path is that of a folder     */
+    int taken;                        /* it has another dictionary's file */
 } dlrni_place;
+
+/* Whether this rank writes files: the others need not even see them. */
+DLRNI_INTERNAL int dlrni_writes_files(const dlrn_context *ctx) {
+    return dlrni_ranks(ctx) == 1 || ctx->cfg.collective.rank == 0;
+}
+
+/* The place that the first rank has found, on all; s: what it met. */
+DLRNI_INTERNAL dlrn_status dlrni_share_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    return dlrni_from_rank(ctx, 0, place, (int64_t)sizeof *place);
+}
 
 /* "A, B or C": the libraries that are written, for errors. */
 DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const char *path,
@@ -18165,8 +18416,12 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const
 DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
     dlrn_writer *config = NULL;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
-    dlrn_status s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !config);
+    dlrn_status s = DLRN_OK;
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
+    if (s == DLRN_OK)
+        s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !*place->config);
     if (s == DLRN_OK && config) return dlrn_writer_close(config);
     if (config) dlrn_writer_abort(config);
     return s;
@@ -18181,13 +18436,13 @@ DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
     const dlrn_formula *f = &part->formula;
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->layers;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (part->param[role] && !(roles & DLRNI_BIT(role))) return 0;
     if (!part->param[DLRN_ENCODER] || dlrni_own_encode(part)) return 0;
     if (dict->part[i].in_at != i * d || dict->part[i].out_at != i * d || part->d_in != d ||
-        part->d_out != dict->d_out - i * d || part->features != F ||
-        dict->part[i].feature_at != i * F)
+        part->d_out != dict->d_out - i * d || part->span_of != F ||
+        (dlrni_ranks(dict->ctx) == 1 && dict->part[i].feature_at != i * F))
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
@@ -18247,7 +18502,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_set(dlrn_dictionary *copy, unsigned folds)
 DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const char *folder,
                                              int64_t i, int atoms) {
     const dlrn_dictionary *part = dict->part[i].dict;
-    const int64_t F = part->features, d = part->d_in;
+    const int64_t F = part->span_of, d = part->d_in, ranks = dlrni_ranks(dict->ctx);
     const float *const data[] = {atoms ? part->param[DLRN_DECODER] : part->param[DLRN_ENCODER],
                                  part->param[DLRN_ENCODER_BIAS],
                                  dict->param[DLRN_OUTPUT_BIAS] + i * d,
@@ -18256,7 +18511,10 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
     const int64_t sizes[] = {F, F, d, F};
     const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
     char path[4096], name[4][32];
-    dlrn_tensor_out t[4];
+    dlrn_tensor_out t[4], own;
+    dlrni_shared shared[4];
+    dlrn_status s = DLRN_OK;
+    int64_t n_shared = 0;
     memset(t, 0, sizeof t);
     for (int k = 0; k < n; k++) {
         dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
@@ -18269,8 +18527,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         t[k].shape[2] = d;
     }
     dlrni_print(path, sizeof path, "%s/%s.safetensors", folder, name[0]);
-    for (int k = 0; k < n; k++) DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t[k]));
-    return dlrn_archive_write(dict->ctx, path, t, n, NULL);
+    for (int k = 0; k < n && s == DLRN_OK; k++) {
+        const int64_t width = k ? 1 : atoms ? part->d_out : d;
+        own = t[k];
+        if (sizes[k] == F && k != 2) own.shape[0] = part->features;
+        s = dlrni_check_stored(dict->ctx, path, &own);
+        if (ranks > 1 && k != 2)
+            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+    }
+    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
 }
 
 /* The files of all layers, the first layer's encoder last but for the config: without it a reader
@@ -18279,7 +18544,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
                                            const char *folder, const dlrni_place *place) {
     dlrn_writer *config = NULL;
     dlrn_status s = DLRN_OK;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
     for (int64_t i = dict->n_parts - 1; i >= 0 && s == DLRN_OK; i--) {
         s = dlrni_write_layer(dict, folder, i, 1);
         if (s == DLRN_OK) s = dlrni_write_layer(dict, folder, i, 0);
@@ -18296,15 +18563,17 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
 typedef struct dlrni_llama_out {
     dlrn_tensor_out *tensor;
     char (*name)[64];
-    float *numbers; /* of all tensors but the biases of x_hat */
+    float *numbers; /* of all tensors but the biases of x_hat; over ranks of thresholds alone */
     int64_t count, used;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_llama_out;
 
 /* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
 DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
                                       int ndim, const int64_t *sizes) {
     dlrn_tensor_out *t = &out->tensor[out->count];
-    float *numbers = out->numbers + out->used;
+    float *numbers = out->shared ? NULL : out->numbers + out->used;
     int64_t n = 1;
     memset(t, 0, sizeof *t);
     dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
@@ -18345,11 +18614,54 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
 }
 
+/* A tensor whose slice i = 0 .. n - 1 of the first dimension the ranks hold together: `width`
+   numbers of each feature of part i, or of its thresholds' logarithms. */
+DLRNI_INTERNAL void dlrni_llama_share(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
+                                      int64_t n, int64_t width, int64_t target) {
+    const int64_t L = dict->layers;
+    out->tensor[out->count - 1].data = &out->shared[out->n_shared];
+    for (int64_t i = 0; i < n; i++) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        const float *own = part->param[role];
+        const int64_t stride = role == DLRN_DECODER ? (L - i) * width : width;
+        if (role == DLRN_DECODER) own += (target - i) * width;
+        if (role == DLRN_THRESHOLD) own = out->numbers + dict->part[i].feature_at;
+        dlrni_shared *s =
+            dlrni_share(out->shared, &out->n_shared, own, part->span_of, stride, width);
+        s->turned = role == DLRN_ENCODER;
+        s->more = i + 1 < n;
+    }
+}
+
+/* All tensors of the ranks together, as dlrni_llama_gather puts them together alone. */
+DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    dlrni_llama_share(dict, out, DLRN_ENCODER, L, d, 0);
+    dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    dlrni_llama_share(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        dlrni_llama_add(out, "W_D", t, 3, atoms);
+        dlrni_llama_share(dict, out, DLRN_DECODER, t + 1, d, t);
+        dlrni_llama_add(out, "b_D", t, 1, bias);
+        out->tensor[out->count - 1].data = dict->param[DLRN_OUTPUT_BIAS] + t * d;
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, out->numbers + dict->part[i].feature_at);
+    dlrni_llama_share(dict, out, DLRN_THRESHOLD, L, 1, 0);
+}
+
 /* The weights, and then the config. */
 DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
-    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
-    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L, most = 2 * L + 3;
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    const int64_t numbers =
+        alone ? L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d : dict->features;
     dlrn_context *ctx = dict->ctx;
     dlrn_writer *config = NULL;
     dlrni_llama_out out;
@@ -18357,20 +18669,42 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
     out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
     out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
     out.numbers = DLRNI_NEW(ctx, float, numbers);
-    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
-    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+    if (!alone) out.shared = DLRNI_NEW(ctx, dlrni_shared, 3 * L + L * (L + 1) / 2);
+    const int made = out.tensor && out.name && out.numbers && (alone || out.shared);
+    dlrn_status s = made ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && alone) dlrni_llama_gather(dict, &out);
+    if (s == DLRN_OK && !alone) dlrni_llama_share_all(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK && alone; i++)
         s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
-    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
-    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
-    if (s == DLRN_OK)
+    for (int64_t i = 0; i < L && s == DLRN_OK && !alone; i++)
+        s = dlrni_check_savable(dict->part[i].dict, place->weights);
+    if (s == DLRN_OK && dlrni_writes_files(ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.shared,
+                                     out.n_shared, s);
+    if (s == DLRN_OK && config)
         s = dlrn_writer_close(config);
     else if (config)
         dlrn_writer_abort(config);
+    dlrn_free(ctx, out.shared);
     dlrn_free(ctx, out.tensor);
     dlrn_free(ctx, out.name);
     dlrn_free(ctx, out.numbers);
     return s;
+}
+
+/* Where a dictionary of several layers is written, as the rank that writes sees it. */
+DLRNI_INTERNAL dlrn_status dlrni_find_set_place(const dlrn_dictionary *dict, const char *path,
+                                                const dlrni_target *target, dlrni_place *place) {
+    char name[64], file[4096];
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx)) {
+        s = dlrni_find_place(dict, path, target, 0, place);
+        dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
+        place->in_folder = dlrn_file_exists(dict->ctx, path) == 2;
+        place->taken = dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file);
+    }
+    return dlrni_share_place(dict->ctx, s, place);
 }
 
 /* A dictionary of several layers; folds: what was folded. */
@@ -18379,25 +18713,25 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
-    char name[64], file[4096];
-    const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
     const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
-    DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
-    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
+    DLRNI_TRY(dlrni_find_set_place(dict, path, target, &place));
+    if (!place.in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
-                         in_folder ? "" : " in one file");
-    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+                         place.in_folder ? "" : " in one file");
+    if (!llama && place.taken)
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a folder without another dictionary, found %s", path, name);
+                         "%s: expected a folder without another dictionary, found "
+                         "W_enc_%lld.safetensors",
+                         path, (long long)dict->n_parts);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
+    dlrn_status s = plan.folds ? dlrni_dictionary_copy(dict->ctx, dict, &copy) : DLRN_OK;
+    if (s == DLRN_OK && copy) s = dlrni_fold_set(copy, plan.folds);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK)
         s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
                   : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
@@ -18419,15 +18753,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, cons
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
     if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
-    DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx))
+        s = dlrni_find_place(dict, path, target, options ? options->layer : 0, &place);
+    DLRNI_TRY(dlrni_share_place(dict->ctx, s, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
     if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a path without 'embedding/', which means other weights",
                          path);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
+    if (plan.folds) s = dlrni_dictionary_copy(dict->ctx, dict, &copy);
+    if (s == DLRN_OK && copy) s = dlrni_fold_all(copy, &plan);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
@@ -18439,8 +18777,9 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     unsigned folds = 0;
     dlrn_dictionary *copy;
     if (size) *note = 0;
-    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
-    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    dlrn_status s = dlrni_agree(dict->ctx, dlrni_unranked_copy(dict, &copy));
+    if (s == DLRN_OK)
+        s = dlrni_agree(dict->ctx, dlrni_save_unranked(copy ? copy : dict, path, options, &folds));
     if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
     dlrn_dictionary_destroy(copy);
     return s;
@@ -19575,7 +19914,7 @@ DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, i
     row[DLRNI_PART_OUT_AT] = out_at;
     row[DLRNI_PART_D_IN] = dict->d_in;
     row[DLRNI_PART_D_OUT] = dict->d_out;
-    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_FEATURES] = dict->span_of;
     row[DLRNI_PART_LAYERS] = dict->layers;
     row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
     row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
@@ -19597,6 +19936,8 @@ typedef struct dlrni_part_tensors {
     int64_t *table;
     float *scales;
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
@@ -19616,8 +19957,12 @@ DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t par
         t->data = dict->param[role];
         t->dtype = DLRN_F32;
         t->ndim = shape->cols == '1' ? 1 : 2;
-        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[0] = dlrni_whole_extent(dict, shape->rows);
         t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+        const int64_t width = dlrni_extent(dict, shape->cols);
+        if (to->shared && shape->rows == 'F')
+            t->data = dlrni_share(to->shared, &to->n_shared, dict->param[role], dict->span_of,
+                                  width, width);
     }
 }
 
@@ -19630,7 +19975,10 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
     to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
-    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(ctx) > 1) to->shared = DLRNI_NEW(ctx, dlrni_shared, max);
+    if (!to->tensor || !to->name || !to->table || !to->scales ||
+        (dlrni_ranks(ctx) > 1 && !to->shared))
+        return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
     dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
     to->tensor[to->count++] = table;
@@ -19657,8 +20005,13 @@ DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const c
                              dict->part[i].dict->family);
     dlrn_status s = dlrni_list_parts(dict, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
-    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+        if (!dlrni_is_shared(list.tensor[i].data, list.shared, list.n_shared))
+            s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    for (int64_t i = 0; list.shared && i < dict->n_parts && s == DLRN_OK; i++)
+        s = dlrni_check_savable(dict->part[i].dict, path);
+    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.shared,
+                                     list.n_shared, s);
+    dlrn_free(dict->ctx, list.shared);
     dlrn_free(dict->ctx, list.tensor);
     dlrn_free(dict->ctx, list.name);
     dlrn_free(dict->ctx, list.table);

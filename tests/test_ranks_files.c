@@ -105,7 +105,7 @@ static void layout_body(void *arg, int rank, dlrn_context *own) {
 /* Families that are refused over ranks. */
 static int is_refused(const dlrn_dictionary *dict) {
     return !strcmp(dict->family, "MatchingPursuit") || !strcmp(dict->family, "Temporal") ||
-           !strcmp(dict->family, "GatedTopK") || dict->formula.select == DLRN_SELECT_GROUP_MAX;
+           !strcmp(dict->family, "GatedTopK");
 }
 
 static void refused_body(void *arg, int rank, dlrn_context *own) {
