@@ -4534,7 +4534,7 @@ DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
 }
 
 /* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
+DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_dictionary **dict) {
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
         if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
@@ -4564,11 +4564,11 @@ DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_famil
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
     if (family->roles) dlrni_take_span(*out);
-    return dlrni_params_alloc(family, out);
+    return dlrni_alloc_roles(family, out);
 }
 
-/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
-   itself, and the numbers of the whole go part by part. */
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out
+   alone, and the numbers of the whole go part by part. */
 DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
     int64_t before = 0;
     for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
@@ -6490,7 +6490,7 @@ DLRNI_INTERNAL int32_t dlrni_joint_equals(const dlrni_joint *j, int64_t i) {
 
 /* left [n]: of the entries equal to the last, how many stay on this rank: the features of lower
    ranks come first. `tied` 0: all stay. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_ties(dlrn_context *ctx, dlrni_joint *j, int tied) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_quota(dlrn_context *ctx, dlrni_joint *j, int tied) {
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t *bytes = tied ? DLRNI_NEW(ctx, int64_t, ranks) : NULL;
     int32_t *all = tied ? DLRNI_NEW(ctx, int32_t, (ranks + 1) * j->n) : NULL;
@@ -6552,7 +6552,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_find(dlrn_context *ctx, dlrni_joint *j, i
         DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, j->count, j->n * DLRNI_JOINT_PARTS));
         dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_bits, j);
     }
-    return dlrni_joint_ties(ctx, j, dlrni_joint_tied(j));
+    return dlrni_joint_quota(ctx, j, dlrni_joint_tied(j));
 }
 
 /* The float of a key that is not that of a NaN. */
@@ -6600,7 +6600,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
 
 /* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
    rank has come so far. */
-DLRNI_INTERNAL dlrn_status dlrni_join_rows(dlrni_encoding *c, dlrni_joint *j, int64_t k,
+DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
                                            dlrn_status s) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t ld = c->dict->formula.k;
@@ -6621,7 +6621,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_rows(dlrni_encoding *c, dlrni_joint *j, in
 /* The same for the selection of a batch. Alone: nothing, the heaps say it. */
 DLRNI_INTERNAL dlrn_status dlrni_join_cuts(dlrni_encoding *c, dlrn_status s) {
     if (dlrni_ranks(c->dict->ctx) == 1) return s;
-    return dlrni_join_rows(c, &c->joint, c->dict->formula.k, s);
+    return dlrni_share_cuts(c, &c->joint, c->dict->formula.k, s);
 }
 
 /* Empty heaps, a guess if that is wanted and worth it, and the rounds. */
@@ -6826,7 +6826,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
    ranks. */
 
 /* The row where the equals that stay end, from the counts of all ranks. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_row(dlrni_batch_job *j, int64_t budget) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_end(dlrni_batch_job *j, int64_t budget) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int32_t *equals = j->c[0]->kept;
     int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
@@ -6888,7 +6888,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
 /* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
 DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
     if (j->equals <= j->left) return DLRN_OK;
-    DLRNI_TRY(dlrni_joint_row(j, budget));
+    DLRNI_TRY(dlrni_joint_end(j, budget));
     return dlrni_joint_last(j, budget);
 }
 
@@ -24043,13 +24043,13 @@ DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
         t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
 }
 
-/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this rank
-   has come so far. */
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this
+   rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t, dlrn_status s) {
     const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
     dlrni_encoding *c = &t->w.codes;
     if (s == DLRN_OK) s = dlrni_need_scratch(c, bytes);
-    if (dlrni_ranks(t->ctx) > 1) s = dlrni_join_rows(c, &c->inner, dlrni_k_at(t, t->step), s);
+    if (dlrni_ranks(t->ctx) > 1) s = dlrni_share_cuts(c, &c->inner, dlrni_k_at(t, t->step), s);
     if (s != DLRN_OK) return s;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
     return DLRN_OK;
@@ -24556,7 +24556,7 @@ typedef struct dlrni_aux_chunk {
 } dlrni_aux_chunk;
 
 /* Rows in hand: as many as hold 64 MB of pre-activations if one rank had all dead features. */
-DLRNI_INTERNAL int64_t dlrni_aux_rows(int64_t dead) {
+DLRNI_INTERNAL int64_t dlrni_aux_at_once(int64_t dead) {
     const int64_t rows = ((int64_t)16 << 20) / dlrni_max(dead, 1) / DLRNI_AUX_ROWS;
     return dlrni_min(dlrni_max(rows, 1) * DLRNI_AUX_ROWS, DLRNI_STRETCH);
 }
@@ -24667,7 +24667,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_ranks(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t all = 0;
     for (int64_t l = 0; l < a->losses; l++) all += a->all[l];
-    const int64_t most = dlrni_aux_rows(all), n = t->w.batch.n;
+    const int64_t most = dlrni_aux_at_once(all), n = t->w.batch.n;
     if (!all) return DLRN_OK;
     dlrn_status s = dlrni_aux_room(t);
     if (s == DLRN_OK && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, most * a->count))
@@ -25667,7 +25667,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_
 
 /* Lists and scratch for the first visit of each trainer: of all parts, or of the only one. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_room(dlrn_trainer *t) {
-    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+    for (int64_t i = 0; i == 0 || i < t->n_parts; i++) {
         dlrn_trainer *own = t->part ? t->part[i] : t;
         dlrni_update u = {own, NULL, NULL, 0, 0, 1, 0};
         DLRNI_TRY(dlrni_update_begin(&u, 0));
@@ -27209,11 +27209,12 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
     s = dlrni_agree(t->ctx, s);
     if (s == DLRN_OK) s = dlrni_living_norm(t, dead, &norm);
+    norm = 0.2 * norm;
     for (int64_t p = 0; s == DLRN_OK && p < dead->count && dead->before + p < count; p++) {
         const float *x, *y;
         /* one row: bx and by have room for more */
         dlrni_sample_rows(r, t, drawn[dead->before + p], 1, &x, &y);
-        dlrni_revive(t, dead->feature[p], x, y, 0.2 * norm);
+        dlrni_revive(t, dead->feature[p], x, y, norm);
     }
     if (s == DLRN_OK) *resampled = count;
     dlrn_free(t->ctx, loss);
@@ -27927,10 +27928,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
 }
 
 /* Whether a dictionary holds the features that this rank trains. */
-DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+DLRNI_INTERNAL dlrn_status dlrni_check_share(dlrn_context *ctx, const dlrn_dictionary *init) {
     int64_t at, n;
     for (int64_t i = 0; i < init->n_parts; i++)
-        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+        DLRNI_TRY(dlrni_check_share(ctx, init->part[i].dict));
     if (init->n_parts) return DLRN_OK;
     dlrni_rank_span(ctx, init->span_of, &at, &n);
     if (init->span_at == at && init->features == n) return DLRN_OK;
@@ -27958,7 +27959,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
-        return dlrni_check_span(ctx, init);
+        return dlrni_check_share(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
@@ -28125,7 +28126,7 @@ DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
     }
 }
 
-/* What comes before the lists: all that a rank does by itself. Memory first: if it runs out here,
+/* What comes before the lists: all that a rank does alone. Memory first: if it runs out here,
    nothing is lost. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, const float *y,
                                                int64_t n) {
@@ -28372,9 +28373,9 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return dlrni_go_on(t, stats);
 }
 
-/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If it fails on another
-   rank for want of memory, this one keeps its batch for the next call; after another error no rank
-   has one. */
+/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If another rank runs
+   out of memory, this one keeps its batch for the next call; after any other error no rank has
+   one. */
 DLRNI_INTERNAL dlrn_status dlrni_take_batch(dlrn_trainer *t) {
     dlrn_status own = DLRN_OK, s;
     const int takes = t->stage == DLRNI_READY;
