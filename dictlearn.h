@@ -3419,6 +3419,10 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
     /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
     void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* to[i] [n] = from[i] [n] for `rows` rows, also of f32. They lie anywhere: those to come are
+       prefetched. past 1: so much is copied that `to` would not stay in the caches */
+    void (*fetch)(dlrn_dtype type, const char *const *from, float *const *to, int64_t rows,
+                  int64_t n, int past);
     /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
@@ -19703,9 +19707,12 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
    never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows per copying task, and random entries that a draw prefetches together: enough to hide the
-   latency of memory, few enough to balance the threads. */
-enum { DLRNI_COPY_ROWS = 64 };
+/* Rows per copying task: few enough to balance the threads. Random entries that a draw prefetches
+   together: more than memory delivers while as many are swapped. */
+enum { DLRNI_COPY_ROWS = 64, DLRNI_DRAW_ROWS = 256 };
+/* Batches from this size on are written past the caches: more than the second caches of two cores,
+   so that little of it would be found there. To measure: buffer.* of `make bench`, and a step. */
+enum { DLRNI_PAST_BYTES = 8 << 20 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -19729,9 +19736,10 @@ struct dlrn_buffer {
     /* Each segment holds its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
        cfg.store; n is 1 << shift, less in the last. */
     char **segment;
-    float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
-    float *in[2];  /* [chunk][d] rows just read                                    */
-    dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
+    float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
+    float *in[2];   /* [chunk][d] rows just read                                    */
+    int64_t *visit; /* [batch_rows] see dlrni_order_visits                         */
+    dlrn_rng rng;   /* saved in checkpoints, so that the draws continue        */
 };
 
 /* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
@@ -19795,7 +19803,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored, moving, total;
+    int64_t row, stored, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
@@ -19806,10 +19814,11 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_mul(stored, cfg->capacity, &stored) &&
         dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
         dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
-        dlrni_add(stored, moving, &total) &&
+        dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
+        dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
-        dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
-    /* the 6 blocks: the table of segments, four staging arrays, the struct */
+        dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 7 blocks: the table of segments, four staging arrays, the visits, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -19825,6 +19834,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
     }
+    dlrn_free(b->ctx, b->visit);
     dlrn_free(b->ctx, b);
 }
 
@@ -19832,11 +19842,13 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
-    int whole = b->segment != NULL;
+    b->visit = DLRNI_NEW(b->ctx, int64_t, b->cfg.batch_rows);
+    int whole = b->segment && b->visit;
     for (int i = 0; i < 2 && b->d[i]; i++) {
         b->in[i] = DLRNI_NEW(b->ctx, float, chunk * b->d[i]);
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
+        if (whole) dlrni_huge_pages(b->out[i], b->cfg.batch_rows * b->d[i] * 4);
     }
     /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -19952,7 +19964,9 @@ typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
     int64_t first, step, rows;
-    float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
+    float *out[2];        /* x, y [rows][d], widened; y NULL: not wanted      */
+    const int64_t *visit; /* [rows] the order in which they are copied; NULL: 0, 1, ... */
+    int past;             /* 1: see dlrni_kernel_table.fetch                  */
 } dlrni_rows_job;
 
 /* Where row i of the job is stored. Without a target, y is x. */
@@ -19961,46 +19975,24 @@ DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
-   two streams of memory run side by side. */
-DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
-                                      const char *next, float *out) {
-    const dlrn_dtype store = b->cfg.store;
-    const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0); /* for static analysers: the division is safe */
-    /* 4 cache lines: the copy hides the prefetch, and the prefetch does not get ahead of it */
-    const int64_t piece = 256 / size;
-    for (int64_t at = 0; at < d; at += piece) {
-        const int64_t n = dlrni_min(piece, d - at);
-        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN)
-            DLRNI_PREFETCH_FAR(next + at * size + k);
-        dlrni_widen_stored(b->ctx, store, row + at * size, out + at, n);
-    }
-}
-
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
-   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
-   fast. On another machine, vary the 16384. */
+/* Task: some rows, first all x, then all y. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
-    const int64_t bytes = dlrni_row_bytes(j->b, 0);
-    DICTLEARN_ASSERT(bytes > 0);
-    const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t begin = task * DLRNI_COPY_ROWS, n = dlrni_min(DLRNI_COPY_ROWS, j->rows - begin);
+    const char *from[DLRNI_COPY_ROWS];
+    float *to[DLRNI_COPY_ROWS];
     (void)worker;
-    /* the first rows of the task: no row before them has prefetched them */
-    for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *row = dlrni_job_row(j, i, k);
-            const int64_t size = dlrni_row_bytes(j->b, k && j->b->d[1]);
-            for (int64_t at = 0; at < size; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(row + at);
+    for (int k = 0; k < 2 && j->out[k]; k++) {
+        const int64_t d = j->b->d[k && j->b->d[1]];
+        /* addresses that are not aligned cannot be written past the caches */
+        const int past = j->past && d % (DLRNI_ALIGN / (int)sizeof(float)) == 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = j->visit ? j->visit[begin + i] : begin + i;
+            from[i] = dlrni_job_row(j, row, k);
+            to[i] = j->out[k] + row * d;
         }
-    for (int64_t i = from; i < to; i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
-            int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
-        }
+        j->b->ctx->k->fetch(j->b->cfg.store, from, to, n, d, past);
+    }
 }
 
 /* The cast removes const: the body of a parallel loop takes void *. */
@@ -20013,7 +20005,7 @@ DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
    and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
-    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
+    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}, NULL, 0};
     dlrni_copy_out(&job);
 }
 
@@ -20124,26 +20116,59 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows)
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
+/* The ring entries of the next n draws, which are prefetched. `unread`: how many there will be. */
+DLRNI_INTERNAL void dlrni_find_draws(dlrn_buffer *b, int64_t unread, int64_t n, int64_t **at) {
+    for (int64_t i = 0; i < n; i++) {
+        at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(unread - i)));
+        DLRNI_PREFETCH_FAR(at[i]);
+    }
+}
+
 /* Draws `rows` rows without replacement. Each is swapped with the last unread entry and so
-   becomes vacant: the drawn ones follow the unread ones, the last drawn first. A block of random
-   entries is found and prefetched before any is used. */
+   becomes vacant: the drawn ones follow the unread ones, the last drawn first.
+
+   Every subset is equally likely, and every order of it: draw i takes one of the unread - i entries
+   left, each with the same probability, so that a given sequence of rows has the probability
+   1 / (unread (unread - 1) ... (unread - rows + 1)), whatever the sequence.
+
+   Where an entry lies depends on numbers alone, not on earlier swaps. So the entries of the next
+   block are found and prefetched while those of this one are swapped. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_COPY_ROWS];
-    while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
-        for (int64_t i = 0; i < n; i++) {
-            at[i] =
-                dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
-            DLRNI_PREFETCH(at[i]);
-        }
+    int64_t *at[2][DLRNI_DRAW_ROWS], n = dlrni_min(rows, DLRNI_DRAW_ROWS);
+    dlrni_find_draws(b, b->unread, n, at[0]);
+    for (int block = 0; rows; block = !block) {
+        const int64_t after = dlrni_min(rows - n, DLRNI_DRAW_ROWS);
+        dlrni_find_draws(b, b->unread - n, after, at[!block]);
         for (int64_t i = 0; i < n; i++) {
             /* an entry drawn twice in a block still works: its slot has been swapped by then */
-            int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
-            *at[i] = *last;
+            int64_t *entry = at[block][i], *last = dlrni_buffer_slot(b, --b->unread), slot = *entry;
+            *entry = *last;
             *last = slot;
         }
         rows -= n;
+        n = after;
     }
+}
+
+/* The order in which the rows of a batch, just drawn, are copied into their places: as they lie in
+   memory. A counting sort into at most 1024 parts of the slots, which is as good as a full one.
+   What a batch is does not depend on it. Rows that lie apart come from other pages and banks each
+   time, and their writes come between; the nearer they lie, the less is lost. Measured on a Xeon,
+   8192 rows of 2 KB out of 8 GB, f32 (f16), after other work had filled the caches: 1.44 (1.11) ms;
+   in this order 1.36 (1.14); past the caches 1.38 (1.00); both 1.08 (0.83). Reading the batch
+   again afterwards, as a step does, costs 0.35 (0.37), and 0.57 (0.62) if it was written past the
+   caches, so that f32 gains and f16 does not lose. */
+DLRNI_INTERNAL const int64_t *dlrni_order_visits(dlrn_buffer *b, int64_t rows) {
+    enum { PARTS = 1024 };
+    int64_t end[PARTS + 1] = {0};
+    int shift = 0;
+    while (b->used >> shift >= PARTS) shift++;
+    for (int64_t i = 0; i < rows; i++)
+        end[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
+    for (int part = 0; part < PARTS; part++) end[part + 1] += end[part];
+    for (int64_t i = 0; i < rows; i++)
+        b->visit[end[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
+    return b->visit;
 }
 
 DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y,
@@ -20153,12 +20178,14 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     DLRNI_TRY(dlrni_buffer_refill(b));
     if (!b->unread) return DLRN_END;
     int64_t rows = dlrni_min(b->cfg.batch_rows, b->unread);
-    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
+    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}, NULL, 0};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
         /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
+        job.past = rows * (b->d[0] + b->d[1]) * (int64_t)sizeof(float) >= DLRNI_PAST_BYTES;
+        if (job.past) job.visit = dlrni_order_visits(b, rows);
     }
     dlrni_copy_out(&job);
     /* only after the copy: the rows were found by the old head */
@@ -29982,7 +30009,8 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
      DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
                         float_of_words and store_int16: the int16 screen is compiled, too
-     DLRNI_HAS_F16      widen_f16(from, to, n)
+     DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
+     DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
      DLRNI_OWN_COLLECT  collect, in place of the common one
 
@@ -30359,12 +30387,28 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
     }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
+}
+/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+/* A bf16 is the upper half of an f32. gcc 12 at -O2 does not turn the plain loop into vectors. */
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at));
+        _mm256_storeu_si256((__m256i *)(void *)(to + at),
+                            _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
@@ -30372,6 +30416,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -30534,13 +30579,26 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
         _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;                       /* from the start */
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
+    if (_mm256_movemask_epi8(nan)) at = 0;                                   /* from the start */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* rest, or all */
+}
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm512_stream_ps(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        const __m512i w = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, h);
+        _mm512_storeu_si512((void *)(to + at), _mm512_maskz_slli_epi32((__mmask16)0xFFFF, w, 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
@@ -30579,6 +30637,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
@@ -31453,15 +31512,72 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                 DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
 }
 
-/* bf16 is left to the plain loop, which compilers turn into vectors. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
 #ifdef DLRNI_HAS_F16
-    if (type == DLRN_F16) {
+    if (type == DLRN_F16)
         DLRNI_K(widen_f16)(from, to, n);
-        return;
-    }
-#endif
+    else
+        DLRNI_K(widen_bf16)(from, to, n);
+#else
     dlrni_widen_plain(type, from, to, n);
+#endif
+}
+
+enum { DLRNI_K(fetch_piece_max) = 4 * DLRNI_ALIGN / 2 }; /* numbers of four cache lines */
+
+/* Copies n f32, n at most a piece. memcpy would be a call for each: here n is known. */
+DLRNI_INTERNAL void DLRNI_K(fetch_copy)(const char *from, float *to, int64_t n, int past) {
+    int64_t at = 0;
+    (void)past;
+    for (; n - at >= DLRNI_LANES; at += DLRNI_LANES) {
+        const DLRNI_K(v16) a = DLRNI_K(load)((const float *)(const void *)from + at);
+#ifdef DLRNI_HAS_STREAM
+        if (past)
+            DLRNI_K(stream)(to + at, a);
+        else
+#endif
+            DLRNI_K(store)(to + at, a);
+    }
+    if (at < n) memcpy(to + at, from + 4 * at, (size_t)(n - at) * sizeof *to);
+}
+
+/* One piece of a row. */
+DLRNI_INTERNAL void DLRNI_K(fetch_piece)(dlrn_dtype type, const char *from, float *to, int64_t n,
+                                         int past) {
+    float wide[DLRNI_K(fetch_piece_max)];
+    if (type == DLRN_F32) {
+        DLRNI_K(fetch_copy)(from, to, n, past);
+    } else if (past) {
+        DLRNI_K(widen)(type, from, wide, n);
+        DLRNI_K(fetch_copy)((const char *)wide, to, n, 1);
+    } else {
+        DLRNI_K(widen)(type, from, to, n);
+    }
+}
+
+/* The next 16 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
+   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On another
+   machine, vary the 16384. Four lines are prefetched, then copied: the copy hides the prefetch, and
+   the prefetch does not get ahead of it. */
+DLRNI_INTERNAL void DLRNI_K(fetch)(dlrn_dtype type, const char *const *from, float *const *to,
+                                   int64_t rows, int64_t n, int past) {
+    const int64_t size = type == DLRN_F32 ? 4 : 2, piece = 4 * DLRNI_ALIGN / size;
+    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    /* the first rows: none before them has prefetched them */
+    for (int64_t i = 0; i < dlrni_min(ahead, rows); i++)
+        for (int64_t at = 0; at < bytes; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(from[i] + at);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *next = i + ahead < rows ? from[i + ahead] : NULL;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int64_t count = dlrni_min(n - at, piece);
+            for (int64_t k = 0; next && k < count * size; k += DLRNI_ALIGN)
+                DLRNI_PREFETCH_FAR(next + at * size + k);
+            DLRNI_K(fetch_piece)(type, from[i] + at * size, to[i] + at, count, past);
+        }
+    }
+#ifdef DLRNI_HAS_STREAM
+    if (past) _mm_sfence(); /* other threads read them */
+#endif
 }
 
 DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
@@ -31477,7 +31593,8 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
     DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
     DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
-    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(fetch),
+    DLRNI_K(crc32),
 };
 
 /* ---- Screens ----
