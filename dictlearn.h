@@ -19899,15 +19899,6 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
     }
 }
 
-/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
-DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
-                                       float *to, int64_t n) {
-    if (type == DLRN_F32)
-        memcpy(to, from, (size_t)n * sizeof *to);
-    else
-        ctx->k->widen(type, from, to, n);
-}
-
 /* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
 DLRNI_INTERNAL int64_t dlrni_row_bytes(const dlrn_buffer *b, int which) {
     return b->d[which] * dlrni_dtype_size(b->cfg.store);
