@@ -28493,7 +28493,10 @@ typedef struct dlrni_checkpoint_floats {
     float **data;            /* [count] the same memory, not const: resuming fills it; owned */
     dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
     float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
-    int64_t count;           /* of the roles that the dictionary has */
+    int64_t *first, *rows; /* [count] of each that this rank has; rows -1: all. Owned, one block */
+    int64_t count;         /* of the roles that the dictionary has */
+    dlrni_shared *shared;  /* [n_shared] what the ranks hold together; owned, NULL: alone */
+    int64_t n_shared;
 } dlrni_checkpoint_floats;
 
 DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
@@ -28501,6 +28504,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_fl
     dlrn_free(ctx, list->data);
     dlrn_free(ctx, list->name);
     dlrn_free(ctx, list->scale);
+    dlrn_free(ctx, list->first);
+    dlrn_free(ctx, list->shared);
 }
 
 /* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
@@ -28515,6 +28520,9 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
         for (int of = 0; of < 3 && data[0]; of++) {
             if (!data[of]) continue; /* signum has no second moments */
             const int64_t i = out->count++;
+            const dlrni_role *shape = &dlrni_role_table[role];
+            const int shared = out->shared && shape->rows == 'F';
+            const int64_t width = dlrni_extent(t->dict, shape->cols);
             dlrn_tensor_out *tensor = &out->tensor[i];
             dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
                         dlrni_role_table[role].name, number);
@@ -28522,10 +28530,14 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
             tensor->name = out->name[i].text;
             tensor->data = data[of];
             tensor->dtype = DLRN_F32;
-            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (tensor->ndim == 2)
-                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+            tensor->ndim = shape->cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_whole_extent(t->dict, shape->rows);
+            if (tensor->ndim == 2) tensor->shape[1] = width;
+            out->first[i] = shared ? t->dict->span_at : 0;
+            out->rows[i] = shared ? t->dict->features : -1;
+            if (shared)
+                tensor->data = dlrni_share(out->shared, &out->n_shared, data[of], t->dict->span_of,
+                                           width, width);
         }
     }
 }
@@ -28538,8 +28550,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
     out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
     out->data = DLRNI_NEW(t->ctx, float *, max);
     out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    out->first = DLRNI_NEW(t->ctx, int64_t, 2 * max);
+    if (dlrni_ranks(t->ctx) > 1 &&
+        !(out->shared = DLRNI_NEW(t->ctx, dlrni_shared, max + dlrni_max(t->n_parts, 1))))
+        return DLRN_ERR_MEMORY;
     if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
-    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name || !out->first) return DLRN_ERR_MEMORY;
+    out->rows = out->first + max;
     for (int64_t i = 0; i < t->n_parts; i++)
         out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
     dlrni_checkpoint_add(t, -1, out);
@@ -28572,6 +28589,24 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     return out;
 }
 
+/* The same as the ranks hold them: those of each part one after another. */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_shared_counters(const dlrn_trainer *t,
+                                                     dlrni_checkpoint_floats *list) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrn_tensor_out out = dlrni_checkpoint_counters(t);
+    if (!list->shared) return out;
+    out.data = &list->shared[list->n_shared];
+    if (!dict->n_parts)
+        dlrni_share(list->shared, &list->n_shared, t->since_fired, dict->span_of, 1, 1);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_shared *s = dlrni_share(list->shared, &list->n_shared,
+                                      t->since_fired + part->feature_at, part->dict->span_of, 1, 1);
+        s->more = i + 1 < dict->n_parts;
+    }
+    return out;
+}
+
 /* The buffer's unread rows x (which 0) or y (1), in the stored type: half the size where they are
    f16 or bf16. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int which,
@@ -28594,7 +28629,7 @@ DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
                                                dlrni_checkpoint_floats *list) {
     int64_t count = list->count;
     if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
-    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    list->tensor[count++] = dlrni_shared_counters(t, list);
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
         list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
     return count;
@@ -28772,26 +28807,30 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
-    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    s = dlrni_archive_write_together(t->ctx, path, list.tensor, count, metadata, list.shared,
+                                     list.n_shared, s);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *t, const char *path) {
-    DLRNI_TRY(dlrni_check_saving(t, path));
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_check_saving(t, path)));
     return dlrni_write_checkpoint(t, path, NULL);
 }
 
+/* The buffer is the same on all ranks: only the one that writes copies it. */
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
+    const int exports = t->buffer && dlrni_writes_files(t->ctx);
     dlrni_buffer_state state;
-    DLRNI_TRY(dlrni_check_saving(t, path));
-    /* rows of step_on are the caller's */
-    if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
-    /* a copy in logical order: takes as much memory again as the unread rows */
-    dlrn_status s = dlrni_buffer_export(t->buffer, &state);
+    dlrn_status s = dlrni_check_saving(t, path);
+    memset(&state, 0, sizeof state);
+    /* a copy in logical order: takes as much memory again as the unread rows. Those of step_on are
+       the caller's */
+    if (s == DLRN_OK && exports) s = dlrni_buffer_export(t->buffer, &state);
+    s = dlrni_agree(t->ctx, s);
     /* the state is freed either way */
-    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
-    dlrni_buffer_state_free(t->ctx, &state);
+    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, exports ? &state : NULL);
+    if (exports) dlrni_buffer_state_free(t->ctx, &state);
     return s;
 }
 
@@ -28820,10 +28859,11 @@ DLRN_API dlrn_status dlrn_buffer_save(const dlrn_buffer *b, int64_t step, const 
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
+    if (!dlrni_writes_files(b->ctx)) return dlrni_agree(b->ctx, DLRN_OK);
     dlrn_status s = dlrni_buffer_export(b, &state);
     if (s == DLRN_OK) s = dlrni_write_buffer(b, step, path, &state);
     dlrni_buffer_state_free(b->ctx, &state);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 /* ---- Reading ----
@@ -29122,16 +29162,18 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+/* Reads rows of a tensor of the list (-1: all), whose names say what it is: m. and v. begin those of
+   moments. */
 DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
-                                             float *data) {
+                                             int64_t first, int64_t rows, float *data) {
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
     /* the shape was compared: it fits */
-    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
-    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    DLRNI_TRY(dlrn_archive_read(a, where, first, rows, data));
+    const int64_t numel = dlrn_archive_tensor(a, where)->numel, width = numel / want->shape[0];
+    const int64_t n = rows < 0 ? numel : rows * width;
     return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
-                                : dlrni_check_weights(a, want->name, data, 0, n);
+                                : dlrni_check_weights(a, want->name, data, first * width, n);
 }
 
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
@@ -29140,7 +29182,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+        s = dlrni_read_listed(a, &list.tensor[i], list.first[i], list.rows[i], list.data[i]);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
@@ -29151,7 +29193,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     /* as integers: a float would round large counts */
-    DLRNI_TRY(dlrni_archive_read_i64(a, where, t->since_fired));
+    const dlrni_entry *e = &a->entries[where];
+    const dlrn_dictionary *dict = t->dict;
+    if (!dict->n_parts)
+        dlrni_entry_read(t->ctx, e, dict->span_at, dict->features, NULL, t->since_fired);
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of)
+        dlrni_entry_read(t->ctx, e, before + dict->part[i].dict->span_at,
+                         dict->part[i].dict->features, NULL,
+                         t->since_fired + dict->part[i].feature_at);
     for (int64_t f = 0; f < t->dict->features; f++)
         if (t->since_fired[f] < 0 || t->since_fired[f] > INT64_MAX / 4)
             return dlrni_checkpoint_lacks(a, t->ctx, counters.name);
@@ -29319,7 +29369,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archiv
     float *scale = DLRNI_NEW(ctx, float, n);
     if (!scale) return DLRN_ERR_MEMORY;
     const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
-    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    dlrn_status s = dlrni_read_listed(a, &want, 0, -1, scale);
     for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
         dict->part[i].dict->formula.scale_in = (double)scale[i];
         if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
@@ -29350,8 +29400,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
         /* k comes from the file */
-        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
-        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->span_of);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
         if (s != DLRN_OK)
             s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
     }
@@ -29404,12 +29454,13 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
 DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                          const dlrn_train_config *cfg, dlrn_buffer *buffer,
                                          dlrn_trainer **out) {
-    dlrn_archive *a;
+    dlrn_archive *a = NULL;
     *out = NULL;
     /* any archive opens here; the format is checked next */
-    DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
-    dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
+    s = dlrni_agree(ctx, s);
     if (s == DLRN_OK) return s;
     dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
@@ -29434,11 +29485,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer(dlrn_buffer *b, dlrn_archive *a, in
 }
 
 DLRN_API dlrn_status dlrn_buffer_resume(dlrn_buffer *b, const char *path, int64_t *step) {
-    dlrn_archive *a;
-    DLRNI_TRY(dlrn_archive_open(b->ctx, path, &a));
-    dlrn_status s = dlrni_read_buffer(b, a, step);
+    dlrn_archive *a = NULL;
+    dlrn_status s = dlrn_archive_open(b->ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_read_buffer(b, a, step);
     dlrn_archive_close(a);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 DLRNI_COLD_END

@@ -8,9 +8,17 @@
 #include "tests/pack.h"
 #include "tests/ranks.h"
 
+#include <dirent.h>
+
 enum { MAX = 1 << 16 };
 
 static dlrn_context *ctx;
+
+/* Instead of the C library's: hundreds of files need not survive a power cut. */
+int fsync(int file) {
+    (void)file;
+    return 0;
+}
 
 /* What a body found wrong, by rank; "": nothing. */
 static char wrong[RANKS_MAX][2048];
@@ -30,6 +38,65 @@ static void run_on(int ranks, void (*body)(void *, int, dlrn_context *), void *a
     setup.ranks = ranks;
     ranks_run(&setup, body, arg);
     for (int r = 0; r < ranks; r++) CHECK_MSG(!*wrong[r], "rank %d of %d: %s", r, ranks, wrong[r]);
+}
+
+/* ---- Files ---- */
+
+static const char *const places[2] = {"build/tmp/ranks/one", "build/tmp/ranks/many"};
+
+/* Removes all files of a folder, which is made if it is not there. */
+static void clear_folder(const char *folder) {
+    char path[600];
+    DIR *dir;
+    mkdir("build/tmp/ranks", 0777);
+    mkdir(folder, 0777);
+    CHECK((dir = opendir(folder)) != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (*e->d_name != '.') CHECK(remove(path) == 0);
+    }
+    closedir(dir);
+}
+
+static int count_files(const char *folder) {
+    int n = 0;
+    DIR *dir = opendir(folder);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) n += *e->d_name != '.';
+    closedir(dir);
+    return n;
+}
+
+static int same_bytes(const char *a, const char *b) {
+    char *one = NULL, *two = NULL;
+    size_t m = 0, n = 0;
+    int same = dlrn_file_read(ctx, a, &one, &m) == DLRN_OK;
+    same = same && dlrn_file_read(ctx, b, &two, &n) == DLRN_OK && m == n && !memcmp(one, two, n);
+    dlrn_free(ctx, one);
+    dlrn_free(ctx, two);
+    return same;
+}
+
+/* The ranks have written what one process has: the same files, no other, no temporary one. */
+static void check_folders(const char *what) {
+    char one[600], many[600];
+    DIR *dir = opendir(places[0]);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+        if (*e->d_name == '.') continue;
+        snprintf(one, sizeof one, "%s/%s", places[0], e->d_name);
+        snprintf(many, sizeof many, "%s/%s", places[1], e->d_name);
+        CHECK_MSG(same_bytes(one, many), "%s: %s: other bytes", what, e->d_name);
+    }
+    closedir(dir);
+    CHECK_MSG(count_files(places[0]) == count_files(places[1]), "%s: other files", what);
+}
+
+/* A file name in one of the places. */
+static const char *file_in(int which, const char *name) {
+    static char path[2][600];
+    snprintf(path[which], sizeof path[which], "%s/%s", places[which], name);
+    return path[which];
 }
 
 /* ---- Every layout ---- */
@@ -118,6 +185,46 @@ static void refused_body(void *arg, int rank, dlrn_context *own) {
     BODY_CHECK(rank, s == DLRN_ERR_UNSUPPORTED, "not refused: %s", dlrn_error(own));
 }
 
+/* ---- Saving ---- */
+
+typedef struct save_job {
+    const char *path, *to;
+    const dlrn_load_options *options;
+    const dlrn_save_options *as; /* NULL: dlrn_save */
+    dlrn_status want;
+} save_job;
+
+static dlrn_status save_as(const dlrn_dictionary *dict, const char *to,
+                           const dlrn_save_options *as) {
+    char note[256];
+    return as ? dlrn_save_as(dict, to, as, note, sizeof note) : dlrn_save(dict, to);
+}
+
+static void save_body(void *arg, int rank, dlrn_context *own) {
+    const save_job *j = (const save_job *)arg;
+    dlrn_dictionary *dict = NULL;
+    BODY_CHECK(rank, dlrn_load(own, j->path, j->options, &dict) == DLRN_OK, "%s", dlrn_error(own));
+    const dlrn_status s = save_as(dict, j->to, j->as);
+    dlrn_dictionary_destroy(dict);
+    BODY_CHECK(rank, s == j->want, "expected status %d, found %d: %s", (int)j->want, (int)s,
+               dlrn_error(own));
+}
+
+/* What one process writes of a dictionary, the ranks write. */
+static void check_saved(const dlrn_dictionary *dict, const char *path,
+                        const dlrn_load_options *options, const dlrn_save_options *as,
+                        const char *name) {
+    clear_folder(places[0]);
+    save_job j = {path, NULL, options, as, DLRN_OK};
+    j.want = save_as(dict, *name ? file_in(0, name) : places[0], as);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        clear_folder(places[1]);
+        j.to = *name ? file_in(1, name) : places[1];
+        run_on(ranks, save_body, &j);
+        check_folders(as ? as->layout : name);
+    }
+}
+
 static int64_t read_input(float *to) {
     char path[256];
     dlrn_archive *a = NULL;
@@ -146,8 +253,117 @@ static void test_line(void) {
     CHECK_OK(ctx, dlrn_forward(dict, x, j.n, x_hat, &codes));
     for (int ranks = 2; ranks <= 3; ranks++)
         run_on(ranks, is_refused(dict) ? refused_body : layout_body, &j);
+    if (!is_refused(dict)) {
+        dlrn_save_options as = {dict->layout, 0};
+        check_saved(dict, path, &row.options, NULL, "ae.safetensors");
+        check_saved(dict, path, &row.options, &as, "");
+    }
     dlrn_sparse_free(&codes);
     dlrn_dictionary_destroy(dict);
+}
+
+/* All formats, and for all libraries. */
+TEST(saving) {
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder",
+                                           "GatedAutoEncoder", "BatchTopKSAE"};
+    static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+    const char *path = "build/tmp/ranks/whole.safetensors";
+    const dlrn_load_options none = {NULL, 0, 0, 0, DLRN_OFF};
+    for (int i = 0; i < 6; i++) {
+        dlrn_dictionary *dict = NULL;
+        dlrn_dictionary_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.family = i < 5 ? families[i] : "CrossLayerTranscoder";
+        desc.d_in = 6;
+        desc.features = i < 5 ? 45 : 45 * 3;
+        desc.k = i == 1 || i == 4 ? 5 : 0;
+        desc.layers = i < 5 ? 0 : 3;
+        mkdir("build/tmp/ranks", 0777);
+        CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+        CHECK_OK(ctx, dlrn_save(dict, path));
+        for (int k = 0; k < 3; k++) check_saved(dict, path, &none, NULL, names[k]);
+        for (int k = 0; k < DLRNI_TARGETS; k++) {
+            dlrn_save_options as = {dlrni_target_table[k].library, 0};
+            check_saved(dict, path, &none, &as, "");
+        }
+        dlrn_dictionary_destroy(dict);
+    }
+}
+
+/* ---- Checkpoints ---- */
+
+enum { D = 6, ROWS = 64, BATCH = 16 };
+static float rows[ROWS * D];
+
+typedef struct train_job {
+    const char *recipe, *from, *to; /* from NULL: a new one; to NULL: none is saved */
+    int steps, buffered;
+} train_job;
+
+static dlrn_train_config config_of(const char *recipe) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    cfg.d_in = D, cfg.features = 45, cfg.steps = 20, cfg.warmup_steps = 2, cfg.log_steps = -1;
+    cfg.resample_steps = -1;
+    if (cfg.k) cfg.k = 5;
+    if (!strncmp(recipe, "clt", 3)) cfg.layers = 3, cfg.features = 3 * 45;
+    return cfg;
+}
+
+static void train_body(void *arg, int rank, dlrn_context *own) {
+    const train_job *j = (const train_job *)arg;
+    dlrn_train_config cfg = config_of(j->recipe);
+    dlrn_buffer *b = NULL;
+    dlrn_trainer *t = NULL;
+    dlrn_status s = DLRN_OK;
+    if (j->buffered) {
+        dlrn_buffer_config want = dlrn_buffer_defaults();
+        dlrn_source source;
+        want.capacity = 32, want.read_rows = 8, want.batch_rows = BATCH, want.store = DLRN_BF16;
+        s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
+        if (s == DLRN_OK) s = dlrn_buffer_create(own, &want, &source, DLRN_OWNED, &b);
+    }
+    if (s == DLRN_OK)
+        s = j->from ? dlrn_trainer_resume(own, j->from, &cfg, b, &t)
+                    : dlrn_trainer_create(own, &cfg, NULL, b, &t);
+    for (int i = 0; i < j->steps && s == DLRN_OK; i++)
+        s = b ? dlrn_trainer_step(t, NULL) : dlrn_trainer_step_on(t, rows, NULL, BATCH, NULL);
+    if (s == DLRN_OK && j->to) s = dlrn_trainer_save(t, j->to);
+    BODY_CHECK(rank, s == DLRN_OK, "%s: %s", j->recipe, dlrn_error(own));
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+}
+
+/* One process writes, two and three ranks resume and write the same bytes; two ranks go on, and one
+   and three resume what they write. */
+static void check_checkpoint(const char *recipe, int buffered) {
+    const char *const one = "build/tmp/ranks/one.safetensors";
+    const char *const two = "build/tmp/ranks/two.safetensors";
+    const char *const again = "build/tmp/ranks/again.safetensors";
+    train_job first = {recipe, NULL, one, 3, buffered}, on = {recipe, one, two, 2, buffered};
+    train_job copy = {recipe, one, again, 0, buffered};
+    run_on(1, train_body, &first);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        run_on(ranks, train_body, &copy);
+        CHECK_MSG(same_bytes(one, again), "%s: %d ranks write other bytes", recipe, ranks);
+    }
+    run_on(2, train_body, &on);
+    CHECK_MSG(!same_bytes(one, two), "%s: no step was made", recipe);
+    copy.from = two;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        run_on(ranks, train_body, &copy);
+        CHECK_MSG(same_bytes(two, again), "%s: %d ranks resume other numbers", recipe, ranks);
+    }
+}
+
+TEST(checkpoints) {
+    static const char *const recipes[] = {"reference",    "dl-top_k",    "dl-batch_top_k",
+                                          "dl-jump_relu", "dl-gated",    "dl-p_anneal",
+                                          "clt-topk",     "clt-jumprelu"};
+    dlrn_rng rng = {3, 0, 0};
+    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng);
+    mkdir("build/tmp/ranks", 0777);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
+        check_checkpoint(recipes[i], i % 2 == 1);
 }
 
 static void run_lines(void) {
@@ -162,6 +378,8 @@ static void run_lines(void) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
+    RUN(saving);
+    RUN(checkpoints);
     run_lines();
     dlrn_context_destroy(ctx);
     return TEST_END();
