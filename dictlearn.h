@@ -1627,6 +1627,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
+/* Over ranks codes hold this rank's features. Puts together those that all ranks have of the same
+   rows, in the order of one process. Every rank receives them all, also one that passes `all` NULL
+   because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
+                                                  const dlrn_sparse *codes, dlrn_sparse *all);
 /* Frees codes and leaves them zeroed, ready for use. */
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes);
 
@@ -4533,6 +4538,13 @@ DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_d
     dlrn_dictionary_destroy(*dict);
     *dict = NULL;
     return s;
+}
+
+/* What several ranks do not do together. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *what) {
+    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a context alone, found %d ranks",
+                     what, dlrni_ranks(ctx));
 }
 
 /* Families that need all features at once cannot be shared out; an identity has none to share. */
@@ -8248,6 +8260,101 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
     return dlrni_run_once(dict, x, n, NULL, codes, x_hat);
 }
 
+/* ---- Codes of all ranks ---- */
+
+/* The codes of all ranks as they arrive, one rank's after another's. */
+typedef struct dlrni_gathered {
+    int64_t *size;    /* [ranks][2] rows and entries of each */
+    int64_t *bytes;   /* [ranks]                             */
+    int64_t *row_ptr; /* [ranks][rows + 1]                   */
+    int64_t *at;      /* [ranks] entries already merged      */
+    int32_t *col;     /* of all                              */
+    float *val;       /* of all                              */
+} dlrni_gathered;
+
+DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
+    void *blocks[] = {g->size, g->bytes, g->row_ptr, g->at, g->col, g->val};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+}
+
+/* How many rows and entries each rank has. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
+                                              dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx);
+    const int64_t mine[2] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0};
+    g->size = DLRNI_NEW(ctx, int64_t, 2 * ranks);
+    g->bytes = DLRNI_NEW(ctx, int64_t, ranks);
+    g->at = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
+    DLRNI_TRY(dlrni_agree(ctx, g->size && g->bytes && g->at ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, mine, g->bytes, g->size));
+    for (int64_t r = 0; r < ranks; r++)
+        if (g->size[2 * r] != g->size[0])
+            return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                             "dlrn_gather_codes: expected %lld rows on all ranks, found %lld",
+                             (long long)g->size[0], (long long)g->size[2 * r]);
+    return DLRN_OK;
+}
+
+/* Three gatherings: where rows begin, columns, values. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_entries(dlrn_context *ctx, const dlrn_sparse *codes,
+                                                dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx), rows = codes->rows;
+    int64_t nnz = 0;
+    for (int64_t r = 0; r < ranks; r++) nnz += g->size[2 * r + 1];
+    g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
+    g->col = DLRNI_NEW(ctx, int32_t, nnz);
+    g->val = DLRNI_NEW(ctx, float, nnz);
+    DLRNI_TRY(dlrni_agree(ctx, g->row_ptr && g->col && g->val ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (rows + 1) * (int64_t)sizeof *g->row_ptr;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->row_ptr, g->bytes, g->row_ptr));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[2 * r + 1] * (int64_t)sizeof *g->col;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->col, g->bytes, g->col));
+    return dlrni_gather_ranks(ctx, codes->val, g->bytes, g->val); /* as wide as columns */
+}
+
+/* Merges row i of all ranks, by column: where there are parts a rank has several runs of them. */
+DLRNI_INTERNAL void dlrni_merge_row(const dlrni_gathered *g, int64_t ranks, int64_t i,
+                                    dlrn_sparse *all) {
+    int64_t to = all->row_ptr[i];
+    for (;;) {
+        int64_t best = -1, from = 0, before = 0;
+        for (int64_t r = 0; r < ranks; before += g->size[2 * r++ + 1]) {
+            const int64_t p = before + g->at[r];
+            if (g->at[r] == g->row_ptr[r * (all->rows + 1) + i + 1]) continue;
+            if (best >= 0 && g->col[p] > g->col[from]) continue;
+            best = r;
+            from = p;
+        }
+        if (best < 0) break;
+        g->at[best]++;
+        all->col[to] = g->col[from];
+        all->val[to++] = g->val[from];
+    }
+    all->row_ptr[i + 1] = to;
+}
+
+DLRN_API dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                       dlrn_sparse *all) {
+    const int64_t ranks = dlrni_ranks(dict->ctx), rows = codes->rows;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_gathered g;
+    int64_t nnz = 0;
+    memset(&g, 0, sizeof g);
+    dlrn_status s = dlrni_gather_sizes(ctx, codes, &g);
+    if (s == DLRN_OK && rows) s = dlrni_gather_entries(ctx, codes, &g);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[2 * r + 1];
+    if (s == DLRN_OK && all) s = dlrni_sparse_begin(ctx, all, codes->cols);
+    if (s == DLRN_OK && all) s = dlrni_sparse_reserve(ctx, all, rows, nnz);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && all) {
+        all->rows = rows;
+        for (int64_t i = 0; i < rows; i++) dlrni_merge_row(&g, ranks, i, all);
+    }
+    dlrni_gathered_free(ctx, &g);
+    return s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>encoders
 /* Families with an encoder of their own, one block each. A block computes the pre-activations of
@@ -9008,6 +9115,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
                                                int role, const int64_t *list, int64_t n,
                                                int64_t k) {
     const char *const place = "dlrn_nearest";
+    DLRNI_TRY(dlrni_expect_alone(a->ctx, place));
     DLRNI_REQUIRE_IN(a->ctx, place, role == DLRN_ENCODER || role == DLRN_DECODER,
                      "role: expected DLRN_ENCODER or DLRN_DECODER");
     DLRNI_REQUIRE_IN(a->ctx, place, k > 0, "k: expected a number from 1");
@@ -29520,7 +29628,9 @@ struct dlrn_evaluator {
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
-    int64_t *fired;                     /* [F] rows on which each feature is not 0             */
+    int64_t *fired;  /* [F] rows on which each feature is not 0; over ranks of all, by this one */
+    int64_t *total;  /* [F] over ranks: of all ranks; NULL: alone                              */
+    double *row_sum; /* [batch_size] over ranks: sum of |f| of each row                        */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
     double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
     dlrni_legacy_batch open_batch;
@@ -29541,6 +29651,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     /* with var_y, mean_r and var_r: one block */
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
+    dlrn_free(e->ctx, e->total);
+    dlrn_free(e->ctx, e->row_sum);
     dlrn_free(e->ctx, e->x_hat);
     dlrn_free(e->ctx, e->layer);
     dlrn_free(e->ctx, e->open_batch.square); /* with its mean */
@@ -29569,9 +29681,14 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_batch_alloc(dlrn_context *ctx, int64_t s
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
-    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->features);
+    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->span_of);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
     if (!e->mean_y || !e->fired || !e->x_hat) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(e->ctx) > 1) {
+        e->total = DLRNI_NEW(e->ctx, int64_t, e->dict->span_of);
+        e->row_sum = DLRNI_NEW(e->ctx, double, e->cfg.batch_size);
+        if (!e->total || !e->row_sum) return DLRN_ERR_MEMORY;
+    }
     if (e->dict->layers > 1) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
@@ -29583,8 +29700,8 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
-                                           dlrn_evaluator **out) {
+DLRNI_INTERNAL dlrn_status dlrni_evaluator_make(const dlrn_dictionary *dict,
+                                                const dlrn_eval_config *cfg, dlrn_evaluator **out) {
     /* errors go where the dictionary's go */
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
@@ -29614,6 +29731,15 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                                           dlrn_evaluator **out) {
+    const dlrn_status s = dlrni_agree(dict->ctx, dlrni_evaluator_make(dict, cfg, out));
+    if (s == DLRN_OK) return s;
+    dlrn_evaluator_destroy(*out); /* another rank has failed */
+    *out = NULL;
+    return s;
+}
+
 /* Adds one value: `count` is the number of values with it. *square is the sum of squared deviations
    from the mean so far (Welford, 1962). */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
@@ -29622,20 +29748,37 @@ DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_
     *square += off * (x - *mean);
 }
 
+/* The sum of the magnitudes of val [n]. */
+DLRNI_INTERNAL double dlrni_sum_of_sizes(const float *val, int64_t n) {
+    double sum = 0;
+    for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
+    return sum;
+}
+
+/* Over ranks: these sums of a batch, of all features. Only the entropy needs them by row. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_rows(const dlrn_evaluator *e, int64_t rows) {
+    const dlrn_sparse *c = &e->codes;
+    if (!e->total || e->cfg.sparsity == DLRN_SPARSITY_L1) return DLRN_OK;
+    for (int64_t i = 0; i < rows; i++)
+        e->row_sum[i] =
+            dlrni_sum_of_sizes(c->val + c->row_ptr[i], c->row_ptr[i + 1] - c->row_ptr[i]);
+    return dlrni_sum_ranks(e->ctx, DLRN_F64, e->row_sum, rows);
+}
+
 /* Adds one row's features to the sums: val [n], of the features col [n]. The sparsity is their L1
    norm or entropy, like the penalty of the reference. Magnitudes, since some families have negative
    features. A value may be 0, where a scale underflows: such a feature is not active. */
 DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, const float *val,
-                                        int64_t n) {
-    double sum = 0, entropy = 0;
+                                        int64_t n, int64_t row) {
+    double sum = dlrni_sum_of_sizes(val, n), entropy = 0;
     for (int64_t p = 0; p < n; p++) {
-        sum += fabs((double)val[p]);
         e->nnz += val[p] != 0;
         e->fired[col[p]] += val[p] != 0;
     }
     e->l1 += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) e->sparsity += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return;
+    if (e->total) sum = e->row_sum[row];
     for (int64_t p = 0; p < n && sum > 0; p++) {
         double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
         entropy -= q * log(q + dlrni_entropy_eps);
@@ -29718,11 +29861,13 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
+    DLRNI_TRY(dlrni_sum_rows(e, rows));
     for (int64_t i = 0; i < rows; i++) {
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
         dlrni_measure_row(e, y + i * d, e->x_hat + i * d);
-        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at);
+        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at,
+                            i);
     }
     return DLRN_OK;
 }
@@ -29802,7 +29947,7 @@ DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_me
 /* The share of the features that are active on more than `bound` of the rows; *part: their part of
    the sum of all densities. */
 DLRNI_INTERNAL double dlrni_denser_than(const dlrn_evaluator *e, double bound, double *part) {
-    int64_t features = 0, fired = 0, F = e->dict->features;
+    int64_t features = 0, fired = 0, F = e->dict->span_of;
     for (int64_t f = 0; f < F; f++) {
         if (!((double)e->fired[f] > bound * (double)e->rows)) continue;
         features++;
@@ -29831,7 +29976,7 @@ DLRNI_INTERNAL void dlrni_saebench_figures(const dlrn_evaluator *e, const dlrn_m
    so no row need be visited for it. */
 DLRNI_INTERNAL void dlrni_layer_figures(const dlrn_evaluator *e) {
     const dlrn_dictionary *dict = e->dict;
-    int64_t width = dict->d_out / dict->layers, own = dict->features / dict->layers;
+    int64_t width = dict->d_out / dict->layers, own = dict->span_of / dict->layers;
     double n = (double)e->rows;
     for (int64_t l = 0; e->layer && l < dict->layers; l++) {
         dlrn_layer_metrics *out = &e->layer[l];
@@ -29863,15 +30008,36 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->documents = out->tokens = 0;
 }
 
-DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+/* How often each feature has fired. */
+DLRNI_INTERNAL dlrn_status dlrni_total_fired(const dlrn_evaluator *e, const int64_t **fired) {
+    const int64_t F = e->dict->span_of;
+    *fired = e->total ? e->total : e->fired;
+    if (!e->total) return DLRN_OK;
+    memcpy(e->total, e->fired, (size_t)F * sizeof *e->total);
+    return dlrni_sum_ranks(e->ctx, DLRN_I64, e->total, F);
+}
+
+/* An evaluator with the sums over the features of all ranks. All others are sums over rows, which
+   every rank has seen. */
+DLRNI_INTERNAL dlrn_status dlrni_join_sums(const dlrn_evaluator *e, dlrn_evaluator *all) {
+    const int64_t *fired;
+    double sums[2] = {e->l1, e->sparsity};
+    *all = *e;
+    if (!e->total) return DLRN_OK;
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_F64, sums, 2));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_I64, &all->nnz, 1));
+    all->fired = e->total;
+    all->l1 = sums[0];
+    all->sparsity = sums[1];
+    return DLRN_OK;
+}
+
+/* The figures of an evaluator that has all sums. */
+DLRNI_INTERNAL void dlrni_figures_of(const dlrn_evaluator *e, dlrn_metrics *out) {
     /* all means are over rows */
     double n = (double)e->rows;
-    int64_t F = e->dict->features, alive = 0;
-    memset(out, 0, sizeof *out);
-    /* first, so that *out is defined even after an error */
-    dlrni_no_cross_entropy(out);
-    DLRNI_TRY(dlrni_check_evaluator(e));
-    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    int64_t F = e->dict->span_of, alive = 0;
     out->rows = e->rows; /* counts, then means over rows */
     out->fired = e->fired;
     out->l2_loss = e->norm / n;
@@ -29899,6 +30065,17 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     dlrni_layer_figures(e);
     out->layers = e->dict->layers;
     out->layer = e->layer;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    dlrn_evaluator all;
+    memset(out, 0, sizeof *out);
+    /* first, so that *out is defined even after an error */
+    dlrni_no_cross_entropy(out);
+    DLRNI_TRY(dlrni_check_evaluator(e));
+    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    DLRNI_TRY(dlrni_join_sums(e, &all));
+    dlrni_figures_of(&all, out);
     return DLRN_OK;
 }
 
@@ -29920,12 +30097,14 @@ DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
 
 DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge,
                                               int64_t *count) {
+    const int64_t *fired;
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
     memset(count, 0, (size_t)bins * sizeof *count);
     /* bins + 1 edges; NULL: not wanted */
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->features; f++) /* dead features have no logarithm */
-        if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
+    for (int64_t f = 0; f < e->dict->span_of; f++) /* dead features have no logarithm */
+        if (fired[f]) count[dlrni_bin_of((double)fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
 
@@ -29974,15 +30153,97 @@ DLRNI_INTERNAL double dlrni_mean_of_numbers(const float *x, int64_t n) {
     return count ? sum / (double)count : (double)NAN;
 }
 
+/* Over ranks: the largest cosines of this rank's rows with rows [n] of another rank, into max. */
+DLRNI_INTERNAL dlrn_status dlrni_near_others(const dlrn_dictionary *dict, int role,
+                                             const float *rows, int64_t n, const float *norm,
+                                             float *scratch, float *max) {
+    const int64_t F = dict->features, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    float *other = scratch, *cosine = scratch + n;
+    dlrni_search s;
+    memset(&s, 0, sizeof s);
+    s.ctx = dict->ctx;
+    s.n = F;
+    const dlrni_directions a = {dict->param[role], F, width, norm}, b = {rows, n, width, other};
+    for (int64_t i = 0; i < n; i++) other[i] = dlrn_norm(dict->ctx, rows + i * width, width);
+    s.a = a;
+    s.b = b;
+    DLRNI_TRY(dlrni_run_search(&s, 1, 0, NULL, cosine));
+    for (int64_t i = 0; i < F; i++)
+        if (cosine[i] > max[i] || max[i] != max[i]) max[i] = cosine[i];
+    return DLRN_OK;
+}
+
+/* Over ranks: each sends its rows, a block at a time, to the others. */
+DLRNI_INTERNAL dlrn_status dlrni_near_ranks(const dlrn_dictionary *dict, int role,
+                                            const float *norm, float *max) {
+    const int64_t width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t step = dlrni_max((1 << 20) / width, 1);
+    dlrn_context *ctx = dict->ctx;
+    float *rows = DLRNI_NEW(ctx, float, step *width);
+    float *scratch = DLRNI_NEW(ctx, float, step + dict->features);
+    dlrn_status s = dlrni_agree(ctx, rows && scratch ? DLRN_OK : DLRN_ERR_MEMORY);
+    for (int r = 0; r < dlrni_ranks(ctx) && s == DLRN_OK; r++) {
+        const int own = r == ctx->cfg.collective.rank;
+        int64_t at, n;
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &n);
+        for (int64_t i = 0; i < n && s == DLRN_OK; i += step) {
+            const int64_t m = dlrni_min(step, n - i);
+            const size_t size = (size_t)(m * width) * sizeof *rows;
+            if (own) memcpy(rows, dict->param[role] + i * width, size);
+            s = dlrni_from_rank(ctx, r, rows, (int64_t)size);
+            if (s == DLRN_OK && !own)
+                s = dlrni_near_others(dict, role, rows, m, norm, scratch, max);
+            s = dlrni_agree(ctx, s);
+        }
+    }
+    dlrn_free(ctx, rows);
+    dlrn_free(ctx, scratch);
+    return s;
+}
+
+/* The figures of a dictionary without parts over ranks: as dlrni_weights_of, of all features. */
+DLRNI_INTERNAL dlrn_status dlrni_weights_together(const dlrn_dictionary *dict, float *each,
+                                                  int64_t F) {
+    const int64_t n = dict->features, ranks = dlrni_ranks(dict->ctx);
+    dlrn_context *ctx = dict->ctx;
+    float *own = DLRNI_NEW(ctx, float, DLRN_WEIGHT_COUNT *n);
+    int64_t *bytes = DLRNI_NEW(ctx, int64_t, ranks), at;
+    dlrn_status s = own && bytes ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * n; i++) own[i] = (float)NAN;
+    if (s == DLRN_OK) s = dlrni_weights_of(dict, own, n);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && dict->param[DLRN_ENCODER])
+        s = dlrni_near_ranks(dict, DLRN_ENCODER, own + DLRN_WEIGHT_ENCODER_NORM * n,
+                             own + DLRN_WEIGHT_MAX_ENCODER * n);
+    if (s == DLRN_OK && dict->param[DLRN_DECODER])
+        s = dlrni_near_ranks(dict, DLRN_DECODER, own + DLRN_WEIGHT_DECODER_NORM * n,
+                             own + DLRN_WEIGHT_MAX_DECODER * n);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) {
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &bytes[r]);
+        bytes[r] *= (int64_t)sizeof *own;
+    }
+    for (int i = 0; i < DLRN_WEIGHT_COUNT && s == DLRN_OK; i++)
+        s = dlrni_gather_ranks(ctx, own + i * n, bytes, each + i * F);
+    dlrn_free(ctx, own);
+    dlrn_free(ctx, bytes);
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean, float *each) {
-    const int64_t F = dict->features;
+    const int together = dlrni_ranks(dict->ctx) > 1;
+    const int64_t F = together ? dict->span_of : dict->features;
     float *own = each ? NULL : DLRNI_NEW(dict->ctx, float, DLRN_WEIGHT_COUNT *F);
-    dlrn_status s = each || own ? DLRN_OK : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(dict->ctx, each || own ? DLRN_OK : DLRN_ERR_MEMORY);
     if (!each) each = own;
     for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * F; i++) each[i] = (float)NAN;
-    if (s == DLRN_OK && !dict->n_parts) s = dlrni_weights_of(dict, each, F);
-    for (int64_t p = 0; s == DLRN_OK && p < dict->n_parts; p++)
-        s = dlrni_weights_of(dict->part[p].dict, each + dict->part[p].feature_at, F);
+    int64_t at = 0; /* of the part among the features of all ranks */
+    for (int64_t p = dict->n_parts ? 0 : -1; s == DLRN_OK && p < dict->n_parts; p++) {
+        const dlrn_dictionary *of = p < 0 ? dict : dict->part[p].dict;
+        s = together ? dlrni_weights_together(of, each + at, F)
+                     : dlrni_weights_of(of, each + (p < 0 ? 0 : dict->part[p].feature_at), F);
+        at += of->span_of;
+        if (p < 0) break;
+    }
     for (int i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT; i++)
         mean[i] = dlrni_mean_of_numbers(each + i * F, F);
     dlrn_free(dict->ctx, own);
@@ -30000,6 +30261,18 @@ typedef struct dlrni_evaluation {
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
+/* Whether the sources of all ranks have given as many rows. s: of reading them. */
+DLRNI_INTERNAL dlrn_status dlrni_same_rows(dlrn_context *ctx, dlrn_status s, int64_t n) {
+    int64_t count[2] = {n, -n};
+    if (dlrni_ranks(ctx) == 1) return s;
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, count, 2));
+    if (count[0] == -count[1]) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
+                     "the source: expected the same rows on all ranks, found from %lld to %lld",
+                     (long long)-count[1], (long long)count[0]);
+}
+
 /* Reads and measures a batch at a time, until cfg.rows are measured or the source ends. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
@@ -30010,10 +30283,12 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
         /* enough rows */
         if (want <= 0) return DLRN_OK;
         dlrn_status s = dlrni_source_read(e->ctx, j->source, want, j->x, j->y, &n);
-        if (s != DLRN_OK) return s == DLRN_END ? DLRN_OK : s;
+        DLRNI_TRY(dlrni_same_rows(e->ctx, s == DLRN_END ? DLRN_OK : s, n));
+        if (s == DLRN_END) return DLRN_OK;
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
         /* may stop the evaluation */
-        if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));
+        s = j->progress ? j->progress(j->user, e->rows) : DLRN_OK;
+        DLRNI_TRY(dlrni_agree(e->ctx, s));
     }
 }
 
@@ -30042,7 +30317,25 @@ typedef struct dlrni_splice {
     const dlrn_dictionary *const *dicts; /* [sites] borrowed */
     dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
+    struct dlrni_turn *turn; /* [ranks] what each says at an edit; owned, NULL: alone   */
+    int64_t *bytes;          /* [ranks] scratch, owned                                  */
+    float *x, *x_hat;        /* rows of all ranks at an edit, owned                     */
+    int64_t x_cap, x_hat_cap;
+    int over;   /* 1: this pass is over, or has failed: no rank takes another turn      */
+    int theirs; /* 1: another rank has failed, not this one                             */
 } dlrni_splice;
+
+/* Over ranks each runs the model on its own documents. At an edit all bring their rows, encode and
+   decode them together, and each takes its own back. A rank whose documents are done comes without
+   rows until those of all are. */
+typedef enum dlrni_turn_state {
+    DLRNI_TURN_EDITS,
+    DLRNI_TURN_DONE,
+    DLRNI_TURN_FAILED
+} dlrni_turn_state;
+typedef struct dlrni_turn {
+    int64_t rows, site, state;
+} dlrni_turn;
 
 /* A model must edit only the sites that it has announced: the number becomes an index. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
@@ -30051,11 +30344,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
                      (long long)s->sites);
 }
 
+/* What all ranks want at this turn: the site of those that edit (-1: all are done), and how many
+   rows they bring. */
+DLRNI_INTERNAL dlrn_status dlrni_hear_ranks(dlrni_splice *s, dlrni_turn mine, int64_t *site,
+                                            int64_t *rows) {
+    const int ranks = dlrni_ranks(s->ctx);
+    *site = -1;
+    *rows = 0;
+    for (int r = 0; r < ranks; r++) s->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, &mine, s->bytes, s->turn));
+    for (int r = 0; r < ranks; r++) {
+        const dlrni_turn *t = &s->turn[r];
+        if (t->state == DLRNI_TURN_FAILED) {
+            s->theirs = mine.state != DLRNI_TURN_FAILED;
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model of rank %d has failed",
+                             r);
+        }
+        if (t->state == DLRNI_TURN_DONE) continue;
+        if (*site >= 0 && *site != t->site)
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK,
+                             "the language model: expected edits of one site on all ranks, found "
+                             "%lld and %lld",
+                             (long long)*site, (long long)t->site);
+        *site = t->site;
+        *rows += t->rows;
+    }
+    return DLRN_OK;
+}
+
+/* The rows of all ranks at a site, to s->x, and their reconstructions in s->x_hat; this rank's
+   begin at *at. */
+DLRNI_INTERNAL dlrn_status dlrni_edit_rows(dlrni_splice *s, int64_t site, int64_t rows,
+                                           const float *x, int64_t *at) {
+    const dlrn_dictionary *dict = s->dicts[site];
+    dlrn_status status = DLRN_OK;
+    *at = 0;
+    if (!DLRNI_GROW(s->ctx, &s->x, &s->x_cap, 0, rows * dict->d_in) ||
+        !DLRNI_GROW(s->ctx, &s->x_hat, &s->x_hat_cap, 0, rows * dict->d_out))
+        status = DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_agree(s->ctx, status));
+    for (int r = 0; r < dlrni_ranks(s->ctx); r++) {
+        s->bytes[r] = s->turn[r].rows * dict->d_in * (int64_t)sizeof *x;
+        if (r < s->ctx->cfg.collective.rank) *at += s->turn[r].rows;
+    }
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, x, s->bytes, s->x));
+    return dlrn_encoder_run(s->encoders[site], s->x, rows, NULL, NULL, s->x_hat);
+}
+
+/* This rank's turn: out [mine.rows][d_out] are the reconstructions of x. */
+DLRNI_INTERNAL dlrn_status dlrni_take_turn(dlrni_splice *s, dlrni_turn mine, const float *x,
+                                           float *out) {
+    int64_t site = -1, rows = 0, at = 0;
+    if (s->over)
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model edits after a failure");
+    dlrn_status status = dlrni_hear_ranks(s, mine, &site, &rows);
+    if (status == DLRN_OK && site >= 0) status = dlrni_edit_rows(s, site, rows, x, &at);
+    s->over = status != DLRN_OK || site < 0;
+    if (status == DLRN_OK && mine.rows) {
+        const int64_t d = s->dicts[site]->d_out;
+        memcpy(out, s->x_hat + at * d, (size_t)(mine.rows * d) * sizeof *out);
+    }
+    return status;
+}
+
 /* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
-    const dlrni_splice *s = (const dlrni_splice *)user;
+    dlrni_splice *s = (dlrni_splice *)user;
+    const dlrni_turn mine = {n, site, DLRNI_TURN_EDITS};
     DLRNI_TRY(dlrni_check_site(s, site));
+    if (s->turn) return dlrni_take_turn(s, mine, x, out);
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
@@ -30071,10 +30429,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
-/* One pass of the model: *nats per token, over *tokens. */
-DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
-                                               const dlrn_edit *edit, double *nats,
-                                               int64_t *tokens) {
+/* One pass of the model on this rank: *nats per token, over *tokens. */
+DLRNI_INTERNAL dlrn_status dlrni_run_model(dlrn_context *ctx, const dlrn_language_model *lm,
+                                           const dlrn_edit *edit, double *nats, int64_t *tokens) {
     ctx->error[0] = 0; /* an old message must not pass for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
     /* NaN would spread to every figure below */
@@ -30088,17 +30445,44 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                 : NULL);
 }
 
+/* One pass over the documents of all ranks. turns: its edits are made together. */
+DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrni_splice *s, const dlrn_language_model *lm,
+                                               const dlrn_edit *edit, int turns, double *nats,
+                                               int64_t *tokens) {
+    dlrn_context *ctx = s->ctx;
+    dlrn_status status = DLRN_OK;
+    if (!s->turn) return dlrni_run_model(ctx, lm, edit, nats, tokens);
+    *nats = 0;
+    *tokens = 0;
+    s->over = s->theirs = 0;
+    /* a rank may have fewer documents than others, and none */
+    if (lm->documents) status = dlrni_run_model(ctx, lm, edit, nats, tokens);
+    while (turns && !s->over) {
+        const dlrni_turn mine = {0, 0, status == DLRN_OK ? DLRNI_TURN_DONE : DLRNI_TURN_FAILED};
+        const dlrn_status last = dlrni_take_turn(s, mine, NULL, NULL);
+        if (status == DLRN_OK) status = last;
+    }
+    /* the message is that of the rank that has failed first */
+    DLRNI_TRY(dlrni_agree(ctx, s->theirs ? DLRN_OK : status));
+    double sum = *nats * (double)*tokens;
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F64, &sum, 1));
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, tokens, 1));
+    *nats = sum / (double)*tokens;
+    if (*tokens > 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the language model: expected tokens, found none");
+}
+
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
 DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
                                               dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
     int64_t tokens = 0;
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, NULL, 0, &out->loss_original, &out->tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, &reconstruct, 1, &out->loss_reconstructed, &tokens));
     /* the third pass is skipped if the second already disagrees */
     if (tokens == out->tokens)
-        DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+        DLRNI_TRY(dlrni_cross_entropy(splice, lm, &zero, 0, &out->loss_zero, &tokens));
     /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
@@ -30107,29 +30491,47 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     /* what there is to recover; 0 if the site has no effect */
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents; /* as the model says */
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, &out->documents, 1));
     out->ce_diff = out->loss_reconstructed - out->loss_original;
     out->share_recovered =
         whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
     return DLRN_OK;
 }
 
+/* The encoders of all sites, and what turns need. */
+DLRNI_INTERNAL dlrn_status dlrni_splice_begin(dlrni_splice *s) {
+    const int64_t ranks = dlrni_ranks(s->ctx);
+    s->encoders = DLRNI_NEW_ZERO(s->ctx, dlrn_encoder *, s->sites);
+    if (!s->encoders) return DLRN_ERR_MEMORY;
+    if (ranks > 1) {
+        s->turn = DLRNI_NEW(s->ctx, dlrni_turn, ranks);
+        s->bytes = DLRNI_NEW(s->ctx, int64_t, ranks);
+        if (!s->turn || !s->bytes) return DLRN_ERR_MEMORY;
+    }
+    for (int64_t i = 0; i < s->sites; i++) {
+        DLRNI_TRY(dlrni_expect_rows_alone(s->dicts[i], "dlrn_loss_recovered"));
+        DLRNI_TRY(dlrn_encoder_create(s->dicts[i], &s->encoders[i]));
+    }
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
-    dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    dlrni_splice splice;
+    memset(&splice, 0, sizeof splice);
+    splice.ctx = ctx;
+    splice.dicts = dicts;
+    splice.sites = lm->sites;
     /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
-    splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
-    dlrn_status s = splice.encoders ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++) {
-        s = dlrni_expect_rows_alone(dicts[i], "dlrn_loss_recovered");
-        if (s == DLRN_OK) s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
-    }
+    dlrn_status s = dlrni_agree(ctx, dlrni_splice_begin(&splice));
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
-    dlrn_free(ctx, splice.encoders);
+    void *blocks[] = {splice.encoders, splice.turn, splice.bytes, splice.x, splice.x_hat};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     return s;
 }
 
@@ -30147,7 +30549,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
     /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
-    dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(ctx, j.x && (j.y || !source->d_out) ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_measure_source(&j);
     int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was measured is still reported */
     if (s == DLRN_OK || stopped) {
         /* fails if there were no rows */
@@ -30277,6 +30680,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
+    DLRNI_TRY(dlrni_expect_alone(dict->ctx, place));
     /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};

@@ -295,6 +295,11 @@ TEST(saving) {
 enum { D = 6, ROWS = 64, BATCH = 16 };
 static float rows[ROWS * D];
 
+static void make_rows(void) {
+    dlrn_rng rng = {3, 0, 0};
+    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng);
+}
+
 typedef struct train_job {
     const char *recipe, *from, *to; /* from NULL: a new one; to NULL: none is saved */
     int steps, buffered;
@@ -359,11 +364,294 @@ TEST(checkpoints) {
     static const char *const recipes[] = {"reference",    "dl-top_k",    "dl-batch_top_k",
                                           "dl-jump_relu", "dl-gated",    "dl-p_anneal",
                                           "clt-topk",     "clt-jumprelu"};
-    dlrn_rng rng = {3, 0, 0};
-    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng);
+    make_rows();
     mkdir("build/tmp/ranks", 0777);
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
         check_checkpoint(recipes[i], i % 2 == 1);
+}
+
+/* ---- Figures ---- */
+
+enum { DOCUMENTS = 7, TOKENS = 9, EVAL_ROWS = 60 };
+
+/* A model of one site, whose loss of a token is a function of what it goes on with. Each rank has
+   the documents first .. end. */
+typedef struct model {
+    int64_t first, end, d;
+    int fails; /* at its second document */
+} model;
+
+static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+    const model *m = (const model *)user;
+    float out[TOKENS * 16];
+    *nats = 0;
+    *tokens = 0;
+    for (int64_t doc = m->first; doc < m->end; doc++) {
+        const int64_t n = 3 + doc % 5, d = m->d;
+        const float *x = rows + doc * d;
+        if (m->fails && doc > m->first) return DLRN_ERR_CALLBACK;
+        memcpy(out, x, (size_t)(n * d) * sizeof *out);
+        if (edit) {
+            const dlrn_status s = edit->edit(edit->user, 0, x, out, n);
+            if (s != DLRN_OK) return s;
+        }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t c = 0; c < d; c++)
+                *nats += fabs((double)out[i * d + c] - (double)x[i * d + c] / 2);
+        *tokens += n;
+    }
+    if (*tokens) *nats /= (double)*tokens;
+    return DLRN_OK;
+}
+
+typedef struct figures {
+    dlrn_metrics m;
+    int64_t fired[3 * 45], count[6];
+    double mean[DLRN_WEIGHT_COUNT];
+    float each[DLRN_WEIGHT_COUNT * 3 * 45], decoded[EVAL_ROWS * D];
+    dlrn_sparse codes;
+} figures;
+
+typedef struct eval_job {
+    const char *path;
+    dlrn_sparsity sparsity;
+    int fails;
+    figures of[RANKS_MAX];
+} eval_job;
+
+static dlrn_status evaluate(dlrn_context *own, const eval_job *j, int rank, int ranks,
+                            figures *to) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_evaluator *e = NULL;
+    dlrn_sparse codes;
+    dlrn_metrics m;
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    model model = {DOCUMENTS * rank / ranks, DOCUMENTS * (rank + 1) / ranks, D, 0};
+    dlrn_language_model lm = {cross_entropy, NULL, &model, 1, 0};
+    dlrn_source source;
+    cfg.batch_size = 13, cfg.sparsity = j->sparsity, cfg.rows = EVAL_ROWS, cfg.saelens_batch = 16;
+    if (ranks == 3) { /* one has no documents, one has most */
+        model.first = rank == 1 ? 0 : rank == 0 ? 5 : DOCUMENTS;
+        model.end = rank == 1 ? 5 : DOCUMENTS;
+    }
+    model.fails = j->fails && rank == 1;
+    lm.documents = model.end - model.first;
+    memset(&codes, 0, sizeof codes);
+    dlrn_status s = dlrn_load(own, j->path, NULL, &dict);
+    if (s == DLRN_OK) s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
+    if (s == DLRN_OK) s = dlrn_evaluate(dict, &cfg, &source, &lm, NULL, NULL, &to->m);
+    if (s == DLRN_OK) s = dlrn_evaluator_create(dict, &cfg, &e);
+    if (s == DLRN_OK) s = dlrn_evaluator_add(e, rows, NULL, EVAL_ROWS);
+    if (s == DLRN_OK) s = dlrn_evaluator_finish(e, &m);
+    if (s == DLRN_OK) memcpy(to->fired, m.fired, (size_t)dict->span_of * sizeof *to->fired);
+    if (s == DLRN_OK) s = dlrn_evaluator_histogram(e, 6, NULL, to->count);
+    if (s == DLRN_OK) s = dlrn_weight_figures(dict, to->mean, to->each);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(dict, rows, EVAL_ROWS, &codes);
+    if (s == DLRN_OK) s = dlrn_decode_sparse(dict, &codes, to->decoded);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, &codes, rank == 1 ? NULL : &to->codes);
+    dlrn_sparse_free(&codes);
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(dict);
+    return s;
+}
+
+static void eval_body(void *arg, int rank, dlrn_context *own) {
+    eval_job *j = (eval_job *)arg;
+    figures *to = &j->of[rank];
+    const dlrn_status s = evaluate(own, j, rank, dlrn_context_describe(own).ranks, to);
+    if (j->fails) {
+        BODY_CHECK(rank, s == DLRN_ERR_CALLBACK && strstr(dlrn_error(own), "the language model"),
+                   "expected the model's error, found %d: %s", (int)s, dlrn_error(own));
+        return;
+    }
+    BODY_CHECK(rank, s == DLRN_OK, "%s", dlrn_error(own));
+    /* the context ends here: the codes are compared elsewhere */
+    dlrn_sparse copy = to->codes;
+    memset(&to->codes, 0, sizeof to->codes);
+    const int64_t n = copy.row_ptr ? copy.row_ptr[copy.rows] : 0;
+    to->codes.rows = copy.rows;
+    to->codes.cols = n; /* entries */
+    to->codes.col = (int32_t *)malloc((size_t)n * sizeof(int32_t) + 1);
+    to->codes.val = (float *)malloc((size_t)n * sizeof(float) + 1);
+    to->codes.row_ptr = (int64_t *)malloc((size_t)(copy.rows + 1) * sizeof(int64_t));
+    if (n) memcpy(to->codes.col, copy.col, (size_t)n * sizeof(int32_t));
+    if (n) memcpy(to->codes.val, copy.val, (size_t)n * sizeof(float));
+    if (copy.row_ptr)
+        memcpy(to->codes.row_ptr, copy.row_ptr, (size_t)(copy.rows + 1) * sizeof(int64_t));
+    dlrn_sparse_free(&copy);
+}
+
+static void free_figures(eval_job *j, int ranks) {
+    for (int r = 0; r < ranks; r++) {
+        free(j->of[r].codes.col);
+        free(j->of[r].codes.val);
+        free(j->of[r].codes.row_ptr);
+    }
+}
+
+static int close_to(double a, double b) {
+    return fabs(a - b) <= 1e-6 * fmax(fabs(b), 1e-3) || (a != a && b != b);
+}
+
+static void check_figures(const char *what, const figures *a, const figures *b) {
+#define SAME(field)                                                                                \
+    CHECK_MSG(close_to((double)a->m.field, (double)b->m.field), "%s: %s %.9g, expected %.9g",      \
+              what, #field, (double)a->m.field, (double)b->m.field)
+    SAME(rows);
+    SAME(mse_loss);
+    SAME(l2_loss);
+    SAME(sparsity_loss);
+    SAME(variance_explained);
+    SAME(variance_explained_per_dim);
+    SAME(l0);
+    SAME(share_alive);
+    SAME(cosine);
+    SAME(l2_ratio);
+    SAME(relative_reconstruction_bias);
+    SAME(dead);
+    SAME(dense);
+    SAME(saelens.l1);
+    SAME(saelens.explained_variance);
+    SAME(saelens.explained_variance_legacy);
+    SAME(saebench.frac_alive);
+    SAME(saebench.normalized_freq_over_1_percent);
+    SAME(loss_original);
+    SAME(loss_reconstructed);
+    SAME(loss_zero);
+    SAME(share_recovered);
+    SAME(documents);
+    SAME(tokens);
+#undef SAME
+    CHECK_MSG(!memcmp(a->fired, b->fired, sizeof a->fired), "%s: other features fired", what);
+    CHECK_MSG(!memcmp(a->count, b->count, sizeof a->count), "%s: another histogram", what);
+    CHECK_MSG(!memcmp(a->mean, b->mean, sizeof a->mean), "%s: other figures of weights", what);
+    CHECK_MSG(!memcmp(a->each, b->each, sizeof a->each), "%s: other figures of features", what);
+    CHECK_MSG(near(a->decoded, b->decoded, EVAL_ROWS * D), "%s: decoded otherwise", what);
+}
+
+static void check_gathered(const char *what, const dlrn_sparse *a, const dlrn_sparse *b) {
+    CHECK_MSG(a->rows == b->rows && a->cols == b->cols && b->cols > 0, "%s: other codes", what);
+    CHECK_MSG(!memcmp(a->row_ptr, b->row_ptr, (size_t)(a->rows + 1) * sizeof *a->row_ptr) &&
+                  !memcmp(a->col, b->col, (size_t)a->cols * sizeof *a->col) &&
+                  !memcmp(a->val, b->val, (size_t)a->cols * sizeof *a->val),
+              "%s: codes in another order", what);
+}
+
+static void check_evaluation(const char *family, dlrn_sparsity sparsity) {
+    static eval_job one, many;
+    dlrn_dictionary *dict = NULL;
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    memset(&one, 0, sizeof one);
+    desc.family = family, desc.d_in = D, desc.features = 3 * 45, desc.seed = 2;
+    if (!strcmp(family, "CrossLayerTranscoder")) desc.layers = 3;
+    if (strstr(family, "TopK")) desc.k = 5;
+    one.path = "build/tmp/ranks/whole.safetensors", one.sparsity = sparsity;
+    mkdir("build/tmp/ranks", 0777);
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    CHECK_OK(ctx, dlrn_save(dict, one.path));
+    dlrn_dictionary_destroy(dict);
+    run_on(1, eval_body, &one);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        memset(&many, 0, sizeof many);
+        many.path = one.path, many.sparsity = sparsity;
+        run_on(ranks, eval_body, &many);
+        for (int r = 0; r < ranks; r++) check_figures(family, &many.of[r], &one.of[0]);
+        for (int r = 0; r < ranks; r += 2)
+            check_gathered(family, &many.of[r].codes, &one.of[0].codes);
+        free_figures(&many, ranks);
+    }
+    free_figures(&one, 1);
+}
+
+TEST(figures) {
+    make_rows();
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_L1);
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_ENTROPY);
+    check_evaluation("AutoEncoderTopK", DLRN_SPARSITY_L1);
+    check_evaluation("CrossLayerTranscoder", DLRN_SPARSITY_L1);
+}
+
+/* ---- One error for all ---- */
+
+TEST(a_model_fails_on_one_rank) {
+    static eval_job j;
+    memset(&j, 0, sizeof j);
+    j.path = "build/tmp/ranks/whole.safetensors", j.fails = 1;
+    make_rows();
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_L1); /* makes the file */
+    run_on(3, eval_body, &j);
+}
+
+static void missing_body(void *arg, int rank, dlrn_context *own) {
+    dlrn_dictionary *dict = NULL;
+    char path[300];
+    snprintf(path, sizeof path, "%s%s", (const char *)arg, rank == 1 ? ".gone" : "");
+    BODY_CHECK(rank, dlrn_load(own, path, NULL, &dict) == DLRN_ERR_IO && !dict,
+               "loaded without a file: %s", dlrn_error(own));
+    BODY_CHECK(rank, strstr(dlrn_error(own), ".gone: no such file"), "error: %s", dlrn_error(own));
+    BODY_CHECK(rank, rank == 1 || !strncmp(dlrn_error(own), "rank 1: ", 8), "error: %s",
+               dlrn_error(own));
+    /* all go on */
+    BODY_CHECK(rank, dlrn_load(own, (const char *)arg, NULL, &dict) == DLRN_OK, "%s",
+               dlrn_error(own));
+    dlrn_status s = dlrn_save(dict, "build/tmp/ranks/none/ae.safetensors");
+    BODY_CHECK(rank, s == DLRN_ERR_IO, "saved in no folder: %d", (int)s);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(a_file_is_missing_on_one_rank) {
+    char path[] = "build/tmp/ranks/whole.safetensors";
+    run_on(3, missing_body, path);
+}
+
+/* The `left`-th block of memory of one rank is not there. */
+static int64_t left[RANKS_MAX];
+
+static void *starved(void *user, size_t size) {
+    return --left[*(const int *)user] == 0 ? NULL : malloc(size);
+}
+
+static void fed(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+static int finished; /* without a failure */
+
+static void starve_body(void *arg, int rank, dlrn_context *own) {
+    static const char *const to = "build/tmp/ranks/starved.safetensors";
+    dlrn_dictionary *dict = NULL;
+    dlrn_trainer *t = NULL;
+    float x_hat[EVAL_ROWS * D];
+    dlrn_status s = dlrn_load(own, (const char *)arg, NULL, &dict);
+    if (s == DLRN_OK) s = dlrn_forward(dict, rows, EVAL_ROWS, x_hat, NULL);
+    if (s == DLRN_OK) s = dlrn_save(dict, to);
+    if (s == DLRN_OK)
+        s = dlrn_trainer_resume(own, "build/tmp/ranks/one.safetensors", NULL, NULL, &t);
+    if (s == DLRN_OK) s = dlrn_trainer_save(t, to);
+    dlrn_trainer_destroy(t);
+    dlrn_dictionary_destroy(dict);
+    if (rank == 0) finished = s == DLRN_OK;
+    BODY_CHECK(rank, s == DLRN_OK || s == DLRN_ERR_MEMORY, "status %d: %s", (int)s,
+               dlrn_error(own));
+}
+
+TEST(no_memory_on_one_rank) {
+    char path[] = "build/tmp/ranks/whole.safetensors";
+    int n = 1;
+    check_checkpoint("dl-top_k", 0);
+    for (finished = 0; !finished && n < 4000; n++) {
+        ranks_setup setup;
+        memset(&setup, 0, sizeof setup);
+        memset(wrong, 0, sizeof wrong);
+        memset(left, 0, sizeof left);
+        setup.ranks = 2, setup.alloc = starved, setup.release = fed;
+        left[n % 2] = n / 2 + 2; /* the first is the context's own */
+        ranks_run(&setup, starve_body, path);
+        for (int r = 0; r < 2; r++) CHECK_MSG(!*wrong[r], "block %d: rank %d: %s", n, r, wrong[r]);
+    }
+    CHECK(finished && n > 100);
 }
 
 static void run_lines(void) {
@@ -380,6 +668,10 @@ int main(int argc, char **argv) {
     CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
     RUN(saving);
     RUN(checkpoints);
+    RUN(figures);
+    RUN(a_model_fails_on_one_rank);
+    RUN(a_file_is_missing_on_one_rank);
+    RUN(no_memory_on_one_rank);
     run_lines();
     dlrn_context_destroy(ctx);
     return TEST_END();
