@@ -5316,6 +5316,7 @@ typedef struct dlrni_encoding {
     int64_t width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
+    int64_t from, to;       /* stretches in hand: usually all                                     */
     int64_t share;          /* groups of a task                                                   */
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
@@ -5788,7 +5789,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
    its rows stay in the third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
-    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = task / tasks;
+    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = c->from + task / tasks;
     int64_t at = task % tasks * c->share, group = c->first + at;
     int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n);
     int64_t n = dlrni_min(c->share, c->wave - at);
@@ -5877,7 +5878,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->first = -1;
     /* cuts of the old rows are void */
     c->cut_known = c->made_all = 0;
-    c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->stretches = c->to = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->from = 0;
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
@@ -5902,7 +5904,7 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], 0, entries))
                 return DLRN_ERR_MEMORY;
@@ -5917,7 +5919,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
     /* all rows of a stretch in full, and one appended */
     const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
@@ -5934,7 +5936,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
 /* Entries of the lists in hand, or how many there would be with enough room. */
 DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].count;
     return total;
@@ -5943,7 +5945,7 @@ DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
 /* Candidates of the lists in hand: how well the screen does (dlrni_encoding_learn). */
 DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].candidates;
     return total;
@@ -5965,10 +5967,10 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     /* more than the 3 % of dlrni_choose_screen, on purpose: too much room costs less than a
        second pass */
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
+        dlrni_parallel_for(ctx, (c->to - c->from) * dlrni_ceil_div(c->wave, c->share),
                            dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
                            dlrni_list_task, c);
         /* the groups after the new end are made by a later call, in the same memory */
@@ -6028,7 +6030,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
 /* The largest number of entries of a block of rows: how long a slab's arrays must be. */
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) {
             int64_t n = 0;
             for (int64_t g = c->first; g < c->first + c->wave; g++) {
@@ -23475,26 +23477,58 @@ DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
     return s;
 }
 
-/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
-   sums its own figures. s: whether this rank has come so far. */
-DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s) {
+/* Room for the sums of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_shares(t);
-    const int64_t requests = shares * dlrni_ceil_div(n, DLRNI_STRETCH);
-    if (s == DLRN_OK &&
-        (!DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) ||
-         !DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)))
-        s = DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_agree(t->ctx, s));
-    memset(w->request, 0, (size_t)requests * sizeof *w->request);
-    void **request = w->request;
-    for (int64_t i0 = 0; i0 < n && s == DLRN_OK; i0 += DLRNI_STRETCH, request += shares) {
-        const int64_t rows = dlrni_min(DLRNI_STRETCH, n - i0);
-        if (!t->part) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
-        if (!t->whole) s = dlrni_begin_sums(t, i0, rows, request);
+    const int64_t requests = dlrni_shares(t) * dlrni_ceil_div(w->batch.n, DLRNI_STRETCH);
+    if (dlrni_ranks(t->ctx) == 1) return DLRN_OK;
+    return DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) &&
+                   DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)
+               ? DLRN_OK
+               : DLRN_ERR_MEMORY;
+}
+
+/* Whether the rows are encoded stretch by stretch, each while the sums of the one before are under
+   way: no selection compares them, and the last batch says that all lists fit. */
+DLRNI_INTERNAL int dlrni_encodes_late(const dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 &&
+           t->w.nnz >= 0 && t->w.wave == c->groups && !dlrni_selects(c->dict) &&
+           !dlrni_by_batch(c);
+}
+
+/* The lists of the stretch that begins with row i0. */
+DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
+    dlrni_encoding *c = &t->w.codes;
+    c->from = i0 / DLRNI_STRETCH;
+    c->to = c->from + 1;
+    DLRNI_TRY(dlrni_make_lists(c, 0, c->groups, INT64_MAX));
+    return dlrni_slab_room(t);
+}
+
+/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
+   sums its own figures. s: whether this rank has come so far; if not, it takes part in the sums
+   until all know. late: there are no lists yet. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
+    dlrni_work *w = &t->w;
+    const int64_t n = w->batch.n, shares = dlrni_shares(t), all = dlrni_ceil_div(n, DLRNI_STRETCH);
+    dlrn_status sums = DLRN_OK;
+    memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
+    for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
+        const int64_t i0 = i * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, n - i0);
+        if (late && s == DLRN_OK) s = dlrni_late_stretch(t, i0);
+        if (!t->part && s == DLRN_OK) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
+        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * shares);
     }
-    if (s == DLRN_OK) s = dlrni_sum_figures(t);
-    return t->whole ? s : dlrni_end_sums(t, s);
+    w->codes.from = 0;
+    w->codes.to = w->codes.stretches;
+    if (late && s == DLRN_OK) {
+        dlrni_count_wave(t);
+        dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
+    }
+    if (sums == DLRN_OK) sums = dlrni_agree(t->ctx, s);
+    if (sums == DLRN_OK) sums = dlrni_sum_figures(t);
+    return t->whole ? sums : dlrni_end_sums(t, sums);
 }
 
 /* The lists of the wave that begins with group `first`, counted, and scratch for its slabs. */
@@ -23513,7 +23547,9 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     const int alone = dlrni_ranks(t->ctx) == 1;
     dlrn_status s;
     int64_t first = 0;
+    const int late = dlrni_encodes_late(t);
     w->nnz = w->zeros = w->candidates = 0;
+    if (late) return dlrni_sum_waves(t, DLRN_OK, 1);
     do { /* once on a rank without features, too */
         s = dlrni_next_wave(t, first);
         first += w->wave;
@@ -23524,7 +23560,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     w->active = w->nnz;
     /* the next batch chooses its screen by this one */
     if (s == DLRN_OK && w->codes.groups) dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
-    return alone ? s : dlrni_sum_waves(t, s);
+    return alone ? s : dlrni_sum_waves(t, s, 0);
 }
 
 /* ---- The batch ---- */
@@ -26632,6 +26668,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     p->step = t->step;
     p->anneal = t->anneal;
     DLRNI_TRY(dlrni_batch_room(p, all->n));
+    DLRNI_TRY(dlrni_sums_room(p));
     b->e = all->e + part->out_at;
     b->e_ld = t->dict->d_out;
     b->level = all->level ? all->level + part->out_at : NULL;
@@ -26669,7 +26706,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float 
         t->w.candidates += t->part[i]->w.candidates;
     }
     t->w.active = t->w.nnz;
-    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK);
+    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK, 0);
     dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
     return DLRN_OK;
 }
@@ -27441,6 +27478,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, 
     DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
     DLRNI_TRY(dlrni_level_room(t, n));
+    DLRNI_TRY(dlrni_sums_room(t));
     dlrni_update_view(t);
     if (t->cfg.loss == DLRN_LOSS_FVU)
         w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
