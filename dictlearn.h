@@ -4530,7 +4530,7 @@ DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
 }
 
 /* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
+DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_dictionary **dict) {
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
         if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
@@ -4567,11 +4567,11 @@ DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_famil
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
     if (family->roles) dlrni_take_span(*out);
-    return dlrni_params_alloc(family, out);
+    return dlrni_alloc_roles(family, out);
 }
 
-/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
-   itself, and the numbers of the whole go part by part. */
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out
+   alone, and the numbers of the whole go part by part. */
 DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
     int64_t before = 0;
     for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
@@ -5341,6 +5341,7 @@ typedef struct dlrni_encoding {
     int64_t width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
+    int64_t from, to;       /* stretches in hand: usually all                                     */
     int64_t share;          /* groups of a task                                                   */
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
@@ -5813,7 +5814,7 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
    its rows stay in the third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
-    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = task / tasks;
+    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = c->from + task / tasks;
     int64_t at = task % tasks * c->share, group = c->first + at;
     int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n);
     int64_t n = dlrni_min(c->share, c->wave - at);
@@ -5902,7 +5903,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->first = -1;
     /* cuts of the old rows are void */
     c->cut_known = c->made_all = 0;
-    c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->stretches = c->to = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->from = 0;
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
@@ -5927,7 +5929,7 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], 0, entries))
                 return DLRN_ERR_MEMORY;
@@ -5942,7 +5944,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
     /* all rows of a stretch in full, and one appended */
     const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
@@ -5959,7 +5961,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
 /* Entries of the lists in hand, or how many there would be with enough room. */
 DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].count;
     return total;
@@ -5968,7 +5970,7 @@ DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
 /* Candidates of the lists in hand: how well the screen does (dlrni_encoding_learn). */
 DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].candidates;
     return total;
@@ -5990,10 +5992,10 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     /* more than the 3 % of dlrni_choose_screen, on purpose: too much room costs less than a
        second pass */
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
+        dlrni_parallel_for(ctx, (c->to - c->from) * dlrni_ceil_div(c->wave, c->share),
                            dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
                            dlrni_list_task, c);
         /* the groups after the new end are made by a later call, in the same memory */
@@ -6053,7 +6055,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
 /* The largest number of entries of a block of rows: how long a slab's arrays must be. */
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) {
             int64_t n = 0;
             for (int64_t g = c->first; g < c->first + c->wave; g++) {
@@ -6493,7 +6495,7 @@ DLRNI_INTERNAL int32_t dlrni_joint_equals(const dlrni_joint *j, int64_t i) {
 
 /* left [n]: of the entries equal to the last, how many stay on this rank: the features of lower
    ranks come first. `tied` 0: all stay. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_ties(dlrn_context *ctx, dlrni_joint *j, int tied) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_quota(dlrn_context *ctx, dlrni_joint *j, int tied) {
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t *bytes = tied ? DLRNI_NEW(ctx, int64_t, ranks) : NULL;
     int32_t *all = tied ? DLRNI_NEW(ctx, int32_t, (ranks + 1) * j->n) : NULL;
@@ -6555,7 +6557,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_find(dlrn_context *ctx, dlrni_joint *j, i
         DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, j->count, j->n * DLRNI_JOINT_PARTS));
         dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_bits, j);
     }
-    return dlrni_joint_ties(ctx, j, dlrni_joint_tied(j));
+    return dlrni_joint_quota(ctx, j, dlrni_joint_tied(j));
 }
 
 /* The float of a key that is not that of a NaN. */
@@ -6603,7 +6605,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
 
 /* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
    rank has come so far. */
-DLRNI_INTERNAL dlrn_status dlrni_join_rows(dlrni_encoding *c, dlrni_joint *j, int64_t k,
+DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
                                            dlrn_status s) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t ld = c->dict->formula.k;
@@ -6624,7 +6626,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_rows(dlrni_encoding *c, dlrni_joint *j, in
 /* The same for the selection of a batch. Alone: nothing, the heaps say it. */
 DLRNI_INTERNAL dlrn_status dlrni_join_cuts(dlrni_encoding *c, dlrn_status s) {
     if (dlrni_ranks(c->dict->ctx) == 1) return s;
-    return dlrni_join_rows(c, &c->joint, c->dict->formula.k, s);
+    return dlrni_share_cuts(c, &c->joint, c->dict->formula.k, s);
 }
 
 /* Empty heaps, a guess if that is wanted and worth it, and the rounds. */
@@ -6829,7 +6831,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
    ranks. */
 
 /* The row where the equals that stay end, from the counts of all ranks. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_row(dlrni_batch_job *j, int64_t budget) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_end(dlrni_batch_job *j, int64_t budget) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int32_t *equals = j->c[0]->kept;
     int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
@@ -6891,7 +6893,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
 /* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
 DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
     if (j->equals <= j->left) return DLRN_OK;
-    DLRNI_TRY(dlrni_joint_row(j, budget));
+    DLRNI_TRY(dlrni_joint_end(j, budget));
     return dlrni_joint_last(j, budget);
 }
 
@@ -24142,13 +24144,13 @@ DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
         t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
 }
 
-/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this rank
-   has come so far. */
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this
+   rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t, dlrn_status s) {
     const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
     dlrni_encoding *c = &t->w.codes;
     if (s == DLRN_OK) s = dlrni_need_scratch(c, bytes);
-    if (dlrni_ranks(t->ctx) > 1) s = dlrni_join_rows(c, &c->inner, dlrni_k_at(t, t->step), s);
+    if (dlrni_ranks(t->ctx) > 1) s = dlrni_share_cuts(c, &c->inner, dlrni_k_at(t, t->step), s);
     if (s != DLRN_OK) return s;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
     return DLRN_OK;
@@ -24269,26 +24271,58 @@ DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
     return s;
 }
 
-/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
-   sums its own figures. s: whether this rank has come so far. */
-DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s) {
+/* Room for the sums of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_shares(t);
-    const int64_t requests = shares * dlrni_ceil_div(n, DLRNI_STRETCH);
-    if (s == DLRN_OK &&
-        (!DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) ||
-         !DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)))
-        s = DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_agree(t->ctx, s));
-    memset(w->request, 0, (size_t)requests * sizeof *w->request);
-    void **request = w->request;
-    for (int64_t i0 = 0; i0 < n && s == DLRN_OK; i0 += DLRNI_STRETCH, request += shares) {
-        const int64_t rows = dlrni_min(DLRNI_STRETCH, n - i0);
-        if (!t->part) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
-        if (!t->whole) s = dlrni_begin_sums(t, i0, rows, request);
+    const int64_t requests = dlrni_shares(t) * dlrni_ceil_div(w->batch.n, DLRNI_STRETCH);
+    if (dlrni_ranks(t->ctx) == 1) return DLRN_OK;
+    return DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) &&
+                   DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)
+               ? DLRN_OK
+               : DLRN_ERR_MEMORY;
+}
+
+/* Whether the rows are encoded stretch by stretch, each while the sums of the one before are under
+   way: no selection compares them, and the last batch says that all lists fit. */
+DLRNI_INTERNAL int dlrni_encodes_late(const dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 &&
+           t->w.nnz >= 0 && t->w.wave == c->groups && !dlrni_selects(c->dict) &&
+           !dlrni_by_batch(c);
+}
+
+/* The lists of the stretch that begins with row i0. */
+DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
+    dlrni_encoding *c = &t->w.codes;
+    c->from = i0 / DLRNI_STRETCH;
+    c->to = c->from + 1;
+    DLRNI_TRY(dlrni_make_lists(c, 0, c->groups, INT64_MAX));
+    return dlrni_slab_room(t);
+}
+
+/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
+   sums its own figures. s: whether this rank has come so far; if not, it takes part in the sums
+   until all know. late: there are no lists yet. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
+    dlrni_work *w = &t->w;
+    const int64_t n = w->batch.n, shares = dlrni_shares(t), all = dlrni_ceil_div(n, DLRNI_STRETCH);
+    dlrn_status sums = DLRN_OK;
+    memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
+    for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
+        const int64_t i0 = i * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, n - i0);
+        if (late && s == DLRN_OK) s = dlrni_late_stretch(t, i0);
+        if (!t->part && s == DLRN_OK) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
+        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * shares);
     }
-    if (s == DLRN_OK) s = dlrni_sum_figures(t);
-    return t->whole ? s : dlrni_end_sums(t, s);
+    w->codes.from = 0;
+    w->codes.to = w->codes.stretches;
+    if (late && s == DLRN_OK) {
+        dlrni_count_wave(t);
+        dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
+    }
+    if (sums == DLRN_OK) sums = dlrni_agree(t->ctx, s);
+    if (sums == DLRN_OK) sums = dlrni_sum_figures(t);
+    return t->whole ? sums : dlrni_end_sums(t, sums);
 }
 
 /* The lists of the wave that begins with group `first`, counted, and scratch for its slabs. */
@@ -24307,7 +24341,9 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     const int alone = dlrni_ranks(t->ctx) == 1;
     dlrn_status s;
     int64_t first = 0;
+    const int late = dlrni_encodes_late(t);
     w->nnz = w->zeros = w->candidates = 0;
+    if (late) return dlrni_sum_waves(t, DLRN_OK, 1);
     do { /* once on a rank without features, too */
         s = dlrni_next_wave(t, first);
         first += w->wave;
@@ -24318,7 +24354,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     w->active = w->nnz;
     /* the next batch chooses its screen by this one */
     if (s == DLRN_OK && w->codes.groups) dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
-    return alone ? s : dlrni_sum_waves(t, s);
+    return alone ? s : dlrni_sum_waves(t, s, 0);
 }
 
 /* ---- The batch ---- */
@@ -24655,7 +24691,7 @@ typedef struct dlrni_aux_chunk {
 } dlrni_aux_chunk;
 
 /* Rows in hand: as many as hold 64 MB of pre-activations if one rank had all dead features. */
-DLRNI_INTERNAL int64_t dlrni_aux_rows(int64_t dead) {
+DLRNI_INTERNAL int64_t dlrni_aux_at_once(int64_t dead) {
     const int64_t rows = ((int64_t)16 << 20) / dlrni_max(dead, 1) / DLRNI_AUX_ROWS;
     return dlrni_min(dlrni_max(rows, 1) * DLRNI_AUX_ROWS, DLRNI_STRETCH);
 }
@@ -24766,7 +24802,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_ranks(dlrn_trainer *t) {
     dlrni_aux *a = &t->w.aux;
     int64_t all = 0;
     for (int64_t l = 0; l < a->losses; l++) all += a->all[l];
-    const int64_t most = dlrni_aux_rows(all), n = t->w.batch.n;
+    const int64_t most = dlrni_aux_at_once(all), n = t->w.batch.n;
     if (!all) return DLRN_OK;
     dlrn_status s = dlrni_aux_room(t);
     if (s == DLRN_OK && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, most * a->count))
@@ -25766,7 +25802,7 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_
 
 /* Lists and scratch for the first visit of each trainer: of all parts, or of the only one. */
 DLRNI_INTERNAL dlrn_status dlrni_backward_room(dlrn_trainer *t) {
-    for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
+    for (int64_t i = 0; i == 0 || i < t->n_parts; i++) {
         dlrn_trainer *own = t->part ? t->part[i] : t;
         dlrni_update u = {own, NULL, NULL, 0, 0, 1, 0};
         DLRNI_TRY(dlrni_update_begin(&u, 0));
@@ -27308,11 +27344,12 @@ DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_samp
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
     s = dlrni_agree(t->ctx, s);
     if (s == DLRN_OK) s = dlrni_living_norm(t, dead, &norm);
+    norm = 0.2 * norm;
     for (int64_t p = 0; s == DLRN_OK && p < dead->count && dead->before + p < count; p++) {
         const float *x, *y;
         /* one row: bx and by have room for more */
         dlrni_sample_rows(r, t, drawn[dead->before + p], 1, &x, &y);
-        dlrni_revive(t, dead->feature[p], x, y, 0.2 * norm);
+        dlrni_revive(t, dead->feature[p], x, y, norm);
     }
     if (s == DLRN_OK) *resampled = count;
     dlrn_free(t->ctx, loss);
@@ -27425,6 +27462,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     p->step = t->step;
     p->anneal = t->anneal;
     DLRNI_TRY(dlrni_batch_room(p, all->n));
+    DLRNI_TRY(dlrni_sums_room(p));
     b->e = all->e + part->out_at;
     b->e_ld = t->dict->d_out;
     b->level = all->level ? all->level + part->out_at : NULL;
@@ -27462,7 +27500,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float 
         t->w.candidates += t->part[i]->w.candidates;
     }
     t->w.active = t->w.nnz;
-    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK);
+    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK, 0);
     dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
     return DLRN_OK;
 }
@@ -28026,10 +28064,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
 }
 
 /* Whether a dictionary holds the features that this rank trains. */
-DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+DLRNI_INTERNAL dlrn_status dlrni_check_share(dlrn_context *ctx, const dlrn_dictionary *init) {
     int64_t at, n;
     for (int64_t i = 0; i < init->n_parts; i++)
-        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+        DLRNI_TRY(dlrni_check_share(ctx, init->part[i].dict));
     if (init->n_parts) return DLRN_OK;
     dlrni_rank_span(ctx, init->span_of, &at, &n);
     if (init->span_at == at && init->features == n) return DLRN_OK;
@@ -28057,7 +28095,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
-        return dlrni_check_span(ctx, init);
+        return dlrni_check_share(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
@@ -28224,7 +28262,7 @@ DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
     }
 }
 
-/* What comes before the lists: all that a rank does by itself. Memory first: if it runs out here,
+/* What comes before the lists: all that a rank does alone. Memory first: if it runs out here,
    nothing is lost. */
 DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, const float *y,
                                                int64_t n) {
@@ -28234,6 +28272,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, 
     DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
     DLRNI_TRY(dlrni_level_room(t, n));
+    DLRNI_TRY(dlrni_sums_room(t));
     dlrni_update_view(t);
     if (t->cfg.loss == DLRN_LOSS_FVU)
         w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
@@ -28471,9 +28510,9 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return dlrni_go_on(t, stats);
 }
 
-/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If it fails on another
-   rank for want of memory, this one keeps its batch for the next call; after another error no rank
-   has one. */
+/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If another rank runs
+   out of memory, this one keeps its batch for the next call; after any other error no rank has
+   one. */
 DLRNI_INTERNAL dlrn_status dlrni_take_batch(dlrn_trainer *t) {
     dlrn_status own = DLRN_OK, s;
     const int takes = t->stage == DLRNI_READY;

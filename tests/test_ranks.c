@@ -128,8 +128,8 @@ TEST(creation) {
    A run on R ranks and the same run of one process differ by the order of the sums that make x_hat:
    by one rounding here and there. What a recipe decides by comparing (a gate, a selection, a sign)
    may fall otherwise where two numbers are that near to each other. The seeds below are such that
-   none is in these runs, and Adam's eps is not far below the gradients, as with 1e-8 it makes a step
-   of full length from a gradient that is a rounding error. Sign descent does that always: its runs
+   none is in these runs, and Adam's eps is not far below the gradients, as with 1e-8 it makes a
+   step of full length from a gradient that is a rounding error. Sign descent does that always: its runs
    are compared over few steps. */
 
 enum { STEPS = 40, ROWS = 64, MAX_F = 400, WIDTH = 24 };
@@ -368,7 +368,10 @@ TEST(recipes) {
 /* What recipes leave at its default above. */
 static void ghosts(dlrn_train_config *cfg) {
     cfg->ghost_threshold = 1;
-    cfg->sparsity_penalty = 3;
+    cfg->sparsity_penalty = 20;
+    cfg->lr = 0.02;
+    cfg->eps = 1e-2;
+    cfg->warmup_steps = cfg->sparsity_warmup_steps = 0;
 }
 static void entropy(dlrn_train_config *cfg) {
     cfg->sparsity = DLRN_SPARSITY_ENTROPY;
@@ -411,6 +414,7 @@ static const struct {
     void (*set)(dlrn_train_config *cfg);
     int64_t features, budget;
 } variants[] = {{"reference", ghosts, 300, 0},
+                {"reference", ghosts, 100, 3000},
                 {"reference", entropy, 300, 0},
                 {"reference", entropy, 300, 3000}, /* several waves */
                 {"reference", steered, 100, 0},    /* fewer groups than ranks */
@@ -447,10 +451,207 @@ TEST(settings) {
     }
 }
 
+/* ---- The same R, the same bits ---- */
+
+static uint64_t hash_params(uint64_t hash, const dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (dict->param[role])
+            hash = hash_of(hash, dict->param[role],
+                           (size_t)dlrni_role_size(dict, role) * sizeof(float));
+    for (int64_t i = 0; i < dict->n_parts; i++) hash = hash_params(hash, dict->part[i].dict);
+    return hash;
+}
+
+/* Rows for two stretches, which screens and guesses are for. */
+enum { MANY = 2100 };
+static float many_x[3 * MANY * WIDTH];
+
+/* Three ranks, again and again: with other threads, kernels, waves. */
+static void check_bits(const char *recipe, int64_t n, int64_t features) {
+    static scene s;
+    dlrn_context *ctx = test_context(NULL, 1);
+    s.cfg = small_config(recipe, features);
+    s.x = many_x;
+    s.y = NULL;
+    s.n = n;
+    s.steps = n == MANY ? 2 : 6;
+    /* the scalar set takes long; where there is a screen, the next set has another one */
+    const char *kernels = n == MANY && test_kernels(1) ? test_kernels(1) : "scalar";
+    dlrn_trainer *shape = shape_of(ctx, &s);
+    uint64_t want = 0;
+    for (int i = 0; i < 4; i++) {
+        s.budget = i == 3 ? 20000 : 0;
+        run(&s, 3, i == 1 ? 2 : 1, i == 2 ? kernels : NULL);
+        uint64_t hash = hash_params(0, s.whole);
+        for (int64_t step = 0; step < s.steps; step++)
+            hash = hash_of(hash, &s.stats[0][step], sizeof s.stats[0][0]);
+        if (!i) want = hash;
+        CHECK_MSG(hash == want, "%s: other bits with other %s", recipe,
+                  i == 1   ? "threads"
+                  : i == 2 ? "kernels"
+                           : "waves");
+    }
+    dlrn_trainer_destroy(shape);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(bits) {
+    static const char *const names[] = {"reference",      "dl-top_k",     "dl-batch_top_k",
+                                        "dl-matryoshka",  "dl-jump_relu", "sp-groupmax",
+                                        "clt-batch_top_k"};
+    make_rows(many_x, 3 * MANY, WIDTH, 5);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        check_bits(names[i], i < 3 ? MANY : 64, 300);
+}
+
+/* Large batches against one process. */
+TEST(large_batches) {
+    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k"};
+    make_rows(many_x, 3 * MANY, WIDTH, 5);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        dlrn_train_config cfg = small_config(names[i], 300);
+        check_ranks(&cfg, many_x, NULL, MANY, 3, 0, 1e-6);
+    }
+}
+
+/* ---- Traffic ---- The manual's formula: bytes that a step gives to the collective, on each rank.
+   A status is 8 bytes. */
+
+static int64_t step_bytes(const char *recipe, int64_t n, int64_t d) {
+    const int64_t status = 4, figures = 3;
+    int64_t bytes = 4 * n * d + 8 * (status + figures) + 4 * d; /* x_hat, figures, center */
+    if (!strcmp(recipe, "dl-standard")) return bytes + 8 * n;       /* the sums for L1 */
+    bytes += 8;                                                  /* dead features for AuxK */
+    if (!strcmp(recipe, "dl-top_k") || !strcmp(recipe, "sl-topk")) bytes += 512 * n + 8;
+    if (!strcmp(recipe, "dl-batch_top_k") || !strcmp(recipe, "dl-matryoshka"))
+        bytes += 8 + 3 * 8 * (2048 + 1 + 1);
+    if (!strcmp(recipe, "dl-matryoshka")) bytes += 4 * 4 * n * d;
+    return bytes + 8 + 16; /* clipping: memory, norm */
+}
+
+TEST(traffic) {
+    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k",
+                                        "dl-matryoshka"};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (int ranks = 2; ranks <= 4; ranks++) {
+            static scene s;
+            dlrn_context *ctx = test_context(NULL, 1);
+            s.cfg = small_config(names[i], 300);
+            s.cfg.dead_rows = s.cfg.dead_rows > 0 ? 100000 : s.cfg.dead_rows;
+            s.x = random_x;
+            s.n = ROWS;
+            s.steps = 8;
+            dlrn_trainer *shape = shape_of(ctx, &s);
+            run(&s, ranks, 1, NULL);
+            CHECK_MSG(s.per_step == step_bytes(names[i], ROWS, WIDTH),
+                      "%s, %d ranks: %d bytes in a step, expected %d", names[i], ranks,
+                      (int)s.per_step, (int)step_bytes(names[i], ROWS, WIDTH));
+            for (int r = 0; r < ranks; r++)
+                CHECK(!memcmp(&ranks_traffic[r], &ranks_counted[r], sizeof ranks_counted[r]));
+            dlrn_trainer_destroy(shape);
+            dlrn_context_destroy(ctx);
+        }
+}
+
+/* ---- A rank that fails ---- */
+
+static int64_t grants[RANKS_MAX]; /* allocations of each rank that are left; below 0: no limit */
+
+static void *granting_alloc(void *user, size_t size) {
+    int64_t *left = &grants[*(int *)user];
+    if (*left == 0) return NULL;
+    if (*left > 0) --*left;
+    return malloc(size);
+}
+
+static void granting_release(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+/* One step of a new trainer, again where memory ran out: as the manual says, no rank has moved. */
+static void failing_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    s->status[rank] = dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t);
+    for (int64_t step = 0; s->status[rank] == DLRN_OK && step < s->steps; step++)
+        s->status[rank] =
+            dlrn_trainer_step_on(t, s->x + step * s->n * s->cfg.d_in, NULL, s->n, NULL);
+    snprintf(s->error[rank], 300, "%.290s", s->status[rank] ? dlrn_error(ctx) : "");
+    dlrn_trainer_destroy(t);
+}
+
+/* The allocator of one rank fails at call number `at`: returns whether it was reached. */
+static int check_failure(scene *s, int failing, int64_t at) {
+    ranks_setup setup = {0};
+    setup.ranks = 3;
+    setup.alloc = granting_alloc;
+    setup.release = granting_release;
+    for (int r = 0; r < RANKS_MAX; r++) grants[r] = r == failing ? at : -1;
+    ranks_run(&setup, failing_body, s);
+    if (s->status[failing] == DLRN_OK) return 0;
+    for (int r = 0; r < 3; r++) {
+        CHECK_MSG(s->status[r] == DLRN_ERR_MEMORY, "%s, allocation %d of rank %d: rank %d: %s",
+                  s->cfg.recipe, (int)at, failing, r, s->error[r]);
+        CHECK_STR(s->error[r], "out of memory");
+        if (r != failing) CHECK_STR(s->error[r], failing == 1 ? "rank 1: " : "rank 2: ");
+    }
+    return 1;
+}
+
+TEST(failures) {
+    static const char *const names[] = {"reference", "dl-top_k", "dl-batch_top_k", "sp-groupmax",
+                                        "sl-matryoshka", "clt-batch_top_k"};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        static scene s;
+        s.cfg = small_config(names[i], strstr(names[i], "clt") ? 200 : 150);
+        s.x = random_x;
+        s.n = ROWS;
+        s.steps = 5; /* features die, and the auxiliary pass takes memory */
+        /* the context itself is the first allocation */
+        for (int64_t at = 1; check_failure(&s, 1 + (int)(at % 2), at); at += at < 20 ? 1 : 5) {
+        }
+    }
+}
+
+/* An init of another span. */
+static void other_span_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    s->status[rank] = dlrn_trainer_create(ctx, &s->cfg, s->init, NULL, &t);
+    snprintf(s->error[rank], 300, "%.290s", s->status[rank] ? dlrn_error(ctx) : "");
+    dlrn_trainer_destroy(t);
+}
+
+TEST(init_of_another_span) {
+    static scene s;
+    dlrn_context *ctx = test_context(NULL, 1);
+    dlrn_dictionary *dict = NULL;
+    ranks_setup setup = {0};
+    setup.ranks = 2;
+    s.cfg = small_config("reference", 100);
+    CHECK_OK(ctx, new_autoencoder(ctx, WIDTH, 100, 1, &dict));
+    s.init = dict;
+    ranks_run(&setup, other_span_body, &s);
+    for (int r = 0; r < 2; r++) {
+        CHECK_STATUS(s.status[r], DLRN_ERR_SHAPE);
+        CHECK_STR(s.error[r], "expected the 48 features of rank 0, from 0 on, found 100 from 0 on");
+    }
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(creation);
     RUN(recipes);
     RUN(settings);
+    RUN(bits);
+    RUN(large_batches);
+    RUN(traffic);
+    RUN(failures);
+    RUN(init_of_another_span);
     return TEST_END();
 }
