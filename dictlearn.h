@@ -719,6 +719,32 @@
    thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
    converted to f32 when they are read; dictionaries are saved as f32.
 
+   ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
+
+   Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
+   mapped; of a tensor that is stored in another order or type a rank holds 16 rows at a time
+   beside what it keeps. An .npz that is compressed is unpacked whole. What is folded into weights
+   (norms, scales, thresholds) is folded feature by feature, so the numbers are those of one
+   process. Ranks that find different dictionaries get an error.
+
+   Saving, and checkpoints: rank 0 writes one file, byte for byte that of one process with the same
+   numbers; the others need not see its folder. They send their rows in blocks of 4 MB, or one row
+   of the file where that is more; two such blocks are all that a rank holds. The file appears when
+   it is complete: if a rank fails before, the older one stays. Any number of ranks resumes a
+   checkpoint, also one that another number wrote. The buffer's rows are those of rank 0: all have
+   the same.
+
+   Features: f and codes hold a rank's own features, codes under their numbers in the whole; x_hat
+   comes out complete on every rank. dlrn_gather_codes() puts the codes of all ranks together. Which
+   features a selection keeps is exact. MatchingPursuit, GatedTopK, Temporal and IdentityDict need
+   all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
+
+   Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
+   over features (l1, entropy) are added up rank by rank. A language model is run by each rank on documents
+   of its own (dlrn_language_model.documents: how many, which may be none). At each edit the ranks
+   gather their rows, encode and decode them together, and each takes its own back. So all models
+   must edit the same sites in the same order. Cross-entropies are means over the tokens of all.
+
    ---- ERRORS -------------------------------------------------------------------------------------
 
    Every function that can fail returns a dlrn_status, or NULL if it allocates or looks something
@@ -1561,6 +1587,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
    otherwise in the family's first. The path's suffix sets the format: .pt (opens in
    dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
    file stays until the new one is complete; a pipe or device is written to directly.
+   Over ranks all call it, with their own features, and rank 0 writes.
    DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
@@ -1603,7 +1630,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
    with avx512vnni, 0.75 times with avx512bf16. Does nothing where that would not pay. The results
    are the same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
-/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
+/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
+   ranks F is this rank's, dict->features); codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
    is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
    selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
@@ -2123,7 +2151,8 @@ typedef struct dlrn_language_model {
     const char *(*error)(void *user); /* the reason why a call failed; may be NULL */
     void *user;                       /* passed to each callback                   */
     int64_t sites;                    /* number of sites that it calls edit for    */
-    int64_t documents;                /* copied to dlrn_metrics.documents          */
+    int64_t documents; /* copied to dlrn_metrics.documents. Over ranks: of this rank, and the
+                          metrics have the sum; with 0 its cross_entropy is not called            */
 } dlrn_language_model;
 
 /* How to evaluate. The last column: defaults. */
@@ -2196,7 +2225,8 @@ typedef enum dlrn_weight {
 /* Computes them all: mean [DLRN_WEIGHT_COUNT], over the features that have a value, and each
    [DLRN_WEIGHT_COUNT][F], which may be NULL. Takes F^2 (d_in + d_out) multiplications, so seconds
    for F = 32768. In a dictionary of parts the features of one part are compared with each other
-   alone, since other parts read or write other layers. */
+   alone, since other parts read or write other layers. Over ranks F is that of all (span_of), and
+   each rank gets all figures. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean,
                                                     float *each);
 #endif /* DICTLEARN_NO_TRAINING */
@@ -6606,7 +6636,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
 /* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
    rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
-                                           dlrn_status s) {
+                                            dlrn_status s) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t ld = c->dict->formula.k;
     if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
@@ -24286,9 +24316,8 @@ DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
    way: no selection compares them, and the last batch says that all lists fit. */
 DLRNI_INTERNAL int dlrni_encodes_late(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 &&
-           t->w.nnz >= 0 && t->w.wave == c->groups && !dlrni_selects(c->dict) &&
-           !dlrni_by_batch(c);
+    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 && t->w.nnz >= 0 &&
+           t->w.wave == c->groups && !dlrni_selects(c->dict) && !dlrni_by_batch(c);
 }
 
 /* The lists of the stretch that begins with row i0. */
@@ -29309,8 +29338,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Reads rows of a tensor of the list (-1: all), whose names say what it is: m. and v. begin those of
-   moments. */
+/* Reads rows of a tensor of the list (-1: all), whose names say what it is: m. and v. begin those
+   of moments. */
 DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
                                              int64_t first, int64_t rows, float *data) {
     int64_t where;

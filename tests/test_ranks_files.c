@@ -1,6 +1,7 @@
-/* test_ranks_files.c - what several ranks read and write together: dictionaries of all layouts, each
-   rank with its features; features, reconstructions and figures as of one process; the same bytes
-   of files; checkpoints that any number of ranks resumes; one error for all. Ranks are threads. */
+/* test_ranks_files.c - what several ranks read and write together: dictionaries of all layouts,
+   each rank with its features; features, reconstructions and figures as of one process; the same
+   bytes of files; checkpoints that any number of ranks resumes; one error for all. Ranks are
+   threads. */
 #define DLRNI_SPAN 4 /* the files are small: features stay together by fours */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
