@@ -461,6 +461,16 @@ static dlrn_status shared_open(dlrn_context *ctx, int64_t *left_out, dlrn_source
     return t->run && t->part && t->bytes ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
+/* This rank's share of documents, whose losses it computes; borrowed. */
+static lm_documents ranks_share_documents(const lm_documents *texts) {
+    lm_documents own = *texts;
+    if (!ranks_several()) return own;
+    const int64_t from = texts->count * ranks.rank / ranks.ranks;
+    own.count = texts->count * (ranks.rank + 1) / ranks.ranks - from;
+    own.start += from;
+    return own;
+}
+
 /* Rows of a batch, copied as the model reaches the tap. */
 typedef struct kept_rows {
     float *x, *y; /* [n][d], [n][d_out]; y NULL: no target */
