@@ -14,8 +14,8 @@
    >>threads.
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
-                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
-                    surveys, words of the code, how to add a family, layout, recipe or kernel set
+                    options, memory, threads, speed, ranks, errors, trust, limits, compat, names in
+                    Python, surveys, words of the code, how to add a family, layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -719,6 +719,54 @@
    thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
    converted to f32 when they are read; dictionaries are saved as f32.
 
+   ---- RANKS --------------------------------------------------------------------------------------
+
+   Several processes, called ranks, can hold one dictionary together: their contexts are made with a
+   dlrn_collective (examples/mpi.h makes it from MPI). Each rank owns a span: a run of whole groups
+   of 48 features, with encoder rows, atoms, moments and counters (dict->features of dict->span_of,
+   from dict->span_at on). Each part of a cross-layer transcoder is divided into spans. All ranks
+   make the same calls in the same order, with the same rows, configuration and seed; all get the
+   same status, figures and x_hat. Weights to start from (`init`) are given span by span.
+
+   A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
+   begins with output bias and skip. These shares of x_hat are summed over the ranks, in stretches
+   of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
+   several ranks. All ranks then compute the same losses, and the same gradients of output bias and
+   skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
+   the collective, on each rank, for any F:
+
+       x_hat          4 n d_out; as much for each nested group but the last, and for the second
+                      reconstruction of gated families and of multi_top_k
+       center         4 d_in
+       figures        24; with AuxK or ghosts 8 for each such loss
+       penalties      l1, lp, power, tanh, step, quadratic 8 n; entropy 24 n; others 0; while the
+                      exponent falls 8 n more
+       top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row ends
+       group_max      8 n k
+       batch_top_k    49,208; 8 n more if entries are equal where the batch ends
+       dead features  AuxK 512 n, ghosts 4 n; and 4 n d_out
+       clipping       16
+       statuses       8 each: four in every step; one for clipping, for a selection, for dead
+                      features
+
+   dlrn_context_describe() has counted what was sent. Selections are exact: on the same
+   pre-activations as those of one process; among equal entries, the lower feature stays.
+
+   A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
+   ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
+   of no collective. Two numbers of ranks differ, because x_hat is added up from other parts, and
+   each part is rounded to f32: after 40 steps by less than 1e-6 of the largest weight. Where two
+   numbers decide that are as near as that (at a gate, a cut, a sign), a run may take another way.
+
+   Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
+   matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
+   the buffer, of biases and of a skip. top_k takes (12 k + 92) n bytes, with up to k entries of each
+   row on each rank.
+
+   If one rank fails (memory, a file, a callback), all fail with its status; on the others the
+   message begins with "rank 2: ". If the collective itself fails, no later call succeeds: resume
+   from a checkpoint.
+
    ---- ERRORS -------------------------------------------------------------------------------------
 
    Every function that can fail returns a dlrn_status, or NULL if it allocates or looks something
@@ -1026,8 +1074,8 @@
    uses, which the program reads. What a recipe needs beyond the rules that exist:
    - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
      its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
-   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
-     if its slope needs a sum over the row (all in room loss).
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, dlrni_penalty_row if
+     its slope needs a sum over the row, and dlrni_row_sums, for several ranks (all in room loss).
    - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
      example).
    - An auxiliary loss: a block like AuxK's (room auxiliary).
@@ -1937,7 +1985,7 @@ typedef struct dlrn_recipe_info {
 DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
 
 /* Creates a trainer. init: the weights to start from, copied (the dictionary may belong to any
-   context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
+   context), on several ranks this rank's span; NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
    and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
    from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
@@ -1975,7 +2023,8 @@ typedef struct dlrn_trainer_info {
     int64_t steps;                   /* number of steps done                                   */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
                         holds the z of sign descent, and v is NULL                            */
-    int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
+    int64_t *
+        since_fired; /* [F], of this rank's span: steps since the feature was last active, or rows if the recipe
                              counts rows (cfg.dead_rows)                                     */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
                    not: do not use the dictionary, and do not save it                        */
@@ -6581,7 +6630,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
 /* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
    rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
-                                           dlrn_status s) {
+                                            dlrn_status s) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t ld = c->dict->formula.k;
     if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
@@ -23492,9 +23541,8 @@ DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
    way: no selection compares them, and the last batch says that all lists fit. */
 DLRNI_INTERNAL int dlrni_encodes_late(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 &&
-           t->w.nnz >= 0 && t->w.wave == c->groups && !dlrni_selects(c->dict) &&
-           !dlrni_by_batch(c);
+    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 && t->w.nnz >= 0 &&
+           t->w.wave == c->groups && !dlrni_selects(c->dict) && !dlrni_by_batch(c);
 }
 
 /* The lists of the stretch that begins with row i0. */
