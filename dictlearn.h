@@ -1364,6 +1364,11 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
    line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
+/* One status for all ranks of the context's collective: each passes its own. Where some have
+   failed, all get the status of the first of them, and the others its message behind "rank 2: ".
+   Call it after work of your own that can fail on one rank alone, such as reading a file. A context
+   without a collective: returns s. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s);
 
 /* The enumerations whose values have names. Beside each, an example. */
 typedef enum dlrn_names {
@@ -2864,6 +2869,7 @@ struct dlrn_context {
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     dlrn_traffic traffic;        /* of cfg.collective            */
+    int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
     char text
         [512]; /* of dlrn_context_describe: version, sets, threads in one line                    */
@@ -2878,6 +2884,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     char text[8192]; /* the longest path and the message */
     const size_t longest = sizeof ctx->error - 1;
     va_list args;
+    ctx->agreed = 0;
     va_start(args, format);
     (void)DICTLEARN_VSNPRINTF(text, sizeof text, format, args);
     va_end(args);
@@ -3468,6 +3475,10 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
     /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
     void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* to[i] [n] = from[i] [n] for `rows` rows, also of f32. They lie anywhere: those to come are
+       prefetched. past 1: so much is copied that `to` would not stay in the caches */
+    void (*fetch)(dlrn_dtype type, const char *const *from, float *const *to, int64_t rows,
+                  int64_t n, int past);
     /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
@@ -3742,14 +3753,19 @@ DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
 #define DLRNI_SPAN DLRNI_GROUP /* features that stay together; a test cuts small files */
 #endif
 
-/* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
-   not divide, some ranks have one group more than others, and where there are fewer groups than
-   ranks, some have none. */
-DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+/* The features `at` .. at + n of F that a rank owns. Groups are dealt out evenly; where they do not
+   divide, some ranks have one group more than others, and where there are fewer groups than ranks,
+   some have none. */
+DLRNI_INTERNAL void dlrni_span_of_rank(const dlrn_context *ctx, int64_t rank, int64_t F,
+                                       int64_t *at, int64_t *n) {
     const int64_t groups = dlrni_ceil_div(F, DLRNI_SPAN), ranks = dlrni_ranks(ctx);
-    const int64_t rank = ctx->cfg.collective.rank;
     *at = dlrni_min(groups * rank / ranks * DLRNI_SPAN, F);
     *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_SPAN, F) - *at;
+}
+
+/* Those of this rank. */
+DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+    dlrni_span_of_rank(ctx, ctx->cfg.collective.rank, F, at, n);
 }
 
 DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
@@ -3806,7 +3822,9 @@ DLRNI_INTERNAL dlrn_status dlrni_from_rank(dlrn_context *ctx, int root, void *da
 }
 
 /* One status for all ranks: each passes its own. Where one has failed, all fail with the status and
-   the message of the first that did; otherwise the others would wait for that rank for ever. */
+   the message of the first that did; otherwise the others would wait for that rank for ever. A
+   failure that all ranks know is not passed on again: calls may be nested, and a rank that fails
+   early meets the others at the next agreement that they come to. */
 DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t first = s == DLRN_OK ? 0 : ranks - rank;
@@ -3814,15 +3832,23 @@ DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
         dlrn_status s;
         char text[sizeof ctx->error];
     } of;
-    if (ranks == 1) return s;
+    if (ranks == 1 || (s != DLRN_OK && ctx->agreed)) return s;
+    ctx->agreed = 0;
     DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &first, 1));
     if (!first) return DLRN_OK;
     of.s = s;
     memcpy(of.text, ctx->error, sizeof of.text);
     DLRNI_TRY(dlrni_from_rank(ctx, (int)(ranks - first), &of, sizeof of));
-    if (rank == ranks - first) return s;
-    of.text[sizeof of.text - 1] = 0;
-    return dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    if (rank != ranks - first) {
+        of.text[sizeof of.text - 1] = 0;
+        dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    }
+    ctx->agreed = 1;
+    return of.s;
+}
+
+DLRN_API dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s) {
+    return dlrni_agree(ctx, s);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -6032,7 +6058,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
 
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
-    double all = (double)c->n * (double)c->dict->features;
+    double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
         if (c->screen && c->screen == c->dict->ctx->set.screen[i])
@@ -7282,6 +7308,212 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* ---- The same over ranks ----
+   Each rank has the codes of its own features. The key of the last feature that is chosen is found
+   from its highest bit to its lowest: for each bit the ranks add up how many keys are as large, of
+   all rows at once, 33 sums of a number a row. Equal keys are chosen by feature: the ranks tell
+   each other how many they have of each part. */
+
+typedef struct dlrni_common_cut {
+    dlrni_choice choice;
+    const dlrn_dictionary *dict;
+    int whole;       /* 1: one cut for all rows, as in a batch                      */
+    int64_t rows, m; /* m: features that are chosen, of a row or of all             */
+    int64_t parts;   /* of the dictionary, or 1                                     */
+    uint32_t *key;   /* [nnz] of the entries                                        */
+    uint32_t *zero;  /* [cols] of columns without an entry                          */
+    uint32_t *cut;   /* [rows] the key of the last one that is chosen               */
+    int64_t *count;  /* [rows] of keys that are as large                            */
+    int64_t *equals; /* [ranks][rows][parts] keys that equal the cut                */
+    int64_t *left;   /* [rows][parts] how many of these this rank keeps             */
+    int64_t *bytes;  /* [ranks] of a rank's part of `equals`                        */
+} dlrni_common_cut;
+
+/* Where part q ends among this rank's columns. */
+DLRNI_INTERNAL int64_t dlrni_part_end(const dlrni_common_cut *j, int64_t q) {
+    return j->dict->n_parts && q + 1 < j->parts ? j->dict->part[q + 1].feature_at
+                                                : j->choice.codes->cols;
+}
+
+/* Columns first .. end of row i whose keys are from `low` to `high`. */
+DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, int64_t zeros,
+                                        uint32_t low, uint32_t high) {
+    const dlrn_sparse *codes = j->choice.codes;
+    int64_t n = zeros;
+    for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++) {
+        const uint32_t zero = j->zero[codes->col[p]];
+        n += j->key[p] >= low && j->key[p] <= high;
+        n -= zero >= low && zero <= high;
+    }
+    return n;
+}
+
+/* How many columns would have such a key if no row had an entry. */
+DLRNI_INTERNAL int64_t dlrni_count_zeros(const dlrni_common_cut *j, int64_t first, int64_t end,
+                                         uint32_t low, uint32_t high) {
+    int64_t n = 0;
+    if (first == end) return 0;
+    /* without statistics of the columns all have one key */
+    if (!j->choice.mean) return DLRNI_KEY_ZERO >= low && DLRNI_KEY_ZERO <= high ? end - first : 0;
+    for (int64_t c = first; c < end; c++) n += j->zero[c] >= low && j->zero[c] <= high;
+    return n;
+}
+
+/* j->count: of each row, or of all, the keys from low[i] on, of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_count_from(dlrni_common_cut *j, uint32_t bit, int above) {
+    const int64_t cols = j->choice.codes->cols;
+    dlrn_context *ctx = j->dict->ctx;
+    int64_t zeros = 0, sums = j->whole ? 1 : j->rows;
+    memset(j->count, 0, (size_t)j->rows * sizeof *j->count);
+    for (int64_t i = 0; i < j->rows; i++) {
+        const uint32_t low = above && j->cut[i] < UINT32_MAX ? j->cut[i] + 1 : j->cut[i] | bit;
+        /* of equal bounds the columns are counted once */
+        if (!i || j->cut[i] != j->cut[i - 1])
+            zeros = dlrni_count_zeros(j, 0, cols, low, UINT32_MAX);
+        int64_t n = dlrni_count_keys(j, i, zeros, low, UINT32_MAX);
+        if (above && j->cut[i] == UINT32_MAX) n = 0;
+        j->count[j->whole ? 0 : i] += n;
+    }
+    return dlrni_sum_ranks(ctx, DLRN_I64, j->count, sums);
+}
+
+/* The cut of each row, or that of all. */
+DLRNI_INTERNAL dlrn_status dlrni_find_common_cut(dlrni_common_cut *j) {
+    memset(j->cut, 0, (size_t)j->rows * sizeof *j->cut);
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+        DLRNI_TRY(dlrni_count_from(j, bit, 0));
+        for (int64_t i = 0; i < j->rows; i++)
+            if (j->count[j->whole ? 0 : i] >= j->m) j->cut[i] |= bit;
+    }
+    return dlrni_count_from(j, 0, 1);
+}
+
+/* How many of its equals this rank keeps, by row and part: those of lower parts go first, and in a
+   part those of lower ranks; in a batch those of earlier rows. */
+DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t ranks = dlrni_ranks(ctx), own = ctx->cfg.collective.rank,
+                  cells = j->rows * j->parts;
+    for (int64_t r = 0; r < ranks; r++) j->bytes[r] = cells * (int64_t)sizeof(int64_t);
+    int64_t left = j->m - j->count[0];
+    for (int64_t i = 0; i < j->rows; i++) {
+        dlrn_sparse *codes = j->choice.codes;
+        int64_t first = 0, p = codes->row_ptr[i];
+        for (int64_t q = 0; q < j->parts; first = dlrni_part_end(j, q++)) {
+            const int64_t end = dlrni_part_end(j, q);
+            int64_t n = dlrni_count_zeros(j, first, end, j->cut[i], j->cut[i]);
+            for (; p < codes->row_ptr[i + 1] && codes->col[p] < end; p++)
+                n += (j->key[p] == j->cut[i]) - (j->zero[codes->col[p]] == j->cut[i]);
+            j->left[i * j->parts + q] = n;
+        }
+    }
+    DLRNI_TRY(dlrni_gather_ranks(ctx, j->left, j->bytes, j->equals));
+    for (int64_t i = 0; i < j->rows; i++) {
+        if (!j->whole) left = j->m - j->count[i];
+        for (int64_t q = 0; q < j->parts; q++)
+            for (int64_t r = 0; r < ranks; r++) {
+                const int64_t n = dlrni_min(left, j->equals[r * cells + i * j->parts + q]);
+                if (r == own) j->left[i * j->parts + q] = n;
+                left -= n;
+            }
+    }
+    return DLRN_OK;
+}
+
+/* Drops what is not chosen, and entries of 0. */
+DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
+    dlrn_sparse *codes = j->choice.codes;
+    int64_t at = 0, to = 0;
+    for (int64_t i = 0; i < j->rows; i++) {
+        const int64_t end = codes->row_ptr[i + 1];
+        int64_t column = 0;
+        for (int64_t q = 0; q < j->parts; q++) {
+            int64_t left = j->left[i * j->parts + q];
+            const int64_t last = dlrni_part_end(j, q);
+            for (; at < end && codes->col[at] < last; at++) {
+                /* columns without an entry may be chosen, too */
+                for (; column < codes->col[at] && left > 0; column++)
+                    left -= j->zero[column] == j->cut[i];
+                column = codes->col[at] + 1;
+                const int equal = j->key[at] == j->cut[i] && left > 0;
+                left -= equal;
+                if (!(j->key[at] > j->cut[i] || equal) || !(codes->val[at] != 0)) continue;
+                codes->col[to] = codes->col[at];
+                codes->val[to++] = codes->val[at];
+            }
+            column = last;
+        }
+        codes->row_ptr[i + 1] = to;
+    }
+}
+
+/* Memory, and the keys of all entries. */
+DLRNI_INTERNAL dlrn_status dlrni_common_begin(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const dlrn_sparse *codes = j->choice.codes;
+    const int64_t cols = codes->cols, nnz = codes->row_ptr[j->rows], cells = j->rows * j->parts;
+    const int standardise = j->choice.formula->standardise == DLRN_ON;
+    double *stats = standardise ? DLRNI_NEW(ctx, double, 2 * cols) : NULL;
+    j->choice.mean = stats;
+    j->key = DLRNI_NEW(ctx, uint32_t, nnz);
+    j->zero = DLRNI_NEW(ctx, uint32_t, cols);
+    j->cut = DLRNI_NEW(ctx, uint32_t, j->rows);
+    j->count = DLRNI_NEW(ctx, int64_t, j->rows);
+    j->equals = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx) * cells);
+    j->left = DLRNI_NEW(ctx, int64_t, cells);
+    j->bytes = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx));
+    if (!j->key || !j->zero || !j->cut || !j->count || !j->equals || !j->left || !j->bytes ||
+        (standardise && !stats))
+        return DLRN_ERR_MEMORY;
+    if (stats) {
+        j->choice.spread = stats + cols;
+        dlrni_standardise(&j->choice);
+    }
+    for (int64_t p = 0; p < nnz; p++)
+        j->key[p] = dlrni_key_of(&j->choice, codes->col[p], codes->val[p]);
+    for (int64_t c = 0; c < cols; c++) j->zero[c] = dlrni_key_of(&j->choice, c, 0);
+    return DLRN_OK;
+}
+
+/* dlrni_select_codes over ranks: of the codes of a dictionary's own features. s: whether this rank
+   has them; a rank that has failed tells the others. */
+DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                                 dlrn_status s) {
+    const dlrn_formula *f = &dict->formula;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_common_cut j;
+    memset(&j, 0, sizeof j);
+    j.choice.formula = f;
+    j.choice.codes = codes;
+    j.dict = dict;
+    j.whole = f->select == DLRN_SELECT_BATCH_TOP_K;
+    j.rows = codes->rows;
+    j.m = f->k;
+    j.parts = dlrni_max(dict->n_parts, 1);
+    if (j.whole && !dlrni_mul(j.m, j.rows, &j.m)) j.m = INT64_MAX;
+    if (s == DLRN_OK && f->select == DLRN_SELECT_GROUP_MAX)
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "selection group_max of gate %s: expected one rank, found %d",
+                      dlrn_name(DLRN_NAMES_GATE, (int)f->gate), dlrni_ranks(ctx));
+    if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
+    if (s == DLRN_OK && j.rows) s = dlrni_share_equals(&j);
+    if (s == DLRN_OK && j.rows) dlrni_keep_common(&j);
+    void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+    return s;
+}
+
+/* The selection of a dictionary on the codes of all rows of a call, alone or over ranks. s: whether
+   this rank has them. */
+DLRNI_INTERNAL dlrn_status dlrni_select_rows(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                             dlrn_status s) {
+    if (dict->formula.select == DLRN_SELECT_ALL) return s;
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_select_together(dict, codes, s);
+    return s == DLRN_OK ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
 /* x_hat = scale_out (sum of the atoms of the active features + bias + skip z); then what
@@ -7296,7 +7528,9 @@ typedef struct dlrni_decode_job {
     const float *z; /* [rows][d_in] what the skip multiplies, times z_scale, or what attention has
                        predicted; NULL: neither */
     float z_scale;
-    float *x_hat; /* [rows][d_out] */
+    float *x_hat;  /* [rows][d_out]                                        */
+    int64_t first; /* row of task 0                                        */
+    int share;     /* 1: this rank's share of the sum, which is not all of it */
 } dlrni_decode_job;
 
 /* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
@@ -7367,51 +7601,102 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
     }
 }
 
-/* Task: one row. Tasks write disjoint rows and read shared atoms. */
-DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
+/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in the share of rank 0. */
+DLRNI_INTERNAL void dlrni_decode_sum(const dlrni_decode_job *j, int64_t i, float *x_hat) {
+    const dlrn_dictionary *dict = j->dict;
+    const size_t size = (size_t)dict->d_out * sizeof *x_hat;
+    const int first = dict->ctx->cfg.collective.rank == 0;
+    dlrni_decode_job own = *j;
+    /* the sum starts with the bias: no separate pass to add it */
+    if (first || !j->share)
+        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], size);
+    else
+        memset(x_hat, 0, size);
+    if (!first && j->share) own.z = own.x = NULL;
+    if (dict->n_parts)
+        dlrni_add_parts(&own, i, x_hat);
+    else
+        dlrni_add_atoms(dict, j->codes, i, x_hat);
+    if (own.z && dict->heads)
+        dict->ctx->k->axpy(1, own.z + i * dict->d_in, x_hat, dict->d_out);
+    else if (own.z)
+        dlrni_add_skip(dict, own.z + i * dict->d_in, j->z_scale, x_hat);
+}
+
+/* Task: scales row i of x_hat, and undoes what was done to x. */
+DLRNI_INTERNAL void dlrni_decode_end(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
-    const dlrni_kernel_table *k = dict->ctx->k;
-    const dlrn_sparse *c = j->codes;
-    int64_t d = dict->d_out;
-    float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
+    float *x_hat = j->x_hat + i * dict->d_out, scale = (float)dict->formula.scale_out;
     (void)worker;
+    /* not `scale != 1`: compilers warn of comparing floats */
+    if (scale < 1 || scale > 1) dict->ctx->k->scale(x_hat, scale, dict->d_out);
+    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+}
+
+/* Task: one row. Tasks write disjoint rows and read shared atoms. */
+DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t task, int worker) {
+    const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrn_sparse *c = j->codes;
+    const int64_t i = j->first + task, d = dict->d_out;
+    float *x_hat = j->x_hat + i * d;
     if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
         for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
-    } else {
-        /* the sum starts with the bias: no separate pass to add it */
-        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
-        if (dict->n_parts)
-            dlrni_add_parts(j, i, x_hat);
-        else
-            dlrni_add_atoms(dict, c, i, x_hat);
-        if (j->z && dict->heads)
-            k->axpy(1, j->z + i * dict->d_in, x_hat, d);
-        else if (j->z)
-            dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
-        /* not `scale != 1`: compilers warn of comparing floats */
-        if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
+        if (j->x && dict->formula.normalise)
+            dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+        return;
     }
-    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+    dlrni_decode_sum(j, i, x_hat);
+    if (!j->share) dlrni_decode_end(arg, i, worker);
+}
+
+/* An estimate of the work: atoms added, and one row written. */
+DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
+    const dlrn_sparse *c = j->codes;
+    return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
+}
+
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the shares of one
+   stretch are summed while the next is decoded. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = 2048;
+    void *before = NULL, *request = NULL;
+    dlrn_status s = DLRN_OK;
+    j->share = 1;
+    for (j->first = 0; j->first < rows && s == DLRN_OK; j->first += step) {
+        const int64_t n = dlrni_min(step, rows - j->first);
+        dlrni_parallel_for(ctx, n, dlrni_decode_ns(j), dlrni_decode_task, j);
+        s = dlrni_wait_ranks(ctx, before);
+        before = NULL;
+        if (s == DLRN_OK)
+            s = dlrni_reduce(ctx, DLRN_REDUCE_SUM, DLRN_F32, j->x_hat + j->first * d, n * d,
+                             &request);
+        if (s == DLRN_OK) before = request;
+    }
+    if (s == DLRN_OK) s = dlrni_wait_ranks(ctx, before);
+    if (s == DLRN_OK) dlrni_parallel_for(ctx, rows, dlrni_ns(rows, d), dlrni_decode_end, j);
+    return s;
 }
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
-   have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
-   holds the normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z);
-   otherwise NULL. */
-DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                      const float *x, const float *z, float *x_hat) {
-    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
+   have been checked. Over ranks they are this rank's own features, and x_hat comes out whole on
+   each. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in] holds the
+   normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z); otherwise
+   NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             const float *x, const float *z, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat, 0, 0};
     if (!z) {
         job.z = dict->param[DLRN_SKIP] ? x : NULL;
         job.z_scale = (float)dict->formula.scale_in;
     }
-    /* an estimate of the work: atoms added, and one row written */
-    dlrni_parallel_for(dict->ctx, codes->rows,
-                       dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
-                       dlrni_decode_task, &job);
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_decode_together(&job);
+    dlrni_parallel_for(dict->ctx, codes->rows, dlrni_decode_ns(&job), dlrni_decode_task, &job);
+    return DLRN_OK;
 }
 
 /* Whether decoding needs rows that were made of x: normalised ones, which a skip multiplies, or
@@ -7440,21 +7725,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
                                             : "normalises x, and undoes that on its output");
 }
 
-/* Codes come from the caller or from a file: an index out of range would read out of bounds. */
-DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                        float *x_hat) {
+/* Codes as the calls return them: columns are numbers of the whole dictionary. */
+DLRNI_INTERNAL void dlrni_number_codes(const dlrn_dictionary *dict, dlrn_sparse *codes) {
+    if (dlrni_ranks(dict->ctx) == 1) return;
+    for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
+        codes->col[p] = (int32_t)dlrni_whole_feature(dict, codes->col[p]);
+    codes->cols = dict->span_of;
+}
+
+/* The feature of this rank that has this number in the whole; -1: it is another rank's. */
+DLRNI_INTERNAL int64_t dlrni_own_feature(const dlrn_dictionary *dict, int64_t number) {
+    int64_t own = number - dict->span_at, before = 0;
+    if (!dict->n_parts) return own >= 0 && own < dict->features ? own : -1;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        if (number >= before + part->span_of) continue;
+        own = number - before - part->span_at;
+        return own >= 0 && own < part->features ? dict->part[i].feature_at + own : -1;
+    }
+    return -1;
+}
+
+/* The other way: the columns [nnz] as this rank's features, in memory that the caller frees. */
+DLRNI_INTERNAL dlrn_status dlrni_own_columns(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             int32_t **out) {
+    const int64_t nnz = codes->row_ptr[codes->rows];
+    int32_t *col = DLRNI_NEW(dict->ctx, int32_t, nnz);
+    *out = col;
+    if (!col) return DLRN_ERR_MEMORY;
+    for (int64_t p = 0; p < nnz; p++) {
+        const int64_t own = dlrni_own_feature(dict, codes->col[p]);
+        if (own < 0)
+            return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_decode_sparse: expected features of this rank, found %lld",
+                             (long long)codes->col[p]);
+        col[p] = (int32_t)own;
+    }
+    return DLRN_OK;
+}
+
+/* What codes of a caller must be. An index out of range would read out of bounds. */
+DLRNI_INTERNAL dlrn_status dlrni_check_codes(const dlrn_dictionary *dict,
+                                             const dlrn_sparse *codes) {
+    const int64_t F = dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
     DLRNI_TRY(dlrni_check_decodes(dict));
     /* codes of another dictionary, most likely */
-    if (codes->cols != dict->features)
+    if (codes->cols != F)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
-                         (long long)dict->features, (long long)codes->cols);
+                         (long long)F, (long long)codes->cols);
     /* one cheap pass; columns may be in any order */
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
-        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
-                      "a feature index is out of range");
-    dlrni_decode_rows(dict, codes, NULL, NULL, x_hat);
+        DLRNI_REQUIRE_IN(dict->ctx, "dlrn_decode_sparse",
+                         codes->col[p] >= 0 && codes->col[p] < codes->cols,
+                         "a feature index is out of range");
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                        float *x_hat) {
+    dlrn_sparse own = *codes;
+    int32_t *col = NULL;
+    dlrn_status s = dlrni_check_codes(dict, codes);
+    if (dlrni_ranks(dict->ctx) > 1) {
+        if (s == DLRN_OK) s = dlrni_own_columns(dict, codes, &col);
+        own.col = col;
+        s = dlrni_agree(dict->ctx, s);
+    }
+    if (s == DLRN_OK) s = dlrni_decode_rows(dict, &own, NULL, NULL, x_hat);
+    dlrn_free(dict->ctx, col);
+    return s;
 }
 
 /* f becomes codes, 256 rows at a time, so that the copy stays small; zeros cost only the test. */
@@ -7472,7 +7812,8 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
-        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
+        s = dlrni_agree(dict->ctx, s);
+        if (s == DLRN_OK) s = dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
     }
     dlrn_sparse_free(&codes);
     return s;
@@ -7513,11 +7854,16 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
 /* Allocates the object alone: scratch comes with the first rows, when sizes are known. */
 DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
     dlrn_encoder *e = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder, 1);
-    *out = e;
-    if (!e) return DLRN_ERR_MEMORY;
+    const dlrn_status s = dlrni_agree(dict->ctx, e ? DLRN_OK : DLRN_ERR_MEMORY);
+    *out = NULL;
+    if (s != DLRN_OK) {
+        dlrn_free(dict->ctx, e);
+        return s;
+    }
     e->dict = dict;
     e->version = dict->version;
     dlrni_encoding_init(&e->c, dict);
+    *out = e;
     return DLRN_OK;
 }
 
@@ -7550,9 +7896,10 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->version = e->dict->version;
     e->wanted = 1;
     e->prepared = NULL;
-    if (e->dict->n_parts) return dlrni_parts_prepare(e);
-    DLRNI_TRY(dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled));
-    return dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    if (e->dict->n_parts) return dlrni_agree(e->dict->ctx, dlrni_parts_prepare(e));
+    dlrn_status s = dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled);
+    if (s == DLRN_OK) s = dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    return dlrni_agree(e->dict->ctx, s);
 }
 
 /* One batch of rows on its way to the caller: f [n][F], and codes from row `first` on; either may
@@ -7699,7 +8046,10 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
 /* Whether few rows may do without lists: their selection comes later, or there is none, or it takes
    the largest of positive pre-activations. */
 DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
-    return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
+    /* over ranks the lists' selection is the one that all make together */
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    return !dlrni_selects(dict) ||
+           (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE] && alone);
 }
 
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
@@ -7750,6 +8100,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    /* rows that ranks select together are as many on all */
+    if (dlrni_ranks(c->dict->ctx) > 1) return dlrni_min(left, DLRNI_STRETCH);
     /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
@@ -7862,6 +8214,7 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
+    const int late = dlrni_selects_late(dict);
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
@@ -7869,8 +8222,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x
     e->c.unscaled = 1;
     dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
     e->c.unscaled = 0;
-    if (s != DLRN_OK || !dlrni_selects_late(dict)) return s;
-    return dlrni_select_codes(dict->ctx, &dict->formula, codes);
+    return late ? dlrni_select_rows(dict, codes, s) : s;
 }
 
 /* Codes and f, either of which may be NULL. */
@@ -7911,12 +8263,13 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
                                       dlrn_sparse *codes, float *x_hat) {
     const dlrn_dictionary *dict = e->dict;
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    const int needs_z = x_hat && dlrni_decodes_from_z(dict);
     if (x_hat && !codes) codes = &e->codes;
-    DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
-    if (!x_hat) return DLRN_OK;
-    const int needs_z = dlrni_decodes_from_z(dict);
-    if (needs_z) DLRNI_TRY(dlrni_make_z(e, x, n));
-    dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat);
+    dlrn_status s = dlrni_encode_call(e, x, n, f, codes);
+    if (s == DLRN_OK && needs_z) s = dlrni_make_z(e, x, n);
+    DLRNI_TRY(dlrni_agree(dict->ctx, s));
+    if (x_hat) DLRNI_TRY(dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat));
+    if (codes && codes != &e->codes) dlrni_number_codes(dict, codes);
     return DLRN_OK;
 }
 
@@ -8484,7 +8837,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
         j.x = x + i * dict->d_in;
         DLRNI_TRY(dlrni_parts_rows(&j));
     }
-    DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    DLRNI_TRY(dlrni_select_rows(dict, codes, DLRN_OK));
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
@@ -9541,6 +9894,19 @@ DLRNI_INTERNAL size_t dlrni_map_drop(const dlrni_file_map *m, size_t from, size_
     return end;
 }
 
+/* Asks the system to read the bytes [from, to) of a map, and does not wait for them: the disk works
+   while we compute. It is advice: what lies beyond the end is cut off, and errors show when the
+   bytes are used. Whole blocks of 64 KB, so that calls for neighbours join. */
+DLRNI_INTERNAL void dlrni_map_want(const dlrni_file_map *m, size_t from, size_t to) {
+    enum { BLOCK = 1 << 16 };
+    const size_t begin = from / BLOCK * BLOCK, end = (to < m->size ? to : m->size) / BLOCK * BLOCK;
+    if (m->owned || end <= begin) return;
+#if DLRNI_POSIX && defined(__linux__)
+    enum { willneed = 3 }; /* MADV_WILLNEED */
+    (void)madvise((char *)(uintptr_t)(m->p + begin), end - begin, willneed);
+#endif
+}
+
 /* Reads `size` bytes, or all that are left at the end. A file may return less at each call, so it
    is called until `size` are there: callers split the bytes into elements, and half an element
    would be lost. */
@@ -9564,6 +9930,12 @@ typedef struct dlrni_sink {
     uint64_t at;  /* bytes written                              */
     uint32_t crc; /* of the bytes since the owner set it to 0   */
     dlrn_status status;
+    int silent; /* 1: another rank writes the file; this one only sends what it holds of it */
+    int ended;  /* 1: all ranks know that it has failed                                    */
+    const struct dlrni_shared *shared; /* [n_shared] what is held by all ranks, or NULL    */
+    int64_t n_shared;
+    unsigned char *block; /* for a block of it: two times block_bytes                      */
+    int64_t block_bytes;
 } dlrni_sink;
 
 /* Opens a new file; nothing is visible until dlrni_sink_close. All zero but for the context: no
@@ -9580,6 +9952,10 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
+    if (o->silent) {
+        o->at += n;
+        return;
+    }
     o->crc = o->ctx->k->crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
@@ -10655,12 +11031,122 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
+/* Numbers of a tensor that the ranks hold together, each for its own features. The data of a tensor
+   may be a list of these instead of numbers: the writer then gets them from the ranks, a block at a
+   time. */
+typedef struct dlrni_shared {
+    const void *own;  /* this rank's first number, of its first feature                   */
+    int64_t features; /* of all ranks                                                     */
+    int64_t stride;   /* numbers from one feature to the next                             */
+    int64_t width;    /* numbers of a feature that are written, one after another         */
+    int turned;       /* 0: the file has [features][width], 1: [width][features]          */
+    int more;         /* 1: the tensor goes on with the next of the list                  */
+} dlrni_shared;
+
+enum { DLRNI_SHARED_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
+
+/* What of its own features first .. first + n, or of the numbers first .. first + n of each feature
+   if it is turned, a rank sends: in the order of the file. */
+DLRNI_INTERNAL void dlrni_shared_pack(const dlrni_shared *s, int64_t own, int64_t first, int64_t n,
+                                      int64_t size, unsigned char *to) {
+    const unsigned char *from = (const unsigned char *)s->own;
+    const size_t row = (size_t)(s->width * size);
+    if (!s->turned)
+        for (int64_t j = 0; j < n; j++)
+            memcpy(to + (size_t)j * row, from + (first + j) * s->stride * size, row);
+    else
+        for (int64_t j = 0; j < own; j++)
+            for (int64_t i = 0; i < n; i++)
+                memcpy(to + (i * own + j) * size, from + (j * s->stride + first + i) * size,
+                       (size_t)size);
+}
+
+DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
+                                        dlrn_dtype dtype);
+
+/* A block that rank r sends to the first, `bytes` of it; its own are there already. */
+DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
+    const dlrn_status s = r ? dlrni_from_rank(o->ctx, (int)r, o->block, bytes) : DLRN_OK;
+    if (s == DLRN_OK) return;
+    o->status = s;
+    o->ended = 1;
+}
+
+/* Rows of features, rank by rank. A rank that cannot write goes on to take what the others send:
+   they learn of it at the next tensor. */
+DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype);
+    const int64_t step = dlrni_max(o->block_bytes / (s->width * size), 1);
+    for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+        int64_t at, n;
+        dlrni_span_of_rank(o->ctx, r, s->features, &at, &n);
+        for (int64_t i = 0; i < n && !o->ended; i += step) {
+            const int64_t rows = dlrni_min(step, n - i);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, n, i, rows, size, o->block);
+            dlrni_shared_send(o, r, rows * s->width * size);
+            dlrni_sink_elements(o, o->block, rows * s->width, dtype);
+        }
+    }
+}
+
+/* Rows with a number of each feature, some at a time: each rank sends its columns. */
+DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype), F = s->features;
+    const int64_t step = dlrni_max(o->block_bytes / (F * size), 1);
+    unsigned char *rows = o->block + o->block_bytes;
+    for (int64_t i = 0; i < s->width && !o->ended; i += step) {
+        const int64_t n = dlrni_min(step, s->width - i);
+        for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+            int64_t at, own;
+            dlrni_span_of_rank(o->ctx, r, F, &at, &own);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, own, i, n, size, o->block);
+            dlrni_shared_send(o, r, n * own * size);
+            for (int64_t k = 0; k < n && !o->silent; k++)
+                memcpy(rows + (k * F + at) * size, o->block + k * own * size, (size_t)(own * size));
+        }
+        dlrni_sink_elements(o, rows, n * F, dtype);
+    }
+}
+
+/* A tensor that the ranks hold together. First all learn whether one of them has failed. */
+DLRNI_INTERNAL void dlrni_sink_shared(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    if (o->ended) return;
+    o->status = dlrni_agree(o->ctx, o->status);
+    o->ended = o->status != DLRN_OK;
+    for (int more = !o->ended; more && !o->ended; more = s++->more) {
+        if (s->turned)
+            dlrni_shared_turned(o, s, dtype);
+        else
+            dlrni_shared_rows(o, s, dtype);
+    }
+}
+
+/* Whether a tensor's data is a list of these. */
+DLRNI_INTERNAL int dlrni_is_shared(const void *data, const dlrni_shared *shared, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (data == &shared[i]) return 1;
+    return 0;
+}
+
+/* The bytes that a block of these must have room for. */
+DLRNI_INTERNAL int64_t dlrni_shared_block(const dlrni_shared *s, int64_t n) {
+    int64_t bytes = DLRNI_SHARED_BYTES;
+    for (int64_t i = 0; i < n; i++)
+        bytes = dlrni_max(bytes, 8 * (s[i].turned ? s[i].features : s[i].width));
+    return bytes;
+}
+
 /* Writes elements low byte first, on any machine: every format here is read as such. dlrni_from_be
    reads an element of this machine, which is high byte first where this loop runs. */
 DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
+    for (int64_t i = 0; i < o->n_shared; i++)
+        if (data == &o->shared[i]) {
+            dlrni_sink_shared(o, &o->shared[i], dtype);
+            return;
+        }
     if (dlrni_little_endian() || size == 1) {
         dlrni_sink_write(o, data, (uint64_t)numel * (uint64_t)size);
         return;
@@ -13771,24 +14257,74 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
 
 /* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
    checked before the file is opened, so that a wrong suffix leaves no trace. */
+DLRNI_INTERNAL dlrn_status dlrni_check_archive(dlrn_context *ctx, const char *path,
+                                               const dlrn_tensor_out *tensors, int64_t count,
+                                               const char *const *metadata) {
+    const int npy = dlrni_has_suffix(path, ".npy");
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
+        !dlrni_has_suffix(path, ".npz") && !npy)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+    DLRNI_REQUIRE_IN(ctx, "dlrn_archive_write", !npy || count == 1, "a .npy holds one tensor");
+    return dlrni_check_unique(ctx, tensors, count, metadata);
+}
+
+/* A writer that fails leaves its error in the sink, and closing drops the file. */
+DLRNI_INTERNAL void dlrni_archive_fill(dlrni_sink *o, const char *path,
+                                       const dlrn_tensor_out *tensors, int64_t count,
+                                       const char *const *metadata) {
+    if (dlrni_has_suffix(path, ".safetensors"))
+        o->status = dlrni_safetensors_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".pt"))
+        o->status = dlrni_pt_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".npz"))
+        o->status = dlrni_arrays_write(o, tensors, count, metadata);
+    else
+        o->status = dlrni_npy_write(o, tensors);
+}
+
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
     dlrni_sink o;
-    int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
-    int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
-    if (!pt && !st && !npz && !npy)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
-    DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
-    DLRNI_TRY(dlrni_check_unique(ctx, tensors, count, metadata));
+    DLRNI_TRY(dlrni_check_archive(ctx, path, tensors, count, metadata));
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
-    /* a writer that fails leaves its error in the sink, and closing drops the file */
-    if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
-    if (pt) o.status = dlrni_pt_write(&o, tensors, count, metadata);
-    if (npz) o.status = dlrni_arrays_write(&o, tensors, count, metadata);
-    if (npy) o.status = dlrni_npy_write(&o, tensors);
+    dlrni_archive_fill(&o, path, tensors, count, metadata);
     return dlrni_sink_close(&o);
+}
+
+/* The same by all ranks together: rank 0 writes the file, and the others send what they hold of
+   it. Each passes the same tensors but for `own` of the shared ones; only rank 0 needs the data of
+   the others. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const char *path,
+                                                        const dlrn_tensor_out *tensors,
+                                                        int64_t count, const char *const *metadata,
+                                                        const dlrni_shared *shared,
+                                                        int64_t n_shared, dlrn_status s) {
+    const int writes = ctx->cfg.collective.rank == 0;
+    dlrni_sink o;
+    if (dlrni_ranks(ctx) == 1)
+        return s == DLRN_OK ? dlrn_archive_write(ctx, path, tensors, count, metadata) : s;
+    memset(&o, 0, sizeof o);
+    if (s == DLRN_OK) s = dlrni_check_archive(ctx, path, tensors, count, metadata);
+    const int64_t bytes = dlrni_shared_block(shared, s == DLRN_OK ? n_shared : 0);
+    unsigned char *block = s == DLRN_OK ? DLRNI_NEW(ctx, unsigned char, 2 * bytes) : NULL;
+    if (s == DLRN_OK && !block) s = DLRN_ERR_MEMORY;
+    const int opened = s == DLRN_OK && writes;
+    if (opened) s = dlrni_sink_open(ctx, path, &o);
+    const int is_open = opened && s == DLRN_OK;
+    o.ctx = ctx;
+    o.silent = !writes;
+    o.shared = shared;
+    o.n_shared = n_shared;
+    o.block = block;
+    o.block_bytes = bytes;
+    o.status = dlrni_agree(ctx, s);
+    o.ended = o.status != DLRN_OK;
+    if (!o.ended) dlrni_archive_fill(&o, path, tensors, count, metadata);
+    if (is_open) (void)!dlrni_sink_close(&o);
+    dlrn_free(ctx, block);
+    return o.ended ? o.status : dlrni_agree(ctx, o.status);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -17062,6 +17598,9 @@ typedef struct dlrni_saving {
     float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
     dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; owned, NULL: alone */
+    int64_t n_shared;
+    const char *path; /* for errors */
 } dlrni_saving;
 
 /* Whether a row is written as its tensors alone: loading must not fold anything in. */
@@ -17134,7 +17673,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
 DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'M'   ? dict->layers
            : letter == 'D' ? dict->d_in / dict->layers
-                           : dlrni_extent(dict, letter);
+                           : dlrni_whole_extent(dict, letter);
 }
 
 /* Whether a row keeps the layers of a crosscoder apart. */
@@ -17173,6 +17712,44 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
             memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
 }
 
+/* One of the shared tensors of a list that has room for it. own: this rank's numbers, `stride` from
+   feature to feature. */
+DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const void *own,
+                                         int64_t features, int64_t stride, int64_t width) {
+    dlrni_shared *s = &list[(*n)++];
+    s->own = own;
+    s->features = features;
+    s->stride = stride;
+    s->width = width;
+    s->turned = s->more = 0;
+    return s;
+}
+
+/* A parameter with numbers of each feature, as the ranks hold it: t->data becomes the list. */
+DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                              dlrn_tensor_out *to, dlrni_saving *s) {
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    const int64_t F = dict->span_of, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t D = dict->d_in / dict->layers, layers = dlrni_is_by_layer(t) ? dict->layers : 1;
+    const float *own = dict->param[role];
+    dlrn_tensor_out mine = {t->name, DLRN_F32, 1, {dlrni_role_size(dict, role)}, own};
+    if (is_log) {
+        float *logs = DLRNI_NEW(dict->ctx, float, dict->features);
+        s->turned[s->count] = logs;
+        if (!logs) return DLRN_ERR_MEMORY;
+        dlrni_log_thresholds(dict, logs);
+        own = logs;
+    }
+    to->data = &s->shared[s->n_shared];
+    for (int64_t m = 0; m < layers; m++) {
+        dlrni_shared *piece =
+            dlrni_share(s->shared, &s->n_shared, own + m * D, F, width, layers > 1 ? D : width);
+        piece->turned = !is_log && !dlrni_is_by_layer(t) && dlrni_is_turned(t);
+        piece->more = m + 1 < layers;
+    }
+    return dlrni_check_stored(dict->ctx, s->path, &mine);
+}
+
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
@@ -17194,6 +17771,11 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (s->shared && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
+        DLRNI_TRY(dlrni_share_stored(dict, t, to, s));
+        s->count++;
+        return DLRN_OK;
+    }
     if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
         float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
@@ -17232,16 +17814,23 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     dlrn_status s = DLRN_OK;
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
+    saving.path = path;
+    if (dlrni_ranks(ctx) > 1) {
+        saving.shared = DLRNI_NEW(ctx, dlrni_shared, DLRNI_STORED_MAX * dict->layers);
+        if (!saving.shared) s = DLRN_ERR_MEMORY;
+    }
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
         if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
-    if (s == DLRN_OK)
-        s = dlrn_archive_write(ctx, path, saving.tensor, saving.count,
-                               alone && dlrni_is_ambiguous(row) ? stated : NULL);
+        if (!dlrni_is_shared(saving.tensor[i].data, saving.shared, saving.n_shared))
+            s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
+    s = dlrni_archive_write_together(ctx, path, saving.tensor, saving.count,
+                                     alone && dlrni_is_ambiguous(row) ? stated : NULL,
+                                     saving.shared, saving.n_shared, s);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
+    dlrn_free(ctx, saving.shared);
     return s;
 }
 
@@ -17261,7 +17850,7 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
 
 DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
 
-DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_save_here(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
@@ -17277,6 +17866,11 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
     dlrn_dictionary_destroy(copy);
     return s;
+}
+
+/* Over ranks rank 0 writes, and all know how it went. */
+DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+    return dlrni_agree(dict->ctx, dlrni_save_here(dict, path));
 }
 
 /* ---- For a library ----
@@ -17317,7 +17911,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_open(w, "trainer", "{");
     dlrni_json_put_text(w, DLRNI_CLASS_KEY, row->name);
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
     if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
@@ -17357,7 +17951,7 @@ DLRNI_INTERNAL void dlrni_configure_saelens(const dlrn_dictionary *dict, const d
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "architecture", row->name);
     dlrni_json_put_signed(w, "d_in", dict->d_in);
-    dlrni_json_put_signed(w, "d_sae", dict->features);
+    dlrni_json_put_signed(w, "d_sae", dict->span_of);
     dlrni_json_put_text(w, "dtype", "float32");
     dlrni_json_put_text(w, "device", "cpu");
     dlrni_json_put_bool(w, "apply_b_dec_to_input", dict->formula.center != DLRN_CENTER_NONE);
@@ -17379,9 +17973,9 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
                                              dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "activation", row->name);
-    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->features / dict->d_in, 1));
+    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->span_of / dict->d_in, 1));
     dlrni_json_put_bool(w, "normalize_decoder", 0);
-    dlrni_json_put_signed(w, "num_latents", dict->features);
+    dlrni_json_put_signed(w, "num_latents", dict->span_of);
     dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_bool(w, "multi_topk", 0);
     dlrni_json_put_bool(w, "skip_connection", dict->param[DLRN_SKIP] != NULL);
@@ -17417,7 +18011,7 @@ DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *k
 /* Scales and norms are folded into the weights: norm_activation is that of inference. */
 DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
                                                  const dlrni_layout *row, dlrni_json_writer *w) {
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->feature_layers;
     const int64_t k =
         dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
     (void)row;
@@ -17447,7 +18041,7 @@ DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const
                                               dlrni_json_writer *w) {
     (void)row;
     dlrni_json_open(w, NULL, "{");
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
     dlrni_json_put_text(w, "enc_dtype", "fp32");
     dlrni_json_put_signed(w, "seed", 0);
@@ -17463,7 +18057,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
                                          dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
@@ -17544,13 +18138,16 @@ DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     return 0;
 }
 
-/* The smallest threshold of a jump. */
+/* The smallest threshold of a jump, over all ranks. A collective call that fails shows in the one
+   that follows. */
 DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
     const float *t = dict->param[DLRN_THRESHOLD];
-    double min = t ? (double)t[0] : dict->formula.threshold;
-    for (int64_t j = 1; t && j < dict->features; j++)
-        if ((double)t[j] < min) min = (double)t[j];
-    return min;
+    double below = -DBL_MAX; /* the largest of the negated ones */
+    if (!t) return dict->formula.threshold;
+    for (int64_t j = 0; j < dict->features; j++)
+        if (-(double)t[j] > below) below = -(double)t[j];
+    (void)!dlrni_max_ranks(dict->ctx, DLRN_F64, &below, 1);
+    return -below;
 }
 
 /* How the gate is written. 0: the row has no such gate. A plain ReLU is a jump at 0; the jumps of
@@ -17607,7 +18204,7 @@ DLRNI_INTERNAL void dlrni_plan_tensors(const dlrn_dictionary *dict, dlrni_plan *
     if (dlrni_row_stores(p->row, DLRNI_IS_GROUPS) && !dict->n_groups)
         dlrni_print(p->why, sizeof p->why, "a dictionary without groups");
     if ((dlrni_needs_k(dict) || dlrni_row_stores(p->row, DLRNI_IS_K)) &&
-        (dict->formula.k < 1 || dict->formula.k > dict->features))
+        (dict->formula.k < 1 || dict->formula.k > dict->span_of))
         dlrni_print(p->why, sizeof p->why, "a k of %lld", (long long)dict->formula.k);
     if (dict->param[DLRN_SKIP] && dict->skip_rows != dict->d_out)
         dlrni_print(p->why, sizeof p->why, "a skip to a part of x_hat");
@@ -17780,8 +18377,21 @@ DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
 
 /* Where a dictionary is written. */
 typedef struct dlrni_place {
-    char weights[4096], config[4096]; /* config "": none is written */
+    char weights[4096], config[4096]; /* config "": none is written       */
+    int in_folder;                    /* the path is that of a folder     */
+    int taken;                        /* it has another dictionary's file */
 } dlrni_place;
+
+/* Whether this rank writes files: the others need not even see them. */
+DLRNI_INTERNAL int dlrni_writes_files(const dlrn_context *ctx) {
+    return dlrni_ranks(ctx) == 1 || ctx->cfg.collective.rank == 0;
+}
+
+/* The place that the first rank has found, on all; s: what it met. */
+DLRNI_INTERNAL dlrn_status dlrni_share_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    return dlrni_from_rank(ctx, 0, place, (int64_t)sizeof *place);
+}
 
 /* "A, B or C": the libraries that are written, for errors. */
 DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const char *path,
@@ -17874,8 +18484,12 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const
 DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
     dlrn_writer *config = NULL;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
-    dlrn_status s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !config);
+    dlrn_status s = DLRN_OK;
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
+    if (s == DLRN_OK)
+        s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !*place->config);
     if (s == DLRN_OK && config) return dlrn_writer_close(config);
     if (config) dlrn_writer_abort(config);
     return s;
@@ -17890,13 +18504,13 @@ DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
     const dlrn_formula *f = &part->formula;
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->layers;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (part->param[role] && !(roles & DLRNI_BIT(role))) return 0;
     if (!part->param[DLRN_ENCODER] || dlrni_own_encode(part)) return 0;
     if (dict->part[i].in_at != i * d || dict->part[i].out_at != i * d || part->d_in != d ||
-        part->d_out != dict->d_out - i * d || part->features != F ||
-        dict->part[i].feature_at != i * F)
+        part->d_out != dict->d_out - i * d || part->span_of != F ||
+        (dlrni_ranks(dict->ctx) == 1 && dict->part[i].feature_at != i * F))
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
@@ -17956,7 +18570,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_set(dlrn_dictionary *copy, unsigned folds)
 DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const char *folder,
                                              int64_t i, int atoms) {
     const dlrn_dictionary *part = dict->part[i].dict;
-    const int64_t F = part->features, d = part->d_in;
+    const int64_t F = part->span_of, d = part->d_in, ranks = dlrni_ranks(dict->ctx);
     const float *const data[] = {atoms ? part->param[DLRN_DECODER] : part->param[DLRN_ENCODER],
                                  part->param[DLRN_ENCODER_BIAS],
                                  dict->param[DLRN_OUTPUT_BIAS] + i * d,
@@ -17965,7 +18579,10 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
     const int64_t sizes[] = {F, F, d, F};
     const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
     char path[4096], name[4][32];
-    dlrn_tensor_out t[4];
+    dlrn_tensor_out t[4], own;
+    dlrni_shared shared[4];
+    dlrn_status s = DLRN_OK;
+    int64_t n_shared = 0;
     memset(t, 0, sizeof t);
     for (int k = 0; k < n; k++) {
         dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
@@ -17978,8 +18595,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         t[k].shape[2] = d;
     }
     dlrni_print(path, sizeof path, "%s/%s.safetensors", folder, name[0]);
-    for (int k = 0; k < n; k++) DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t[k]));
-    return dlrn_archive_write(dict->ctx, path, t, n, NULL);
+    for (int k = 0; k < n && s == DLRN_OK; k++) {
+        const int64_t width = k ? 1 : atoms ? part->d_out : d;
+        own = t[k];
+        if (sizes[k] == F && k != 2) own.shape[0] = part->features;
+        s = dlrni_check_stored(dict->ctx, path, &own);
+        if (ranks > 1 && k != 2)
+            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+    }
+    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
 }
 
 /* The files of all layers, the first layer's encoder last but for the config: without it a reader
@@ -17988,7 +18612,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
                                            const char *folder, const dlrni_place *place) {
     dlrn_writer *config = NULL;
     dlrn_status s = DLRN_OK;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
     for (int64_t i = dict->n_parts - 1; i >= 0 && s == DLRN_OK; i--) {
         s = dlrni_write_layer(dict, folder, i, 1);
         if (s == DLRN_OK) s = dlrni_write_layer(dict, folder, i, 0);
@@ -18005,15 +18631,17 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
 typedef struct dlrni_llama_out {
     dlrn_tensor_out *tensor;
     char (*name)[64];
-    float *numbers; /* of all tensors but the biases of x_hat */
+    float *numbers; /* of all tensors but the biases of x_hat; over ranks of thresholds alone */
     int64_t count, used;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_llama_out;
 
 /* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
 DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
                                       int ndim, const int64_t *sizes) {
     dlrn_tensor_out *t = &out->tensor[out->count];
-    float *numbers = out->numbers + out->used;
+    float *numbers = out->shared ? NULL : out->numbers + out->used;
     int64_t n = 1;
     memset(t, 0, sizeof *t);
     dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
@@ -18054,11 +18682,54 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
 }
 
+/* A tensor whose slice i = 0 .. n - 1 of the first dimension the ranks hold together: `width`
+   numbers of each feature of part i, or of its thresholds' logarithms. */
+DLRNI_INTERNAL void dlrni_llama_share(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
+                                      int64_t n, int64_t width, int64_t target) {
+    const int64_t L = dict->layers;
+    out->tensor[out->count - 1].data = &out->shared[out->n_shared];
+    for (int64_t i = 0; i < n; i++) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        const float *own = part->param[role];
+        const int64_t stride = role == DLRN_DECODER ? (L - i) * width : width;
+        if (role == DLRN_DECODER) own += (target - i) * width;
+        if (role == DLRN_THRESHOLD) own = out->numbers + dict->part[i].feature_at;
+        dlrni_shared *s =
+            dlrni_share(out->shared, &out->n_shared, own, part->span_of, stride, width);
+        s->turned = role == DLRN_ENCODER;
+        s->more = i + 1 < n;
+    }
+}
+
+/* All tensors of the ranks together, as dlrni_llama_gather puts them together alone. */
+DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    dlrni_llama_share(dict, out, DLRN_ENCODER, L, d, 0);
+    dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    dlrni_llama_share(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        dlrni_llama_add(out, "W_D", t, 3, atoms);
+        dlrni_llama_share(dict, out, DLRN_DECODER, t + 1, d, t);
+        dlrni_llama_add(out, "b_D", t, 1, bias);
+        out->tensor[out->count - 1].data = dict->param[DLRN_OUTPUT_BIAS] + t * d;
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, out->numbers + dict->part[i].feature_at);
+    dlrni_llama_share(dict, out, DLRN_THRESHOLD, L, 1, 0);
+}
+
 /* The weights, and then the config. */
 DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
-    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
-    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L, most = 2 * L + 3;
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    const int64_t numbers =
+        alone ? L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d : dict->features;
     dlrn_context *ctx = dict->ctx;
     dlrn_writer *config = NULL;
     dlrni_llama_out out;
@@ -18066,20 +18737,42 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
     out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
     out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
     out.numbers = DLRNI_NEW(ctx, float, numbers);
-    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
-    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+    if (!alone) out.shared = DLRNI_NEW(ctx, dlrni_shared, 3 * L + L * (L + 1) / 2);
+    const int made = out.tensor && out.name && out.numbers && (alone || out.shared);
+    dlrn_status s = made ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && alone) dlrni_llama_gather(dict, &out);
+    if (s == DLRN_OK && !alone) dlrni_llama_share_all(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK && alone; i++)
         s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
-    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
-    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
-    if (s == DLRN_OK)
+    for (int64_t i = 0; i < L && s == DLRN_OK && !alone; i++)
+        s = dlrni_check_savable(dict->part[i].dict, place->weights);
+    if (s == DLRN_OK && dlrni_writes_files(ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.shared,
+                                     out.n_shared, s);
+    if (s == DLRN_OK && config)
         s = dlrn_writer_close(config);
     else if (config)
         dlrn_writer_abort(config);
+    dlrn_free(ctx, out.shared);
     dlrn_free(ctx, out.tensor);
     dlrn_free(ctx, out.name);
     dlrn_free(ctx, out.numbers);
     return s;
+}
+
+/* Where a dictionary of several layers is written, as the rank that writes sees it. */
+DLRNI_INTERNAL dlrn_status dlrni_find_set_place(const dlrn_dictionary *dict, const char *path,
+                                                const dlrni_target *target, dlrni_place *place) {
+    char name[64], file[4096];
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx)) {
+        s = dlrni_find_place(dict, path, target, 0, place);
+        dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
+        place->in_folder = dlrn_file_exists(dict->ctx, path) == 2;
+        place->taken = dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file);
+    }
+    return dlrni_share_place(dict->ctx, s, place);
 }
 
 /* A dictionary of several layers; folds: what was folded. */
@@ -18088,25 +18781,25 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
-    char name[64], file[4096];
-    const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
     const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
-    DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
-    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
+    DLRNI_TRY(dlrni_find_set_place(dict, path, target, &place));
+    if (!place.in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
-                         in_folder ? "" : " in one file");
-    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+                         place.in_folder ? "" : " in one file");
+    if (!llama && place.taken)
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a folder without another dictionary, found %s", path, name);
+                         "%s: expected a folder without another dictionary, found "
+                         "W_enc_%lld.safetensors",
+                         path, (long long)dict->n_parts);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
+    dlrn_status s = plan.folds ? dlrni_dictionary_copy(dict->ctx, dict, &copy) : DLRN_OK;
+    if (s == DLRN_OK && copy) s = dlrni_fold_set(copy, plan.folds);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK)
         s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
                   : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
@@ -18128,15 +18821,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, cons
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
     if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
-    DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx))
+        s = dlrni_find_place(dict, path, target, options ? options->layer : 0, &place);
+    DLRNI_TRY(dlrni_share_place(dict->ctx, s, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
     if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a path without 'embedding/', which means other weights",
                          path);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
+    if (plan.folds) s = dlrni_dictionary_copy(dict->ctx, dict, &copy);
+    if (s == DLRN_OK && copy) s = dlrni_fold_all(copy, &plan);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
@@ -18148,8 +18845,9 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     unsigned folds = 0;
     dlrn_dictionary *copy;
     if (size) *note = 0;
-    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
-    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    dlrn_status s = dlrni_agree(dict->ctx, dlrni_unranked_copy(dict, &copy));
+    if (s == DLRN_OK)
+        s = dlrni_agree(dict->ctx, dlrni_save_unranked(copy ? copy : dict, path, options, &folds));
     if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
     dlrn_dictionary_destroy(copy);
     return s;
@@ -19284,7 +19982,7 @@ DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, i
     row[DLRNI_PART_OUT_AT] = out_at;
     row[DLRNI_PART_D_IN] = dict->d_in;
     row[DLRNI_PART_D_OUT] = dict->d_out;
-    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_FEATURES] = dict->span_of;
     row[DLRNI_PART_LAYERS] = dict->layers;
     row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
     row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
@@ -19306,6 +20004,8 @@ typedef struct dlrni_part_tensors {
     int64_t *table;
     float *scales;
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
@@ -19325,8 +20025,12 @@ DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t par
         t->data = dict->param[role];
         t->dtype = DLRN_F32;
         t->ndim = shape->cols == '1' ? 1 : 2;
-        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[0] = dlrni_whole_extent(dict, shape->rows);
         t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+        const int64_t width = dlrni_extent(dict, shape->cols);
+        if (to->shared && shape->rows == 'F')
+            t->data = dlrni_share(to->shared, &to->n_shared, dict->param[role], dict->span_of,
+                                  width, width);
     }
 }
 
@@ -19339,7 +20043,10 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
     to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
-    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(ctx) > 1) to->shared = DLRNI_NEW(ctx, dlrni_shared, max);
+    if (!to->tensor || !to->name || !to->table || !to->scales ||
+        (dlrni_ranks(ctx) > 1 && !to->shared))
+        return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
     dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
     to->tensor[to->count++] = table;
@@ -19366,8 +20073,13 @@ DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const c
                              dict->part[i].dict->family);
     dlrn_status s = dlrni_list_parts(dict, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
-    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+        if (!dlrni_is_shared(list.tensor[i].data, list.shared, list.n_shared))
+            s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    for (int64_t i = 0; list.shared && i < dict->n_parts && s == DLRN_OK; i++)
+        s = dlrni_check_savable(dict->part[i].dict, path);
+    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.shared,
+                                     list.n_shared, s);
+    dlrn_free(dict->ctx, list.shared);
     dlrn_free(dict->ctx, list.tensor);
     dlrn_free(dict->ctx, list.name);
     dlrn_free(dict->ctx, list.table);
@@ -19932,20 +20644,50 @@ DLRNI_INTERNAL dlrn_status dlrni_stream_rows(dlrni_series *s, int64_t row, int64
     return st;
 }
 
+/* A task copies so many bytes of a map; the system is asked for those that lie so much further on.
+   Read ahead: 8 MB keep a disk of 5 GB/s busy for 1.6 ms, longer than it takes to answer. */
+enum { DLRNI_MAP_PIECE = 1 << 18, DLRNI_MAP_AHEAD = 8 << 20 };
+
+/* Rows of a map on their way to dst. */
+typedef struct dlrni_map_job {
+    const dlrni_series *s;
+    int64_t row, rows, piece; /* piece: rows of a task                                     */
+    int64_t each;             /* the entry's own rows in one: several, if dimensions were joined */
+    size_t at, size;          /* the byte of the map where `row` begins, bytes of a row     */
+    int in_order;             /* 1: they lie there one after another                        */
+    float *dst;
+} dlrni_map_job;
+
+/* Task: a piece. Reading is shared by all threads, and so is asking for later pages: where a file
+   has holes, or is in the system's cache, that is work of the processor, too. */
+DLRNI_INTERNAL void dlrni_map_task(void *arg, int64_t task, int worker) {
+    const dlrni_map_job *j = (const dlrni_map_job *)arg;
+    const dlrni_series *s = j->s;
+    const int64_t first = task * j->piece, n = dlrni_min(j->piece, j->rows - first);
+    const size_t begin = j->at + (size_t)first * j->size, end = begin + (size_t)n * j->size;
+    (void)worker;
+    if (j->in_order) dlrni_map_want(&s->file->map, begin + DLRNI_MAP_AHEAD, end + DLRNI_MAP_AHEAD);
+    dlrni_entry_rows(s->ctx, &s->entry, (j->row + first) * j->each, n * j->each,
+                     j->dst + first * s->cols, NULL);
+}
+
 /* Reads rows from a file that is mapped, and drops the pages before `end`, where they lie in order.
    4 MB at a time: a system call for each batch of rows would show. */
 DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, float *dst) {
     const dlrni_entry *e = &s->entry;
     const dlrni_file_map *m = &s->file->map;
-    const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
-    const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    /* the entry's own rows: several make one, if dimensions were joined */
-    const int64_t each = s->cols / e->info.shape[e->info.ndim - 1];
-    dlrni_entry_rows(s->ctx, e, row * each, n * each, dst, NULL);
+    const size_t at = (size_t)((uintptr_t)e->data - (uintptr_t)m->p);
+    dlrni_map_job j = {s, row, n, 1, s->cols / e->info.shape[e->info.ndim - 1], 0, 0, 0, dst};
+    j.size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
+    j.piece = dlrni_max(1, (int64_t)(DLRNI_MAP_PIECE / j.size));
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
-    if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
-    const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
-    if (begin < s->dropped) s->dropped = begin; /* read once more, in a later epoch */
+    j.in_order = dlrni_is_dense(e) && at < m->size && !s->file->borrowed;
+    j.at = at + (size_t)row * j.size;
+    dlrni_parallel_for(s->ctx, dlrni_ceil_div(n, j.piece), dlrni_ns(n, s->cols), dlrni_map_task,
+                       &j);
+    if (!j.in_order) return;
+    const size_t end = j.at + (size_t)n * j.size;
+    if (j.at < s->dropped) s->dropped = j.at; /* read once more, in a later epoch */
     if (end - s->dropped >= (size_t)4 << 20) s->dropped = dlrni_map_drop(m, s->dropped, end);
 }
 
@@ -20306,9 +21048,12 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
    never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows per copying task, and random entries that a draw prefetches together: enough to hide the
-   latency of memory, few enough to balance the threads. */
-enum { DLRNI_COPY_ROWS = 64 };
+/* Rows per copying task: few enough to balance the threads. Random entries that a draw prefetches
+   together: more than memory delivers while as many are swapped. */
+enum { DLRNI_COPY_ROWS = 64, DLRNI_DRAW_ROWS = 256 };
+/* Batches from this size on are written past the caches: more than the second caches of two cores,
+   so that little of it would be found there. To measure: buffer.* of `make bench`, and a step. */
+enum { DLRNI_PAST_BYTES = 8 << 20 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -20332,9 +21077,10 @@ struct dlrn_buffer {
     /* Each segment holds its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
        cfg.store; n is 1 << shift, less in the last. */
     char **segment;
-    float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
-    float *in[2];  /* [chunk][d] rows just read                                    */
-    dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
+    float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
+    float *in[2];   /* [chunk][d] rows just read                                    */
+    int64_t *visit; /* [batch_rows] see dlrni_order_visits                         */
+    dlrn_rng rng;   /* saved in checkpoints, so that the draws continue        */
 };
 
 /* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
@@ -20398,7 +21144,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored, moving, total;
+    int64_t row, stored, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
@@ -20409,10 +21155,11 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_mul(stored, cfg->capacity, &stored) &&
         dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
         dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
-        dlrni_add(stored, moving, &total) &&
+        dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
+        dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
-        dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
-    /* the 6 blocks: the table of segments, four staging arrays, the struct */
+        dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 7 blocks: the table of segments, four staging arrays, the visits, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -20428,6 +21175,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
     }
+    dlrn_free(b->ctx, b->visit);
     dlrn_free(b->ctx, b);
 }
 
@@ -20435,11 +21183,13 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
-    int whole = b->segment != NULL;
+    b->visit = DLRNI_NEW(b->ctx, int64_t, b->cfg.batch_rows);
+    int whole = b->segment && b->visit;
     for (int i = 0; i < 2 && b->d[i]; i++) {
         b->in[i] = DLRNI_NEW(b->ctx, float, chunk * b->d[i]);
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
+        if (whole) dlrni_huge_pages(b->out[i], b->cfg.batch_rows * b->d[i] * 4);
     }
     /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -20488,15 +21238,6 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
         uint16_t h = type == DLRN_F16 ? dlrni_f32_to_f16(from[i]) : dlrni_f32_to_bf16(from[i]);
         memcpy(to + 2 * i, &h, sizeof h);
     }
-}
-
-/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
-DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
-                                       float *to, int64_t n) {
-    if (type == DLRN_F32)
-        memcpy(to, from, (size_t)n * sizeof *to);
-    else
-        ctx->k->widen(type, from, to, n);
 }
 
 /* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
@@ -20555,7 +21296,9 @@ typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
     int64_t first, step, rows;
-    float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
+    float *out[2];        /* x, y [rows][d], widened; y NULL: not wanted      */
+    const int64_t *visit; /* [rows] the order in which they are copied; NULL: 0, 1, ... */
+    int past;             /* 1: see dlrni_kernel_table.fetch                  */
 } dlrni_rows_job;
 
 /* Where row i of the job is stored. Without a target, y is x. */
@@ -20564,46 +21307,24 @@ DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
-   two streams of memory run side by side. */
-DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
-                                      const char *next, float *out) {
-    const dlrn_dtype store = b->cfg.store;
-    const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0); /* for static analysers: the division is safe */
-    /* 4 cache lines: the copy hides the prefetch, and the prefetch does not get ahead of it */
-    const int64_t piece = 256 / size;
-    for (int64_t at = 0; at < d; at += piece) {
-        const int64_t n = dlrni_min(piece, d - at);
-        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN)
-            DLRNI_PREFETCH_FAR(next + at * size + k);
-        dlrni_widen_stored(b->ctx, store, row + at * size, out + at, n);
-    }
-}
-
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
-   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
-   fast. On another machine, vary the 16384. */
+/* Task: some rows, first all x, then all y. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
-    const int64_t bytes = dlrni_row_bytes(j->b, 0);
-    DICTLEARN_ASSERT(bytes > 0);
-    const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t begin = task * DLRNI_COPY_ROWS, n = dlrni_min(DLRNI_COPY_ROWS, j->rows - begin);
+    const char *from[DLRNI_COPY_ROWS];
+    float *to[DLRNI_COPY_ROWS];
     (void)worker;
-    /* the first rows of the task: no row before them has prefetched them */
-    for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *row = dlrni_job_row(j, i, k);
-            const int64_t size = dlrni_row_bytes(j->b, k && j->b->d[1]);
-            for (int64_t at = 0; at < size; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(row + at);
+    for (int k = 0; k < 2 && j->out[k]; k++) {
+        const int64_t d = j->b->d[k && j->b->d[1]];
+        /* addresses that are not aligned cannot be written past the caches */
+        const int past = j->past && d % (DLRNI_ALIGN / (int)sizeof(float)) == 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = j->visit ? j->visit[begin + i] : begin + i;
+            from[i] = dlrni_job_row(j, row, k);
+            to[i] = j->out[k] + row * d;
         }
-    for (int64_t i = from; i < to; i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
-            int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
-        }
+        j->b->ctx->k->fetch(j->b->cfg.store, from, to, n, d, past);
+    }
 }
 
 /* The cast removes const: the body of a parallel loop takes void *. */
@@ -20616,19 +21337,47 @@ DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
    and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
-    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
+    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}, NULL, 0};
     dlrni_copy_out(&job);
+}
+
+/* Rows that have come in, in DLRNI_TAKE_TASKS equal parts. */
+enum { DLRNI_TAKE_TASKS = 64 };
+typedef struct dlrni_take_job {
+    dlrn_buffer *b;
+    int64_t rows;
+    int which;                     /* 0 x, 1 y                                         */
+    uint32_t max;                  /* bits of the largest number that can be stored    */
+    int64_t bad[DLRNI_TAKE_TASKS]; /* the first number of each part that cannot be     */
+    int64_t first;                 /* logical index of the first row                   */
+} dlrni_take_job;
+
+DLRNI_INTERNAL void dlrni_storable_task(void *arg, int64_t task, int worker) {
+    dlrni_take_job *j = (dlrni_take_job *)arg;
+    const int64_t d = j->b->d[j->which], part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS);
+    const int64_t from = dlrni_min(task * part, j->rows), n = dlrni_min(part, j->rows - from) * d;
+    (void)worker;
+    const int64_t i = dlrni_first_beyond(j->b->in[j->which] + from * d, n, j->max);
+    j->bad[task] = i < n ? from * d + i : INT64_MAX;
 }
 
 /* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
    f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
    bf16 has the same rule. */
-DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_check_storable(dlrn_buffer *b, int which, int64_t rows) {
     static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     static const char *const names[] = {"source: x,", "source: y,"};
     const float *x = b->in[which];
-    int64_t d = b->d[which], n = rows * d, i = dlrni_first_beyond(x, n, max[b->cfg.store]);
-    if (i == n) return DLRN_OK;
+    const int64_t d = b->d[which];
+    int64_t i = INT64_MAX;
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = rows;
+    j.which = which;
+    j.max = max[b->cfg.store];
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(rows, d) / 4, dlrni_storable_task, &j);
+    for (int t = DLRNI_TAKE_TASKS - 1; t >= 0; t--) i = dlrni_min(i, j.bad[t]);
+    if (i == INT64_MAX) return DLRN_OK;
     DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, d, b->rows_read, names[which]));
     return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: %g is too large to be stored as %s", names[which],
@@ -20680,17 +21429,35 @@ DLRNI_INTERNAL void dlrni_rotate_ring(dlrn_buffer *b) {
     b->head = 0;
 }
 
-/* Puts n received rows into vacant slots, at the end of the logical order. */
+/* Task: some of the rows received, into the slots that they were given. */
+DLRNI_INTERNAL void dlrni_store_task(void *arg, int64_t task, int worker) {
+    const dlrni_take_job *j = (const dlrni_take_job *)arg;
+    const dlrn_buffer *b = j->b;
+    const int64_t part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS), from = task * part;
+    (void)worker;
+    for (int64_t i = from; i < dlrni_min(from + part, j->rows); i++) {
+        const int64_t slot = *dlrni_buffer_slot(b, j->first + i);
+        for (int k = 0; k < 2 && b->d[k]; k++)
+            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, slot, k),
+                                b->d[k]);
+    }
+}
+
+/* Puts n received rows into vacant slots, at the end of the logical order. Slots are given one by
+   one; then the threads share the rows. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = n;
+    j.first = b->unread;
     for (int64_t i = 0; i < n; i++) {
         if (b->unread == b->used && b->head) dlrni_rotate_ring(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
-        for (int k = 0; k < 2 && b->d[k]; k++)
-            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, *slot, k),
-                                b->d[k]);
     }
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(n, b->d[0] + b->d[1]), dlrni_store_task,
+                       &j);
 }
 
 /* Reads rows until `goal` are unread or the source ends. After an error the next call continues
@@ -20727,26 +21494,59 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows)
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
+/* The ring entries of the next n draws, which are prefetched. `unread`: how many there will be. */
+DLRNI_INTERNAL void dlrni_find_draws(dlrn_buffer *b, int64_t unread, int64_t n, int64_t **at) {
+    for (int64_t i = 0; i < n; i++) {
+        at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(unread - i)));
+        DLRNI_PREFETCH_FAR(at[i]);
+    }
+}
+
 /* Draws `rows` rows without replacement. Each is swapped with the last unread entry and so
-   becomes vacant: the drawn ones follow the unread ones, the last drawn first. A block of random
-   entries is found and prefetched before any is used. */
+   becomes vacant: the drawn ones follow the unread ones, the last drawn first.
+
+   Every subset is equally likely, and every order of it: draw i takes one of the unread - i entries
+   left, each with the same probability, so that a given sequence of rows has the probability
+   1 / (unread (unread - 1) ... (unread - rows + 1)), whatever the sequence.
+
+   Where an entry lies depends on numbers alone, not on earlier swaps. So the entries of the next
+   block are found and prefetched while those of this one are swapped. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_COPY_ROWS];
-    while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
-        for (int64_t i = 0; i < n; i++) {
-            at[i] =
-                dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
-            DLRNI_PREFETCH(at[i]);
-        }
+    int64_t *at[2][DLRNI_DRAW_ROWS], n = dlrni_min(rows, DLRNI_DRAW_ROWS);
+    dlrni_find_draws(b, b->unread, n, at[0]);
+    for (int block = 0; rows; block = !block) {
+        const int64_t after = dlrni_min(rows - n, DLRNI_DRAW_ROWS);
+        dlrni_find_draws(b, b->unread - n, after, at[!block]);
         for (int64_t i = 0; i < n; i++) {
             /* an entry drawn twice in a block still works: its slot has been swapped by then */
-            int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
-            *at[i] = *last;
+            int64_t *entry = at[block][i], *last = dlrni_buffer_slot(b, --b->unread), slot = *entry;
+            *entry = *last;
             *last = slot;
         }
         rows -= n;
+        n = after;
     }
+}
+
+/* The order in which the rows of a batch, just drawn, are copied into their places: as they lie in
+   memory. A counting sort into at most 1024 parts of the slots, which is as good as a full one.
+   What a batch is does not depend on it. Rows that lie apart come from other pages and banks each
+   time, and their writes come between; the nearer they lie, the less is lost. Measured on a Xeon,
+   8192 rows of 2 KB out of 8 GB, f32 (f16), after other work had filled the caches: 1.44 (1.11) ms;
+   in this order 1.36 (1.14); past the caches 1.38 (1.00); both 1.08 (0.83). Reading the batch
+   again afterwards, as a step does, costs 0.35 (0.37), and 0.57 (0.62) if it was written past the
+   caches, so that f32 gains and f16 does not lose. */
+DLRNI_INTERNAL const int64_t *dlrni_order_visits(dlrn_buffer *b, int64_t rows) {
+    enum { PARTS = 1024 };
+    int64_t end[PARTS + 1] = {0};
+    int shift = 0;
+    while (b->used >> shift >= PARTS) shift++;
+    for (int64_t i = 0; i < rows; i++)
+        end[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
+    for (int part = 0; part < PARTS; part++) end[part + 1] += end[part];
+    for (int64_t i = 0; i < rows; i++)
+        b->visit[end[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
+    return b->visit;
 }
 
 DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y,
@@ -20756,12 +21556,14 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     DLRNI_TRY(dlrni_buffer_refill(b));
     if (!b->unread) return DLRN_END;
     int64_t rows = dlrni_min(b->cfg.batch_rows, b->unread);
-    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
+    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}, NULL, 0};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
         /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
+        job.past = rows * (b->d[0] + b->d[1]) * (int64_t)sizeof(float) >= DLRNI_PAST_BYTES;
+        if (job.past) job.visit = dlrni_order_visits(b, rows);
     }
     dlrni_copy_out(&job);
     /* only after the copy: the rows were found by the old head */
@@ -29097,7 +29899,7 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     DLRNI_TRY(dlrni_check_evaluator(e));
     /* all rows, before the first is counted */
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
-    DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
+    if (y != x) DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += batch) {
         int64_t rows = dlrni_min(batch, n - first);
         dlrn_status s = dlrni_measure_batch(e, x + first * d, y + first * d_out, rows);
@@ -31091,7 +31893,8 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
      DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
                         float_of_words and store_int16: the int16 screen is compiled, too
-     DLRNI_HAS_F16      widen_f16(from, to, n)
+     DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
+     DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
      DLRNI_OWN_COLLECT  collect, in place of the common one
 
@@ -31468,12 +32271,28 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
     }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
+}
+/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+/* A bf16 is the upper half of an f32. gcc 12 at -O2 does not turn the plain loop into vectors. */
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at));
+        _mm256_storeu_si256((__m256i *)(void *)(to + at),
+                            _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
@@ -31481,6 +32300,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -31643,13 +32463,26 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
         _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;                       /* from the start */
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
+    if (_mm256_movemask_epi8(nan)) at = 0;                                   /* from the start */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* rest, or all */
+}
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm512_stream_ps(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        const __m512i w = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, h);
+        _mm512_storeu_si512((void *)(to + at), _mm512_maskz_slli_epi32((__mmask16)0xFFFF, w, 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
@@ -31688,6 +32521,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
@@ -32562,15 +33396,72 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                 DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
 }
 
-/* bf16 is left to the plain loop, which compilers turn into vectors. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
 #ifdef DLRNI_HAS_F16
-    if (type == DLRN_F16) {
+    if (type == DLRN_F16)
         DLRNI_K(widen_f16)(from, to, n);
-        return;
-    }
-#endif
+    else
+        DLRNI_K(widen_bf16)(from, to, n);
+#else
     dlrni_widen_plain(type, from, to, n);
+#endif
+}
+
+enum { DLRNI_K(fetch_piece_max) = 4 * DLRNI_ALIGN / 2 }; /* numbers of four cache lines */
+
+/* Copies n f32, n at most a piece. memcpy would be a call for each: here n is known. */
+DLRNI_INTERNAL void DLRNI_K(fetch_copy)(const char *from, float *to, int64_t n, int past) {
+    int64_t at = 0;
+    (void)past;
+    for (; n - at >= DLRNI_LANES; at += DLRNI_LANES) {
+        const DLRNI_K(v16) a = DLRNI_K(load)((const float *)(const void *)from + at);
+#ifdef DLRNI_HAS_STREAM
+        if (past)
+            DLRNI_K(stream)(to + at, a);
+        else
+#endif
+            DLRNI_K(store)(to + at, a);
+    }
+    if (at < n) memcpy(to + at, from + 4 * at, (size_t)(n - at) * sizeof *to);
+}
+
+/* One piece of a row. */
+DLRNI_INTERNAL void DLRNI_K(fetch_piece)(dlrn_dtype type, const char *from, float *to, int64_t n,
+                                         int past) {
+    float wide[DLRNI_K(fetch_piece_max)];
+    if (type == DLRN_F32) {
+        DLRNI_K(fetch_copy)(from, to, n, past);
+    } else if (past) {
+        DLRNI_K(widen)(type, from, wide, n);
+        DLRNI_K(fetch_copy)((const char *)wide, to, n, 1);
+    } else {
+        DLRNI_K(widen)(type, from, to, n);
+    }
+}
+
+/* The next 16 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
+   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On another
+   machine, vary the 16384. Four lines are prefetched, then copied: the copy hides the prefetch, and
+   the prefetch does not get ahead of it. */
+DLRNI_INTERNAL void DLRNI_K(fetch)(dlrn_dtype type, const char *const *from, float *const *to,
+                                   int64_t rows, int64_t n, int past) {
+    const int64_t size = type == DLRN_F32 ? 4 : 2, piece = 4 * DLRNI_ALIGN / size;
+    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    /* the first rows: none before them has prefetched them */
+    for (int64_t i = 0; i < dlrni_min(ahead, rows); i++)
+        for (int64_t at = 0; at < bytes; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(from[i] + at);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *next = i + ahead < rows ? from[i + ahead] : NULL;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int64_t count = dlrni_min(n - at, piece);
+            for (int64_t k = 0; next && k < count * size; k += DLRNI_ALIGN)
+                DLRNI_PREFETCH_FAR(next + at * size + k);
+            DLRNI_K(fetch_piece)(type, from[i] + at * size, to[i] + at, count, past);
+        }
+    }
+#ifdef DLRNI_HAS_STREAM
+    if (past) _mm_sfence(); /* other threads read them */
+#endif
 }
 
 DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
@@ -32586,7 +33477,8 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
     DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
     DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
-    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(fetch),
+    DLRNI_K(crc32),
 };
 
 /* ---- Screens ----
