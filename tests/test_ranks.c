@@ -650,7 +650,7 @@ TEST(failures) {
         /* the context itself is the first allocation */
         int64_t at = 1;
         while (check_failure(&s, 1 + (int)(at % 2), at)) at += at < 20 || !test_brief() ? 1 : 5;
-        CHECK_MSG(at > 40, "%s: only %d allocations", names[i], (int)at);
+        CHECK_MSG(at > 25, "%s: only %d allocations", names[i], (int)at);
     }
 }
 
