@@ -29679,7 +29679,8 @@ struct dlrn_evaluator {
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
-    int partly;                /* 1: rows of a call that failed are counted */
+    double *of_row; /* [batch_size][4] ||y||^2, ||x_hat||^2, <y, x_hat>, ||y - x_hat||^2 */
+    int partly;     /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -29694,6 +29695,7 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
     dlrn_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->of_row);
     dlrn_free(e->ctx, e->layer);
     dlrn_free(e->ctx, e->open_batch.square); /* with its mean */
     dlrn_free(e->ctx, e->open_batch.y);
@@ -29723,7 +29725,8 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
     e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->features);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
-    if (!e->mean_y || !e->fired || !e->x_hat) return DLRN_ERR_MEMORY;
+    e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size * 4) : NULL;
+    if (!e->mean_y || !e->fired || !e->x_hat || !e->of_row) return DLRN_ERR_MEMORY;
     if (e->dict->layers > 1) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
@@ -29832,20 +29835,57 @@ DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y
     if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
-/* Adds one row, y [d_out] and x_hat [d_out], to the sums about the reconstruction. */
-DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat) {
-    int64_t d = e->dict->d_out, count = ++e->rows;
-    /* y.y, x_hat.x_hat, y.x_hat, r.r */
+/* A batch's rows, which are measured in two ways: each by itself, and each dimension over all of
+   them. */
+typedef struct dlrni_measuring {
+    dlrn_evaluator *e;
+    const float *y; /* [rows][d_out] */
+    int64_t rows;
+} dlrni_measuring;
+
+enum { DLRNI_MEASURED = 32 }; /* rows or dimensions of a task */
+
+/* The four sums of a row. */
+DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_t d, double *out) {
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
-        double a = (double)y[j], h = (double)x_hat[j], r = a - h;
+        const double a = (double)y[j], h = (double)x_hat[j], r = a - h;
         yy += a * a;
         hh += h * h;
         yh += a * h;
         rr += r * r;
-        dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
-        dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
     }
+    out[0] = yy;
+    out[1] = hh;
+    out[2] = yh;
+    out[3] = rr;
+}
+
+/* Task: some rows, or, after these, some dimensions. Every sum keeps its order. */
+DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
+    const dlrni_measuring *m = (const dlrni_measuring *)arg;
+    dlrn_evaluator *e = m->e;
+    const int64_t d = e->dict->d_out, row_tasks = dlrni_ceil_div(m->rows, DLRNI_MEASURED);
+    const int64_t from = (task < row_tasks ? task : task - row_tasks) * DLRNI_MEASURED;
+    const int64_t to = dlrni_min(from + DLRNI_MEASURED, task < row_tasks ? m->rows : d);
+    (void)worker;
+    if (task < row_tasks) {
+        for (int64_t i = from; i < to; i++)
+            dlrni_sums_of_row(m->y + i * d, e->x_hat + i * d, d, e->of_row + i * 4);
+        return;
+    }
+    for (int64_t i = 0; i < m->rows; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double a = (double)m->y[i * d + j], r = a - (double)e->x_hat[i * d + j];
+            dlrni_welford(&e->mean_y[j], &e->var_y[j], a, e->rows + i + 1);
+            dlrni_welford(&e->mean_r[j], &e->var_r[j], r, e->rows + i + 1);
+        }
+}
+
+/* Adds one row y [d_out] and its four sums to the sums about the reconstruction. */
+DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const double *of_row) {
+    const double yy = of_row[0], hh = of_row[1], yh = of_row[2], rr = of_row[3];
+    e->rows++;
     /* the distance and its square are different losses: both are reported */
     e->squared += rr;
     e->norm += sqrt(rr);
@@ -29859,7 +29899,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
-    dlrni_legacy_batch_add(&e->open_batch, y, d, hh, yh, rr);
+    dlrni_legacy_batch_add(&e->open_batch, y, e->dict->d_out, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -29870,10 +29910,15 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
+    dlrni_measuring m = {e, y, rows};
+    /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
+    dlrni_parallel_for(e->ctx,
+                       dlrni_ceil_div(rows, DLRNI_MEASURED) + dlrni_ceil_div(d, DLRNI_MEASURED),
+                       dlrni_ns(rows, d) * 4, dlrni_measure_task, &m);
     for (int64_t i = 0; i < rows; i++) {
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
-        dlrni_measure_row(e, y + i * d, e->x_hat + i * d);
+        dlrni_measure_row(e, y + i * d, e->of_row + i * 4);
         dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at);
     }
     return DLRN_OK;
