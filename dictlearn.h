@@ -2868,6 +2868,7 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
+    int64_t near_bytes;          /* of rows that many sums share: half of a second cache */
     dlrn_traffic traffic;        /* of cfg.collective            */
     int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
@@ -3696,6 +3697,17 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
            dlrni_collective_is_whole(&cfg->collective);
 }
 
+/* Bytes of a core's second cache. cpuid's leaf 0x80000006 has it in KB, from all makers of x86. */
+DLRNI_INTERNAL int64_t dlrni_second_cache(void) {
+    int64_t kb = 0;
+#if DLRNI_X86 && defined(__x86_64__)
+    unsigned a = 0x80000006u, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    kb = (int64_t)(c >> 16);
+#endif
+    return (kb ? kb : 512) << 10;
+}
+
 /* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts. */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
@@ -3716,6 +3728,7 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1; /* scratch is sized by threads: none for absent ones */
 #endif
+    ctx->near_bytes = dlrni_second_cache() / 2;
     dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
@@ -23521,6 +23534,7 @@ typedef struct dlrni_sums {
     const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
     const int32_t *idx;         /* which row of base                         */
     int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
+    int64_t near_rows;          /* rows of base that stay in the second cache; 0: not known */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
@@ -23579,19 +23593,57 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
+/* Few rows of base at a time pay if an output has 4 entries in them: for each few rows it is loaded
+   and stored once more. Measured on a Xeon whose second cache delivers 110 GB/s and the third 25:
+   384 outputs of 25 entries in 2048 rows, d 512, take 38 ns an entry with 512 rows at a time and 55
+   with all; outputs of 6 entries 83 and 71. To tune it, time both ways at such densities. */
+enum { DLRNI_SUMS_SHARED = 4 };
+
+/* How many rows of d numbers stay in the second cache while sums share them. */
+DLRNI_INTERNAL int64_t dlrni_near_rows(const dlrn_context *ctx, int64_t d) {
+    return ctx->near_bytes / (d * (int64_t)sizeof(float));
+}
+
+/* dlrni_sums_add for sparse outputs: each gathers its own rows. Where outputs share rows that stay
+   in the second cache, all outputs take those first. With x [n_out][d] it also forms dot[p] = <base
+   row of entry p, its output's row of x>: a row is near when it is added after its product. */
+DLRNI_INTERNAL void dlrni_sums_walk(const dlrni_kernel_table *k, const dlrni_sums *g,
+                                    const float *base, const float *coef, float *out,
+                                    const float *x, float *dot) {
+    const int shared =
+        g->near_rows < g->rows && dlrni_sums_chunk(g, DLRNI_SUMS_SHARED) <= g->near_rows;
+    const int64_t height = shared ? g->near_rows : g->rows, stop = g->first + g->rows;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first; r0 < stop; r0 += height) {
+        dlrni_sums_advance(g->n_out, g->end, g->idx, dlrni_min(r0 + height, stop), from, to);
+        for (int64_t o = 0; o < g->n_out; o++) {
+            const int64_t p = from[o], n = to[o] - p;
+            float *sum = out + o * g->out_ld;
+            if (!n) continue;
+            if (x) k->dots(x + o * g->d, g->d, base, g->base_ld, g->idx + p, n, dot + p);
+            if (x || shared)
+                k->gather_near(sum, g->d, base, g->base_ld, 0, g->idx + p, coef + p, n);
+            else
+                k->gather_axpy(sum, g->d, base, g->base_ld, g->idx + p, coef + p, n);
+        }
+    }
+}
+
+/* Whether outputs are too sparse for packed chunks: packing pays if an output uses about 4 of the
+   24 packed rows, on average (Zen 4). To tune it, time both ways near the density where they are
+   equal. */
+DLRNI_INTERNAL int dlrni_sums_sparse(const dlrni_sums *g) {
+    return dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS;
+}
+
 /* Two ways to the same bits: each output gathers its own rows, or packed chunks of rows serve all.
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
-    /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
-       time both ways near the density where they are equal. */
-    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
-        for (int64_t o = 0; o < g->n_out; o++) {
-            int64_t p = g->start[o];
-            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
-                           g->end[o] - p);
-        }
+    if (dlrni_sums_sparse(g)) {
+        dlrni_sums_walk(k, g, base, coef, out, NULL, NULL);
         return;
     }
     memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
@@ -23690,13 +23742,17 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Scratch for dlrni_slab_of. Where many features are active, a slab is 4 blocks tall, so that more
-   rows share each atom. */
+/* Scratch for dlrni_slab_of. A slab is 4 blocks tall where many features are active, so that more
+   rows share each atom; also where a row has several of the atoms that stay in the second cache
+   (dlrni_sums_walk), if all threads have enough such slabs. */
 DLRNI_INTERNAL dlrn_status dlrni_slab_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* entries if all features were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
-    w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
+    double share = (double)dlrni_wave_entries(&w->codes) / all;
+    double near_atoms = (double)dlrni_near_rows(t->ctx, t->dict->d_out);
+    const int many = w->batch.n >= (int64_t)4 * t->ctx->threads * 4 * DLRNI_BLOCK;
+    w->slab = share > DLRNI_DENSE || (share * near_atoms >= DLRNI_SUMS_SHARED && many) ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
     return dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float));
 }
@@ -24018,7 +24074,8 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
-        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
+        dlrni_sums g = {slab->rows, d,         f0, f1 - f0, from,
+                        to,         slab->col, d,  b->e_ld, dlrni_near_rows(t->ctx, d)};
         /* in an earlier wave; of several ranks, one may have no feature of the first levels */
         if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
@@ -24085,9 +24142,11 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
     const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
-    dlrni_sums g = {
-        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
-        b->col,  d, d};
+    dlrni_sums g = {b->rows, d,
+                    f0,      dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
+                    b->at,   b->at + 1,
+                    b->col,  d,
+                    d,       dlrni_near_rows(t->ctx, d)};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -25355,7 +25414,8 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
-    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
+    const dlrni_sums g = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                          v->at + j0 + 1, v->row, ld,       d,       0};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
@@ -25419,7 +25479,6 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
         double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
         slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
-        v->coef[p] = inner ? f * c[i] : 0;
         if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
@@ -25468,7 +25527,6 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         if (within && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
         if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
-        v->coef[p] = (float)f * c[i];
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
     }
@@ -25498,7 +25556,6 @@ DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         v->scalar[DLRN_VALUE_BIAS][j] += df;
         v->scalar[DLRN_LOG_SCALE][j] += df * u * scale;
         v->scalar[DLRN_ENCODER_BIAS][j] += by_pi;
-        v->coef[p] = f * c[i];
         v->coef2[p] = t->rules.gate_frozen ? 0 : v->val[p] * c2[i];
         v->slope[p] = (float)(by_pi + df * scale);
         v->lift[j] += (double)v->slope[p];
@@ -25527,23 +25584,41 @@ DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit 
     return dlrni_min(b->level_end[*level] - v->f0, v->width);
 }
 
+/* coef of the entries of the features j0 .. j1: their values times their rows' c. */
+DLRNI_INTERNAL void dlrni_visit_coefs(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
+                                      const float *c) {
+    const int has_values = dlrni_has_values(t);
+    for (int64_t j = j0; j < j1; j++)
+        for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+            const float pre = v->val[p];
+            const int64_t i = v->row[p];
+            v->coef[p] = (has_values ? dlrni_trained_value(t, i, v->f0 + j, pre) : pre) * c[i];
+        }
+}
+
 /* Slopes and atoms of the features j0 .. j1 of a visit on its stretch; they belong to one level. */
 DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
     const int64_t ld = t->w.batch.e_ld;
     const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
-                            v->at + j0 + 1, v->row, ld,       d};
+                            v->at + j0 + 1, v->row, ld,       d,       dlrni_near_rows(t->ctx, d)};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
-    dlrni_visit_dots(t, v, j0, j1, base, v->slope);
+    const int sparse = dlrni_sums_sparse(&out);
+    dlrni_visit_coefs(t, v, j0, j1, c);
+    if (sparse)
+        dlrni_sums_walk(t->ctx->k, &out, base, v->coef, atoms,
+                        t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d, v->slope);
+    else
+        dlrni_visit_dots(t, v, j0, j1, base, v->slope);
     if (v->slope2) dlrni_visit_dots(t, v, j0, j1, t->w.batch.e2, v->slope2);
     for (int64_t j = j0; j < j1; j++) switch (t->rules.gate) {
         case DLRN_GATE_JUMP_SIGNED: dlrni_jump_slopes(t, v, j, c); break;
         case DLRN_GATE_GATED: dlrni_gated_slopes(t, v, j, c); break;
         default: dlrni_plain_slopes(t, v, j, c);
         }
-    dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
+    if (!sparse) dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
     if (v->coef2 && !t->rules.gate_frozen)
         dlrni_sums_add(t->ctx->k, &out, t->w.batch.e2, v->coef2, atoms);
 }
@@ -25564,7 +25639,8 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     const int64_t d = t->dict->d_in;
-    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
+    const dlrni_sums in = {v->width,  d,      v->first, v->rows, v->at,
+                           v->at + 1, v->row, d,        d,       dlrni_near_rows(t->ctx, d)};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -25766,14 +25842,17 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
 
 /* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
    through the rows together if the rows do not stay in a cache from one group to the next (several
-   stretches), or if each group uses nearly all of them. */
+   stretches), if each group uses nearly all of them, or if a feature has several of the rows that
+   stay in the second cache. */
 DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
     const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
-    int together = c->stretches > 1 || c->active > DLRNI_DENSE;
+    const double near_rows = (double)dlrni_near_rows(t->ctx, t->dict->d_in);
+    int together =
+        c->stretches > 1 || c->active > DLRNI_DENSE || c->active * near_rows >= DLRNI_SUMS_SHARED;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     u->first = first;
     u->end = first + c->wave;
