@@ -3426,11 +3426,12 @@ struct dlrni_kernel_table {
 /* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
    names the number of the feature that it is multiplied by. */
 typedef struct dlrni_screen_row {
-    float unit;    /* of the feature's bias          */
-    float error;   /* of the feature's rounded norm  */
-    float norm;    /* of the feature's error         */
-    float floor;   /* of the feature's 1 / scale     */
-    int32_t shift; /* added to a sum of integers     */
+    float unit;    /* of the feature's bias                  */
+    float error;   /* of the feature's rounded norm          */
+    float norm;    /* of the feature's error                 */
+    float floor;   /* of the feature's 1 / scale             */
+    float given;   /* the floor itself, from which that came */
+    int32_t shift; /* added to a sum of integers             */
 } dlrni_screen_row;
 
 /* How far rounding moved a row x to x^. Room screen makes the factors from it. */
@@ -3472,6 +3473,13 @@ struct dlrni_screen {
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
+    /* The other way round: a screen may be the check of a coarser one, candidate by candidate. sum
+       [count] = the sums of products of x[i] and w[i], rounded rows of `bytes`, to within 8 units of
+       2^-24 of the product of their norms. NULL: it checks none. */
+    void (*pairs)(const unsigned char *const *x, const unsigned char *const *w, int64_t bytes,
+                  int64_t count, float *sum);
+    const dlrni_screen *check; /* what its own candidates may be checked with; NULL: nothing */
+    int block; /* a word of the format's own comes before so many elements; 0: nowhere */
 };
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
@@ -3522,15 +3530,15 @@ static const dlrni_set_row dlrni_sets[] = {
     {"avx2",
      dlrni_avx2_runs,
      &dlrni_avx2_kernels,
-     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+     {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
     {"avx512",
      dlrni_avx512_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
     {"avx512bf16",
      dlrni_avx512bf16_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
     {"avx512vnni",
      dlrni_avx512vnni_runs,
      &dlrni_avx512_kernels,
@@ -4823,7 +4831,8 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
 /* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a partial cache
    line. The padding is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
-    return dlrni_round_up(d * s->size, 64);
+    const int64_t words = s->block ? dlrni_ceil_div(d, s->block) : 0;
+    return dlrni_round_up((words ? words * s->block : d) * s->size + 4 * words, 64);
 }
 
 /* A norm from its square in f32, rounded up: 2^-9 covers the error of a sum of 2^15 squares. */
@@ -4844,18 +4853,20 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
 DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, int64_t d, void *out,
                                         int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
-    memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
+    const int64_t whole = s->block ? 0 : d * s->size; /* bytes that are written without gaps */
+    memset((char *)out + whole, 0, (size_t)(width - whole));
     s->round(x, d, 0, out, &r);
     row->unit = 1 / r.scale;
     row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
     row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
     row->shift = -128 * r.sum;
-    row->floor = 0;
+    row->floor = row->given = 0;
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
 /* The row's floor in the screen's scaled form: -t_x / s_x, rounded towards 0. */
 DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
+    row->given = floor;
     row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
 }
 
@@ -4871,6 +4882,19 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
     coef[3 * DLRNI_GROUP] = (float)(1 / scale * (1 - 1.0 / 512));
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+}
+
+/* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
+   the 12 units of 2^-24 that g has to spare (a canonical sum needs d / 16 + 4) are left to the sum. A
+   total that is NaN keeps the candidate. */
+DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
+                                     float sum) {
+    const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
+    const double total = (double)sum + (double)row->unit * (double)coef[0] +
+                         (double)row->error * (double)coef[DLRNI_GROUP] +
+                         (double)row->norm * (double)coef[2 * DLRNI_GROUP] +
+                         of_row * (double)coef[3 * DLRNI_GROUP];
+    return total <= 0;
 }
 
 /* ---- Gates ----
@@ -5067,13 +5091,12 @@ DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
     return (double)bias - share + fabs(share) / (1 << 20);
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
-   [DLRNI_GROUP][width] is scratch for their rounded rows. Where rows have floors, features must
-   not: they are added up. Thresholds are then left to the recomputation. */
-DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       const dlrni_gating *gate, int64_t f0, int64_t n,
-                                       int64_t width, unsigned char *part, unsigned char *panel,
-                                       float *coef) {
+/* Rounds features f0 .. f0 + n: part [DLRNI_GROUP][width], coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP].
+   Where rows have floors, features must not: they are added up. Thresholds are then left to the
+   recomputation. */
+DLRNI_INTERNAL void dlrni_screen_features(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                          const dlrni_gating *gate, int64_t f0, int64_t n,
+                                          int64_t width, unsigned char *part, float *coef) {
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
@@ -5088,6 +5111,14 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
         if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
+}
+
+/* The same, packed: panel [width / (size * packed)][DLRNI_GROUP][packed]; part is scratch. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                       const dlrni_gating *gate, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel,
+                                       float *coef) {
+    dlrni_screen_features(s, dict, gate, f0, n, width, part, coef);
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
                     width / 4, (float *)(void *)panel); /* words of four bytes, as floats */
@@ -5200,7 +5231,8 @@ typedef struct dlrni_list {
     int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
     float *val;   /* [val_cap] pre-activation, for most recipes also the value              */
     int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: the list is incomplete; count is the room it needs */
+    int64_t passed; /* candidates that passed the check */
+    int whole;      /* 0: the list is incomplete; count is the room it needs */
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
@@ -5241,12 +5273,17 @@ typedef struct dlrni_encoding {
     unsigned char *rounded;       /* [n] rows of `width` bytes: xc in the screen's format         */
     dlrni_screen_row *row;        /* [n]                                                          */
     int64_t width;
+    const dlrni_screen *check;  /* its candidates are checked with this first; NULL: they are not */
+    unsigned char *fine;        /* [n] rows of `fine_width` bytes: xc in the check's format       */
+    dlrni_screen_row *fine_row; /* [n]                                                            */
+    int64_t fine_width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
     int64_t share;          /* groups of a task                                                   */
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
+    double passed[2];       /* share of those that passed the screen's check; -1: not known       */
     dlrni_gating gate;
     int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
     int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
@@ -5269,7 +5306,7 @@ typedef struct dlrni_encoding {
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
-    int64_t floor_cap, best_cap, kept_cap;
+    int64_t floor_cap, best_cap, kept_cap, fine_cap, fine_row_cap;
 } dlrni_encoding;
 
 /* Nothing is known of the data yet (-1): the first batch works with guesses
@@ -5279,6 +5316,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
     c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
+    c->passed[0] = c->passed[1] = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -5290,8 +5328,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
-                      c->best,  c->kept,    c->gate.derived, c->tally};
+    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch, c->floor,   c->best,
+                      c->kept,  c->gate.derived, c->tally, c->fine,    c->fine_row};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -5479,15 +5517,16 @@ DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
 typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
-    uint64_t valid; /* bits of the features that there are */
-    unsigned char *packed;
-    float *coef; /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+    uint64_t valid;               /* bits of the features that there are */
+    unsigned char *packed, *fine; /* fine: [DLRNI_GROUP] rows for the check              */
+    float *coef, *fine_coef;      /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP]                   */
 } dlrni_packed_group;
 
 /* Bytes of scratch for n packed groups and the rows that they are packed from. */
 DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
     const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
-    return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
+    const int64_t fine = c->check ? DLRNI_GROUP * c->fine_width + coefs : 0;
+    return n * (DLRNI_GROUP * c->width + coefs + fine) + DLRNI_GROUP * c->width;
 }
 
 /* Writes the features whose bits are set, ascending; returns how many. Bit 0 is feature f0. */
@@ -5502,10 +5541,38 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
 enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
 typedef struct dlrni_waiting {
     const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    const unsigned char *fine_x[DLRNI_WAITING], *fine_w[DLRNI_WAITING]; /* rounded for the check */
     float sum[DLRNI_WAITING];
     int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
     int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
 } dlrni_waiting;
+
+/* Where a candidate's row and feature are read: once it has passed the check, or without one. */
+DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t feature,
+                                 dlrni_waiting *wait, int64_t at) {
+    const int64_t d = c->dict->d_in;
+    wait->x[at] = c->xc + row * d;
+    wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
+}
+
+/* Takes out what the check rules out of what waits. */
+DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
+                                        dlrni_waiting *wait) {
+    int64_t to = 0;
+    c->check->pairs(wait->fine_x, wait->fine_w, c->fine_width, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const int32_t key = wait->key[p], g = wait->group[p];
+        const int64_t row = dlrni_key_row(key), feature = dlrni_key_feature(key);
+        if (dlrni_check_drops(c->fine_row + row, c->row[row].given, group[g].fine_coef + feature,
+                              wait->sum[p]))
+            continue;
+        dlrni_read_f32(c, row, group[g].f0 + feature, wait, to);
+        wait->key[to] = key;
+        wait->group[to++] = g;
+        group[g].list->passed++;
+    }
+    wait->count = to;
+}
 
 /* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
    is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
@@ -5513,6 +5580,7 @@ typedef struct dlrni_waiting {
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     dlrni_waiting *wait) {
     const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    if (c->check) dlrni_check_waiting(c, group, wait);
     c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
     for (int64_t p = 0; p < wait->count; p++) {
         const dlrni_packed_group *g = group + wait->group[p];
@@ -5537,16 +5605,17 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
    apart. */
 DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
                                 int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
-    const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->d_in;
     if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
     for (int64_t g = 0; g < n; g++) {
         uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
         const int64_t first = wait->count;
         for (; left; left &= left - 1) {
             const int feature = dlrni_lowest_bit(left);
-            wait->x[wait->count] = c->xc + row * d;
-            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            if (c->check) {
+                wait->fine_x[wait->count] = c->fine + row * c->fine_width;
+                wait->fine_w[wait->count] = group[g].fine + feature * c->fine_width;
+            } else
+                dlrni_read_f32(c, row, group[g].f0 + feature, wait, wait->count);
             wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
             wait->group[wait->count++] = (int32_t)g;
         }
@@ -5559,11 +5628,14 @@ DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_grou
 }
 
 /* Packs those of n groups whose lists must be made, or takes their prepared panels; returns how
-   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients. */
+   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients; with a check
+   n groups of rows and their coefficients, too. */
 DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                          int64_t group, unsigned char *scratch,
                                          dlrni_packed_group *out) {
     int64_t count = 0, packed = DLRNI_GROUP * c->width, coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP;
+    const int64_t fine = DLRNI_GROUP * c->fine_width;
+    float *coef = (float *)(void *)(scratch + packed * (1 + n));
     for (int64_t g = 0; g < n; g++) {
         if (lists[g].whole) continue;
         int64_t width = dlrni_group_width(c, group + g);
@@ -5578,9 +5650,14 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
             continue;
         }
         p->packed = scratch + packed * (1 + g);
-        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
+        p->coef = coef + g * coefs;
         dlrni_screen_panel(c->screen, c->dict, &c->gate, p->f0, width, c->width, scratch, p->packed,
                            p->coef);
+        if (!c->check) continue;
+        p->fine = (unsigned char *)(coef + 2 * n * coefs) + fine * g;
+        p->fine_coef = coef + (n + g) * coefs;
+        dlrni_screen_features(c->check, c->dict, &c->gate, p->f0, width, c->fine_width, p->fine,
+                              p->fine_coef);
     }
     return count;
 }
@@ -5719,7 +5796,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     int64_t n = dlrni_min(c->share, c->wave - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
-        if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
+        if (!lists[g].whole) lists[g].count = lists[g].candidates = lists[g].passed = 0;
     if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
@@ -5737,6 +5814,9 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
         dlrni_screen_row_of(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
                             c->row + i);
+    for (int64_t i = block * DLRNI_BLOCK; i < end && c->check; i++)
+        dlrni_screen_row_of(c->check, c->xc + i * d, d, c->fine + i * c->fine_width, c->fine_width,
+                            c->fine_row + i);
 }
 
 /* Rounds all rows for the screen, once for all groups. */
@@ -5745,6 +5825,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     const int64_t beyond = DLRNI_SCREEN_ROWS; /* the last tile reads rows after the last */
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
+        return DLRN_ERR_MEMORY;
+    if (c->check && (!DLRNI_GROW(ctx, &c->fine, &c->fine_cap, 0, c->n * c->fine_width) ||
+                     !DLRNI_GROW(ctx, &c->fine_row, &c->fine_row_cap, 0, c->n)))
         return DLRN_ERR_MEMORY;
     /* zeros, so that no result depends on what the memory held */
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
@@ -5756,7 +5839,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
 
 /* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
    product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
-   that it is tried again. */
+   that it is tried again. Also decides whether its candidates are checked. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
     /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
        recomputing a candidate 4, since its row comes from the second cache. To measure another
@@ -5765,8 +5848,10 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
     const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
     const double forget = 1.0 / 64; /* per batch                                                 */
+    const double check = 2, round = 0.01; /* of a candidate; of rounding features and rows        */
     const dlrni_screen *best = NULL;
     double min = dense;
+    c->check = NULL;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
@@ -5775,9 +5860,14 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
         double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+        double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
         double cost = (double)s->cost + recompute * share;
+        double checked = (double)s->cost + round + check * share + recompute * passed;
+        const int pays = s->check && checked < cost;
+        if (pays) cost = checked;
         if (cost >= min) continue;
         best = s;
+        c->check = pays ? s->check : NULL;
         min = cost;
     }
     return best;
@@ -5812,6 +5902,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
+    /* prepared for the first screen alone */
+    if (c->ready || !c->screen) c->check = NULL;
+    c->fine_width = c->check ? dlrni_screen_width(c->check, c->dict->d_in) : 0;
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
@@ -5882,8 +5975,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    c->share =
-        dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in; /* read for candidates */
+    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
@@ -5904,13 +5997,24 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     return DLRN_OK;
 }
 
+/* Of the candidates of the lists in hand, the share that passed the check. */
+DLRNI_INTERNAL double dlrni_wave_passed(const dlrni_encoding *c) {
+    int64_t passed = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
+            passed += c->lists[s * c->groups + g].passed;
+    return (double)passed / (double)dlrni_max(dlrni_wave_candidates(c), 1);
+}
+
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
     double all = (double)c->n * (double)c->dict->features;
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
-        if (c->screen && c->screen == c->dict->ctx->set.screen[i])
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) {
             c->let_through[i] = (double)candidates / all;
+            if (c->check) c->passed[i] = dlrni_wave_passed(c) * c->let_through[i];
+        }
 }
 
 /* ---- Lists by row ---- */
@@ -7280,6 +7384,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->ready = e->prepared;
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
+    c->check = NULL; /* few candidates: not worth a format of their own */
     /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
@@ -29955,7 +30060,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      NAME_runs()           whether the processor can run it
      DLRNI_TARGET_BEGIN    the instructions that it is compiled for
      DLRNI_K(name)         puts the set's name before a name: all names below are written with it
-     tile sizes            an enum of the five sizes explained below
+     tile sizes            an enum of the sizes explained below
      v16                   a type of 64 bytes that holds 16 floats. A vector type without a size,
                            as SVE has, must be wrapped in an array of floats
      operations            see the next table
@@ -29980,8 +30085,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
    Macros that say what else a block has:
 
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
-     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
-                        float_of_words and store_int16: the int16 screen is compiled, too
+     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, store_words, set_words,
+                        add_dot, float_of_words, store_int16, add_bytes, add_halves and store_bytes:
+                        the screens of int16 and of bytes are compiled instead
      DLRNI_HAS_F16      widen_f16(from, to, n)
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
      DLRNI_OWN_COLLECT  collect, in place of the common one
@@ -29997,6 +30103,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      outer_rows         outer and the screens: rows of a, at most DLRNI_SCREEN_ROWS
      outer_vectors      outer: v16s of the panel's columns, 1 or 3
      gather_vectors     gather_axpy: v16s of the output that stay in registers
+     byte_rows          the screen of bytes, where there is one: rows of a tile
 
    To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
    a bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
@@ -30181,7 +30288,8 @@ enum {
     DLRNI_K(nt_cols) = 3,
     DLRNI_K(outer_rows) = 6,
     DLRNI_K(outer_vectors) = 1,
-    DLRNI_K(gather_vectors) = 4
+    DLRNI_K(gather_vectors) = 4,
+    DLRNI_K(byte_rows) = 4
 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi; /* lanes 0 to 7, 8 to 15 */
@@ -30338,6 +30446,37 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* back in order */
 }
 
+/* For the screen of bytes: each word is two sums of 16 bits. sum + the products of two pairs of
+   bytes, row unsigned and w signed; they wrap around, see the screen. */
+#define DLRNI_ADD_BYTES(sum, row, w, t)                                                            \
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(row), "x"(w))
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m256i t;
+    DLRNI_ADD_BYTES(sum.lo, row.lo, w.lo, t);
+    DLRNI_ADD_BYTES(sum.hi, row.hi, w.hi, t);
+    return sum;
+}
+#undef DLRNI_ADD_BYTES
+/* sum, of 32 bits, + both halves of each word of a. */
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    const __m256i one = _mm256_set1_epi16(1);
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, one));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, one));
+    return sum;
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32), a.hi);
+}
+/* Stores the lowest bytes of 16 whole numbers. */
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    both = _mm256_and_si256(_mm256_permute4x64_epi64(both, 0xD8), _mm256_set1_epi16(255));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi16(_mm256_castsi256_si128(both),
+                                                            _mm256_extracti128_si256(both, 1)));
+}
+
 /* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes
    from 15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A
    subnormal has no leading 1: it is read with the exponent of 2^-14, as if it had one, and 2^-14 is
@@ -30362,9 +30501,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16 */
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
@@ -30397,7 +30536,8 @@ enum {
     DLRNI_K(nt_cols) = 6,
     DLRNI_K(outer_rows) = 8,
     DLRNI_K(outer_vectors) = 3,
-    DLRNI_K(gather_vectors) = 16
+    DLRNI_K(gather_vectors) = 16,
+    DLRNI_K(byte_rows) = 8
 };
 typedef __m512 DLRNI_K(v16);
 
@@ -30523,6 +30663,25 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
+/* For the screen of bytes: see avx2. */
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m512i t;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(row), "v"(w));
+    return sum;
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi16(1)));
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm512_storeu_si512(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF,
+                                                _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+}
+
 /* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
    done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as that. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
@@ -30538,9 +30697,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16 */
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
@@ -30659,7 +30818,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
 
 /* 8 rows, 2 bytes, 2 in a word, f32 sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512bf16_screen = {
-    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile, NULL, NULL, 0};
 DLRNI_TARGET_END
 
 /* ---- avx512vnni: the kernels of avx512 and a screen ----
@@ -30766,8 +30925,17 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int6
 #undef DLRNI_DPBUSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen dlrni_avx512vnni_screen = {
-    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
+                                                     8,
+                                                     1,
+                                                     4,
+                                                     0,
+                                                     0.27f,
+                                                     dlrni_avx512vnni_round,
+                                                     dlrni_avx512vnni_tile,
+                                                     NULL,
+                                                     &dlrni_avx512_screen_int16,
+                                                     0};
 DLRNI_TARGET_END
 
 #if DLRNI_AMX
@@ -30877,10 +31045,19 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 #undef DLRNI_AMX_PRODUCT
 
 /* 32 rows; for their costs see struct dlrni_screen. */
-static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_int8 = {"int8",
+                                                   32,
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.10f,
+                                                   dlrni_avx512vnni_round,
+                                                   dlrni_amx_tile_int8,
+                                                   NULL,
+                                                   &dlrni_avx512_screen_int16,
+                                                   0};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16, NULL, NULL, 0};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -31509,19 +31686,6 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen
-   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
-   candidates). */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
-                                       dlrni_rounding *r) {
-    (void)unsigned_; /* all formats but int8 are signed on both sides */
-    memcpy(out, x, (size_t)n * sizeof *x);
-    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
-    r->error = 0; /* x^ is x */
-    r->scale = 1;
-    r->sum = 0;
-}
-
 /* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with
    AVX2 they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
@@ -31532,6 +31696,21 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
         for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + v * DLRNI_LANES);
         mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
     }
+}
+#endif
+
+#if defined(DLRNI_HAS_SCREENS) && !defined(DLRNI_HAS_INT16)
+/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than the canonical one; room screen
+   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
+   candidates). */
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+                                       dlrni_rounding *r) {
+    (void)unsigned_; /* all formats but int8 are signed on both sides */
+    memcpy(out, x, (size_t)n * sizeof *x);
+    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
+    r->error = 0; /* x^ is x */
+    r->scale = 1;
+    r->sum = 0;
 }
 
 /* The tile of outer, whose columns are features. */
@@ -31546,8 +31725,9 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
 
 /* outer_rows rows, 4 bytes, 1 in a word, f32 sums; the unit of cost: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
-    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
-#endif /* DLRNI_HAS_SCREENS */
+    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32), NULL, NULL,
+    0};
+#endif /* f32 */
 
 #ifdef DLRNI_HAS_INT16
 /* int16 with one scale per row, by which its norm becomes 46000 or its largest magnitude 32767,
@@ -31631,9 +31811,230 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* Four pairs at a time, for rows that lie in the second cache, as kernel pairs reads them. Rows are
+   whole cache lines. The sums of lanes are exact; as floats, each is rounded once, and four more
+   times in the tree. */
+DLRNI_INTERNAL void DLRNI_K(pairs_int16)(const unsigned char *const *x,
+                                         const unsigned char *const *w, int64_t bytes,
+                                         int64_t count, float *sum) {
+    enum { ROWS = 4, STEP = 64 };
+    const int64_t ahead = dlrni_min(bytes, 2048); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(words) s[ROWS];
+        DLRNI_K(v16) lanes[ROWS];
+        const unsigned char *a[ROWS], *b[ROWS], *next[ROWS], *next_row;
+        float out[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            a[i] = x[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            b[i] = w[dlrni_min(q + i, count - 1)];
+            next[i] = w[dlrni_min(q + ROWS + i, count - 1)] + ahead - bytes;
+            s[i] = DLRNI_K(set_words)(0);
+        }
+        /* neighbours share a row, or are of the next one */
+        next_row = x[dlrni_min(q + 2 * ROWS - 1, count - 1)] + ahead - bytes;
+        for (; p + ahead < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(b[i] + p + ahead);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+        }
+        for (; p < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+            DLRNI_PREFETCH(next_row + p);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) lanes[i] = DLRNI_K(float_of_words)(s[i]);
+        DLRNI_K(sum4)(lanes, out);
+        memcpy(sum + q, out, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+    }
+}
+
 /* outer_rows rows, 2 bytes, 2 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen DLRNI_K(screen_int16) = {
-    "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
+static const dlrni_screen DLRNI_K(screen_int16) = {"int16",
+                                                   DLRNI_K(outer_rows),
+                                                   2,
+                                                   2,
+                                                   0,
+                                                   0.72f,
+                                                   DLRNI_K(round_int16),
+                                                   DLRNI_K(tile_int16),
+                                                   DLRNI_K(pairs_int16),
+                                                   NULL,
+                                                   0};
+
+/* ---- Bytes ----
+
+   vpmaddubsw multiplies bytes of a row, unsigned, with bytes of features, signed, and adds two
+   products to 16 bits. That would be four multiply-adds of f32 for two instructions, but 16 bits are
+   few. So numbers are at most 90, and a row's are stored with 91 added, 1 to 181:
+     - two products do not saturate: 2 * 90 * 181 = 32580;
+     - 16 products are added before the sum is widened to 32 bits. It may wrap around on its way,
+       because its end fits: what the 91 add, 91 times the sum of the feature's 16 numbers, is
+       subtracted first (modulo 2^16; the word before each block of 32 numbers holds two such
+       starts), and the rest is below 181 * 181 < 2^15 (Cauchy and Schwarz), as 16 numbers of either
+       side have a norm of at most 179 before they are rounded, and of 2 more after it.
+   Which 16: of a block's eight words, either the first or the last two numbers of each. A scale for
+   a row makes its largest number 90, or the largest such norm 178, whichever needs the larger
+   scale; the last unit covers the rounding of the norm. */
+enum { DLRNI_K(byte_block) = 32 };
+
+/* The numbers of a block that its first sum holds. */
+static const float DLRNI_K(byte_half)[DLRNI_LANES] = {1, 1, 0, 0, 1, 1, 0, 0,
+                                                      1, 1, 0, 0, 1, 1, 0, 0};
+
+/* For two blocks of two vectors, in v: sums of both halves [4] of each. */
+DLRNI_INLINE void DLRNI_K(byte_halves)(DLRNI_K(v16) first, DLRNI_K(v16) second, float *sum) {
+    const DLRNI_K(v16) half = DLRNI_K(load)(DLRNI_K(byte_half));
+    const DLRNI_K(v16) v[4] = {DLRNI_K(mul)(first, half), first, DLRNI_K(mul)(second, half),
+                               second};
+    DLRNI_K(sum4)(v, sum);
+    sum[1] -= sum[0];
+    sum[3] -= sum[2];
+}
+
+/* Up to 16 numbers from x + p, and none from x + n on. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(byte_load)(const float *x, int64_t p, int64_t n) {
+    return p + DLRNI_LANES <= n ? DLRNI_K(load)(x + p)
+           : p < n              ? DLRNI_K(load_part)(x + p, n - p)
+                                : DLRNI_K(set1)(0);
+}
+
+/* The scale of a row. Infinities make it infinite; a NaN shows in the norms. */
+DLRNI_INTERNAL float DLRNI_K(byte_scale)(const float *x, int64_t n) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
+    DLRNI_K(v16) top = zero, v[4];
+    float largest = 0, square = 0, lane[DLRNI_LANES], sum[4];
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES) {
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            v[i] = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            top = DLRNI_K(max)(DLRNI_K(max)(v[i], DLRNI_K(minus)(zero, v[i])), top);
+        }
+        DLRNI_K(byte_halves)(DLRNI_K(fma)(v[0], v[0], DLRNI_K(mul)(v[1], v[1])),
+                             DLRNI_K(fma)(v[2], v[2], DLRNI_K(mul)(v[3], v[3])), sum);
+        for (int i = 0; i < 4; i++) square = fmaxf(square, sum[i]);
+    }
+    DLRNI_K(store)(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
+    largest = fmaxf(largest / 90.0f, sqrtf(square) / 178.0f);
+    return largest > 0 ? largest : 1; /* 1: a row of zeros */
+}
+
+/* Blocks of a word and 32 numbers; the word of a row is 0. */
+DLRNI_INTERNAL void DLRNI_K(round_bytes)(const float *x, int64_t n, int feature, void *out,
+                                         dlrni_rounding *r) {
+    enum { BLOCK = DLRNI_K(byte_block) + 4 };
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0), magic = DLRNI_K(set1)(12582912.0f), /* rounds */
+        add = DLRNI_K(set1)(feature ? 0.0f : 91.0f);
+    DLRNI_K(v16) full = zero, rounded = zero, error = zero, q[4];
+    unsigned char *to = (unsigned char *)out;
+    float sum[4];
+    r->scale = DLRNI_K(byte_scale)(x, n);
+    const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES, to += 2 * BLOCK) { /* two blocks */
+        const int blocks = n - p > DLRNI_K(byte_block) ? 2 : 1;
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const DLRNI_K(v16) a = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            q[i] = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic);
+            const DLRNI_K(v16) off = DLRNI_K(fma)(scale, q[i], a); /* a - scale q */
+            full = DLRNI_K(fma)(a, a, full);
+            rounded = DLRNI_K(fma)(q[i], q[i], rounded);
+            error = DLRNI_K(fma)(off, off, error);
+        }
+        for (int i = 0; i < 2 * blocks; i++)
+            DLRNI_K(store_bytes)(to + i / 2 * BLOCK + 4 + i % 2 * DLRNI_LANES,
+                                 DLRNI_K(add)(q[i], add));
+        if (!feature) continue;
+        DLRNI_K(byte_halves)(DLRNI_K(add)(q[0], q[1]), DLRNI_K(add)(q[2], q[3]), sum);
+        for (int i = 0; i < 2 * blocks; i++) { /* the starts; of a NaN: any */
+            const int32_t whole = fabsf(sum[i]) <= 1440 ? (int32_t)sum[i] : 0;
+            const uint16_t start = (uint16_t)(-91 * whole);
+            memcpy(to + i / 2 * BLOCK + i % 2 * 2, &start, sizeof start);
+        }
+    }
+    DLRNI_K(v16) all[4] = {full, rounded, error, zero};
+    float squares[4];
+    DLRNI_K(sum4)(all, squares);
+    r->full = squares[0];
+    r->rounded = r->scale * r->scale * squares[1]; /* the sum was of integers */
+    r->error = squares[2];
+    r->sum = 0;
+}
+
+/* byte_rows rows by 48 features. The sums of 32 bits are in memory: registers hold those of 16. */
+DLRNI_INTERNAL void DLRNI_K(tile_bytes)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row,
+                                        uint64_t *mask) {
+    enum { ROWS = DLRNI_K(byte_rows), VECTORS = DLRNI_K(outer_vectors), BLOCK = 9 }; /* words */
+    unsigned char sum[ROWS][DLRNI_GROUP * 4];
+    memset(sum, 0, sizeof sum);
+    for (int first = 0; first < 3; first += VECTORS) {
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x + 4;
+        for (int64_t p = 0; p + BLOCK <= steps; p += BLOCK, at += 4 * BLOCK) {
+            DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) s[i][v] = a[v];
+            }
+            w += 4 * DLRNI_GROUP;
+            for (int q = 0; q < 4 * BLOCK - 4; q += 4, w += 4 * DLRNI_GROUP) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+                DLRNI_UNROLL
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t four; /* of a row */
+                    memcpy(&four, at + i * ld + q, sizeof four);
+                    DLRNI_K(words) b = DLRNI_K(set_words)(four);
+                    DLRNI_UNROLL
+                    for (int v = 0; v < VECTORS; v++)
+                        s[i][v] = DLRNI_K(add_bytes)(s[i][v], b, a[v]);
+                }
+            }
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    unsigned char *to = sum[i] + (first + v) * 64;
+                    DLRNI_K(store_words)(to, DLRNI_K(add_halves)(DLRNI_K(load_words)(to), s[i][v]));
+                }
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) s[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            s[v] = DLRNI_K(float_of_words)(DLRNI_K(load_words)(sum[i] + v * 64));
+        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
+    }
+}
+
+/* byte_rows rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
+static const dlrni_screen DLRNI_K(screen_bytes) = {"bytes",
+                                                   DLRNI_K(byte_rows),
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.45f,
+                                                   DLRNI_K(round_bytes),
+                                                   DLRNI_K(tile_bytes),
+                                                   NULL,
+                                                   &DLRNI_K(screen_int16),
+                                                   DLRNI_K(byte_block)};
 #endif /* DLRNI_HAS_INT16 */
 #undef DLRNI_SWEEP
 #endif /* DLRNI_COMPILE_BODIES */
