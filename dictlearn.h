@@ -2803,6 +2803,7 @@ typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
     const dlrni_screen *screen[2]; /* NULL: none */
+    double candidate;              /* cost of recomputing one, see dlrni_choose_screen */
 } dlrni_set;
 
 /* dlrn_context_describe hands out the names of the sets, so a context stores them; a declaration
@@ -3447,14 +3448,16 @@ typedef struct dlrni_rounding {
    of a tile in the first two caches, in units of a multiply-add at the f32 peak of the same
    vectors:
 
-                        int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
-     in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
-     another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.10   0.20   -                 -              -      the same
+                        int8   int16 (VNNI)   bf16   bytes   int16 (AVX-512, AVX2)   f32
+     in the table       0.27   0.53           0.53   0.45    0.72                    1.00   Zen 4
+     another processor  0.26   0.52           1.99   0.56    1.01 (AVX2: 0.71)       1.01   a Xeon
+     its set amx        0.10   -              0.20   -       -                       -      with AMX
 
-   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
-   which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 and int16
+   with VNNI do 2, which gives 0.53 likewise; int16 without it needs two instructions for two, and
+   bytes 18 for 32. The 0.45 for bytes is an estimate: nobody has measured it on Zen 4 (the Xeon
+   takes 0.45 with AVX2). On that Xeon vdpbf16ps is slow, so its bf16 screen costs more than the
+   dense product. A tile of amx is so fast that its panel
    does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
    table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
    of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
@@ -3518,6 +3521,7 @@ typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
     const dlrni_kernel_table *k;
+    double candidate; /* cost of recomputing one, see dlrni_choose_screen */
     struct {
         const dlrni_screen *screen;
         int (*runs)(void); /* NULL: wherever the set runs */
@@ -3525,35 +3529,38 @@ typedef struct dlrni_set_row {
 } dlrni_set_row;
 
 static const dlrni_set_row dlrni_sets[] = {
-    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, 4, {{NULL, NULL}}},
 #if DLRNI_X86
     {"avx2",
      dlrni_avx2_runs,
      &dlrni_avx2_kernels,
+     4,
      {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
     {"avx512",
      dlrni_avx512_runs,
      &dlrni_avx512_kernels,
+     4,
      {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
     {"avx512bf16",
      dlrni_avx512bf16_runs,
      &dlrni_avx512_kernels,
+     4,
      {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
     {"avx512vnni",
      dlrni_avx512vnni_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512vnni_screen, NULL},
-      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
-      {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512vnni_screen, NULL}, {&dlrni_avx512vnni_screen_int16, NULL}}},
 #endif
 #if DLRNI_AMX
     {"amx",
      dlrni_amx_runs,
      &dlrni_avx512_kernels,
+     7,
      {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
-    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, 4, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
 };
 enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
@@ -3570,6 +3577,7 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     memset(set, 0, sizeof *set);
     set->name = row->name;
     set->k = row->k;
+    set->candidate = row->candidate;
     for (int c = 0; c < 3 && n < 2; c++)
         if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
             set->screen[n++] = row->choice[c].screen;
@@ -4816,7 +4824,16 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
    0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
    but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
-   NaN keeps the feature. */
+   NaN keeps the feature.
+
+   The terms with |x - x^| and |w - w^| are a worst case: rounding errors that all point along the
+   other vector. They are a share of |w| |x|, while a pre-activation of vectors that have nothing to
+   do with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of
+   normal numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at
+   4096; bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second
+   stage: the same inequality in int16, whose errors are 40 times smaller, on one pair of rows after
+   the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows must be
+   rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
@@ -5212,7 +5229,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
    An entry is (row, feature, pre-activation) with pre above the floor (room screen). There are two
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
-     screened  computes the candidates that a screen names.
+     screened  computes the candidates that a screen names, and that its check, where there is one,
+               has not ruled out.
    A full list only counts further entries; it is then enlarged and rebuilt. */
 
 enum {
@@ -5837,37 +5855,50 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
-   product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
-   that it is tried again. Also decides whether its candidates are checked. */
+/* What an element of the product costs with screen number i, in units of the dense product at the
+   peak of f32; *checks: whether it is less if candidates are checked. `expected`: the share of
+   candidates where nothing is known.
+
+   Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
+   cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
+   half as much, but leaves the f32 rows of what passes outside the caches: on that Xeon it costs 3.7
+   at d 4096, and what passes 4 times as much as before. So a check counts as more than half. To
+   measure another machine, force each way and compare the encoder's rows of `make bench`. */
+DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
+                                        int *checks) {
+    const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
+    const double round = 0.01; /* of features and rows, for a check */
+    const dlrni_screen *s = c->dict->ctx->set.screen[i];
+    const double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+    const double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
+    const double without = recompute * share, with = round + check * share + recompute * passed;
+    *checks = s->check && with < without;
+    return (double)s->cost + (*checks ? with : without);
+}
+
+/* The cheapest way for rows like those seen last; NULL: dense. Also sets what
+   candidates are checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
+   again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
-    /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
-       recomputing a candidate 4, since its row comes from the second cache. To measure another
-       machine, force each way and compare the encoder's rows of `make bench`. */
-    const double dense = 1.35, recompute = 4;
+    const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
     const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
     const double forget = 1.0 / 64; /* per batch                                                 */
-    const double check = 2, round = 0.01; /* of a candidate; of rounding features and rows        */
+    const double expected = c->active >= 0 ? slack * c->active : few;
     const dlrni_screen *best = NULL;
     double min = dense;
     c->check = NULL;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
-        double expected = c->active >= 0 ? slack * c->active : few;
+        int checks;
         if (!s) continue;
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
-        double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
-        double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
-        double cost = (double)s->cost + recompute * share;
-        double checked = (double)s->cost + round + check * share + recompute * passed;
-        const int pays = s->check && checked < cost;
-        if (pays) cost = checked;
+        const double cost = dlrni_screen_cost(c, i, expected, &checks);
         if (cost >= min) continue;
         best = s;
-        c->check = pays ? s->check : NULL;
+        c->check = checks ? s->check : NULL;
         min = cost;
     }
     return best;
@@ -30889,40 +30920,55 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
 /* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
    % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's
-   shift. They become floats only at the end. */
+#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They become
+   floats only at the end. */
+#define DLRNI_VNNI_TILE(dp)                                                                        \
+    do {                                                                                           \
+        const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;     \
+        __m512i s[8][3];                                                                           \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);                 \
+        }                                                                                          \
+        for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */  \
+            __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),                   \
+                    w2 = _mm512_loadu_si512(w + 128);                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int i = 0; i < 8; i++) {                                                          \
+                int32_t word; /* of a row */                                                       \
+                memcpy(&word, at + i * ld, sizeof word);                                           \
+                __m512i b = _mm512_set1_epi32(word);                                               \
+                dp(s[i][0], w0, b);                                                                \
+                dp(s[i][1], w1, b);                                                                \
+                dp(s[i][2], w2, b);                                                                \
+            }                                                                                      \
+        }                                                                                          \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            __m512 sum[3];                                                                         \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++)                                                            \
+                sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);                     \
+            mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);                                \
+        }                                                                                          \
+    } while (0)
 DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four; /* of a row */
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
-    }
+    DLRNI_VNNI_TILE(DLRNI_DPBUSD);
 }
+/* int16 as in avx512, signed on both sides, two numbers a word: the shift is 0. One instruction
+   where vpmaddwd and vpaddd are two. */
+DLRNI_INTERNAL void dlrni_avx512vnni_tile_int16(const void *panel, const void *x, int64_t ld,
+                                                int64_t steps, const float *coef,
+                                                const dlrni_screen_row *row, uint64_t *mask) {
+    DLRNI_VNNI_TILE(DLRNI_DPWSSD);
+}
+#undef DLRNI_VNNI_TILE
 #undef DLRNI_DPBUSD
+#undef DLRNI_DPWSSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
@@ -30936,6 +30982,18 @@ static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
                                                      NULL,
                                                      &dlrni_avx512_screen_int16,
                                                      0};
+/* The same rows of int16. */
+static const dlrni_screen dlrni_avx512vnni_screen_int16 = {"int16",
+                                                           8,
+                                                           2,
+                                                           2,
+                                                           0,
+                                                           0.53f,
+                                                           dlrni_avx512_round_int16,
+                                                           dlrni_avx512vnni_tile_int16,
+                                                           dlrni_avx512_pairs_int16,
+                                                           NULL,
+                                                           0};
 DLRNI_TARGET_END
 
 #if DLRNI_AMX
