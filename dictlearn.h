@@ -2857,6 +2857,7 @@ typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
     const dlrni_screen *screen[2]; /* NULL: none */
+    double candidate;              /* cost of recomputing one, see dlrni_choose_screen */
 } dlrni_set;
 
 /* dlrn_context_describe hands out the names of the sets, so a context stores them; a declaration
@@ -3487,11 +3488,12 @@ struct dlrni_kernel_table {
 /* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
    names the number of the feature that it is multiplied by. */
 typedef struct dlrni_screen_row {
-    float unit;    /* of the feature's bias          */
-    float error;   /* of the feature's rounded norm  */
-    float norm;    /* of the feature's error         */
-    float floor;   /* of the feature's 1 / scale     */
-    int32_t shift; /* added to a sum of integers     */
+    float unit;    /* of the feature's bias                  */
+    float error;   /* of the feature's rounded norm          */
+    float norm;    /* of the feature's error                 */
+    float floor;   /* of the feature's 1 / scale             */
+    float given;   /* the floor itself, from which that came */
+    int32_t shift; /* added to a sum of integers             */
 } dlrni_screen_row;
 
 /* How far rounding moved a row x to x^. Room screen makes the factors from it. */
@@ -3507,14 +3509,16 @@ typedef struct dlrni_rounding {
    of a tile in the first two caches, in units of a multiply-add at the f32 peak of the same
    vectors:
 
-                        int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
-     in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
-     another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.10   0.20   -                 -              -      the same
+                        int8   int16 (VNNI)   bf16   bytes   int16 (AVX-512, AVX2)   f32
+     in the table       0.27   0.53           0.53   0.45    0.72                    1.00   Zen 4
+     another processor  0.26   0.52           1.99   0.56    1.01 (AVX2: 0.71)       1.01   a Xeon
+     its set amx        0.10   -              0.20   -       -                       -      with AMX
 
-   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
-   which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 and int16
+   with VNNI do 2, which gives 0.53 likewise; int16 without it needs two instructions for two, and
+   bytes 18 for 32. The 0.45 for bytes is an estimate: nobody has measured it on Zen 4 (the Xeon
+   takes 0.45 with AVX2). On that Xeon vdpbf16ps is slow, so its bf16 screen costs more than the
+   dense product. A tile of amx is so fast that its panel
    does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
    table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
    of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
@@ -3533,6 +3537,13 @@ struct dlrni_screen {
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
+    /* The other way round: a screen may be the check of a coarser one, candidate by candidate. sum
+       [count] = the sums of products of x[i] and w[i], rounded rows of `bytes`, to within 8 units of
+       2^-24 of the product of their norms. NULL: it checks none. */
+    void (*pairs)(const unsigned char *const *x, const unsigned char *const *w, int64_t bytes,
+                  int64_t count, float *sum);
+    const dlrni_screen *check; /* what its own candidates may be checked with; NULL: nothing */
+    int block; /* a word of the format's own comes before so many elements; 0: nowhere */
 };
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
@@ -3571,6 +3582,7 @@ typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
     const dlrni_kernel_table *k;
+    double candidate; /* cost of recomputing one, see dlrni_choose_screen */
     struct {
         const dlrni_screen *screen;
         int (*runs)(void); /* NULL: wherever the set runs */
@@ -3578,35 +3590,38 @@ typedef struct dlrni_set_row {
 } dlrni_set_row;
 
 static const dlrni_set_row dlrni_sets[] = {
-    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, 4, {{NULL, NULL}}},
 #if DLRNI_X86
     {"avx2",
      dlrni_avx2_runs,
      &dlrni_avx2_kernels,
-     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
     {"avx512",
      dlrni_avx512_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
     {"avx512bf16",
      dlrni_avx512bf16_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
     {"avx512vnni",
      dlrni_avx512vnni_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512vnni_screen, NULL},
-      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
-      {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512vnni_screen, NULL}, {&dlrni_avx512vnni_screen_int16, NULL}}},
 #endif
 #if DLRNI_AMX
     {"amx",
      dlrni_amx_runs,
      &dlrni_avx512_kernels,
+     7,
      {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
-    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, 4, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
 };
 enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
@@ -3623,6 +3638,7 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     memset(set, 0, sizeof *set);
     set->name = row->name;
     set->k = row->k;
+    set->candidate = row->candidate;
     for (int c = 0; c < 3 && n < 2; c++)
         if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
             set->screen[n++] = row->choice[c].screen;
@@ -4948,7 +4964,16 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
    0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
    but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
-   NaN keeps the feature. */
+   NaN keeps the feature.
+
+   The terms with |x - x^| and |w - w^| are a worst case: rounding errors that all point along the
+   other vector. They are a share of |w| |x|, while a pre-activation of vectors that have nothing to
+   do with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of
+   normal numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at
+   4096; bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second
+   stage: the same inequality in int16, whose errors are 40 times smaller, on one pair of rows after
+   the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows must be
+   rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
@@ -4963,7 +4988,8 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
 /* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a partial cache
    line. The padding is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
-    return dlrni_round_up(d * s->size, 64);
+    const int64_t words = s->block ? dlrni_ceil_div(d, s->block) : 0;
+    return dlrni_round_up((words ? words * s->block : d) * s->size + 4 * words, 64);
 }
 
 /* A norm from its square in f32, rounded up: 2^-9 covers the error of a sum of 2^15 squares. */
@@ -4984,18 +5010,20 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
 DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, int64_t d, void *out,
                                         int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
-    memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
+    const int64_t whole = s->block ? 0 : d * s->size; /* bytes that are written without gaps */
+    memset((char *)out + whole, 0, (size_t)(width - whole));
     s->round(x, d, 0, out, &r);
     row->unit = 1 / r.scale;
     row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
     row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
     row->shift = -128 * r.sum;
-    row->floor = 0;
+    row->floor = row->given = 0;
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
 /* The row's floor in the screen's scaled form: -t_x / s_x, rounded towards 0. */
 DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
+    row->given = floor;
     row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
 }
 
@@ -5011,6 +5039,19 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
     coef[3 * DLRNI_GROUP] = (float)(1 / scale * (1 - 1.0 / 512));
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+}
+
+/* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
+   the 12 units of 2^-24 that g has to spare (a canonical sum needs d / 16 + 4) are left to the sum. A
+   total that is NaN keeps the candidate. */
+DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
+                                     float sum) {
+    const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
+    const double total = (double)sum + (double)row->unit * (double)coef[0] +
+                         (double)row->error * (double)coef[DLRNI_GROUP] +
+                         (double)row->norm * (double)coef[2 * DLRNI_GROUP] +
+                         of_row * (double)coef[3 * DLRNI_GROUP];
+    return total <= 0;
 }
 
 /* ---- Gates ----
@@ -5207,13 +5248,12 @@ DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
     return (double)bias - share + fabs(share) / (1 << 20);
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
-   [DLRNI_GROUP][width] is scratch for their rounded rows. Where rows have floors, features must
-   not: they are added up. Thresholds are then left to the recomputation. */
-DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       const dlrni_gating *gate, int64_t f0, int64_t n,
-                                       int64_t width, unsigned char *part, unsigned char *panel,
-                                       float *coef) {
+/* Rounds features f0 .. f0 + n: part [DLRNI_GROUP][width], coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP].
+   Where rows have floors, features must not: they are added up. Thresholds are then left to the
+   recomputation. */
+DLRNI_INTERNAL void dlrni_screen_features(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                          const dlrni_gating *gate, int64_t f0, int64_t n,
+                                          int64_t width, unsigned char *part, float *coef) {
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
@@ -5228,6 +5268,14 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
         if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
+}
+
+/* The same, packed: panel [width / (size * packed)][DLRNI_GROUP][packed]; part is scratch. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                       const dlrni_gating *gate, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel,
+                                       float *coef) {
+    dlrni_screen_features(s, dict, gate, f0, n, width, part, coef);
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
                     width / 4, (float *)(void *)panel); /* words of four bytes, as floats */
@@ -5321,7 +5369,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
    An entry is (row, feature, pre-activation) with pre above the floor (room screen). There are two
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
-     screened  computes the candidates that a screen names.
+     screened  computes the candidates that a screen names, and that its check, where there is one,
+               has not ruled out.
    A full list only counts further entries; it is then enlarged and rebuilt. */
 
 enum {
@@ -5340,7 +5389,8 @@ typedef struct dlrni_list {
     int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
     float *val;   /* [val_cap] pre-activation, for most recipes also the value              */
     int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: the list is incomplete; count is the room it needs */
+    int64_t passed; /* candidates that passed the check */
+    int whole;      /* 0: the list is incomplete; count is the room it needs */
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
@@ -5402,6 +5452,10 @@ typedef struct dlrni_encoding {
     unsigned char *rounded;       /* [n] rows of `width` bytes: xc in the screen's format         */
     dlrni_screen_row *row;        /* [n]                                                          */
     int64_t width;
+    const dlrni_screen *check;  /* its candidates are checked with this first; NULL: they are not */
+    unsigned char *fine;        /* [n] rows of `fine_width` bytes: xc in the check's format       */
+    dlrni_screen_row *fine_row; /* [n]                                                            */
+    int64_t fine_width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
     int64_t from, to;       /* stretches in hand: usually all                                     */
@@ -5409,6 +5463,7 @@ typedef struct dlrni_encoding {
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
+    double passed[2];       /* share of those that passed the screen's check; -1: not known       */
     dlrni_gating gate;
     int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
     int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
@@ -5433,7 +5488,7 @@ typedef struct dlrni_encoding {
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
-    int64_t floor_cap, best_cap, kept_cap;
+    int64_t floor_cap, best_cap, kept_cap, fine_cap, fine_row_cap;
 } dlrni_encoding;
 
 /* Nothing is known of the data yet (-1): the first batch works with guesses
@@ -5443,6 +5498,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
     c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
+    c->passed[0] = c->passed[1] = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -5454,8 +5510,9 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch,   c->floor,    c->best,
-                      c->kept,  c->gate.derived, c->tally, c->joint.key, c->inner.key};
+    void *blocks[] = {c->lists,    c->rounded,   c->row,          c->scratch, c->floor,
+                      c->best,     c->kept,      c->gate.derived, c->tally,   c->fine,
+                      c->fine_row, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -5643,15 +5700,16 @@ DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
 typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
-    uint64_t valid; /* bits of the features that there are */
-    unsigned char *packed;
-    float *coef; /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+    uint64_t valid;               /* bits of the features that there are */
+    unsigned char *packed, *fine; /* fine: [DLRNI_GROUP] rows for the check              */
+    float *coef, *fine_coef;      /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP]                   */
 } dlrni_packed_group;
 
 /* Bytes of scratch for n packed groups and the rows that they are packed from. */
 DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
     const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
-    return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
+    const int64_t fine = c->check ? DLRNI_GROUP * c->fine_width + coefs : 0;
+    return n * (DLRNI_GROUP * c->width + coefs + fine) + DLRNI_GROUP * c->width;
 }
 
 /* Writes the features whose bits are set, ascending; returns how many. Bit 0 is feature f0. */
@@ -5666,10 +5724,38 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
 enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
 typedef struct dlrni_waiting {
     const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    const unsigned char *fine_x[DLRNI_WAITING], *fine_w[DLRNI_WAITING]; /* rounded for the check */
     float sum[DLRNI_WAITING];
     int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
     int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
 } dlrni_waiting;
+
+/* Where a candidate's row and feature are read: once it has passed the check, or without one. */
+DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t feature,
+                                 dlrni_waiting *wait, int64_t at) {
+    const int64_t d = c->dict->d_in;
+    wait->x[at] = c->xc + row * d;
+    wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
+}
+
+/* Takes out what the check rules out of what waits. */
+DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
+                                        dlrni_waiting *wait) {
+    int64_t to = 0;
+    c->check->pairs(wait->fine_x, wait->fine_w, c->fine_width, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const int32_t key = wait->key[p], g = wait->group[p];
+        const int64_t row = dlrni_key_row(key), feature = dlrni_key_feature(key);
+        if (dlrni_check_drops(c->fine_row + row, c->row[row].given, group[g].fine_coef + feature,
+                              wait->sum[p]))
+            continue;
+        dlrni_read_f32(c, row, group[g].f0 + feature, wait, to);
+        wait->key[to] = key;
+        wait->group[to++] = g;
+        group[g].list->passed++;
+    }
+    wait->count = to;
+}
 
 /* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
    is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
@@ -5677,6 +5763,7 @@ typedef struct dlrni_waiting {
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     dlrni_waiting *wait) {
     const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    if (c->check) dlrni_check_waiting(c, group, wait);
     c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
     for (int64_t p = 0; p < wait->count; p++) {
         const dlrni_packed_group *g = group + wait->group[p];
@@ -5701,16 +5788,17 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
    apart. */
 DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
                                 int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
-    const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->d_in;
     if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
     for (int64_t g = 0; g < n; g++) {
         uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
         const int64_t first = wait->count;
         for (; left; left &= left - 1) {
             const int feature = dlrni_lowest_bit(left);
-            wait->x[wait->count] = c->xc + row * d;
-            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            if (c->check) {
+                wait->fine_x[wait->count] = c->fine + row * c->fine_width;
+                wait->fine_w[wait->count] = group[g].fine + feature * c->fine_width;
+            } else
+                dlrni_read_f32(c, row, group[g].f0 + feature, wait, wait->count);
             wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
             wait->group[wait->count++] = (int32_t)g;
         }
@@ -5723,11 +5811,14 @@ DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_grou
 }
 
 /* Packs those of n groups whose lists must be made, or takes their prepared panels; returns how
-   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients. */
+   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients; with a check
+   n groups of rows and their coefficients, too. */
 DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                          int64_t group, unsigned char *scratch,
                                          dlrni_packed_group *out) {
     int64_t count = 0, packed = DLRNI_GROUP * c->width, coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP;
+    const int64_t fine = DLRNI_GROUP * c->fine_width;
+    float *coef = (float *)(void *)(scratch + packed * (1 + n));
     for (int64_t g = 0; g < n; g++) {
         if (lists[g].whole) continue;
         int64_t width = dlrni_group_width(c, group + g);
@@ -5742,9 +5833,14 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
             continue;
         }
         p->packed = scratch + packed * (1 + g);
-        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
+        p->coef = coef + g * coefs;
         dlrni_screen_panel(c->screen, c->dict, &c->gate, p->f0, width, c->width, scratch, p->packed,
                            p->coef);
+        if (!c->check) continue;
+        p->fine = (unsigned char *)(coef + 2 * n * coefs) + fine * g;
+        p->fine_coef = coef + (n + g) * coefs;
+        dlrni_screen_features(c->check, c->dict, &c->gate, p->f0, width, c->fine_width, p->fine,
+                              p->fine_coef);
     }
     return count;
 }
@@ -5883,7 +5979,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     int64_t n = dlrni_min(c->share, c->wave - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
-        if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
+        if (!lists[g].whole) lists[g].count = lists[g].candidates = lists[g].passed = 0;
     if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
@@ -5901,6 +5997,9 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
         dlrni_screen_row_of(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
                             c->row + i);
+    for (int64_t i = block * DLRNI_BLOCK; i < end && c->check; i++)
+        dlrni_screen_row_of(c->check, c->xc + i * d, d, c->fine + i * c->fine_width, c->fine_width,
+                            c->fine_row + i);
 }
 
 /* Rounds all rows for the screen, once for all groups. */
@@ -5910,6 +6009,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
+    if (c->check && (!DLRNI_GROW(ctx, &c->fine, &c->fine_cap, 0, c->n * c->fine_width) ||
+                     !DLRNI_GROW(ctx, &c->fine_row, &c->fine_row_cap, 0, c->n)))
+        return DLRN_ERR_MEMORY;
     /* zeros, so that no result depends on what the memory held */
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
@@ -5918,30 +6020,50 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
-   product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
-   that it is tried again. */
+/* What an element of the product costs with screen number i, in units of the dense product at the
+   peak of f32; *checks: whether it is less if candidates are checked. `expected`: the share of
+   candidates where nothing is known.
+
+   Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
+   cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
+   half as much, but leaves the f32 rows of what passes outside the caches: on that Xeon it costs 3.7
+   at d 4096, and what passes 4 times as much as before. So a check counts as more than half. To
+   measure another machine, force each way and compare the encoder's rows of `make bench`. */
+DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
+                                        int *checks) {
+    const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
+    const double round = 0.01; /* of features and rows, for a check */
+    const dlrni_screen *s = c->dict->ctx->set.screen[i];
+    const double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+    const double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
+    const double without = recompute * share, with = round + check * share + recompute * passed;
+    *checks = s->check && with < without;
+    return (double)s->cost + (*checks ? with : without);
+}
+
+/* The cheapest way for rows like those seen last; NULL: dense. Also sets what
+   candidates are checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
+   again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
-    /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
-       recomputing a candidate 4, since its row comes from the second cache. To measure another
-       machine, force each way and compare the encoder's rows of `make bench`. */
-    const double dense = 1.35, recompute = 4;
+    const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
     const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
     const double forget = 1.0 / 64; /* per batch                                                 */
+    const double expected = c->active >= 0 ? slack * c->active : few;
     const dlrni_screen *best = NULL;
     double min = dense;
+    c->check = NULL;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
-        double expected = c->active >= 0 ? slack * c->active : few;
+        int checks;
         if (!s) continue;
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
-        double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
-        double cost = (double)s->cost + recompute * share;
+        const double cost = dlrni_screen_cost(c, i, expected, &checks);
         if (cost >= min) continue;
         best = s;
+        c->check = checks ? s->check : NULL;
         min = cost;
     }
     return best;
@@ -5977,6 +6099,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
+    /* prepared for the first screen alone */
+    if (c->ready || !c->screen) c->check = NULL;
+    c->fine_width = c->check ? dlrni_screen_width(c->check, c->dict->d_in) : 0;
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
@@ -6047,8 +6172,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    c->share =
-        dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in; /* read for candidates */
+    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
@@ -6069,13 +6194,24 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     return DLRN_OK;
 }
 
+/* Of the candidates of the lists in hand, the share that passed the check. */
+DLRNI_INTERNAL double dlrni_wave_passed(const dlrni_encoding *c) {
+    int64_t passed = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
+            passed += c->lists[s * c->groups + g].passed;
+    return (double)passed / (double)dlrni_max(dlrni_wave_candidates(c), 1);
+}
+
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
     double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
-        if (c->screen && c->screen == c->dict->ctx->set.screen[i])
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) {
             c->let_through[i] = (double)candidates / all;
+            if (c->check) c->passed[i] = dlrni_wave_passed(c) * c->let_through[i];
+        }
 }
 
 /* ---- Lists by row ---- */
@@ -8090,6 +8226,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->ready = e->prepared;
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
+    c->check = NULL; /* few candidates: not worth a format of their own */
     /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
@@ -31990,7 +32127,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      NAME_runs()           whether the processor can run it
      DLRNI_TARGET_BEGIN    the instructions that it is compiled for
      DLRNI_K(name)         puts the set's name before a name: all names below are written with it
-     tile sizes            an enum of the five sizes explained below
+     tile sizes            an enum of the sizes explained below
      v16                   a type of 64 bytes that holds 16 floats. A vector type without a size,
                            as SVE has, must be wrapped in an array of floats
      operations            see the next table
@@ -32015,8 +32152,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
    Macros that say what else a block has:
 
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
-     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
-                        float_of_words and store_int16: the int16 screen is compiled, too
+     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, store_words, set_words,
+                        add_dot, float_of_words, store_int16, add_bytes, add_halves and store_bytes:
+                        the screens of int16 and of bytes are compiled instead
      DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
      DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
@@ -32033,6 +32171,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      outer_rows         outer and the screens: rows of a, at most DLRNI_SCREEN_ROWS
      outer_vectors      outer: v16s of the panel's columns, 1 or 3
      gather_vectors     gather_axpy: v16s of the output that stay in registers
+     byte_rows          the screen of bytes, where there is one: rows of a tile
 
    To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
    a bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
@@ -32217,7 +32356,8 @@ enum {
     DLRNI_K(nt_cols) = 3,
     DLRNI_K(outer_rows) = 6,
     DLRNI_K(outer_vectors) = 1,
-    DLRNI_K(gather_vectors) = 4
+    DLRNI_K(gather_vectors) = 4,
+    DLRNI_K(byte_rows) = 4
 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi; /* lanes 0 to 7, 8 to 15 */
@@ -32374,6 +32514,37 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* back in order */
 }
 
+/* For the screen of bytes: each word is two sums of 16 bits. sum + the products of two pairs of
+   bytes, row unsigned and w signed; they wrap around, see the screen. */
+#define DLRNI_ADD_BYTES(sum, row, w, t)                                                            \
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(row), "x"(w))
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m256i t;
+    DLRNI_ADD_BYTES(sum.lo, row.lo, w.lo, t);
+    DLRNI_ADD_BYTES(sum.hi, row.hi, w.hi, t);
+    return sum;
+}
+#undef DLRNI_ADD_BYTES
+/* sum, of 32 bits, + both halves of each word of a. */
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    const __m256i one = _mm256_set1_epi16(1);
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, one));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, one));
+    return sum;
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32), a.hi);
+}
+/* Stores the lowest bytes of 16 whole numbers. */
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    both = _mm256_and_si256(_mm256_permute4x64_epi64(both, 0xD8), _mm256_set1_epi16(255));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi16(_mm256_castsi256_si128(both),
+                                                            _mm256_extracti128_si256(both, 1)));
+}
+
 /* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes
    from 15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A
    subnormal has no leading 1: it is read with the exponent of 2^-14, as if it had one, and 2^-14 is
@@ -32413,9 +32584,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
@@ -32450,7 +32621,8 @@ enum {
     DLRNI_K(nt_cols) = 6,
     DLRNI_K(outer_rows) = 8,
     DLRNI_K(outer_vectors) = 3,
-    DLRNI_K(gather_vectors) = 16
+    DLRNI_K(gather_vectors) = 16,
+    DLRNI_K(byte_rows) = 8
 };
 typedef __m512 DLRNI_K(v16);
 
@@ -32576,6 +32748,25 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
+/* For the screen of bytes: see avx2. */
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m512i t;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(row), "v"(w));
+    return sum;
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi16(1)));
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm512_storeu_si512(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF,
+                                                _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+}
+
 /* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
    done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as that. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
@@ -32603,9 +32794,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
@@ -32726,7 +32917,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
 
 /* 8 rows, 2 bytes, 2 in a word, f32 sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512bf16_screen = {
-    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile, NULL, NULL, 0};
 DLRNI_TARGET_END
 
 /* ---- avx512vnni: the kernels of avx512 and a screen ----
@@ -32797,44 +32988,80 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
 /* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
    % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's
-   shift. They become floats only at the end. */
+#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They become
+   floats only at the end. */
+#define DLRNI_VNNI_TILE(dp)                                                                        \
+    do {                                                                                           \
+        const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;     \
+        __m512i s[8][3];                                                                           \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);                 \
+        }                                                                                          \
+        for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */  \
+            __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),                   \
+                    w2 = _mm512_loadu_si512(w + 128);                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int i = 0; i < 8; i++) {                                                          \
+                int32_t word; /* of a row */                                                       \
+                memcpy(&word, at + i * ld, sizeof word);                                           \
+                __m512i b = _mm512_set1_epi32(word);                                               \
+                dp(s[i][0], w0, b);                                                                \
+                dp(s[i][1], w1, b);                                                                \
+                dp(s[i][2], w2, b);                                                                \
+            }                                                                                      \
+        }                                                                                          \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            __m512 sum[3];                                                                         \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++)                                                            \
+                sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);                     \
+            mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);                                \
+        }                                                                                          \
+    } while (0)
 DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four; /* of a row */
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
-    }
+    DLRNI_VNNI_TILE(DLRNI_DPBUSD);
 }
+/* int16 as in avx512, signed on both sides, two numbers a word: the shift is 0. One instruction
+   where vpmaddwd and vpaddd are two. */
+DLRNI_INTERNAL void dlrni_avx512vnni_tile_int16(const void *panel, const void *x, int64_t ld,
+                                                int64_t steps, const float *coef,
+                                                const dlrni_screen_row *row, uint64_t *mask) {
+    DLRNI_VNNI_TILE(DLRNI_DPWSSD);
+}
+#undef DLRNI_VNNI_TILE
 #undef DLRNI_DPBUSD
+#undef DLRNI_DPWSSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen dlrni_avx512vnni_screen = {
-    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
+                                                     8,
+                                                     1,
+                                                     4,
+                                                     0,
+                                                     0.27f,
+                                                     dlrni_avx512vnni_round,
+                                                     dlrni_avx512vnni_tile,
+                                                     NULL,
+                                                     &dlrni_avx512_screen_int16,
+                                                     0};
+/* The same rows of int16. */
+static const dlrni_screen dlrni_avx512vnni_screen_int16 = {"int16",
+                                                           8,
+                                                           2,
+                                                           2,
+                                                           0,
+                                                           0.53f,
+                                                           dlrni_avx512_round_int16,
+                                                           dlrni_avx512vnni_tile_int16,
+                                                           dlrni_avx512_pairs_int16,
+                                                           NULL,
+                                                           0};
 DLRNI_TARGET_END
 
 #if DLRNI_AMX
@@ -32944,10 +33171,19 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 #undef DLRNI_AMX_PRODUCT
 
 /* 32 rows; for their costs see struct dlrni_screen. */
-static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_int8 = {"int8",
+                                                   32,
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.10f,
+                                                   dlrni_avx512vnni_round,
+                                                   dlrni_amx_tile_int8,
+                                                   NULL,
+                                                   &dlrni_avx512_screen_int16,
+                                                   0};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16, NULL, NULL, 0};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -33634,19 +33870,6 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen
-   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
-   candidates). */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
-                                       dlrni_rounding *r) {
-    (void)unsigned_; /* all formats but int8 are signed on both sides */
-    memcpy(out, x, (size_t)n * sizeof *x);
-    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
-    r->error = 0; /* x^ is x */
-    r->scale = 1;
-    r->sum = 0;
-}
-
 /* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with
    AVX2 they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
@@ -33657,6 +33880,21 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
         for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + v * DLRNI_LANES);
         mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
     }
+}
+#endif
+
+#if defined(DLRNI_HAS_SCREENS) && !defined(DLRNI_HAS_INT16)
+/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than the canonical one; room screen
+   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
+   candidates). */
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+                                       dlrni_rounding *r) {
+    (void)unsigned_; /* all formats but int8 are signed on both sides */
+    memcpy(out, x, (size_t)n * sizeof *x);
+    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
+    r->error = 0; /* x^ is x */
+    r->scale = 1;
+    r->sum = 0;
 }
 
 /* The tile of outer, whose columns are features. */
@@ -33671,8 +33909,9 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
 
 /* outer_rows rows, 4 bytes, 1 in a word, f32 sums; the unit of cost: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
-    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
-#endif /* DLRNI_HAS_SCREENS */
+    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32), NULL, NULL,
+    0};
+#endif /* f32 */
 
 #ifdef DLRNI_HAS_INT16
 /* int16 with one scale per row, by which its norm becomes 46000 or its largest magnitude 32767,
@@ -33756,9 +33995,230 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* Four pairs at a time, for rows that lie in the second cache, as kernel pairs reads them. Rows are
+   whole cache lines. The sums of lanes are exact; as floats, each is rounded once, and four more
+   times in the tree. */
+DLRNI_INTERNAL void DLRNI_K(pairs_int16)(const unsigned char *const *x,
+                                         const unsigned char *const *w, int64_t bytes,
+                                         int64_t count, float *sum) {
+    enum { ROWS = 4, STEP = 64 };
+    const int64_t ahead = dlrni_min(bytes, 2048); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(words) s[ROWS];
+        DLRNI_K(v16) lanes[ROWS];
+        const unsigned char *a[ROWS], *b[ROWS], *next[ROWS], *next_row;
+        float out[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            a[i] = x[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            b[i] = w[dlrni_min(q + i, count - 1)];
+            next[i] = w[dlrni_min(q + ROWS + i, count - 1)] + ahead - bytes;
+            s[i] = DLRNI_K(set_words)(0);
+        }
+        /* neighbours share a row, or are of the next one */
+        next_row = x[dlrni_min(q + 2 * ROWS - 1, count - 1)] + ahead - bytes;
+        for (; p + ahead < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(b[i] + p + ahead);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+        }
+        for (; p < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+            DLRNI_PREFETCH(next_row + p);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) lanes[i] = DLRNI_K(float_of_words)(s[i]);
+        DLRNI_K(sum4)(lanes, out);
+        memcpy(sum + q, out, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+    }
+}
+
 /* outer_rows rows, 2 bytes, 2 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen DLRNI_K(screen_int16) = {
-    "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
+static const dlrni_screen DLRNI_K(screen_int16) = {"int16",
+                                                   DLRNI_K(outer_rows),
+                                                   2,
+                                                   2,
+                                                   0,
+                                                   0.72f,
+                                                   DLRNI_K(round_int16),
+                                                   DLRNI_K(tile_int16),
+                                                   DLRNI_K(pairs_int16),
+                                                   NULL,
+                                                   0};
+
+/* ---- Bytes ----
+
+   vpmaddubsw multiplies bytes of a row, unsigned, with bytes of features, signed, and adds two
+   products to 16 bits. That would be four multiply-adds of f32 for two instructions, but 16 bits are
+   few. So numbers are at most 90, and a row's are stored with 91 added, 1 to 181:
+     - two products do not saturate: 2 * 90 * 181 = 32580;
+     - 16 products are added before the sum is widened to 32 bits. It may wrap around on its way,
+       because its end fits: what the 91 add, 91 times the sum of the feature's 16 numbers, is
+       subtracted first (modulo 2^16; the word before each block of 32 numbers holds two such
+       starts), and the rest is below 181 * 181 < 2^15 (Cauchy and Schwarz), as 16 numbers of either
+       side have a norm of at most 179 before they are rounded, and of 2 more after it.
+   Which 16: of a block's eight words, either the first or the last two numbers of each. A scale for
+   a row makes its largest number 90, or the largest such norm 178, whichever needs the larger
+   scale; the last unit covers the rounding of the norm. */
+enum { DLRNI_K(byte_block) = 32 };
+
+/* The numbers of a block that its first sum holds. */
+static const float DLRNI_K(byte_half)[DLRNI_LANES] = {1, 1, 0, 0, 1, 1, 0, 0,
+                                                      1, 1, 0, 0, 1, 1, 0, 0};
+
+/* For two blocks of two vectors, in v: sums of both halves [4] of each. */
+DLRNI_INLINE void DLRNI_K(byte_halves)(DLRNI_K(v16) first, DLRNI_K(v16) second, float *sum) {
+    const DLRNI_K(v16) half = DLRNI_K(load)(DLRNI_K(byte_half));
+    const DLRNI_K(v16) v[4] = {DLRNI_K(mul)(first, half), first, DLRNI_K(mul)(second, half),
+                               second};
+    DLRNI_K(sum4)(v, sum);
+    sum[1] -= sum[0];
+    sum[3] -= sum[2];
+}
+
+/* Up to 16 numbers from x + p, and none from x + n on. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(byte_load)(const float *x, int64_t p, int64_t n) {
+    return p + DLRNI_LANES <= n ? DLRNI_K(load)(x + p)
+           : p < n              ? DLRNI_K(load_part)(x + p, n - p)
+                                : DLRNI_K(set1)(0);
+}
+
+/* The scale of a row. Infinities make it infinite; a NaN shows in the norms. */
+DLRNI_INTERNAL float DLRNI_K(byte_scale)(const float *x, int64_t n) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
+    DLRNI_K(v16) top = zero, v[4];
+    float largest = 0, square = 0, lane[DLRNI_LANES], sum[4];
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES) {
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            v[i] = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            top = DLRNI_K(max)(DLRNI_K(max)(v[i], DLRNI_K(minus)(zero, v[i])), top);
+        }
+        DLRNI_K(byte_halves)(DLRNI_K(fma)(v[0], v[0], DLRNI_K(mul)(v[1], v[1])),
+                             DLRNI_K(fma)(v[2], v[2], DLRNI_K(mul)(v[3], v[3])), sum);
+        for (int i = 0; i < 4; i++) square = fmaxf(square, sum[i]);
+    }
+    DLRNI_K(store)(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
+    largest = fmaxf(largest / 90.0f, sqrtf(square) / 178.0f);
+    return largest > 0 ? largest : 1; /* 1: a row of zeros */
+}
+
+/* Blocks of a word and 32 numbers; the word of a row is 0. */
+DLRNI_INTERNAL void DLRNI_K(round_bytes)(const float *x, int64_t n, int feature, void *out,
+                                         dlrni_rounding *r) {
+    enum { BLOCK = DLRNI_K(byte_block) + 4 };
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0), magic = DLRNI_K(set1)(12582912.0f), /* rounds */
+        add = DLRNI_K(set1)(feature ? 0.0f : 91.0f);
+    DLRNI_K(v16) full = zero, rounded = zero, error = zero, q[4];
+    unsigned char *to = (unsigned char *)out;
+    float sum[4];
+    r->scale = DLRNI_K(byte_scale)(x, n);
+    const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES, to += 2 * BLOCK) { /* two blocks */
+        const int blocks = n - p > DLRNI_K(byte_block) ? 2 : 1;
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const DLRNI_K(v16) a = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            q[i] = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic);
+            const DLRNI_K(v16) off = DLRNI_K(fma)(scale, q[i], a); /* a - scale q */
+            full = DLRNI_K(fma)(a, a, full);
+            rounded = DLRNI_K(fma)(q[i], q[i], rounded);
+            error = DLRNI_K(fma)(off, off, error);
+        }
+        for (int i = 0; i < 2 * blocks; i++)
+            DLRNI_K(store_bytes)(to + i / 2 * BLOCK + 4 + i % 2 * DLRNI_LANES,
+                                 DLRNI_K(add)(q[i], add));
+        if (!feature) continue;
+        DLRNI_K(byte_halves)(DLRNI_K(add)(q[0], q[1]), DLRNI_K(add)(q[2], q[3]), sum);
+        for (int i = 0; i < 2 * blocks; i++) { /* the starts; of a NaN: any */
+            const int32_t whole = fabsf(sum[i]) <= 1440 ? (int32_t)sum[i] : 0;
+            const uint16_t start = (uint16_t)(-91 * whole);
+            memcpy(to + i / 2 * BLOCK + i % 2 * 2, &start, sizeof start);
+        }
+    }
+    DLRNI_K(v16) all[4] = {full, rounded, error, zero};
+    float squares[4];
+    DLRNI_K(sum4)(all, squares);
+    r->full = squares[0];
+    r->rounded = r->scale * r->scale * squares[1]; /* the sum was of integers */
+    r->error = squares[2];
+    r->sum = 0;
+}
+
+/* byte_rows rows by 48 features. The sums of 32 bits are in memory: registers hold those of 16. */
+DLRNI_INTERNAL void DLRNI_K(tile_bytes)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row,
+                                        uint64_t *mask) {
+    enum { ROWS = DLRNI_K(byte_rows), VECTORS = DLRNI_K(outer_vectors), BLOCK = 9 }; /* words */
+    unsigned char sum[ROWS][DLRNI_GROUP * 4];
+    memset(sum, 0, sizeof sum);
+    for (int first = 0; first < 3; first += VECTORS) {
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x + 4;
+        for (int64_t p = 0; p + BLOCK <= steps; p += BLOCK, at += 4 * BLOCK) {
+            DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) s[i][v] = a[v];
+            }
+            w += 4 * DLRNI_GROUP;
+            for (int q = 0; q < 4 * BLOCK - 4; q += 4, w += 4 * DLRNI_GROUP) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+                DLRNI_UNROLL
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t four; /* of a row */
+                    memcpy(&four, at + i * ld + q, sizeof four);
+                    DLRNI_K(words) b = DLRNI_K(set_words)(four);
+                    DLRNI_UNROLL
+                    for (int v = 0; v < VECTORS; v++)
+                        s[i][v] = DLRNI_K(add_bytes)(s[i][v], b, a[v]);
+                }
+            }
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    unsigned char *to = sum[i] + (first + v) * 64;
+                    DLRNI_K(store_words)(to, DLRNI_K(add_halves)(DLRNI_K(load_words)(to), s[i][v]));
+                }
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) s[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            s[v] = DLRNI_K(float_of_words)(DLRNI_K(load_words)(sum[i] + v * 64));
+        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
+    }
+}
+
+/* byte_rows rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
+static const dlrni_screen DLRNI_K(screen_bytes) = {"bytes",
+                                                   DLRNI_K(byte_rows),
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.45f,
+                                                   DLRNI_K(round_bytes),
+                                                   DLRNI_K(tile_bytes),
+                                                   NULL,
+                                                   &DLRNI_K(screen_int16),
+                                                   DLRNI_K(byte_block)};
 #endif /* DLRNI_HAS_INT16 */
 #undef DLRNI_SWEEP
 #endif /* DLRNI_COMPILE_BODIES */
