@@ -767,6 +767,32 @@
    message begins with "rank 2: ". If the collective itself fails, no later call succeeds: resume
    from a checkpoint.
 
+   ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
+
+   Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
+   mapped; of a tensor that is stored in another order or type a rank holds 16 rows at a time
+   beside what it keeps. An .npz that is compressed is unpacked whole. What is folded into weights
+   (norms, scales, thresholds) is folded feature by feature, so the numbers are those of one
+   process. Ranks that find different dictionaries get an error.
+
+   Saving, and checkpoints: rank 0 writes one file, byte for byte that of one process with the same
+   numbers; the others need not see its folder. They send their rows in blocks of 4 MB, or one row
+   of the file where that is more; two such blocks are all that a rank holds. The file appears when
+   it is complete: if a rank fails before, the older one stays. Any number of ranks resumes a
+   checkpoint, also one that another number wrote. The buffer's rows are those of rank 0: all have
+   the same.
+
+   Features: f and codes hold a rank's own features, codes under their numbers in the whole; x_hat
+   comes out complete on every rank. dlrn_gather_codes() puts the codes of all ranks together. Which
+   features a selection keeps is exact. MatchingPursuit, GatedTopK, Temporal and IdentityDict need
+   all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
+
+   Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
+   over features (l1, entropy) are added up rank by rank. A language model is run by each rank on documents
+   of its own (dlrn_language_model.documents: how many, which may be none). At each edit the ranks
+   gather their rows, encode and decode them together, and each takes its own back. So all models
+   must edit the same sites in the same order. Cross-entropies are means over the tokens of all.
+
    ---- ERRORS -------------------------------------------------------------------------------------
 
    Every function that can fail returns a dlrn_status, or NULL if it allocates or looks something
@@ -1614,6 +1640,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
    otherwise in the family's first. The path's suffix sets the format: .pt (opens in
    dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
    file stays until the new one is complete; a pipe or device is written to directly.
+   Over ranks all call it, with their own features, and rank 0 writes.
    DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
@@ -1656,7 +1683,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
    with avx512vnni, 0.75 times with avx512bf16. Does nothing where that would not pay. The results
    are the same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
-/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
+/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
+   ranks F is this rank's, dict->features); codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
    is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
    selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
@@ -1680,6 +1708,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
+/* Over ranks codes hold this rank's features. Puts together those that all ranks have of the same
+   rows, in the order of one process. Every rank receives them all, also one that passes `all` NULL
+   because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
+                                                  const dlrn_sparse *codes, dlrn_sparse *all);
 /* Frees codes and leaves them zeroed, ready for use. */
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes);
 
@@ -2172,7 +2205,8 @@ typedef struct dlrn_language_model {
     const char *(*error)(void *user); /* the reason why a call failed; may be NULL */
     void *user;                       /* passed to each callback                   */
     int64_t sites;                    /* number of sites that it calls edit for    */
-    int64_t documents;                /* copied to dlrn_metrics.documents          */
+    int64_t documents; /* copied to dlrn_metrics.documents. Over ranks: of this rank, and the
+                          metrics have the sum; with 0 its cross_entropy is not called            */
 } dlrn_language_model;
 
 /* How to evaluate. The last column: defaults. */
@@ -2245,7 +2279,8 @@ typedef enum dlrn_weight {
 /* Computes them all: mean [DLRN_WEIGHT_COUNT], over the features that have a value, and each
    [DLRN_WEIGHT_COUNT][F], which may be NULL. Takes F^2 (d_in + d_out) multiplications, so seconds
    for F = 32768. In a dictionary of parts the features of one part are compared with each other
-   alone, since other parts read or write other layers. */
+   alone, since other parts read or write other layers. Over ranks F is that of all (span_of), and
+   each rank gets all figures. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean,
                                                     float *each);
 #endif /* DICTLEARN_NO_TRAINING */
@@ -4624,6 +4659,13 @@ DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_di
     dlrn_dictionary_destroy(*dict);
     *dict = NULL;
     return s;
+}
+
+/* What several ranks do not do together. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *what) {
+    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a context alone, found %d ranks",
+                     what, dlrni_ranks(ctx));
 }
 
 /* Families that need all features at once cannot be shared out; an identity has none to share. */
@@ -8462,6 +8504,101 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
     return dlrni_run_once(dict, x, n, NULL, codes, x_hat);
 }
 
+/* ---- Codes of all ranks ---- */
+
+/* The codes of all ranks as they arrive, one rank's after another's. */
+typedef struct dlrni_gathered {
+    int64_t *size;    /* [ranks][2] rows and entries of each */
+    int64_t *bytes;   /* [ranks]                             */
+    int64_t *row_ptr; /* [ranks][rows + 1]                   */
+    int64_t *at;      /* [ranks] entries already merged      */
+    int32_t *col;     /* of all                              */
+    float *val;       /* of all                              */
+} dlrni_gathered;
+
+DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
+    void *blocks[] = {g->size, g->bytes, g->row_ptr, g->at, g->col, g->val};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+}
+
+/* How many rows and entries each rank has. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
+                                              dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx);
+    const int64_t mine[2] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0};
+    g->size = DLRNI_NEW(ctx, int64_t, 2 * ranks);
+    g->bytes = DLRNI_NEW(ctx, int64_t, ranks);
+    g->at = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
+    DLRNI_TRY(dlrni_agree(ctx, g->size && g->bytes && g->at ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, mine, g->bytes, g->size));
+    for (int64_t r = 0; r < ranks; r++)
+        if (g->size[2 * r] != g->size[0])
+            return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                             "dlrn_gather_codes: expected %lld rows on all ranks, found %lld",
+                             (long long)g->size[0], (long long)g->size[2 * r]);
+    return DLRN_OK;
+}
+
+/* Three gatherings: where rows begin, columns, values. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_entries(dlrn_context *ctx, const dlrn_sparse *codes,
+                                                dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx), rows = codes->rows;
+    int64_t nnz = 0;
+    for (int64_t r = 0; r < ranks; r++) nnz += g->size[2 * r + 1];
+    g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
+    g->col = DLRNI_NEW(ctx, int32_t, nnz);
+    g->val = DLRNI_NEW(ctx, float, nnz);
+    DLRNI_TRY(dlrni_agree(ctx, g->row_ptr && g->col && g->val ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (rows + 1) * (int64_t)sizeof *g->row_ptr;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->row_ptr, g->bytes, g->row_ptr));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[2 * r + 1] * (int64_t)sizeof *g->col;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->col, g->bytes, g->col));
+    return dlrni_gather_ranks(ctx, codes->val, g->bytes, g->val); /* as wide as columns */
+}
+
+/* Merges row i of all ranks, by column: where there are parts a rank has several runs of them. */
+DLRNI_INTERNAL void dlrni_merge_row(const dlrni_gathered *g, int64_t ranks, int64_t i,
+                                    dlrn_sparse *all) {
+    int64_t to = all->row_ptr[i];
+    for (;;) {
+        int64_t best = -1, from = 0, before = 0;
+        for (int64_t r = 0; r < ranks; before += g->size[2 * r++ + 1]) {
+            const int64_t p = before + g->at[r];
+            if (g->at[r] == g->row_ptr[r * (all->rows + 1) + i + 1]) continue;
+            if (best >= 0 && g->col[p] > g->col[from]) continue;
+            best = r;
+            from = p;
+        }
+        if (best < 0) break;
+        g->at[best]++;
+        all->col[to] = g->col[from];
+        all->val[to++] = g->val[from];
+    }
+    all->row_ptr[i + 1] = to;
+}
+
+DLRN_API dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                       dlrn_sparse *all) {
+    const int64_t ranks = dlrni_ranks(dict->ctx), rows = codes->rows;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_gathered g;
+    int64_t nnz = 0;
+    memset(&g, 0, sizeof g);
+    dlrn_status s = dlrni_gather_sizes(ctx, codes, &g);
+    if (s == DLRN_OK && rows) s = dlrni_gather_entries(ctx, codes, &g);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[2 * r + 1];
+    if (s == DLRN_OK && all) s = dlrni_sparse_begin(ctx, all, codes->cols);
+    if (s == DLRN_OK && all) s = dlrni_sparse_reserve(ctx, all, rows, nnz);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && all) {
+        all->rows = rows;
+        for (int64_t i = 0; i < rows; i++) dlrni_merge_row(&g, ranks, i, all);
+    }
+    dlrni_gathered_free(ctx, &g);
+    return s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>encoders
 /* Families with an encoder of their own, one block each. A block computes the pre-activations of
@@ -9222,6 +9359,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
                                                int role, const int64_t *list, int64_t n,
                                                int64_t k) {
     const char *const place = "dlrn_nearest";
+    DLRNI_TRY(dlrni_expect_alone(a->ctx, place));
     DLRNI_REQUIRE_IN(a->ctx, place, role == DLRN_ENCODER || role == DLRN_DECODER,
                      "role: expected DLRN_ENCODER or DLRN_DECODER");
     DLRNI_REQUIRE_IN(a->ctx, place, k > 0, "k: expected a number from 1");
@@ -28912,7 +29050,10 @@ typedef struct dlrni_checkpoint_floats {
     float **data;            /* [count] the same memory, not const: resuming fills it; owned */
     dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
     float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
-    int64_t count;           /* of the roles that the dictionary has */
+    int64_t *first, *rows; /* [count] of each that this rank has; rows -1: all. Owned, one block */
+    int64_t count;         /* of the roles that the dictionary has */
+    dlrni_shared *shared;  /* [n_shared] what the ranks hold together; owned, NULL: alone */
+    int64_t n_shared;
 } dlrni_checkpoint_floats;
 
 DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
@@ -28920,6 +29061,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_fl
     dlrn_free(ctx, list->data);
     dlrn_free(ctx, list->name);
     dlrn_free(ctx, list->scale);
+    dlrn_free(ctx, list->first);
+    dlrn_free(ctx, list->shared);
 }
 
 /* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
@@ -28934,6 +29077,9 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
         for (int of = 0; of < 3 && data[0]; of++) {
             if (!data[of]) continue; /* signum has no second moments */
             const int64_t i = out->count++;
+            const dlrni_role *shape = &dlrni_role_table[role];
+            const int shared = out->shared && shape->rows == 'F';
+            const int64_t width = dlrni_extent(t->dict, shape->cols);
             dlrn_tensor_out *tensor = &out->tensor[i];
             dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
                         dlrni_role_table[role].name, number);
@@ -28941,10 +29087,14 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
             tensor->name = out->name[i].text;
             tensor->data = data[of];
             tensor->dtype = DLRN_F32;
-            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (tensor->ndim == 2)
-                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+            tensor->ndim = shape->cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_whole_extent(t->dict, shape->rows);
+            if (tensor->ndim == 2) tensor->shape[1] = width;
+            out->first[i] = shared ? t->dict->span_at : 0;
+            out->rows[i] = shared ? t->dict->features : -1;
+            if (shared)
+                tensor->data = dlrni_share(out->shared, &out->n_shared, data[of], t->dict->span_of,
+                                           width, width);
         }
     }
 }
@@ -28957,8 +29107,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
     out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
     out->data = DLRNI_NEW(t->ctx, float *, max);
     out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    out->first = DLRNI_NEW(t->ctx, int64_t, 2 * max);
+    if (dlrni_ranks(t->ctx) > 1 &&
+        !(out->shared = DLRNI_NEW(t->ctx, dlrni_shared, max + dlrni_max(t->n_parts, 1))))
+        return DLRN_ERR_MEMORY;
     if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
-    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name || !out->first) return DLRN_ERR_MEMORY;
+    out->rows = out->first + max;
     for (int64_t i = 0; i < t->n_parts; i++)
         out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
     dlrni_checkpoint_add(t, -1, out);
@@ -28991,6 +29146,24 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     return out;
 }
 
+/* The same as the ranks hold them: those of each part one after another. */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_shared_counters(const dlrn_trainer *t,
+                                                     dlrni_checkpoint_floats *list) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrn_tensor_out out = dlrni_checkpoint_counters(t);
+    if (!list->shared) return out;
+    out.data = &list->shared[list->n_shared];
+    if (!dict->n_parts)
+        dlrni_share(list->shared, &list->n_shared, t->since_fired, dict->span_of, 1, 1);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_shared *s = dlrni_share(list->shared, &list->n_shared,
+                                      t->since_fired + part->feature_at, part->dict->span_of, 1, 1);
+        s->more = i + 1 < dict->n_parts;
+    }
+    return out;
+}
+
 /* The buffer's unread rows x (which 0) or y (1), in the stored type: half the size where they are
    f16 or bf16. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int which,
@@ -29013,7 +29186,7 @@ DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
                                                dlrni_checkpoint_floats *list) {
     int64_t count = list->count;
     if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
-    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    list->tensor[count++] = dlrni_shared_counters(t, list);
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
         list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
     return count;
@@ -29191,26 +29364,30 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
-    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    s = dlrni_archive_write_together(t->ctx, path, list.tensor, count, metadata, list.shared,
+                                     list.n_shared, s);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *t, const char *path) {
-    DLRNI_TRY(dlrni_check_saving(t, path));
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_check_saving(t, path)));
     return dlrni_write_checkpoint(t, path, NULL);
 }
 
+/* The buffer is the same on all ranks: only the one that writes copies it. */
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
+    const int exports = t->buffer && dlrni_writes_files(t->ctx);
     dlrni_buffer_state state;
-    DLRNI_TRY(dlrni_check_saving(t, path));
-    /* rows of step_on are the caller's */
-    if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
-    /* a copy in logical order: takes as much memory again as the unread rows */
-    dlrn_status s = dlrni_buffer_export(t->buffer, &state);
+    dlrn_status s = dlrni_check_saving(t, path);
+    memset(&state, 0, sizeof state);
+    /* a copy in logical order: takes as much memory again as the unread rows. Those of step_on are
+       the caller's */
+    if (s == DLRN_OK && exports) s = dlrni_buffer_export(t->buffer, &state);
+    s = dlrni_agree(t->ctx, s);
     /* the state is freed either way */
-    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
-    dlrni_buffer_state_free(t->ctx, &state);
+    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, exports ? &state : NULL);
+    if (exports) dlrni_buffer_state_free(t->ctx, &state);
     return s;
 }
 
@@ -29239,10 +29416,11 @@ DLRN_API dlrn_status dlrn_buffer_save(const dlrn_buffer *b, int64_t step, const 
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
+    if (!dlrni_writes_files(b->ctx)) return dlrni_agree(b->ctx, DLRN_OK);
     dlrn_status s = dlrni_buffer_export(b, &state);
     if (s == DLRN_OK) s = dlrni_write_buffer(b, step, path, &state);
     dlrni_buffer_state_free(b->ctx, &state);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 /* ---- Reading ----
@@ -29541,16 +29719,18 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+/* Reads rows of a tensor of the list (-1: all), whose names say what it is: m. and v. begin those
+   of moments. */
 DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
-                                             float *data) {
+                                             int64_t first, int64_t rows, float *data) {
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
     /* the shape was compared: it fits */
-    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
-    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    DLRNI_TRY(dlrn_archive_read(a, where, first, rows, data));
+    const int64_t numel = dlrn_archive_tensor(a, where)->numel, width = numel / want->shape[0];
+    const int64_t n = rows < 0 ? numel : rows * width;
     return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
-                                : dlrni_check_weights(a, want->name, data, 0, n);
+                                : dlrni_check_weights(a, want->name, data, first * width, n);
 }
 
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
@@ -29559,7 +29739,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+        s = dlrni_read_listed(a, &list.tensor[i], list.first[i], list.rows[i], list.data[i]);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
@@ -29570,7 +29750,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     /* as integers: a float would round large counts */
-    DLRNI_TRY(dlrni_archive_read_i64(a, where, t->since_fired));
+    const dlrni_entry *e = &a->entries[where];
+    const dlrn_dictionary *dict = t->dict;
+    if (!dict->n_parts)
+        dlrni_entry_read(t->ctx, e, dict->span_at, dict->features, NULL, t->since_fired);
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of)
+        dlrni_entry_read(t->ctx, e, before + dict->part[i].dict->span_at,
+                         dict->part[i].dict->features, NULL,
+                         t->since_fired + dict->part[i].feature_at);
     for (int64_t f = 0; f < t->dict->features; f++)
         if (t->since_fired[f] < 0 || t->since_fired[f] > INT64_MAX / 4)
             return dlrni_checkpoint_lacks(a, t->ctx, counters.name);
@@ -29738,7 +29926,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archiv
     float *scale = DLRNI_NEW(ctx, float, n);
     if (!scale) return DLRN_ERR_MEMORY;
     const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
-    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    dlrn_status s = dlrni_read_listed(a, &want, 0, -1, scale);
     for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
         dict->part[i].dict->formula.scale_in = (double)scale[i];
         if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
@@ -29769,8 +29957,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
         /* k comes from the file */
-        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
-        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->span_of);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
         if (s != DLRN_OK)
             s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
     }
@@ -29823,12 +30011,13 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
 DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                          const dlrn_train_config *cfg, dlrn_buffer *buffer,
                                          dlrn_trainer **out) {
-    dlrn_archive *a;
+    dlrn_archive *a = NULL;
     *out = NULL;
     /* any archive opens here; the format is checked next */
-    DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
-    dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
+    s = dlrni_agree(ctx, s);
     if (s == DLRN_OK) return s;
     dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
@@ -29853,11 +30042,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer(dlrn_buffer *b, dlrn_archive *a, in
 }
 
 DLRN_API dlrn_status dlrn_buffer_resume(dlrn_buffer *b, const char *path, int64_t *step) {
-    dlrn_archive *a;
-    DLRNI_TRY(dlrn_archive_open(b->ctx, path, &a));
-    dlrn_status s = dlrni_read_buffer(b, a, step);
+    dlrn_archive *a = NULL;
+    dlrn_status s = dlrn_archive_open(b->ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_read_buffer(b, a, step);
     dlrn_archive_close(a);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 DLRNI_COLD_END
@@ -29888,7 +30077,9 @@ struct dlrn_evaluator {
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
-    int64_t *fired;                     /* [F] rows on which each feature is not 0             */
+    int64_t *fired;  /* [F] rows on which each feature is not 0; over ranks of all, by this one */
+    int64_t *total;  /* [F] over ranks: of all ranks; NULL: alone                              */
+    double *row_sum; /* [batch_size] over ranks: sum of |f| of each row                        */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
     double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
     dlrni_legacy_batch open_batch;
@@ -29910,6 +30101,8 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     /* with var_y, mean_r and var_r: one block */
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
+    dlrn_free(e->ctx, e->total);
+    dlrn_free(e->ctx, e->row_sum);
     dlrn_free(e->ctx, e->x_hat);
     dlrn_free(e->ctx, e->of_row);
     dlrn_free(e->ctx, e->layer);
@@ -29939,10 +30132,15 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_batch_alloc(dlrn_context *ctx, int64_t s
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
-    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->features);
+    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->span_of);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
     e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size * 4) : NULL;
     if (!e->mean_y || !e->fired || !e->x_hat || !e->of_row) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(e->ctx) > 1) {
+        e->total = DLRNI_NEW(e->ctx, int64_t, e->dict->span_of);
+        e->row_sum = DLRNI_NEW(e->ctx, double, e->cfg.batch_size);
+        if (!e->total || !e->row_sum) return DLRN_ERR_MEMORY;
+    }
     if (e->dict->layers > 1) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
@@ -29954,8 +30152,8 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
-                                           dlrn_evaluator **out) {
+DLRNI_INTERNAL dlrn_status dlrni_evaluator_make(const dlrn_dictionary *dict,
+                                                const dlrn_eval_config *cfg, dlrn_evaluator **out) {
     /* errors go where the dictionary's go */
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
@@ -29985,6 +30183,15 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                                           dlrn_evaluator **out) {
+    const dlrn_status s = dlrni_agree(dict->ctx, dlrni_evaluator_make(dict, cfg, out));
+    if (s == DLRN_OK) return s;
+    dlrn_evaluator_destroy(*out); /* another rank has failed */
+    *out = NULL;
+    return s;
+}
+
 /* Adds one value: `count` is the number of values with it. *square is the sum of squared deviations
    from the mean so far (Welford, 1962). */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
@@ -29993,20 +30200,37 @@ DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_
     *square += off * (x - *mean);
 }
 
+/* The sum of the magnitudes of val [n]. */
+DLRNI_INTERNAL double dlrni_sum_of_sizes(const float *val, int64_t n) {
+    double sum = 0;
+    for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
+    return sum;
+}
+
+/* Over ranks: these sums of a batch, of all features. Only the entropy needs them by row. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_rows(const dlrn_evaluator *e, int64_t rows) {
+    const dlrn_sparse *c = &e->codes;
+    if (!e->total || e->cfg.sparsity == DLRN_SPARSITY_L1) return DLRN_OK;
+    for (int64_t i = 0; i < rows; i++)
+        e->row_sum[i] =
+            dlrni_sum_of_sizes(c->val + c->row_ptr[i], c->row_ptr[i + 1] - c->row_ptr[i]);
+    return dlrni_sum_ranks(e->ctx, DLRN_F64, e->row_sum, rows);
+}
+
 /* Adds one row's features to the sums: val [n], of the features col [n]. The sparsity is their L1
    norm or entropy, like the penalty of the reference. Magnitudes, since some families have negative
    features. A value may be 0, where a scale underflows: such a feature is not active. */
 DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, const float *val,
-                                        int64_t n) {
-    double sum = 0, entropy = 0;
+                                        int64_t n, int64_t row) {
+    double sum = dlrni_sum_of_sizes(val, n), entropy = 0;
     for (int64_t p = 0; p < n; p++) {
-        sum += fabs((double)val[p]);
         e->nnz += val[p] != 0;
         e->fired[col[p]] += val[p] != 0;
     }
     e->l1 += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) e->sparsity += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return;
+    if (e->total) sum = e->row_sum[row];
     for (int64_t p = 0; p < n && sum > 0; p++) {
         double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
         entropy -= q * log(q + dlrni_entropy_eps);
@@ -30126,6 +30350,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
+    DLRNI_TRY(dlrni_sum_rows(e, rows));
     dlrni_measuring m = {e, y, rows};
     /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
     dlrni_parallel_for(e->ctx,
@@ -30135,7 +30360,8 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
         dlrni_measure_row(e, y + i * d, e->of_row + i * 4);
-        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at);
+        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at,
+                            i);
     }
     return DLRN_OK;
 }
@@ -30215,7 +30441,7 @@ DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_me
 /* The share of the features that are active on more than `bound` of the rows; *part: their part of
    the sum of all densities. */
 DLRNI_INTERNAL double dlrni_denser_than(const dlrn_evaluator *e, double bound, double *part) {
-    int64_t features = 0, fired = 0, F = e->dict->features;
+    int64_t features = 0, fired = 0, F = e->dict->span_of;
     for (int64_t f = 0; f < F; f++) {
         if (!((double)e->fired[f] > bound * (double)e->rows)) continue;
         features++;
@@ -30244,7 +30470,7 @@ DLRNI_INTERNAL void dlrni_saebench_figures(const dlrn_evaluator *e, const dlrn_m
    so no row need be visited for it. */
 DLRNI_INTERNAL void dlrni_layer_figures(const dlrn_evaluator *e) {
     const dlrn_dictionary *dict = e->dict;
-    int64_t width = dict->d_out / dict->layers, own = dict->features / dict->layers;
+    int64_t width = dict->d_out / dict->layers, own = dict->span_of / dict->layers;
     double n = (double)e->rows;
     for (int64_t l = 0; e->layer && l < dict->layers; l++) {
         dlrn_layer_metrics *out = &e->layer[l];
@@ -30276,15 +30502,36 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->documents = out->tokens = 0;
 }
 
-DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+/* How often each feature has fired. */
+DLRNI_INTERNAL dlrn_status dlrni_total_fired(const dlrn_evaluator *e, const int64_t **fired) {
+    const int64_t F = e->dict->span_of;
+    *fired = e->total ? e->total : e->fired;
+    if (!e->total) return DLRN_OK;
+    memcpy(e->total, e->fired, (size_t)F * sizeof *e->total);
+    return dlrni_sum_ranks(e->ctx, DLRN_I64, e->total, F);
+}
+
+/* An evaluator with the sums over the features of all ranks. All others are sums over rows, which
+   every rank has seen. */
+DLRNI_INTERNAL dlrn_status dlrni_join_sums(const dlrn_evaluator *e, dlrn_evaluator *all) {
+    const int64_t *fired;
+    double sums[2] = {e->l1, e->sparsity};
+    *all = *e;
+    if (!e->total) return DLRN_OK;
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_F64, sums, 2));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_I64, &all->nnz, 1));
+    all->fired = e->total;
+    all->l1 = sums[0];
+    all->sparsity = sums[1];
+    return DLRN_OK;
+}
+
+/* The figures of an evaluator that has all sums. */
+DLRNI_INTERNAL void dlrni_figures_of(const dlrn_evaluator *e, dlrn_metrics *out) {
     /* all means are over rows */
     double n = (double)e->rows;
-    int64_t F = e->dict->features, alive = 0;
-    memset(out, 0, sizeof *out);
-    /* first, so that *out is defined even after an error */
-    dlrni_no_cross_entropy(out);
-    DLRNI_TRY(dlrni_check_evaluator(e));
-    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    int64_t F = e->dict->span_of, alive = 0;
     out->rows = e->rows; /* counts, then means over rows */
     out->fired = e->fired;
     out->l2_loss = e->norm / n;
@@ -30312,6 +30559,17 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     dlrni_layer_figures(e);
     out->layers = e->dict->layers;
     out->layer = e->layer;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    dlrn_evaluator all;
+    memset(out, 0, sizeof *out);
+    /* first, so that *out is defined even after an error */
+    dlrni_no_cross_entropy(out);
+    DLRNI_TRY(dlrni_check_evaluator(e));
+    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    DLRNI_TRY(dlrni_join_sums(e, &all));
+    dlrni_figures_of(&all, out);
     return DLRN_OK;
 }
 
@@ -30333,12 +30591,14 @@ DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
 
 DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge,
                                               int64_t *count) {
+    const int64_t *fired;
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
     memset(count, 0, (size_t)bins * sizeof *count);
     /* bins + 1 edges; NULL: not wanted */
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->features; f++) /* dead features have no logarithm */
-        if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
+    for (int64_t f = 0; f < e->dict->span_of; f++) /* dead features have no logarithm */
+        if (fired[f]) count[dlrni_bin_of((double)fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
 
@@ -30387,15 +30647,97 @@ DLRNI_INTERNAL double dlrni_mean_of_numbers(const float *x, int64_t n) {
     return count ? sum / (double)count : (double)NAN;
 }
 
+/* Over ranks: the largest cosines of this rank's rows with rows [n] of another rank, into max. */
+DLRNI_INTERNAL dlrn_status dlrni_near_others(const dlrn_dictionary *dict, int role,
+                                             const float *rows, int64_t n, const float *norm,
+                                             float *scratch, float *max) {
+    const int64_t F = dict->features, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    float *other = scratch, *cosine = scratch + n;
+    dlrni_search s;
+    memset(&s, 0, sizeof s);
+    s.ctx = dict->ctx;
+    s.n = F;
+    const dlrni_directions a = {dict->param[role], F, width, norm}, b = {rows, n, width, other};
+    for (int64_t i = 0; i < n; i++) other[i] = dlrn_norm(dict->ctx, rows + i * width, width);
+    s.a = a;
+    s.b = b;
+    DLRNI_TRY(dlrni_run_search(&s, 1, 0, NULL, cosine));
+    for (int64_t i = 0; i < F; i++)
+        if (cosine[i] > max[i] || max[i] != max[i]) max[i] = cosine[i];
+    return DLRN_OK;
+}
+
+/* Over ranks: each sends its rows, a block at a time, to the others. */
+DLRNI_INTERNAL dlrn_status dlrni_near_ranks(const dlrn_dictionary *dict, int role,
+                                            const float *norm, float *max) {
+    const int64_t width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t step = dlrni_max((1 << 20) / width, 1);
+    dlrn_context *ctx = dict->ctx;
+    float *rows = DLRNI_NEW(ctx, float, step *width);
+    float *scratch = DLRNI_NEW(ctx, float, step + dict->features);
+    dlrn_status s = dlrni_agree(ctx, rows && scratch ? DLRN_OK : DLRN_ERR_MEMORY);
+    for (int r = 0; r < dlrni_ranks(ctx) && s == DLRN_OK; r++) {
+        const int own = r == ctx->cfg.collective.rank;
+        int64_t at, n;
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &n);
+        for (int64_t i = 0; i < n && s == DLRN_OK; i += step) {
+            const int64_t m = dlrni_min(step, n - i);
+            const size_t size = (size_t)(m * width) * sizeof *rows;
+            if (own) memcpy(rows, dict->param[role] + i * width, size);
+            s = dlrni_from_rank(ctx, r, rows, (int64_t)size);
+            if (s == DLRN_OK && !own)
+                s = dlrni_near_others(dict, role, rows, m, norm, scratch, max);
+            s = dlrni_agree(ctx, s);
+        }
+    }
+    dlrn_free(ctx, rows);
+    dlrn_free(ctx, scratch);
+    return s;
+}
+
+/* The figures of a dictionary without parts over ranks: as dlrni_weights_of, of all features. */
+DLRNI_INTERNAL dlrn_status dlrni_weights_together(const dlrn_dictionary *dict, float *each,
+                                                  int64_t F) {
+    const int64_t n = dict->features, ranks = dlrni_ranks(dict->ctx);
+    dlrn_context *ctx = dict->ctx;
+    float *own = DLRNI_NEW(ctx, float, DLRN_WEIGHT_COUNT *n);
+    int64_t *bytes = DLRNI_NEW(ctx, int64_t, ranks), at;
+    dlrn_status s = own && bytes ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * n; i++) own[i] = (float)NAN;
+    if (s == DLRN_OK) s = dlrni_weights_of(dict, own, n);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && dict->param[DLRN_ENCODER])
+        s = dlrni_near_ranks(dict, DLRN_ENCODER, own + DLRN_WEIGHT_ENCODER_NORM * n,
+                             own + DLRN_WEIGHT_MAX_ENCODER * n);
+    if (s == DLRN_OK && dict->param[DLRN_DECODER])
+        s = dlrni_near_ranks(dict, DLRN_DECODER, own + DLRN_WEIGHT_DECODER_NORM * n,
+                             own + DLRN_WEIGHT_MAX_DECODER * n);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) {
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &bytes[r]);
+        bytes[r] *= (int64_t)sizeof *own;
+    }
+    for (int i = 0; i < DLRN_WEIGHT_COUNT && s == DLRN_OK; i++)
+        s = dlrni_gather_ranks(ctx, own + i * n, bytes, each + i * F);
+    dlrn_free(ctx, own);
+    dlrn_free(ctx, bytes);
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean, float *each) {
-    const int64_t F = dict->features;
+    const int together = dlrni_ranks(dict->ctx) > 1;
+    const int64_t F = together ? dict->span_of : dict->features;
     float *own = each ? NULL : DLRNI_NEW(dict->ctx, float, DLRN_WEIGHT_COUNT *F);
-    dlrn_status s = each || own ? DLRN_OK : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(dict->ctx, each || own ? DLRN_OK : DLRN_ERR_MEMORY);
     if (!each) each = own;
     for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * F; i++) each[i] = (float)NAN;
-    if (s == DLRN_OK && !dict->n_parts) s = dlrni_weights_of(dict, each, F);
-    for (int64_t p = 0; s == DLRN_OK && p < dict->n_parts; p++)
-        s = dlrni_weights_of(dict->part[p].dict, each + dict->part[p].feature_at, F);
+    int64_t at = 0; /* of the part among the features of all ranks */
+    for (int64_t p = dict->n_parts ? 0 : -1; s == DLRN_OK && p < dict->n_parts; p++) {
+        const dlrn_dictionary *of = p < 0 ? dict : dict->part[p].dict;
+        s = together ? dlrni_weights_together(of, each + at, F)
+                     : dlrni_weights_of(of, each + (p < 0 ? 0 : dict->part[p].feature_at), F);
+        at += of->span_of;
+        if (p < 0) break;
+    }
     for (int i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT; i++)
         mean[i] = dlrni_mean_of_numbers(each + i * F, F);
     dlrn_free(dict->ctx, own);
@@ -30413,6 +30755,18 @@ typedef struct dlrni_evaluation {
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
+/* Whether the sources of all ranks have given as many rows. s: of reading them. */
+DLRNI_INTERNAL dlrn_status dlrni_same_rows(dlrn_context *ctx, dlrn_status s, int64_t n) {
+    int64_t count[2] = {n, -n};
+    if (dlrni_ranks(ctx) == 1) return s;
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, count, 2));
+    if (count[0] == -count[1]) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
+                     "the source: expected the same rows on all ranks, found from %lld to %lld",
+                     (long long)-count[1], (long long)count[0]);
+}
+
 /* Reads and measures a batch at a time, until cfg.rows are measured or the source ends. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
@@ -30423,10 +30777,12 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
         /* enough rows */
         if (want <= 0) return DLRN_OK;
         dlrn_status s = dlrni_source_read(e->ctx, j->source, want, j->x, j->y, &n);
-        if (s != DLRN_OK) return s == DLRN_END ? DLRN_OK : s;
+        DLRNI_TRY(dlrni_same_rows(e->ctx, s == DLRN_END ? DLRN_OK : s, n));
+        if (s == DLRN_END) return DLRN_OK;
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
         /* may stop the evaluation */
-        if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));
+        s = j->progress ? j->progress(j->user, e->rows) : DLRN_OK;
+        DLRNI_TRY(dlrni_agree(e->ctx, s));
     }
 }
 
@@ -30455,7 +30811,25 @@ typedef struct dlrni_splice {
     const dlrn_dictionary *const *dicts; /* [sites] borrowed */
     dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
+    struct dlrni_turn *turn; /* [ranks] what each says at an edit; owned, NULL: alone   */
+    int64_t *bytes;          /* [ranks] scratch, owned                                  */
+    float *x, *x_hat;        /* rows of all ranks at an edit, owned                     */
+    int64_t x_cap, x_hat_cap;
+    int over;   /* 1: this pass is over, or has failed: no rank takes another turn      */
+    int theirs; /* 1: another rank has failed, not this one                             */
 } dlrni_splice;
+
+/* Over ranks each runs the model on its own documents. At an edit all bring their rows, encode and
+   decode them together, and each takes its own back. A rank whose documents are done comes without
+   rows until those of all are. */
+typedef enum dlrni_turn_state {
+    DLRNI_TURN_EDITS,
+    DLRNI_TURN_DONE,
+    DLRNI_TURN_FAILED
+} dlrni_turn_state;
+typedef struct dlrni_turn {
+    int64_t rows, site, state;
+} dlrni_turn;
 
 /* A model must edit only the sites that it has announced: the number becomes an index. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
@@ -30464,11 +30838,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
                      (long long)s->sites);
 }
 
+/* What all ranks want at this turn: the site of those that edit (-1: all are done), and how many
+   rows they bring. */
+DLRNI_INTERNAL dlrn_status dlrni_hear_ranks(dlrni_splice *s, dlrni_turn mine, int64_t *site,
+                                            int64_t *rows) {
+    const int ranks = dlrni_ranks(s->ctx);
+    *site = -1;
+    *rows = 0;
+    for (int r = 0; r < ranks; r++) s->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, &mine, s->bytes, s->turn));
+    for (int r = 0; r < ranks; r++) {
+        const dlrni_turn *t = &s->turn[r];
+        if (t->state == DLRNI_TURN_FAILED) {
+            s->theirs = mine.state != DLRNI_TURN_FAILED;
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model of rank %d has failed",
+                             r);
+        }
+        if (t->state == DLRNI_TURN_DONE) continue;
+        if (*site >= 0 && *site != t->site)
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK,
+                             "the language model: expected edits of one site on all ranks, found "
+                             "%lld and %lld",
+                             (long long)*site, (long long)t->site);
+        *site = t->site;
+        *rows += t->rows;
+    }
+    return DLRN_OK;
+}
+
+/* The rows of all ranks at a site, to s->x, and their reconstructions in s->x_hat; this rank's
+   begin at *at. */
+DLRNI_INTERNAL dlrn_status dlrni_edit_rows(dlrni_splice *s, int64_t site, int64_t rows,
+                                           const float *x, int64_t *at) {
+    const dlrn_dictionary *dict = s->dicts[site];
+    dlrn_status status = DLRN_OK;
+    *at = 0;
+    if (!DLRNI_GROW(s->ctx, &s->x, &s->x_cap, 0, rows * dict->d_in) ||
+        !DLRNI_GROW(s->ctx, &s->x_hat, &s->x_hat_cap, 0, rows * dict->d_out))
+        status = DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_agree(s->ctx, status));
+    for (int r = 0; r < dlrni_ranks(s->ctx); r++) {
+        s->bytes[r] = s->turn[r].rows * dict->d_in * (int64_t)sizeof *x;
+        if (r < s->ctx->cfg.collective.rank) *at += s->turn[r].rows;
+    }
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, x, s->bytes, s->x));
+    return dlrn_encoder_run(s->encoders[site], s->x, rows, NULL, NULL, s->x_hat);
+}
+
+/* This rank's turn: out [mine.rows][d_out] are the reconstructions of x. */
+DLRNI_INTERNAL dlrn_status dlrni_take_turn(dlrni_splice *s, dlrni_turn mine, const float *x,
+                                           float *out) {
+    int64_t site = -1, rows = 0, at = 0;
+    if (s->over)
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model edits after a failure");
+    dlrn_status status = dlrni_hear_ranks(s, mine, &site, &rows);
+    if (status == DLRN_OK && site >= 0) status = dlrni_edit_rows(s, site, rows, x, &at);
+    s->over = status != DLRN_OK || site < 0;
+    if (status == DLRN_OK && mine.rows) {
+        const int64_t d = s->dicts[site]->d_out;
+        memcpy(out, s->x_hat + at * d, (size_t)(mine.rows * d) * sizeof *out);
+    }
+    return status;
+}
+
 /* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
-    const dlrni_splice *s = (const dlrni_splice *)user;
+    dlrni_splice *s = (dlrni_splice *)user;
+    const dlrni_turn mine = {n, site, DLRNI_TURN_EDITS};
     DLRNI_TRY(dlrni_check_site(s, site));
+    if (s->turn) return dlrni_take_turn(s, mine, x, out);
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
@@ -30484,10 +30923,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
-/* One pass of the model: *nats per token, over *tokens. */
-DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
-                                               const dlrn_edit *edit, double *nats,
-                                               int64_t *tokens) {
+/* One pass of the model on this rank: *nats per token, over *tokens. */
+DLRNI_INTERNAL dlrn_status dlrni_run_model(dlrn_context *ctx, const dlrn_language_model *lm,
+                                           const dlrn_edit *edit, double *nats, int64_t *tokens) {
     ctx->error[0] = 0; /* an old message must not pass for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
     /* NaN would spread to every figure below */
@@ -30501,17 +30939,44 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                 : NULL);
 }
 
+/* One pass over the documents of all ranks. turns: its edits are made together. */
+DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrni_splice *s, const dlrn_language_model *lm,
+                                               const dlrn_edit *edit, int turns, double *nats,
+                                               int64_t *tokens) {
+    dlrn_context *ctx = s->ctx;
+    dlrn_status status = DLRN_OK;
+    if (!s->turn) return dlrni_run_model(ctx, lm, edit, nats, tokens);
+    *nats = 0;
+    *tokens = 0;
+    s->over = s->theirs = 0;
+    /* a rank may have fewer documents than others, and none */
+    if (lm->documents) status = dlrni_run_model(ctx, lm, edit, nats, tokens);
+    while (turns && !s->over) {
+        const dlrni_turn mine = {0, 0, status == DLRN_OK ? DLRNI_TURN_DONE : DLRNI_TURN_FAILED};
+        const dlrn_status last = dlrni_take_turn(s, mine, NULL, NULL);
+        if (status == DLRN_OK) status = last;
+    }
+    /* the message is that of the rank that has failed first */
+    DLRNI_TRY(dlrni_agree(ctx, s->theirs ? DLRN_OK : status));
+    double sum = *nats * (double)*tokens;
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F64, &sum, 1));
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, tokens, 1));
+    *nats = sum / (double)*tokens;
+    if (*tokens > 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the language model: expected tokens, found none");
+}
+
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
 DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
                                               dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
     int64_t tokens = 0;
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, NULL, 0, &out->loss_original, &out->tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, &reconstruct, 1, &out->loss_reconstructed, &tokens));
     /* the third pass is skipped if the second already disagrees */
     if (tokens == out->tokens)
-        DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+        DLRNI_TRY(dlrni_cross_entropy(splice, lm, &zero, 0, &out->loss_zero, &tokens));
     /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
@@ -30520,29 +30985,47 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     /* what there is to recover; 0 if the site has no effect */
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents; /* as the model says */
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, &out->documents, 1));
     out->ce_diff = out->loss_reconstructed - out->loss_original;
     out->share_recovered =
         whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
     return DLRN_OK;
 }
 
+/* The encoders of all sites, and what turns need. */
+DLRNI_INTERNAL dlrn_status dlrni_splice_begin(dlrni_splice *s) {
+    const int64_t ranks = dlrni_ranks(s->ctx);
+    s->encoders = DLRNI_NEW_ZERO(s->ctx, dlrn_encoder *, s->sites);
+    if (!s->encoders) return DLRN_ERR_MEMORY;
+    if (ranks > 1) {
+        s->turn = DLRNI_NEW(s->ctx, dlrni_turn, ranks);
+        s->bytes = DLRNI_NEW(s->ctx, int64_t, ranks);
+        if (!s->turn || !s->bytes) return DLRN_ERR_MEMORY;
+    }
+    for (int64_t i = 0; i < s->sites; i++) {
+        DLRNI_TRY(dlrni_expect_rows_alone(s->dicts[i], "dlrn_loss_recovered"));
+        DLRNI_TRY(dlrn_encoder_create(s->dicts[i], &s->encoders[i]));
+    }
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
-    dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    dlrni_splice splice;
+    memset(&splice, 0, sizeof splice);
+    splice.ctx = ctx;
+    splice.dicts = dicts;
+    splice.sites = lm->sites;
     /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
-    splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
-    dlrn_status s = splice.encoders ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++) {
-        s = dlrni_expect_rows_alone(dicts[i], "dlrn_loss_recovered");
-        if (s == DLRN_OK) s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
-    }
+    dlrn_status s = dlrni_agree(ctx, dlrni_splice_begin(&splice));
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
-    dlrn_free(ctx, splice.encoders);
+    void *blocks[] = {splice.encoders, splice.turn, splice.bytes, splice.x, splice.x_hat};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     return s;
 }
 
@@ -30560,7 +31043,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
     /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
-    dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(ctx, j.x && (j.y || !source->d_out) ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_measure_source(&j);
     int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was measured is still reported */
     if (s == DLRN_OK || stopped) {
         /* fails if there were no rows */
@@ -30690,6 +31174,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
+    DLRNI_TRY(dlrni_expect_alone(dict->ctx, place));
     /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};
