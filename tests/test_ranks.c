@@ -123,8 +123,8 @@ TEST(creation) {
    by one rounding here and there. What a recipe decides by comparing (a gate, a selection, a sign)
    may fall otherwise where two numbers are that near to each other. The seeds below are such that
    none is in these runs, and Adam's eps is not far below the gradients, as with 1e-8 it makes a
-   step of full length from a gradient that is a rounding error. Sign descent does that always: its runs
-   are compared over few steps. */
+   step of full length from a gradient that is a rounding error. Sign descent always does: recipes
+   that have it run with Adam here. */
 
 enum { STEPS = 40, ROWS = 64, MAX_F = 400, WIDTH = 24 };
 
