@@ -326,6 +326,8 @@ static dlrn_trainer *shape_of(dlrn_context *ctx, scene *s) {
     return t;
 }
 
+static int fewest = 1; /* ranks of the runs below */
+
 /* A configuration on 1 to 4 ranks against one process. */
 static void check_ranks(const dlrn_train_config *cfg, const float *x, const float *y, int64_t n,
                         int64_t steps, int64_t budget, int64_t period, double limit) {
@@ -340,7 +342,7 @@ static void check_ranks(const dlrn_train_config *cfg, const float *x, const floa
     plain.budget = other.budget = budget;
     dlrn_trainer *a = shape_of(ctx, &plain), *b = shape_of(ctx, &other);
     run(&plain, 0, 1, NULL);
-    for (int ranks = 1; ranks <= 4; ranks++) {
+    for (int ranks = fewest; ranks <= 4; ranks++) {
         const char *worst = "";
         run(&other, ranks, 1, NULL);
         const double off = distance(other.whole, plain.whole, &worst);
@@ -374,6 +376,42 @@ TEST(recipes) {
         if (getenv("RANKS_ONLY") && !strstr(recipe, getenv("RANKS_ONLY"))) continue;
         check_ranks(&cfg, random_x, maps ? random_y : NULL, ROWS, STEPS, 0, 0, 1e-6);
     }
+}
+
+/* Reads one of the arrays of rows that the traces of other libraries' trainers share. */
+static float *trace_rows(dlrn_context *ctx, dlrn_archive *a, const char *name, int64_t *n) {
+    const int64_t at = dlrn_archive_find(a, name);
+    CHECK_MSG(at >= 0, "training.npz lacks %s", name);
+    *n = dlrn_archive_tensor(a, at)->numel;
+    float *rows = malloc((size_t)*n * sizeof *rows);
+    CHECK(rows != NULL);
+    CHECK_OK(ctx, dlrn_archive_read(a, at, 0, -1, rows));
+    return rows;
+}
+
+/* The rows of the golden traces, which are those of a model: 40 steps of 64, of cross-layer
+   transcoders 10. */
+TEST(golden_rows) {
+    dlrn_context *ctx = test_context(NULL, 1);
+    dlrn_archive *a = NULL;
+    CHECK_OK(ctx, dlrn_archive_open(ctx, "tests/golden/training.npz", &a));
+    for (int i = 0; dlrn_recipe(i); i++) {
+        const char *recipe = dlrn_recipe(i)->name;
+        const int clt = strstr(recipe, "clt") != NULL, cc = strstr(recipe, "cc-") != NULL;
+        dlrn_train_config cfg = small_config(recipe, clt ? 3 * 100 : 200);
+        int64_t n, n_y;
+        float *x = trace_rows(ctx, a, clt ? "rows.4" : cc ? "rows.3" : "rows.0", &n);
+        float *y = clt ? trace_rows(ctx, a, "rows.5", &n_y) : NULL;
+        if (clt) cfg.layers = 3;
+        cfg.d_in = cfg.d_out = clt ? 48 : cc ? 32 : 16;
+        fewest = 3; /* the others are above */
+        check_ranks(&cfg, x, y, 64, n / 64 / cfg.d_in, 0, 0, 1e-6);
+        fewest = 1;
+        free(x);
+        free(y);
+    }
+    dlrn_archive_close(a);
+    dlrn_context_destroy(ctx);
 }
 
 /* What recipes leave at its default above. */
@@ -503,6 +541,7 @@ static void check_bits(const char *recipe, int64_t n, int64_t features) {
     static scene s;
     dlrn_context *ctx = test_context(NULL, 1);
     s.cfg = small_config(recipe, features);
+    if (uses(recipe, "optimiser")) s.cfg.optimiser = DLRN_OPTIMISER_SIGNUM;
     s.x = many_x;
     s.y = NULL;
     s.n = n;
@@ -528,9 +567,9 @@ static void check_bits(const char *recipe, int64_t n, int64_t features) {
 }
 
 TEST(bits) {
-    static const char *const names[] = {"reference",      "dl-top_k",     "dl-batch_top_k",
-                                        "dl-matryoshka",  "dl-jump_relu", "sp-groupmax",
-                                        "clt-batch_top_k"};
+    static const char *const names[] = {"reference",     "dl-top_k",       "dl-batch_top_k",
+                                        "dl-matryoshka", "dl-jump_relu",   "sp-groupmax",
+                                        "sp-topk",       "clt-batch_top_k"};
     make_rows(many_x, 3 * MANY, WIDTH, 5);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         check_bits(names[i], i < 3 ? MANY : 64, 300);
@@ -685,6 +724,7 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(creation);
     RUN(recipes);
+    RUN(golden_rows);
     RUN(settings);
     RUN(equals);
     RUN(bits);
