@@ -6561,7 +6561,8 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_quota(dlrn_context *ctx, dlrni_joint *j, 
     }
     if (s == DLRN_OK && tied) s = dlrni_gather_ranks(ctx, all + ranks * j->n, bytes, all);
     for (int64_t i = 0; s == DLRN_OK && tied && i < j->n; i++) {
-        for (int r = 0; r < rank; r++) j->left[i] -= dlrni_min(all[r * j->n + i], j->left[i]);
+        for (int r = 0; r < rank; r++)
+            j->left[i] -= (int32_t)dlrni_min(all[r * j->n + i], j->left[i]);
         j->left[i] = (int32_t)dlrni_min(j->left[i], all[ranks * j->n + i]);
     }
     dlrn_free(ctx, bytes);
