@@ -2026,11 +2026,11 @@ DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
 /* Creates a trainer. init: the weights to start from, copied (the dictionary may belong to any
    context), on several ranks this rank's span; NULL: random ones, by cfg.seed. buffer: where _step
    takes its batches from; borrowed, and must outlive the trainer. It may be NULL if you only call
-   _step_on; a resampling then draws from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
-   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
-   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
- */
+   _step_on; a resampling then draws from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is
+   out of range, by name; _SHAPE: sizes that do not agree; _UNSUPPORTED: init is of a family, or has
+   parameters, parts or a formula, that the recipe cannot train. Its scales are kept: rows are given
+   raw, and losses are in its scale. If the recipe ranks features in another way, thresholds are
+   multiplied by the norms. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
