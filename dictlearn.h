@@ -1343,6 +1343,11 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
    line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
+/* One status for all ranks of the context's collective: each passes its own. Where some have
+   failed, all get the status of the first of them, and the others its message behind "rank 2: ".
+   Call it after work of your own that can fail on one rank alone, such as reading a file. A context
+   without a collective: returns s. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s);
 
 /* The enumerations whose values have names. Beside each, an example. */
 typedef enum dlrn_names {
@@ -3457,6 +3462,10 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
     /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
     void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* to[i] [n] = from[i] [n] for `rows` rows, also of f32. They lie anywhere: those to come are
+       prefetched. past 1: so much is copied that `to` would not stay in the caches */
+    void (*fetch)(dlrn_dtype type, const char *const *from, float *const *to, int64_t rows,
+                  int64_t n, int past);
     /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
@@ -3823,6 +3832,10 @@ DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
     }
     ctx->agreed = 1;
     return of.s;
+}
+
+DLRN_API dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s) {
+    return dlrni_agree(ctx, s);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -9969,6 +9982,19 @@ DLRNI_INTERNAL size_t dlrni_map_drop(const dlrni_file_map *m, size_t from, size_
     (void)madvise((char *)(uintptr_t)(m->p + begin), end - begin, dontneed);
 #endif
     return end;
+}
+
+/* Asks the system to read the bytes [from, to) of a map, and does not wait for them: the disk works
+   while we compute. It is advice: what lies beyond the end is cut off, and errors show when the
+   bytes are used. Whole blocks of 64 KB, so that calls for neighbours join. */
+DLRNI_INTERNAL void dlrni_map_want(const dlrni_file_map *m, size_t from, size_t to) {
+    enum { BLOCK = 1 << 16 };
+    const size_t begin = from / BLOCK * BLOCK, end = (to < m->size ? to : m->size) / BLOCK * BLOCK;
+    if (m->owned || end <= begin) return;
+#if DLRNI_POSIX && defined(__linux__)
+    enum { willneed = 3 }; /* MADV_WILLNEED */
+    (void)madvise((char *)(uintptr_t)(m->p + begin), end - begin, willneed);
+#endif
 }
 
 /* Reads `size` bytes, or all that are left at the end. A file may return less at each call, so it
@@ -20708,20 +20734,50 @@ DLRNI_INTERNAL dlrn_status dlrni_stream_rows(dlrni_series *s, int64_t row, int64
     return st;
 }
 
+/* A task copies so many bytes of a map; the system is asked for those that lie so much further on.
+   Read ahead: 8 MB keep a disk of 5 GB/s busy for 1.6 ms, longer than it takes to answer. */
+enum { DLRNI_MAP_PIECE = 1 << 18, DLRNI_MAP_AHEAD = 8 << 20 };
+
+/* Rows of a map on their way to dst. */
+typedef struct dlrni_map_job {
+    const dlrni_series *s;
+    int64_t row, rows, piece; /* piece: rows of a task                                     */
+    int64_t each;             /* the entry's own rows in one: several, if dimensions were joined */
+    size_t at, size;          /* the byte of the map where `row` begins, bytes of a row     */
+    int in_order;             /* 1: they lie there one after another                        */
+    float *dst;
+} dlrni_map_job;
+
+/* Task: a piece. Reading is shared by all threads, and so is asking for later pages: where a file
+   has holes, or is in the system's cache, that is work of the processor, too. */
+DLRNI_INTERNAL void dlrni_map_task(void *arg, int64_t task, int worker) {
+    const dlrni_map_job *j = (const dlrni_map_job *)arg;
+    const dlrni_series *s = j->s;
+    const int64_t first = task * j->piece, n = dlrni_min(j->piece, j->rows - first);
+    const size_t begin = j->at + (size_t)first * j->size, end = begin + (size_t)n * j->size;
+    (void)worker;
+    if (j->in_order) dlrni_map_want(&s->file->map, begin + DLRNI_MAP_AHEAD, end + DLRNI_MAP_AHEAD);
+    dlrni_entry_rows(s->ctx, &s->entry, (j->row + first) * j->each, n * j->each,
+                     j->dst + first * s->cols, NULL);
+}
+
 /* Reads rows from a file that is mapped, and drops the pages before `end`, where they lie in order.
    4 MB at a time: a system call for each batch of rows would show. */
 DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, float *dst) {
     const dlrni_entry *e = &s->entry;
     const dlrni_file_map *m = &s->file->map;
-    const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
-    const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    /* the entry's own rows: several make one, if dimensions were joined */
-    const int64_t each = s->cols / e->info.shape[e->info.ndim - 1];
-    dlrni_entry_rows(s->ctx, e, row * each, n * each, dst, NULL);
+    const size_t at = (size_t)((uintptr_t)e->data - (uintptr_t)m->p);
+    dlrni_map_job j = {s, row, n, 1, s->cols / e->info.shape[e->info.ndim - 1], 0, 0, 0, dst};
+    j.size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
+    j.piece = dlrni_max(1, (int64_t)(DLRNI_MAP_PIECE / j.size));
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
-    if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
-    const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
-    if (begin < s->dropped) s->dropped = begin; /* read once more, in a later epoch */
+    j.in_order = dlrni_is_dense(e) && at < m->size && !s->file->borrowed;
+    j.at = at + (size_t)row * j.size;
+    dlrni_parallel_for(s->ctx, dlrni_ceil_div(n, j.piece), dlrni_ns(n, s->cols), dlrni_map_task,
+                       &j);
+    if (!j.in_order) return;
+    const size_t end = j.at + (size_t)n * j.size;
+    if (j.at < s->dropped) s->dropped = j.at; /* read once more, in a later epoch */
     if (end - s->dropped >= (size_t)4 << 20) s->dropped = dlrni_map_drop(m, s->dropped, end);
 }
 
@@ -21082,9 +21138,12 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
    never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows per copying task, and random entries that a draw prefetches together: enough to hide the
-   latency of memory, few enough to balance the threads. */
-enum { DLRNI_COPY_ROWS = 64 };
+/* Rows per copying task: few enough to balance the threads. Random entries that a draw prefetches
+   together: more than memory delivers while as many are swapped. */
+enum { DLRNI_COPY_ROWS = 64, DLRNI_DRAW_ROWS = 256 };
+/* Batches from this size on are written past the caches: more than the second caches of two cores,
+   so that little of it would be found there. To measure: buffer.* of `make bench`, and a step. */
+enum { DLRNI_PAST_BYTES = 8 << 20 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -21108,9 +21167,10 @@ struct dlrn_buffer {
     /* Each segment holds its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
        cfg.store; n is 1 << shift, less in the last. */
     char **segment;
-    float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
-    float *in[2];  /* [chunk][d] rows just read                                    */
-    dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
+    float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
+    float *in[2];   /* [chunk][d] rows just read                                    */
+    int64_t *visit; /* [batch_rows] see dlrni_order_visits                         */
+    dlrn_rng rng;   /* saved in checkpoints, so that the draws continue        */
 };
 
 /* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
@@ -21174,7 +21234,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored, moving, total;
+    int64_t row, stored, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
@@ -21185,10 +21245,11 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_mul(stored, cfg->capacity, &stored) &&
         dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
         dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
-        dlrni_add(stored, moving, &total) &&
+        dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
+        dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
-        dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
-    /* the 6 blocks: the table of segments, four staging arrays, the struct */
+        dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 7 blocks: the table of segments, four staging arrays, the visits, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -21204,6 +21265,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
     }
+    dlrn_free(b->ctx, b->visit);
     dlrn_free(b->ctx, b);
 }
 
@@ -21211,11 +21273,13 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
-    int whole = b->segment != NULL;
+    b->visit = DLRNI_NEW(b->ctx, int64_t, b->cfg.batch_rows);
+    int whole = b->segment && b->visit;
     for (int i = 0; i < 2 && b->d[i]; i++) {
         b->in[i] = DLRNI_NEW(b->ctx, float, chunk * b->d[i]);
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
+        if (whole) dlrni_huge_pages(b->out[i], b->cfg.batch_rows * b->d[i] * 4);
     }
     /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -21264,15 +21328,6 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
         uint16_t h = type == DLRN_F16 ? dlrni_f32_to_f16(from[i]) : dlrni_f32_to_bf16(from[i]);
         memcpy(to + 2 * i, &h, sizeof h);
     }
-}
-
-/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
-DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
-                                       float *to, int64_t n) {
-    if (type == DLRN_F32)
-        memcpy(to, from, (size_t)n * sizeof *to);
-    else
-        ctx->k->widen(type, from, to, n);
 }
 
 /* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
@@ -21331,7 +21386,9 @@ typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
     int64_t first, step, rows;
-    float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
+    float *out[2];        /* x, y [rows][d], widened; y NULL: not wanted      */
+    const int64_t *visit; /* [rows] the order in which they are copied; NULL: 0, 1, ... */
+    int past;             /* 1: see dlrni_kernel_table.fetch                  */
 } dlrni_rows_job;
 
 /* Where row i of the job is stored. Without a target, y is x. */
@@ -21340,46 +21397,24 @@ DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
-   two streams of memory run side by side. */
-DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
-                                      const char *next, float *out) {
-    const dlrn_dtype store = b->cfg.store;
-    const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0); /* for static analysers: the division is safe */
-    /* 4 cache lines: the copy hides the prefetch, and the prefetch does not get ahead of it */
-    const int64_t piece = 256 / size;
-    for (int64_t at = 0; at < d; at += piece) {
-        const int64_t n = dlrni_min(piece, d - at);
-        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN)
-            DLRNI_PREFETCH_FAR(next + at * size + k);
-        dlrni_widen_stored(b->ctx, store, row + at * size, out + at, n);
-    }
-}
-
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
-   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
-   fast. On another machine, vary the 16384. */
+/* Task: some rows, first all x, then all y. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
-    const int64_t bytes = dlrni_row_bytes(j->b, 0);
-    DICTLEARN_ASSERT(bytes > 0);
-    const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t begin = task * DLRNI_COPY_ROWS, n = dlrni_min(DLRNI_COPY_ROWS, j->rows - begin);
+    const char *from[DLRNI_COPY_ROWS];
+    float *to[DLRNI_COPY_ROWS];
     (void)worker;
-    /* the first rows of the task: no row before them has prefetched them */
-    for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *row = dlrni_job_row(j, i, k);
-            const int64_t size = dlrni_row_bytes(j->b, k && j->b->d[1]);
-            for (int64_t at = 0; at < size; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(row + at);
+    for (int k = 0; k < 2 && j->out[k]; k++) {
+        const int64_t d = j->b->d[k && j->b->d[1]];
+        /* addresses that are not aligned cannot be written past the caches */
+        const int past = j->past && d % (DLRNI_ALIGN / (int)sizeof(float)) == 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = j->visit ? j->visit[begin + i] : begin + i;
+            from[i] = dlrni_job_row(j, row, k);
+            to[i] = j->out[k] + row * d;
         }
-    for (int64_t i = from; i < to; i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
-            int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
-        }
+        j->b->ctx->k->fetch(j->b->cfg.store, from, to, n, d, past);
+    }
 }
 
 /* The cast removes const: the body of a parallel loop takes void *. */
@@ -21392,19 +21427,47 @@ DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
    and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
-    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
+    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}, NULL, 0};
     dlrni_copy_out(&job);
+}
+
+/* Rows that have come in, in DLRNI_TAKE_TASKS equal parts. */
+enum { DLRNI_TAKE_TASKS = 64 };
+typedef struct dlrni_take_job {
+    dlrn_buffer *b;
+    int64_t rows;
+    int which;                     /* 0 x, 1 y                                         */
+    uint32_t max;                  /* bits of the largest number that can be stored    */
+    int64_t bad[DLRNI_TAKE_TASKS]; /* the first number of each part that cannot be     */
+    int64_t first;                 /* logical index of the first row                   */
+} dlrni_take_job;
+
+DLRNI_INTERNAL void dlrni_storable_task(void *arg, int64_t task, int worker) {
+    dlrni_take_job *j = (dlrni_take_job *)arg;
+    const int64_t d = j->b->d[j->which], part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS);
+    const int64_t from = dlrni_min(task * part, j->rows), n = dlrni_min(part, j->rows - from) * d;
+    (void)worker;
+    const int64_t i = dlrni_first_beyond(j->b->in[j->which] + from * d, n, j->max);
+    j->bad[task] = i < n ? from * d + i : INT64_MAX;
 }
 
 /* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
    f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
    bf16 has the same rule. */
-DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_check_storable(dlrn_buffer *b, int which, int64_t rows) {
     static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     static const char *const names[] = {"source: x,", "source: y,"};
     const float *x = b->in[which];
-    int64_t d = b->d[which], n = rows * d, i = dlrni_first_beyond(x, n, max[b->cfg.store]);
-    if (i == n) return DLRN_OK;
+    const int64_t d = b->d[which];
+    int64_t i = INT64_MAX;
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = rows;
+    j.which = which;
+    j.max = max[b->cfg.store];
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(rows, d) / 4, dlrni_storable_task, &j);
+    for (int t = DLRNI_TAKE_TASKS - 1; t >= 0; t--) i = dlrni_min(i, j.bad[t]);
+    if (i == INT64_MAX) return DLRN_OK;
     DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, d, b->rows_read, names[which]));
     return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: %g is too large to be stored as %s", names[which],
@@ -21456,17 +21519,35 @@ DLRNI_INTERNAL void dlrni_rotate_ring(dlrn_buffer *b) {
     b->head = 0;
 }
 
-/* Puts n received rows into vacant slots, at the end of the logical order. */
+/* Task: some of the rows received, into the slots that they were given. */
+DLRNI_INTERNAL void dlrni_store_task(void *arg, int64_t task, int worker) {
+    const dlrni_take_job *j = (const dlrni_take_job *)arg;
+    const dlrn_buffer *b = j->b;
+    const int64_t part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS), from = task * part;
+    (void)worker;
+    for (int64_t i = from; i < dlrni_min(from + part, j->rows); i++) {
+        const int64_t slot = *dlrni_buffer_slot(b, j->first + i);
+        for (int k = 0; k < 2 && b->d[k]; k++)
+            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, slot, k),
+                                b->d[k]);
+    }
+}
+
+/* Puts n received rows into vacant slots, at the end of the logical order. Slots are given one by
+   one; then the threads share the rows. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = n;
+    j.first = b->unread;
     for (int64_t i = 0; i < n; i++) {
         if (b->unread == b->used && b->head) dlrni_rotate_ring(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
-        for (int k = 0; k < 2 && b->d[k]; k++)
-            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, *slot, k),
-                                b->d[k]);
     }
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(n, b->d[0] + b->d[1]), dlrni_store_task,
+                       &j);
 }
 
 /* Reads rows until `goal` are unread or the source ends. After an error the next call continues
@@ -21503,26 +21584,59 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows)
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
+/* The ring entries of the next n draws, which are prefetched. `unread`: how many there will be. */
+DLRNI_INTERNAL void dlrni_find_draws(dlrn_buffer *b, int64_t unread, int64_t n, int64_t **at) {
+    for (int64_t i = 0; i < n; i++) {
+        at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(unread - i)));
+        DLRNI_PREFETCH_FAR(at[i]);
+    }
+}
+
 /* Draws `rows` rows without replacement. Each is swapped with the last unread entry and so
-   becomes vacant: the drawn ones follow the unread ones, the last drawn first. A block of random
-   entries is found and prefetched before any is used. */
+   becomes vacant: the drawn ones follow the unread ones, the last drawn first.
+
+   Every subset is equally likely, and every order of it: draw i takes one of the unread - i entries
+   left, each with the same probability, so that a given sequence of rows has the probability
+   1 / (unread (unread - 1) ... (unread - rows + 1)), whatever the sequence.
+
+   Where an entry lies depends on numbers alone, not on earlier swaps. So the entries of the next
+   block are found and prefetched while those of this one are swapped. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_COPY_ROWS];
-    while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
-        for (int64_t i = 0; i < n; i++) {
-            at[i] =
-                dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
-            DLRNI_PREFETCH(at[i]);
-        }
+    int64_t *at[2][DLRNI_DRAW_ROWS], n = dlrni_min(rows, DLRNI_DRAW_ROWS);
+    dlrni_find_draws(b, b->unread, n, at[0]);
+    for (int block = 0; rows; block = !block) {
+        const int64_t after = dlrni_min(rows - n, DLRNI_DRAW_ROWS);
+        dlrni_find_draws(b, b->unread - n, after, at[!block]);
         for (int64_t i = 0; i < n; i++) {
             /* an entry drawn twice in a block still works: its slot has been swapped by then */
-            int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
-            *at[i] = *last;
+            int64_t *entry = at[block][i], *last = dlrni_buffer_slot(b, --b->unread), slot = *entry;
+            *entry = *last;
             *last = slot;
         }
         rows -= n;
+        n = after;
     }
+}
+
+/* The order in which the rows of a batch, just drawn, are copied into their places: as they lie in
+   memory. A counting sort into at most 1024 parts of the slots, which is as good as a full one.
+   What a batch is does not depend on it. Rows that lie apart come from other pages and banks each
+   time, and their writes come between; the nearer they lie, the less is lost. Measured on a Xeon,
+   8192 rows of 2 KB out of 8 GB, f32 (f16), after other work had filled the caches: 1.44 (1.11) ms;
+   in this order 1.36 (1.14); past the caches 1.38 (1.00); both 1.08 (0.83). Reading the batch
+   again afterwards, as a step does, costs 0.35 (0.37), and 0.57 (0.62) if it was written past the
+   caches, so that f32 gains and f16 does not lose. */
+DLRNI_INTERNAL const int64_t *dlrni_order_visits(dlrn_buffer *b, int64_t rows) {
+    enum { PARTS = 1024 };
+    int64_t end[PARTS + 1] = {0};
+    int shift = 0;
+    while (b->used >> shift >= PARTS) shift++;
+    for (int64_t i = 0; i < rows; i++)
+        end[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
+    for (int part = 0; part < PARTS; part++) end[part + 1] += end[part];
+    for (int64_t i = 0; i < rows; i++)
+        b->visit[end[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
+    return b->visit;
 }
 
 DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y,
@@ -21532,12 +21646,14 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     DLRNI_TRY(dlrni_buffer_refill(b));
     if (!b->unread) return DLRN_END;
     int64_t rows = dlrni_min(b->cfg.batch_rows, b->unread);
-    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
+    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}, NULL, 0};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
         /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
+        job.past = rows * (b->d[0] + b->d[1]) * (int64_t)sizeof(float) >= DLRNI_PAST_BYTES;
+        if (job.past) job.visit = dlrni_order_visits(b, rows);
     }
     dlrni_copy_out(&job);
     /* only after the copy: the rows were found by the old head */
@@ -29961,7 +30077,7 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     DLRNI_TRY(dlrni_check_evaluator(e));
     /* all rows, before the first is counted */
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
-    DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
+    if (y != x) DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += batch) {
         int64_t rows = dlrni_min(batch, n - first);
         dlrn_status s = dlrni_measure_batch(e, x + first * d, y + first * d_out, rows);
@@ -32214,7 +32330,8 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
      DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
                         float_of_words and store_int16: the int16 screen is compiled, too
-     DLRNI_HAS_F16      widen_f16(from, to, n)
+     DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
+     DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
      DLRNI_OWN_COLLECT  collect, in place of the common one
 
@@ -32591,12 +32708,28 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
     }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
+}
+/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+/* A bf16 is the upper half of an f32. gcc 12 at -O2 does not turn the plain loop into vectors. */
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at));
+        _mm256_storeu_si256((__m256i *)(void *)(to + at),
+                            _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
@@ -32604,6 +32737,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -32766,13 +32900,26 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
         _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;                       /* from the start */
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
+    if (_mm256_movemask_epi8(nan)) at = 0;                                   /* from the start */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* rest, or all */
+}
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm512_stream_ps(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        const __m512i w = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, h);
+        _mm512_storeu_si512((void *)(to + at), _mm512_maskz_slli_epi32((__mmask16)0xFFFF, w, 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
@@ -32811,6 +32958,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
@@ -33685,15 +33833,72 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                 DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
 }
 
-/* bf16 is left to the plain loop, which compilers turn into vectors. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
 #ifdef DLRNI_HAS_F16
-    if (type == DLRN_F16) {
+    if (type == DLRN_F16)
         DLRNI_K(widen_f16)(from, to, n);
-        return;
-    }
-#endif
+    else
+        DLRNI_K(widen_bf16)(from, to, n);
+#else
     dlrni_widen_plain(type, from, to, n);
+#endif
+}
+
+enum { DLRNI_K(fetch_piece_max) = 4 * DLRNI_ALIGN / 2 }; /* numbers of four cache lines */
+
+/* Copies n f32, n at most a piece. memcpy would be a call for each: here n is known. */
+DLRNI_INTERNAL void DLRNI_K(fetch_copy)(const char *from, float *to, int64_t n, int past) {
+    int64_t at = 0;
+    (void)past;
+    for (; n - at >= DLRNI_LANES; at += DLRNI_LANES) {
+        const DLRNI_K(v16) a = DLRNI_K(load)((const float *)(const void *)from + at);
+#ifdef DLRNI_HAS_STREAM
+        if (past)
+            DLRNI_K(stream)(to + at, a);
+        else
+#endif
+            DLRNI_K(store)(to + at, a);
+    }
+    if (at < n) memcpy(to + at, from + 4 * at, (size_t)(n - at) * sizeof *to);
+}
+
+/* One piece of a row. */
+DLRNI_INTERNAL void DLRNI_K(fetch_piece)(dlrn_dtype type, const char *from, float *to, int64_t n,
+                                         int past) {
+    float wide[DLRNI_K(fetch_piece_max)];
+    if (type == DLRN_F32) {
+        DLRNI_K(fetch_copy)(from, to, n, past);
+    } else if (past) {
+        DLRNI_K(widen)(type, from, wide, n);
+        DLRNI_K(fetch_copy)((const char *)wide, to, n, 1);
+    } else {
+        DLRNI_K(widen)(type, from, to, n);
+    }
+}
+
+/* The next 16 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
+   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On another
+   machine, vary the 16384. Four lines are prefetched, then copied: the copy hides the prefetch, and
+   the prefetch does not get ahead of it. */
+DLRNI_INTERNAL void DLRNI_K(fetch)(dlrn_dtype type, const char *const *from, float *const *to,
+                                   int64_t rows, int64_t n, int past) {
+    const int64_t size = type == DLRN_F32 ? 4 : 2, piece = 4 * DLRNI_ALIGN / size;
+    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    /* the first rows: none before them has prefetched them */
+    for (int64_t i = 0; i < dlrni_min(ahead, rows); i++)
+        for (int64_t at = 0; at < bytes; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(from[i] + at);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *next = i + ahead < rows ? from[i + ahead] : NULL;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int64_t count = dlrni_min(n - at, piece);
+            for (int64_t k = 0; next && k < count * size; k += DLRNI_ALIGN)
+                DLRNI_PREFETCH_FAR(next + at * size + k);
+            DLRNI_K(fetch_piece)(type, from[i] + at * size, to[i] + at, count, past);
+        }
+    }
+#ifdef DLRNI_HAS_STREAM
+    if (past) _mm_sfence(); /* other threads read them */
+#endif
 }
 
 DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
@@ -33709,7 +33914,8 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
     DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
     DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
-    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(fetch),
+    DLRNI_K(crc32),
 };
 
 /* ---- Screens ----
