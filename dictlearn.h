@@ -14,8 +14,9 @@
    >>threads.
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
-                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
-                    surveys, words of the code, how to add a family, layout, recipe or kernel set
+                    options, memory, threads, speed, ranks, errors, trust, limits, compat, names in
+                    Python, surveys, words of the code, how to add a family, layout, recipe or
+                    kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -719,6 +720,54 @@
    thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
    converted to f32 when they are read; dictionaries are saved as f32.
 
+   ---- RANKS --------------------------------------------------------------------------------------
+
+   Several processes, called ranks, can hold one dictionary together: their contexts are made with a
+   dlrn_collective (examples/mpi.h makes it from MPI). Each rank owns a span: a run of whole groups
+   of 48 features, with encoder rows, atoms, moments and counters (dict->features of dict->span_of,
+   from dict->span_at on). Each part of a cross-layer transcoder is divided into spans. All ranks
+   make the same calls in the same order, with the same rows, configuration and seed; all get the
+   same status, figures and x_hat. Weights to start from (`init`) are given span by span.
+
+   A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
+   begins with output bias and skip. These shares of x_hat are summed over the ranks, in stretches
+   of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
+   several ranks. All ranks then compute the same losses, and the same gradients of output bias and
+   skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
+   the collective, on each rank, for any F:
+
+       x_hat          4 n d_out; as much for each nested group but the last, and for the second
+                      reconstruction of gated families and of multi_top_k
+       center         4 d_in
+       figures        24; with AuxK or ghosts 8 for each such loss
+       penalties      l1, lp, power, tanh, step, quadratic 8 n; entropy 24 n; others 0; while the
+                      exponent falls 8 n more
+       top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row ends
+       group_max      8 n k
+       batch_top_k    49,208; 8 n more if entries are equal where the batch ends
+       dead features  AuxK 512 n, ghosts 4 n; and 4 n d_out
+       clipping       16
+       statuses       8 each: four in every step; one for clipping, for a selection, for dead
+                      features
+
+   dlrn_context_describe() has counted what was sent. Selections are exact: on the same
+   pre-activations as those of one process; among equal entries, the lower feature stays.
+
+   A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
+   ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
+   of no collective. Two numbers of ranks differ, because x_hat is added up from other parts, and
+   each part is rounded to f32: after 40 steps by less than 1e-6 of the largest weight. Where two
+   numbers decide that are as near as that (at a gate, a cut, a sign), a run may take another way.
+
+   Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
+   matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
+   the buffer, of biases and of a skip. top_k takes (12 k + 92) n bytes, with up to k entries of
+   each row on each rank.
+
+   If one rank fails (memory, a file, a callback), all fail with its status; on the others the
+   message begins with "rank 2: ". If the collective itself fails, no later call succeeds: resume
+   from a checkpoint.
+
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
 
    Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
@@ -1053,8 +1102,8 @@
    uses, which the program reads. What a recipe needs beyond the rules that exist:
    - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
      its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
-   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
-     if its slope needs a sum over the row (all in room loss).
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, dlrni_penalty_row if
+     its slope needs a sum over the row, and dlrni_row_sums, for several ranks (all in room loss).
    - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
      example).
    - An auxiliary loss: a block like AuxK's (room auxiliary).
@@ -1976,9 +2025,9 @@ typedef struct dlrn_recipe_info {
 DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
 
 /* Creates a trainer. init: the weights to start from, copied (the dictionary may belong to any
-   context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
-   and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
-   from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
+   context), on several ranks this rank's span; NULL: random ones, by cfg.seed. buffer: where _step
+   takes its batches from; borrowed, and must outlive the trainer. It may be NULL if you only call
+   _step_on; a resampling then draws from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
    sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
    formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
    its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
@@ -2014,8 +2063,8 @@ typedef struct dlrn_trainer_info {
     int64_t steps;                   /* number of steps done                                   */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
                         holds the z of sign descent, and v is NULL                            */
-    int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
-                             counts rows (cfg.dead_rows)                                     */
+    int64_t *since_fired; /* [F], on several ranks of the span: steps since the feature was last
+                             active, or rows if the recipe counts rows (cfg.dead_rows)       */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
                    not: do not use the dictionary, and do not save it                        */
 } dlrn_trainer_info;
@@ -6875,7 +6924,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
    ranks. */
 
 /* The row where the equals that stay end, from the counts of all ranks. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_end(dlrni_batch_job *j, int64_t budget) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_equal_row(dlrni_batch_job *j, int64_t budget) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int32_t *equals = j->c[0]->kept;
     int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
@@ -6937,7 +6986,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
 /* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
 DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
     if (j->equals <= j->left) return DLRN_OK;
-    DLRNI_TRY(dlrni_joint_end(j, budget));
+    DLRNI_TRY(dlrni_joint_equal_row(j, budget));
     return dlrni_joint_last(j, budget);
 }
 
@@ -24368,16 +24417,16 @@ DLRNI_INTERNAL dlrn_status dlrni_sum_figures(dlrn_trainer *t) {
 }
 
 /* Arrays [n][d_out] that are summed over ranks: x_hat, its levels, a second one. */
-DLRNI_INTERNAL int64_t dlrni_shares(const dlrn_trainer *t) {
+DLRNI_INTERNAL int64_t dlrni_summed_arrays(const dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     return (b->levels > 1 ? b->levels : 1) + (b->e2 != NULL);
 }
 
-/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_shares]. */
+/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_summed_arrays]. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
                                             void **request) {
     const dlrni_batch *b = &t->w.batch;
-    const int64_t d = t->dict->d_out, shares = dlrni_shares(t);
+    const int64_t d = t->dict->d_out, shares = dlrni_summed_arrays(t);
     for (int64_t a = 0; a < shares; a++) {
         float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
         DLRNI_TRY(
@@ -24403,7 +24452,7 @@ DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
 /* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
    for, too: memory must not be freed under a sum. */
 DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
-    const int64_t n = t->w.batch.n, shares = dlrni_shares(t);
+    const int64_t n = t->w.batch.n, shares = dlrni_summed_arrays(t);
     void **request = t->w.request;
     for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
         for (int64_t a = 0; a < shares; a++, request++) {
@@ -24421,7 +24470,7 @@ DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
 /* Room for the sums of a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const int64_t requests = dlrni_shares(t) * dlrni_ceil_div(w->batch.n, DLRNI_STRETCH);
+    const int64_t requests = dlrni_summed_arrays(t) * dlrni_ceil_div(w->batch.n, DLRNI_STRETCH);
     if (dlrni_ranks(t->ctx) == 1) return DLRN_OK;
     return DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) &&
                    DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)
@@ -24451,7 +24500,8 @@ DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
    until all know. late: there are no lists yet. */
 DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_shares(t), all = dlrni_ceil_div(n, DLRNI_STRETCH);
+    const int64_t n = w->batch.n, shares = dlrni_summed_arrays(t),
+                  all = dlrni_ceil_div(n, DLRNI_STRETCH);
     dlrn_status sums = DLRN_OK;
     memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
     for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
@@ -28210,10 +28260,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
 }
 
 /* Whether a dictionary holds the features that this rank trains. */
-DLRNI_INTERNAL dlrn_status dlrni_check_share(dlrn_context *ctx, const dlrn_dictionary *init) {
+DLRNI_INTERNAL dlrn_status dlrni_check_own_rows(dlrn_context *ctx, const dlrn_dictionary *init) {
     int64_t at, n;
     for (int64_t i = 0; i < init->n_parts; i++)
-        DLRNI_TRY(dlrni_check_share(ctx, init->part[i].dict));
+        DLRNI_TRY(dlrni_check_own_rows(ctx, init->part[i].dict));
     if (init->n_parts) return DLRN_OK;
     dlrni_rank_span(ctx, init->span_of, &at, &n);
     if (init->span_at == at && init->features == n) return DLRN_OK;
@@ -28241,7 +28291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
-        return dlrni_check_share(ctx, init);
+        return dlrni_check_own_rows(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
@@ -32282,6 +32332,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 #undef DLRNI_TARGET_BEGIN
 #undef DLRNI_TARGET_END
 #undef DLRNI_TORCH_OPS
+#undef DLRNI_SPAN
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
