@@ -2458,6 +2458,13 @@ typedef enum dlrn_matmul_op {
 enum { DLRN_MATMUL_WORK = 512 * 48 };
 DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                             dlrn_tensor b, float beta, dlrn_tensor c, float *work);
+/* The same on the context's threads, without a BLAS. `then` is called once for each block of c when
+   it is finished, while it is in the cache, on the thread that computed it: c [row + i][col + j] is
+   block [i][j], and `then` may change it. For what follows a product: a bias, an activation. */
+typedef void (*dlrn_matmul_body)(void *arg, int64_t row, int64_t col, dlrn_tensor block);
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op,
+                                                 dlrn_tensor a, dlrn_tensor b, float beta,
+                                                 dlrn_tensor c, dlrn_matmul_body then, void *arg);
 /* The next three take vectors of n numbers, give the same bits with every kernel set, and may be
    called inside a body of dlrn_parallel_for.
    The scalar product of a and b: */
@@ -2893,6 +2900,7 @@ typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
     const dlrni_screen *screen[2]; /* NULL: none */
+    double candidate;              /* cost of recomputing one, see dlrni_choose_screen */
 } dlrni_set;
 
 /* dlrn_context_describe hands out the names of the sets, so a context stores them; a declaration
@@ -2904,6 +2912,7 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
+    int64_t near_bytes;          /* of rows that many sums share: half of a second cache */
     dlrn_traffic traffic;        /* of cfg.collective            */
     int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
@@ -3522,11 +3531,12 @@ struct dlrni_kernel_table {
 /* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
    names the number of the feature that it is multiplied by. */
 typedef struct dlrni_screen_row {
-    float unit;    /* of the feature's bias          */
-    float error;   /* of the feature's rounded norm  */
-    float norm;    /* of the feature's error         */
-    float floor;   /* of the feature's 1 / scale     */
-    int32_t shift; /* added to a sum of integers     */
+    float unit;    /* of the feature's bias                  */
+    float error;   /* of the feature's rounded norm          */
+    float norm;    /* of the feature's error                 */
+    float floor;   /* of the feature's 1 / scale             */
+    float given;   /* the floor itself, from which that came */
+    int32_t shift; /* added to a sum of integers             */
 } dlrni_screen_row;
 
 /* How far rounding moved a row x to x^. Room screen makes the factors from it. */
@@ -3542,14 +3552,16 @@ typedef struct dlrni_rounding {
    of a tile in the first two caches, in units of a multiply-add at the f32 peak of the same
    vectors:
 
-                        int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
-     in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
-     another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.10   0.20   -                 -              -      the same
+                        int8   int16 (VNNI)   bf16   bytes   int16 (AVX-512, AVX2)   f32
+     in the table       0.27   0.53           0.53   0.45    0.72                    1.00   Zen 4
+     another processor  0.26   0.52           1.99   0.56    1.01 (AVX2: 0.71)       1.01   a Xeon
+     its set amx        0.10   -              0.20   -       -                       -      with AMX
 
-   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
-   which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 and int16
+   with VNNI do 2, which gives 0.53 likewise; int16 without it needs two instructions for two, and
+   bytes 18 for 32. The 0.45 for bytes is an estimate: nobody has measured it on Zen 4 (the Xeon
+   takes 0.45 with AVX2). On that Xeon vdpbf16ps is slow, so its bf16 screen costs more than the
+   dense product. A tile of amx is so fast that its panel
    does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
    table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
    of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
@@ -3568,6 +3580,13 @@ struct dlrni_screen {
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
+    /* The other way round: a screen may be the check of a coarser one, candidate by candidate. sum
+       [count] = the sums of products of x[i] and w[i], rounded rows of `bytes`, to within 8 units of
+       2^-24 of the product of their norms. NULL: it checks none. */
+    void (*pairs)(const unsigned char *const *x, const unsigned char *const *w, int64_t bytes,
+                  int64_t count, float *sum);
+    const dlrni_screen *check; /* what its own candidates may be checked with; NULL: nothing */
+    int block; /* a word of the format's own comes before so many elements; 0: nowhere */
 };
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
@@ -3606,6 +3625,7 @@ typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
     const dlrni_kernel_table *k;
+    double candidate; /* cost of recomputing one, see dlrni_choose_screen */
     struct {
         const dlrni_screen *screen;
         int (*runs)(void); /* NULL: wherever the set runs */
@@ -3613,35 +3633,38 @@ typedef struct dlrni_set_row {
 } dlrni_set_row;
 
 static const dlrni_set_row dlrni_sets[] = {
-    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, 4, {{NULL, NULL}}},
 #if DLRNI_X86
     {"avx2",
      dlrni_avx2_runs,
      &dlrni_avx2_kernels,
-     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
     {"avx512",
      dlrni_avx512_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
     {"avx512bf16",
      dlrni_avx512bf16_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
     {"avx512vnni",
      dlrni_avx512vnni_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512vnni_screen, NULL},
-      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
-      {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512vnni_screen, NULL}, {&dlrni_avx512vnni_screen_int16, NULL}}},
 #endif
 #if DLRNI_AMX
     {"amx",
      dlrni_amx_runs,
      &dlrni_avx512_kernels,
+     7,
      {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
-    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, 4, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
 };
 enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
@@ -3658,6 +3681,7 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     memset(set, 0, sizeof *set);
     set->name = row->name;
     set->k = row->k;
+    set->candidate = row->candidate;
     for (int c = 0; c < 3 && n < 2; c++)
         if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
             set->screen[n++] = row->choice[c].screen;
@@ -3732,6 +3756,17 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
            dlrni_collective_is_whole(&cfg->collective);
 }
 
+/* Bytes of a core's second cache. cpuid's leaf 0x80000006 has it in KB, from all makers of x86. */
+DLRNI_INTERNAL int64_t dlrni_second_cache(void) {
+    int64_t kb = 0;
+#if DLRNI_X86 && defined(__x86_64__)
+    unsigned a = 0x80000006u, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    kb = (int64_t)(c >> 16);
+#endif
+    return (kb ? kb : 512) << 10;
+}
+
 /* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts. */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
@@ -3752,6 +3787,7 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1; /* scratch is sized by threads: none for absent ones */
 #endif
+    ctx->near_bytes = dlrni_second_cache() / 2;
     dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
@@ -3917,33 +3953,38 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 
 /* ---- Products ----
 
-   Dense products. A task computes a block of c: up to 1024 rows, up to 8 panels of 48 columns. It
-   walks the depth in slices of 512:
+   Dense products. The right side is cut into panels of 48 columns and slices of 512 steps of the
+   depth. All threads pack a wave of them, 16 MB at the most. Then a task computes up to 256 rows
+   of c: slice by slice it copies its rows of a, and all panels of the slice pass by them:
 
-            depth                        8 panels of 48
+            depth                        panels of 48
          +--------+--------+         +----+----+ ... +----+
      a   | slice  |        |     b   |    |    |     |    |  slice
          | copied |        |         +----+----+ ... +----+
-         +--------+--------+         packed one at a time; all rows of the slice pass by it
+         +--------+--------+         packed once for all tasks; the next one is prefetched
 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
-   would evict one another. A packed panel is read in one run from the second cache. Measured on Zen
-   4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
-   copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
-   0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
-   must leave most of the second cache free; the copied rows take 2 MB at the most. */
+   would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
+   second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
+   up to 512 rows, 0.82 with 1024, which fill the cache. There and on two threads, beside tasks of
+   1024 rows that pack each panel for themselves: NT, NN, TN of 2048 x 8192 x 512 1.12, 1.14 and
+   1.18 times as fast, TN of 8192 x 512 x 2048 1.15 times. Measured on Zen 4 with 1024 rows: NT
+   0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
+   bench`, rows gemm. */
 
 enum {
-    DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
-    DLRNI_GEMM_ROWS_MIN = 128, /* below, packing a panel costs too much beside its product     */
-    DLRNI_GEMM_PANELS = 8,     /* of a task: share the copied rows; 4 to 8: TN 0.80 to 0.83   */
+    DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
+    DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
+    DLRNI_GEMM_CHUNK =
+        24, /* rows between two prefetches of the next panel: whole tiles in all sets */
+    DLRNI_GEMM_WAVE = 1 << 22, /* numbers that are packed at one time                            */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
 };
 
-/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. NN, NT and TN differ only in how a
-   and b are packed; one kernel computes all three. */
+/* c [m][n] = op(a, b) (+ c). NN, NT and TN differ only in how a and b are packed; one kernel
+   computes all three. */
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
     dlrn_matmul_op op;
@@ -3951,9 +3992,13 @@ typedef struct dlrni_gemm_job {
     const float *a, *b;
     float *c;
     int beta;
-    int64_t rows, blocks_m, blocks_n; /* rows of a task; blocks of rows, of columns           */
-    int copies_a;                     /* whether a task copies its rows of a                  */
-    float *work;                      /* [workers][work_size]: a panel, then the copied rows  */
+    dlrn_matmul_body then; /* NULL, or for each finished block of c */
+    void *arg;
+    int64_t slices, first, panels; /* of the depth; first column and panels of this wave       */
+    int64_t rows, blocks;          /* rows of a task; blocks of rows                           */
+    int64_t run, runs;             /* panels of a task; runs of panels                         */
+    float *packed; /* [slices][panels][DLRN_MATMUL_WORK]; NULL: tasks pack their own panels */
+    float *work;   /* [workers][work_size]: a panel, then the copied rows                   */
     int64_t work_size;
 } dlrni_gemm_job;
 
@@ -4018,6 +4063,10 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
     for (int64_t p = 0; p < depth; p++) {
         for (int64_t q = 0; q < DLRNI_GROUP && p + AHEAD < depth; q += DLRNI_LANES)
             DLRNI_PREFETCH_FAR(b + (p + AHEAD) * ldb + q);
+        if (n == DLRNI_GROUP) { /* a few moves: a call of memcpy takes longer */
+            memcpy(panel + p * DLRNI_GROUP, b + p * ldb, DLRNI_GROUP * sizeof(float));
+            continue;
+        }
         memcpy(panel + p * DLRNI_GROUP, b + p * ldb, (size_t)n * sizeof(float));
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
     }
@@ -4033,35 +4082,79 @@ DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
-/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still
-   in the cache: `down` walks through the rows of c first, else through its columns. The sums of an
-   element go through the depth in order, slice after slice, starting from c, so that the size of a
-   slice does not change a bit. */
-DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
+/* Steps of slice s. */
+DLRNI_INTERNAL int64_t dlrni_gemm_depth(const dlrni_gemm_job *j, int64_t s) {
+    return dlrni_min(DLRNI_GEMM_DEPTH, j->depth - s * DLRNI_GEMM_DEPTH);
+}
+
+/* Columns of panel p of the wave. */
+DLRNI_INTERNAL int64_t dlrni_gemm_width(const dlrni_gemm_job *j, int64_t p) {
+    return dlrni_min(DLRNI_GROUP, j->n - j->first - p * DLRNI_GROUP);
+}
+
+/* panel = slice s of panel p. */
+DLRNI_INTERNAL void dlrni_gemm_pack(const dlrni_gemm_job *j, int64_t s, int64_t p, float *panel) {
+    const int64_t at = j->first + p * DLRNI_GROUP, from = s * DLRNI_GEMM_DEPTH;
+    const int64_t n = dlrni_gemm_width(j, p), depth = dlrni_gemm_depth(j, s);
+    if (j->op == DLRN_NT)
+        dlrni_pack_rows(j->k, j->b + at * j->ldb + from, j->ldb, n, depth, panel);
+    else
+        dlrni_pack_cols(j->b + from * j->ldb + at, j->ldb, n, depth, panel);
+}
+
+DLRNI_INTERNAL float *dlrni_gemm_packed(const dlrni_gemm_job *j, int64_t s, int64_t p) {
+    return j->packed + (s * j->panels + p) * DLRN_MATMUL_WORK;
+}
+
+/* Task: packs one panel's slice of the wave. */
+DLRNI_INTERNAL void dlrni_gemm_pack_task(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int down = j->m < j->n;
-    int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows,
-            m = dlrni_min(j->rows, j->m - i0);
-    int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
-    int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
-    int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
-    float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
-    if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
-    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) /* a sum of nothing is 0 */
-        memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
-    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
-        int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
-        const float *a = copy ? copy : j->a + i0 * row + p * col;
-        if (copy) dlrni_pack_left(j, i0, m, p, depth, copy);
-        for (int64_t at = j0; at < j1; at += DLRNI_GROUP) {
-            int64_t n = dlrni_min(DLRNI_GROUP, j1 - at);
-            if (j->op == DLRN_NT)
-                dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
-            else
-                dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
+    const int64_t s = task / j->panels, p = task % j->panels;
+    (void)worker;
+    dlrni_gemm_pack(j, s, p, dlrni_gemm_packed(j, s, p));
+}
+
+/* The product of m copied rows of a with a packed panel, while `next`, the panel that follows,
+   comes to the second cache: without, each panel would begin with a wait for the memory. */
+DLRNI_INTERNAL void dlrni_gemm_panel(const dlrni_gemm_job *j, int64_t m, int64_t n, int64_t depth,
+                                     const float *a, const float *panel, const float *next,
+                                     int beta, float *c) {
+    const int64_t chunks = dlrni_ceil_div(m, DLRNI_GEMM_CHUNK), numbers = depth * DLRNI_GROUP;
+    const int64_t each = dlrni_ceil_div(numbers, chunks * DLRNI_LANES) * DLRNI_LANES;
+    for (int64_t q = 0; q < chunks; q++) {
+        const int64_t i = q * DLRNI_GEMM_CHUNK, end = dlrni_min((q + 1) * each, numbers);
+        for (int64_t at = q * each; at < end; at += DLRNI_LANES) DLRNI_PREFETCH_FAR(next + at);
+        j->k->outer(dlrni_min(DLRNI_GEMM_CHUNK, m - i), n, depth, a + i * DLRNI_GEMM_STRIDE,
+                    DLRNI_GEMM_STRIDE, 1, panel, beta, c + i * j->ldc, j->ldc);
+    }
+}
+
+/* Task: a block of rows of c by a run of panels. The sums of an element go through the depth in
+   order, slice after slice, starting from c, so that the size of a slice does not change a bit. */
+DLRNI_INTERNAL void dlrni_gemm_task(void *arg, int64_t task, int worker) {
+    const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
+    const int64_t i0 = task / j->runs * j->rows, m = dlrni_min(j->rows, j->m - i0);
+    const int64_t p0 = task % j->runs * j->run, p1 = dlrni_min(p0 + j->run, j->panels);
+    float *own = j->work + worker * j->work_size, *copy = own + DLRN_MATMUL_WORK;
+    for (int64_t s = 0; s < j->slices; s++) {
+        const int64_t depth = dlrni_gemm_depth(j, s);
+        dlrni_pack_left(j, i0, m, s * DLRNI_GEMM_DEPTH, depth, copy);
+        for (int64_t p = p0; p < p1; p++) {
+            const int64_t at = j->first + p * DLRNI_GROUP, n = dlrni_gemm_width(j, p);
+            const int last = s + 1 == j->slices, more = p + 1 < p1;
+            const float *panel = own, *next = own;
+            float *c = j->c + i0 * j->ldc + at;
+            if (j->packed) {
+                panel = dlrni_gemm_packed(j, s, p);
+                next = more   ? panel + DLRN_MATMUL_WORK
+                       : last ? panel
+                              : dlrni_gemm_packed(j, s + 1, p0);
+            } else {
+                dlrni_gemm_pack(j, s, p, own);
+            }
             /* from the second slice on, c holds the sums so far */
-            j->k->outer(m, n, depth, a, row, col, panel, j->beta || p, c + at, j->ldc);
+            dlrni_gemm_panel(j, m, n, depth, copy, panel, next, j->beta || s, c);
+            if (last && j->then) j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
         }
     }
 }
@@ -4096,27 +4189,71 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     return DLRN_OK;
 }
 
-/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the
-   last task to end decides how long all take. */
-DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
-    job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
+/* Cuts a wave into tasks: the largest blocks that still give four tasks a thread, because the last
+   task to end decides how long all take. Runs of few panels copy their rows of a for little. */
+DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int64_t panels, int threads) {
+    enum { RUN_MIN = 4 };
+    const int64_t wanted = 4 * (int64_t)threads;
     job->rows = DLRNI_GEMM_ROWS;
-    while (job->rows > DLRNI_GEMM_ROWS_MIN &&
-           dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
+    do {
+        job->blocks = dlrni_ceil_div(job->m, job->rows);
+        job->runs = dlrni_max(
+            dlrni_min(dlrni_ceil_div(wanted, job->blocks), dlrni_ceil_div(panels, RUN_MIN)), 1);
+        if (job->blocks * job->runs >= wanted || job->rows == DLRNI_GEMM_ROWS_MIN) break;
         job->rows /= 2;
-    job->blocks_m = dlrni_ceil_div(job->m, job->rows);
+    } while (1);
+    job->run = dlrni_ceil_div(panels, job->runs);
+    job->runs = dlrni_ceil_div(panels, job->run);
 }
 
-/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are
-   allocated anew each time: a product is long, and a context keeps no scratch. */
+/* A product of depth 0, which has no task: a sum of nothing is 0. */
+DLRNI_INTERNAL void dlrni_gemm_nothing(const dlrni_gemm_job *j) {
+    for (int64_t i = 0; i < j->m && !j->beta; i++)
+        memset(j->c + i * j->ldc, 0, (size_t)j->n * sizeof *j->c);
+    if (j->then && j->m && j->n) j->then(j->arg, 0, 0, dlrn_view(j->c, j->m, j->n, j->ldc));
+}
+
+/* Wave after wave. Where all rows are in one block, a panel is used once, and the task that uses it
+   packs it. */
+DLRNI_INTERNAL void dlrni_gemm_waves(dlrn_context *ctx, dlrni_gemm_job *job, int64_t wave) {
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t p = 0; p < all; p += wave) {
+        job->first = p * DLRNI_GROUP;
+        job->panels = dlrni_min(wave, all - p);
+        dlrni_gemm_plan(job, job->panels, ctx->threads);
+        const int64_t columns = dlrni_min(job->panels * DLRNI_GROUP, job->n - job->first);
+        if (job->packed)
+            dlrni_parallel_for(ctx, job->slices * job->panels, dlrni_ns(job->depth, columns),
+                               dlrni_gemm_pack_task, job);
+        dlrni_parallel_for(ctx, job->blocks * job->runs,
+                           dlrni_ns(job->m, columns) * (double)job->depth / 16, dlrni_gemm_task,
+                           job);
+    }
+}
+
+/* On the context's threads. Every thread has a panel and a copy of its rows of a. They and the
+   packed wave are allocated anew each time: a product is long, and a context keeps no scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
-    dlrni_gemm_plan(job, ctx->threads);
-    job->copies_a = 1;
-    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    int64_t wave = all;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    if (!job->m || !job->n || !job->depth) return DLRN_OK;
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, DLRNI_GEMM_ROWS) * DLRNI_GEMM_STRIDE;
     job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
     if (!job->work) return DLRN_ERR_MEMORY;
-    dlrni_parallel_for(ctx, job->blocks_m * job->blocks_n,
-                       dlrni_ns(job->m, job->n) * (double)job->depth / 16, dlrni_gemm_block, job);
+    if (job->m > DLRNI_GEMM_ROWS) {
+        const int64_t each = job->slices * DLRN_MATMUL_WORK; /* of a panel */
+        wave = dlrni_max(dlrni_min(DLRNI_GEMM_WAVE / each, all), 1);
+        wave = dlrni_ceil_div(all, dlrni_ceil_div(all, wave)); /* waves of one size */
+        job->packed = DLRNI_NEW(ctx, float, wave *each);
+        if (!job->packed) {
+            dlrn_free(ctx, job->work);
+            return DLRN_ERR_MEMORY;
+        }
+    }
+    dlrni_gemm_waves(ctx, job, wave);
+    dlrn_free(ctx, job->packed);
     dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
@@ -4124,11 +4261,17 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job
 /* On this thread alone, in the caller's `work`, which holds a panel and no copy of a: for the small
    products of a language model's attention, inside a task. */
 DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
-    dlrni_gemm_plan(job, 1);
-    job->work = work;
-    job->work_size = DLRN_MATMUL_WORK;
-    for (int64_t task = 0; task < job->blocks_m * job->blocks_n; task++)
-        dlrni_gemm_block(job, task, 0);
+    const int64_t row = job->op == DLRN_TN ? 1 : job->lda, col = job->op == DLRN_TN ? job->lda : 1;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->panels = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t s = 0; s < job->slices; s++)
+        for (int64_t p = 0; p < job->panels; p++) {
+            dlrni_gemm_pack(job, s, p, work);
+            job->k->outer(job->m, dlrni_gemm_width(job, p), dlrni_gemm_depth(job, s),
+                          job->a + s * DLRNI_GEMM_DEPTH * col, row, col, work, job->beta || s,
+                          job->c + p * DLRNI_GROUP, job->ldc);
+        }
 }
 
 #ifdef DICTLEARN_CBLAS
@@ -4145,12 +4288,10 @@ DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
 }
 #endif
 
-/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
-   host's own products only. */
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
-                                 float beta, dlrn_tensor c, float *work) {
+/* The job of a product whose matrices fit. */
+DLRNI_INTERNAL dlrni_gemm_job dlrni_gemm_job_of(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                                dlrn_tensor b, float beta, dlrn_tensor c) {
     dlrni_gemm_job job;
-    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
     memset(&job, 0, sizeof job);
     job.k = ctx->k;
     job.op = op;
@@ -4164,6 +4305,15 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     job.c = c.data;
     job.ldc = c.stride;
     job.beta = beta != 0.0f;
+    return job;
+}
+
+/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
+   host's own products only. */
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c, float *work) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
     if (work) { /* also with a BLAS, whose threads must not start inside a task */
         dlrni_gemm_serial(&job, work);
         return DLRN_OK;
@@ -4171,6 +4321,17 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
 #ifdef DICTLEARN_CBLAS
     if (dlrni_gemm_blas(&job)) return DLRN_OK;
 #endif
+    return dlrni_gemm_parallel(ctx, &job);
+}
+
+/* Never by a BLAS, which has no blocks to hand out. */
+DLRN_API dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                      dlrn_tensor b, float beta, dlrn_tensor c,
+                                      dlrn_matmul_body then, void *arg) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
+    job.then = then;
+    job.arg = arg;
     return dlrni_gemm_parallel(ctx, &job);
 }
 
@@ -4978,7 +5139,16 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
    0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
    but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
-   NaN keeps the feature. */
+   NaN keeps the feature.
+
+   The terms with |x - x^| and |w - w^| are a worst case: rounding errors that all point along the
+   other vector. They are a share of |w| |x|, while a pre-activation of vectors that have nothing to
+   do with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of
+   normal numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at
+   4096; bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second
+   stage: the same inequality in int16, whose errors are 40 times smaller, on one pair of rows after
+   the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows must be
+   rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
@@ -4993,7 +5163,8 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
 /* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a partial cache
    line. The padding is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
-    return dlrni_round_up(d * s->size, 64);
+    const int64_t words = s->block ? dlrni_ceil_div(d, s->block) : 0;
+    return dlrni_round_up((words ? words * s->block : d) * s->size + 4 * words, 64);
 }
 
 /* A norm from its square in f32, rounded up: 2^-9 covers the error of a sum of 2^15 squares. */
@@ -5014,18 +5185,20 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
 DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, int64_t d, void *out,
                                         int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
-    memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
+    const int64_t whole = s->block ? 0 : d * s->size; /* bytes that are written without gaps */
+    memset((char *)out + whole, 0, (size_t)(width - whole));
     s->round(x, d, 0, out, &r);
     row->unit = 1 / r.scale;
     row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
     row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
     row->shift = -128 * r.sum;
-    row->floor = 0;
+    row->floor = row->given = 0;
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
 /* The row's floor in the screen's scaled form: -t_x / s_x, rounded towards 0. */
 DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
+    row->given = floor;
     row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
 }
 
@@ -5041,6 +5214,19 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
     coef[3 * DLRNI_GROUP] = (float)(1 / scale * (1 - 1.0 / 512));
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+}
+
+/* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
+   the 12 units of 2^-24 that g has to spare (a canonical sum needs d / 16 + 4) are left to the sum. A
+   total that is NaN keeps the candidate. */
+DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
+                                     float sum) {
+    const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
+    const double total = (double)sum + (double)row->unit * (double)coef[0] +
+                         (double)row->error * (double)coef[DLRNI_GROUP] +
+                         (double)row->norm * (double)coef[2 * DLRNI_GROUP] +
+                         of_row * (double)coef[3 * DLRNI_GROUP];
+    return total <= 0;
 }
 
 /* ---- Gates ----
@@ -5237,13 +5423,12 @@ DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
     return (double)bias - share + fabs(share) / (1 << 20);
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
-   [DLRNI_GROUP][width] is scratch for their rounded rows. Where rows have floors, features must
-   not: they are added up. Thresholds are then left to the recomputation. */
-DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       const dlrni_gating *gate, int64_t f0, int64_t n,
-                                       int64_t width, unsigned char *part, unsigned char *panel,
-                                       float *coef) {
+/* Rounds features f0 .. f0 + n: part [DLRNI_GROUP][width], coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP].
+   Where rows have floors, features must not: they are added up. Thresholds are then left to the
+   recomputation. */
+DLRNI_INTERNAL void dlrni_screen_features(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                          const dlrni_gating *gate, int64_t f0, int64_t n,
+                                          int64_t width, unsigned char *part, float *coef) {
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
@@ -5258,6 +5443,14 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
         if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
+}
+
+/* The same, packed: panel [width / (size * packed)][DLRNI_GROUP][packed]; part is scratch. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                       const dlrni_gating *gate, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel,
+                                       float *coef) {
+    dlrni_screen_features(s, dict, gate, f0, n, width, part, coef);
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
                     width / 4, (float *)(void *)panel); /* words of four bytes, as floats */
@@ -5351,7 +5544,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
    An entry is (row, feature, pre-activation) with pre above the floor (room screen). There are two
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
-     screened  computes the candidates that a screen names.
+     screened  computes the candidates that a screen names, and that its check, where there is one,
+               has not ruled out.
    A full list only counts further entries; it is then enlarged and rebuilt. */
 
 enum {
@@ -5370,7 +5564,8 @@ typedef struct dlrni_list {
     int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
     float *val;   /* [val_cap] pre-activation, for most recipes also the value              */
     int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: the list is incomplete; count is the room it needs */
+    int64_t passed; /* candidates that passed the check */
+    int whole;      /* 0: the list is incomplete; count is the room it needs */
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
@@ -5432,6 +5627,10 @@ typedef struct dlrni_encoding {
     unsigned char *rounded;       /* [n] rows of `width` bytes: xc in the screen's format         */
     dlrni_screen_row *row;        /* [n]                                                          */
     int64_t width;
+    const dlrni_screen *check;  /* its candidates are checked with this first; NULL: they are not */
+    unsigned char *fine;        /* [n] rows of `fine_width` bytes: xc in the check's format       */
+    dlrni_screen_row *fine_row; /* [n]                                                            */
+    int64_t fine_width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
     int64_t from, to;       /* stretches in hand: usually all                                     */
@@ -5439,6 +5638,7 @@ typedef struct dlrni_encoding {
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
+    double passed[2];       /* share of those that passed the screen's check; -1: not known       */
     dlrni_gating gate;
     int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
     int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
@@ -5463,7 +5663,7 @@ typedef struct dlrni_encoding {
     int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
     int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
-    int64_t floor_cap, best_cap, kept_cap;
+    int64_t floor_cap, best_cap, kept_cap, fine_cap, fine_row_cap;
 } dlrni_encoding;
 
 /* Nothing is known of the data yet (-1): the first batch works with guesses
@@ -5473,6 +5673,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
     c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
+    c->passed[0] = c->passed[1] = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -5484,8 +5685,9 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch,   c->floor,    c->best,
-                      c->kept,  c->gate.derived, c->tally, c->joint.key, c->inner.key};
+    void *blocks[] = {c->lists,    c->rounded,   c->row,          c->scratch, c->floor,
+                      c->best,     c->kept,      c->gate.derived, c->tally,   c->fine,
+                      c->fine_row, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -5673,15 +5875,16 @@ DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
 typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
-    uint64_t valid; /* bits of the features that there are */
-    unsigned char *packed;
-    float *coef; /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+    uint64_t valid;               /* bits of the features that there are */
+    unsigned char *packed, *fine; /* fine: [DLRNI_GROUP] rows for the check              */
+    float *coef, *fine_coef;      /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP]                   */
 } dlrni_packed_group;
 
 /* Bytes of scratch for n packed groups and the rows that they are packed from. */
 DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
     const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
-    return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
+    const int64_t fine = c->check ? DLRNI_GROUP * c->fine_width + coefs : 0;
+    return n * (DLRNI_GROUP * c->width + coefs + fine) + DLRNI_GROUP * c->width;
 }
 
 /* Writes the features whose bits are set, ascending; returns how many. Bit 0 is feature f0. */
@@ -5696,10 +5899,38 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
 enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
 typedef struct dlrni_waiting {
     const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    const unsigned char *fine_x[DLRNI_WAITING], *fine_w[DLRNI_WAITING]; /* rounded for the check */
     float sum[DLRNI_WAITING];
     int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
     int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
 } dlrni_waiting;
+
+/* Where a candidate's row and feature are read: once it has passed the check, or without one. */
+DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t feature,
+                                 dlrni_waiting *wait, int64_t at) {
+    const int64_t d = c->dict->d_in;
+    wait->x[at] = c->xc + row * d;
+    wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
+}
+
+/* Takes out what the check rules out of what waits. */
+DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
+                                        dlrni_waiting *wait) {
+    int64_t to = 0;
+    c->check->pairs(wait->fine_x, wait->fine_w, c->fine_width, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const int32_t key = wait->key[p], g = wait->group[p];
+        const int64_t row = dlrni_key_row(key), feature = dlrni_key_feature(key);
+        if (dlrni_check_drops(c->fine_row + row, c->row[row].given, group[g].fine_coef + feature,
+                              wait->sum[p]))
+            continue;
+        dlrni_read_f32(c, row, group[g].f0 + feature, wait, to);
+        wait->key[to] = key;
+        wait->group[to++] = g;
+        group[g].list->passed++;
+    }
+    wait->count = to;
+}
 
 /* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
    is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
@@ -5707,6 +5938,7 @@ typedef struct dlrni_waiting {
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     dlrni_waiting *wait) {
     const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    if (c->check) dlrni_check_waiting(c, group, wait);
     c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
     for (int64_t p = 0; p < wait->count; p++) {
         const dlrni_packed_group *g = group + wait->group[p];
@@ -5731,16 +5963,17 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
    apart. */
 DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
                                 int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
-    const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->d_in;
     if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
     for (int64_t g = 0; g < n; g++) {
         uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
         const int64_t first = wait->count;
         for (; left; left &= left - 1) {
             const int feature = dlrni_lowest_bit(left);
-            wait->x[wait->count] = c->xc + row * d;
-            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            if (c->check) {
+                wait->fine_x[wait->count] = c->fine + row * c->fine_width;
+                wait->fine_w[wait->count] = group[g].fine + feature * c->fine_width;
+            } else
+                dlrni_read_f32(c, row, group[g].f0 + feature, wait, wait->count);
             wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
             wait->group[wait->count++] = (int32_t)g;
         }
@@ -5753,11 +5986,14 @@ DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_grou
 }
 
 /* Packs those of n groups whose lists must be made, or takes their prepared panels; returns how
-   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients. */
+   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients; with a check
+   n groups of rows and their coefficients, too. */
 DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                          int64_t group, unsigned char *scratch,
                                          dlrni_packed_group *out) {
     int64_t count = 0, packed = DLRNI_GROUP * c->width, coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP;
+    const int64_t fine = DLRNI_GROUP * c->fine_width;
+    float *coef = (float *)(void *)(scratch + packed * (1 + n));
     for (int64_t g = 0; g < n; g++) {
         if (lists[g].whole) continue;
         int64_t width = dlrni_group_width(c, group + g);
@@ -5772,9 +6008,14 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
             continue;
         }
         p->packed = scratch + packed * (1 + g);
-        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
+        p->coef = coef + g * coefs;
         dlrni_screen_panel(c->screen, c->dict, &c->gate, p->f0, width, c->width, scratch, p->packed,
                            p->coef);
+        if (!c->check) continue;
+        p->fine = (unsigned char *)(coef + 2 * n * coefs) + fine * g;
+        p->fine_coef = coef + (n + g) * coefs;
+        dlrni_screen_features(c->check, c->dict, &c->gate, p->f0, width, c->fine_width, p->fine,
+                              p->fine_coef);
     }
     return count;
 }
@@ -5913,7 +6154,7 @@ DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     int64_t n = dlrni_min(c->share, c->wave - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
-        if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
+        if (!lists[g].whole) lists[g].count = lists[g].candidates = lists[g].passed = 0;
     if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
@@ -5931,6 +6172,9 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
         dlrni_screen_row_of(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
                             c->row + i);
+    for (int64_t i = block * DLRNI_BLOCK; i < end && c->check; i++)
+        dlrni_screen_row_of(c->check, c->xc + i * d, d, c->fine + i * c->fine_width, c->fine_width,
+                            c->fine_row + i);
 }
 
 /* Rounds all rows for the screen, once for all groups. */
@@ -5940,6 +6184,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
+    if (c->check && (!DLRNI_GROW(ctx, &c->fine, &c->fine_cap, 0, c->n * c->fine_width) ||
+                     !DLRNI_GROW(ctx, &c->fine_row, &c->fine_row_cap, 0, c->n)))
+        return DLRN_ERR_MEMORY;
     /* zeros, so that no result depends on what the memory held */
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
@@ -5948,30 +6195,50 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
-   product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
-   that it is tried again. */
+/* What an element of the product costs with screen number i, in units of the dense product at the
+   peak of f32; *checks: whether it is less if candidates are checked. `expected`: the share of
+   candidates where nothing is known.
+
+   Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
+   cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
+   half as much, but leaves the f32 rows of what passes outside the caches: on that Xeon it costs 3.7
+   at d 4096, and what passes 4 times as much as before. So a check counts as more than half. To
+   measure another machine, force each way and compare the encoder's rows of `make bench`. */
+DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
+                                        int *checks) {
+    const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
+    const double round = 0.01; /* of features and rows, for a check */
+    const dlrni_screen *s = c->dict->ctx->set.screen[i];
+    const double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+    const double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
+    const double without = recompute * share, with = round + check * share + recompute * passed;
+    *checks = s->check && with < without;
+    return (double)s->cost + (*checks ? with : without);
+}
+
+/* The cheapest way for rows like those seen last; NULL: dense. Also sets what
+   candidates are checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
+   again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
-    /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
-       recomputing a candidate 4, since its row comes from the second cache. To measure another
-       machine, force each way and compare the encoder's rows of `make bench`. */
-    const double dense = 1.35, recompute = 4;
+    const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
     const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
     const double forget = 1.0 / 64; /* per batch                                                 */
+    const double expected = c->active >= 0 ? slack * c->active : few;
     const dlrni_screen *best = NULL;
     double min = dense;
+    c->check = NULL;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
-        double expected = c->active >= 0 ? slack * c->active : few;
+        int checks;
         if (!s) continue;
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
-        double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
-        double cost = (double)s->cost + recompute * share;
+        const double cost = dlrni_screen_cost(c, i, expected, &checks);
         if (cost >= min) continue;
         best = s;
+        c->check = checks ? s->check : NULL;
         min = cost;
     }
     return best;
@@ -6007,6 +6274,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
+    /* prepared for the first screen alone */
+    if (c->ready || !c->screen) c->check = NULL;
+    c->fine_width = c->check ? dlrni_screen_width(c->check, c->dict->d_in) : 0;
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
@@ -6077,8 +6347,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    c->share =
-        dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in; /* read for candidates */
+    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
@@ -6099,13 +6369,24 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     return DLRN_OK;
 }
 
+/* Of the candidates of the lists in hand, the share that passed the check. */
+DLRNI_INTERNAL double dlrni_wave_passed(const dlrni_encoding *c) {
+    int64_t passed = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
+            passed += c->lists[s * c->groups + g].passed;
+    return (double)passed / (double)dlrni_max(dlrni_wave_candidates(c), 1);
+}
+
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
     double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
-        if (c->screen && c->screen == c->dict->ctx->set.screen[i])
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) {
             c->let_through[i] = (double)candidates / all;
+            if (c->check) c->passed[i] = dlrni_wave_passed(c) * c->let_through[i];
+        }
 }
 
 /* ---- Lists by row ---- */
@@ -8120,6 +8401,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->ready = e->prepared;
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
+    c->check = NULL; /* few candidates: not worth a format of their own */
     /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
@@ -21936,15 +22218,16 @@ typedef struct dlrni_aux {
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
     int64_t all[DLRN_GROUPS_MAX]; /* dead features of each loss, on all ranks             */
-    float *pre;        /* several ranks: [rows][dead] of the rows in hand                  */
-    dlrni_joint joint; /* and where their selections end                                   */
-    int64_t pre_cap;
+    dlrni_joint joint;            /* several ranks: where the selections of rows in hand end */
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    float *pre;          /* [n][features of a loss] pre-activations, loss after loss, if kept; on
+                            several ranks [rows][count] of the rows in hand            */
+    int kept;            /* whether pre holds those of this batch                      */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    int64_t e_cap, row_cap;
+    int64_t e_cap, row_cap, pre_cap;
 } dlrni_aux;
 
 /* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that
@@ -21954,6 +22237,7 @@ typedef struct dlrni_aux_loss {
     int64_t count, all;  /* here; on all ranks               */
     const float *rest;   /* [n][d_out] x_hat - y, of the features so far */
     float *e;            /* [n][d_out] as in dlrni_aux       */
+    float *pre;          /* [n][count], or NULL: not kept    */
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
@@ -23660,6 +23944,7 @@ typedef struct dlrni_sums {
     const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
     const int32_t *idx;         /* which row of base                         */
     int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
+    int64_t near_rows;          /* rows of base that stay in the second cache; 0: not known */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
@@ -23718,19 +24003,57 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
+/* Few rows of base at a time pay if an output has 4 entries in them: for each few rows it is loaded
+   and stored once more. Measured on a Xeon whose second cache delivers 110 GB/s and the third 25:
+   384 outputs of 25 entries in 2048 rows, d 512, take 38 ns an entry with 512 rows at a time and 55
+   with all; outputs of 6 entries 83 and 71. To tune it, time both ways at such densities. */
+enum { DLRNI_SUMS_SHARED = 4 };
+
+/* How many rows of d numbers stay in the second cache while sums share them. */
+DLRNI_INTERNAL int64_t dlrni_near_rows(const dlrn_context *ctx, int64_t d) {
+    return ctx->near_bytes / (d * (int64_t)sizeof(float));
+}
+
+/* dlrni_sums_add for sparse outputs: each gathers its own rows. Where outputs share rows that stay
+   in the second cache, all outputs take those first. With x [n_out][d] it also forms dot[p] = <base
+   row of entry p, its output's row of x>: a row is near when it is added after its product. */
+DLRNI_INTERNAL void dlrni_sums_walk(const dlrni_kernel_table *k, const dlrni_sums *g,
+                                    const float *base, const float *coef, float *out,
+                                    const float *x, float *dot) {
+    const int shared =
+        g->near_rows < g->rows && dlrni_sums_chunk(g, DLRNI_SUMS_SHARED) <= g->near_rows;
+    const int64_t height = shared ? g->near_rows : g->rows, stop = g->first + g->rows;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first; r0 < stop; r0 += height) {
+        dlrni_sums_advance(g->n_out, g->end, g->idx, dlrni_min(r0 + height, stop), from, to);
+        for (int64_t o = 0; o < g->n_out; o++) {
+            const int64_t p = from[o], n = to[o] - p;
+            float *sum = out + o * g->out_ld;
+            if (!n) continue;
+            if (x) k->dots(x + o * g->d, g->d, base, g->base_ld, g->idx + p, n, dot + p);
+            if (x || shared)
+                k->gather_near(sum, g->d, base, g->base_ld, 0, g->idx + p, coef + p, n);
+            else
+                k->gather_axpy(sum, g->d, base, g->base_ld, g->idx + p, coef + p, n);
+        }
+    }
+}
+
+/* Whether outputs are too sparse for packed chunks: packing pays if an output uses about 4 of the
+   24 packed rows, on average (Zen 4). To tune it, time both ways near the density where they are
+   equal. */
+DLRNI_INTERNAL int dlrni_sums_sparse(const dlrni_sums *g) {
+    return dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS;
+}
+
 /* Two ways to the same bits: each output gathers its own rows, or packed chunks of rows serve all.
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
-    /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
-       time both ways near the density where they are equal. */
-    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
-        for (int64_t o = 0; o < g->n_out; o++) {
-            int64_t p = g->start[o];
-            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
-                           g->end[o] - p);
-        }
+    if (dlrni_sums_sparse(g)) {
+        dlrni_sums_walk(k, g, base, coef, out, NULL, NULL);
         return;
     }
     memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
@@ -23829,13 +24152,17 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Scratch for dlrni_slab_of. Where many features are active, a slab is 4 blocks tall, so that more
-   rows share each atom. */
+/* Scratch for dlrni_slab_of. A slab is 4 blocks tall where many features are active, so that more
+   rows share each atom; also where a row has several of the atoms that stay in the second cache
+   (dlrni_sums_walk), if all threads have enough such slabs. */
 DLRNI_INTERNAL dlrn_status dlrni_slab_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     /* entries if all features were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
-    w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
+    double share = (double)dlrni_wave_entries(&w->codes) / all;
+    double near_atoms = (double)dlrni_near_rows(t->ctx, t->dict->d_out);
+    const int many = w->batch.n >= (int64_t)4 * t->ctx->threads * 4 * DLRNI_BLOCK;
+    w->slab = share > DLRNI_DENSE || (share * near_atoms >= DLRNI_SUMS_SHARED && many) ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
     return dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float));
 }
@@ -24157,7 +24484,8 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
-        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
+        dlrni_sums g = {slab->rows, d,         f0, f1 - f0, from,
+                        to,         slab->col, d,  b->e_ld, dlrni_near_rows(t->ctx, d)};
         /* in an earlier wave; of several ranks, one may have no feature of the first levels */
         if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
@@ -24224,9 +24552,11 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
     const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
-    dlrni_sums g = {
-        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
-        b->col,  d, d};
+    dlrni_sums g = {b->rows, d,
+                    f0,      dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
+                    b->at,   b->at + 1,
+                    b->col,  d,
+                    d,       dlrni_near_rows(t->ctx, d)};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -24706,9 +25036,12 @@ DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
    done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
-    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
-                             bytes for each                                                     */
+    DLRNI_AUX_ROWS = 128,  /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
+    DLRNI_AUX_SUMS = 4096, /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
+                              bytes for each                                                    */
+    /* Pre-activations that forward keeps for backward: 64 MB. If there are more, backward computes
+       them again, which is a sixth of the products. */
+    DLRNI_AUX_KEPT = 1 << 24
 };
 
 /* Copies the rows row [count] of a matrix [.][d] into to [count][d]: kernels need them
@@ -24775,6 +25108,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
+    one.pre = a->kept ? a->pre + a->from[loss] * b->n : NULL;
     one.row = a->row + loss * b->n;
     return one;
 }
@@ -24799,6 +25133,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
                       a.count);
     }
     if (!a.count) return; /* nothing of this nested group is dead */
+    if (a.pre) memcpy(a.pre + r0 * a.count, f, (size_t)(rows * a.count) * sizeof *f);
     /* the values replace the pre-activations in place */
     for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
     dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
@@ -24813,6 +25148,9 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
+    a->kept = dlrni_ranks(t->ctx) == 1 && t->w.batch.n <= DLRNI_AUX_KEPT / a->count;
+    if (a->kept && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, t->w.batch.n * a->count))
+        return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
         !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
@@ -25039,8 +25377,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features, over blocks of rows. The forward values are computed again, since
-   [n][dead] would be too large to keep. */
+/* A group of dead features, over blocks of rows. */
 typedef struct dlrni_aux_group {
     const int32_t *feature; /* [count] ascending */
     int64_t count;
@@ -25091,12 +25428,18 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     const dlrni_aux *a = &t->w.aux;
     const int64_t d = t->dict->d_in, at = h->feature - a->dead;
     const float *xc = t->w.batch.xc + r0 * d;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    if (!a->kept)
+        dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
     for (int64_t l = 0; l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
         const int64_t j0 = dlrni_max(a->from[l] - at, 0);
         const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
-        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+        if (j0 >= j1) continue;
+        for (int64_t i = 0; i < rows && one.pre; i++)
+            memcpy(h->f + i * DLRNI_GROUP + j0,
+                   one.pre + (r0 + i) * one.count + at + j0 - a->from[l],
+                   (size_t)(j1 - j0) * sizeof *h->f);
+        dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
     }
     dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
@@ -25133,7 +25476,8 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    if (!a->kept)
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     /* the first run needs no second array */
     dlrni_aux_group_run(t, &h, 0, dlrni_min(run, n), sum);
@@ -25495,7 +25839,8 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
-    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
+    const dlrni_sums g = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                          v->at + j0 + 1, v->row, ld,       d,       0};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
@@ -25559,7 +25904,6 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
         double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
         slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
-        v->coef[p] = inner ? f * c[i] : 0;
         if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
@@ -25608,7 +25952,6 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         if (within && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
         if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
-        v->coef[p] = (float)f * c[i];
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
     }
@@ -25638,7 +25981,6 @@ DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         v->scalar[DLRN_VALUE_BIAS][j] += df;
         v->scalar[DLRN_LOG_SCALE][j] += df * u * scale;
         v->scalar[DLRN_ENCODER_BIAS][j] += by_pi;
-        v->coef[p] = f * c[i];
         v->coef2[p] = t->rules.gate_frozen ? 0 : v->val[p] * c2[i];
         v->slope[p] = (float)(by_pi + df * scale);
         v->lift[j] += (double)v->slope[p];
@@ -25667,23 +26009,41 @@ DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit 
     return dlrni_min(b->level_end[*level] - v->f0, v->width);
 }
 
+/* coef of the entries of the features j0 .. j1: their values times their rows' c. */
+DLRNI_INTERNAL void dlrni_visit_coefs(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
+                                      const float *c) {
+    const int has_values = dlrni_has_values(t);
+    for (int64_t j = j0; j < j1; j++)
+        for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+            const float pre = v->val[p];
+            const int64_t i = v->row[p];
+            v->coef[p] = (has_values ? dlrni_trained_value(t, i, v->f0 + j, pre) : pre) * c[i];
+        }
+}
+
 /* Slopes and atoms of the features j0 .. j1 of a visit on its stretch; they belong to one level. */
 DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
     const int64_t ld = t->w.batch.e_ld;
     const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
-                            v->at + j0 + 1, v->row, ld,       d};
+                            v->at + j0 + 1, v->row, ld,       d,       dlrni_near_rows(t->ctx, d)};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
-    dlrni_visit_dots(t, v, j0, j1, base, v->slope);
+    const int sparse = dlrni_sums_sparse(&out);
+    dlrni_visit_coefs(t, v, j0, j1, c);
+    if (sparse)
+        dlrni_sums_walk(t->ctx->k, &out, base, v->coef, atoms,
+                        t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d, v->slope);
+    else
+        dlrni_visit_dots(t, v, j0, j1, base, v->slope);
     if (v->slope2) dlrni_visit_dots(t, v, j0, j1, t->w.batch.e2, v->slope2);
     for (int64_t j = j0; j < j1; j++) switch (t->rules.gate) {
         case DLRN_GATE_JUMP_SIGNED: dlrni_jump_slopes(t, v, j, c); break;
         case DLRN_GATE_GATED: dlrni_gated_slopes(t, v, j, c); break;
         default: dlrni_plain_slopes(t, v, j, c);
         }
-    dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
+    if (!sparse) dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
     if (v->coef2 && !t->rules.gate_frozen)
         dlrni_sums_add(t->ctx->k, &out, t->w.batch.e2, v->coef2, atoms);
 }
@@ -25704,7 +26064,8 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     const int64_t d = t->dict->d_in;
-    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
+    const dlrni_sums in = {v->width,  d,      v->first, v->rows, v->at,
+                           v->at + 1, v->row, d,        d,       dlrni_near_rows(t->ctx, d)};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -25906,14 +26267,17 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
 
 /* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
    through the rows together if the rows do not stay in a cache from one group to the next (several
-   stretches), or if each group uses nearly all of them. */
+   stretches), if each group uses nearly all of them, or if a feature has several of the rows that
+   stay in the second cache. */
 DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
     const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
-    int together = c->stretches > 1 || c->active > DLRNI_DENSE;
+    const double near_rows = (double)dlrni_near_rows(t->ctx, t->dict->d_in);
+    int together =
+        c->stretches > 1 || c->active > DLRNI_DENSE || c->active * near_rows >= DLRNI_SUMS_SHARED;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     u->first = first;
     u->end = first + c->wave;
@@ -29872,7 +30236,8 @@ struct dlrn_evaluator {
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
-    int partly;                /* 1: rows of a call that failed are counted */
+    double *of_row; /* [batch_size][4] ||y||^2, ||x_hat||^2, <y, x_hat>, ||y - x_hat||^2 */
+    int partly;     /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -29889,6 +30254,7 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     dlrn_free(e->ctx, e->total);
     dlrn_free(e->ctx, e->row_sum);
     dlrn_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->of_row);
     dlrn_free(e->ctx, e->layer);
     dlrn_free(e->ctx, e->open_batch.square); /* with its mean */
     dlrn_free(e->ctx, e->open_batch.y);
@@ -29918,7 +30284,8 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
     e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->span_of);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
-    if (!e->mean_y || !e->fired || !e->x_hat) return DLRN_ERR_MEMORY;
+    e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size * 4) : NULL;
+    if (!e->mean_y || !e->fired || !e->x_hat || !e->of_row) return DLRN_ERR_MEMORY;
     if (dlrni_ranks(e->ctx) > 1) {
         e->total = DLRNI_NEW(e->ctx, int64_t, e->dict->span_of);
         e->row_sum = DLRNI_NEW(e->ctx, double, e->cfg.batch_size);
@@ -30058,20 +30425,57 @@ DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y
     if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
-/* Adds one row, y [d_out] and x_hat [d_out], to the sums about the reconstruction. */
-DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat) {
-    int64_t d = e->dict->d_out, count = ++e->rows;
-    /* y.y, x_hat.x_hat, y.x_hat, r.r */
+/* A batch's rows, which are measured in two ways: each by itself, and each dimension over all of
+   them. */
+typedef struct dlrni_measuring {
+    dlrn_evaluator *e;
+    const float *y; /* [rows][d_out] */
+    int64_t rows;
+} dlrni_measuring;
+
+enum { DLRNI_MEASURED = 32 }; /* rows or dimensions of a task */
+
+/* The four sums of a row. */
+DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_t d, double *out) {
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
-        double a = (double)y[j], h = (double)x_hat[j], r = a - h;
+        const double a = (double)y[j], h = (double)x_hat[j], r = a - h;
         yy += a * a;
         hh += h * h;
         yh += a * h;
         rr += r * r;
-        dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
-        dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
     }
+    out[0] = yy;
+    out[1] = hh;
+    out[2] = yh;
+    out[3] = rr;
+}
+
+/* Task: some rows, or, after these, some dimensions. Every sum keeps its order. */
+DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
+    const dlrni_measuring *m = (const dlrni_measuring *)arg;
+    dlrn_evaluator *e = m->e;
+    const int64_t d = e->dict->d_out, row_tasks = dlrni_ceil_div(m->rows, DLRNI_MEASURED);
+    const int64_t from = (task < row_tasks ? task : task - row_tasks) * DLRNI_MEASURED;
+    const int64_t to = dlrni_min(from + DLRNI_MEASURED, task < row_tasks ? m->rows : d);
+    (void)worker;
+    if (task < row_tasks) {
+        for (int64_t i = from; i < to; i++)
+            dlrni_sums_of_row(m->y + i * d, e->x_hat + i * d, d, e->of_row + i * 4);
+        return;
+    }
+    for (int64_t i = 0; i < m->rows; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double a = (double)m->y[i * d + j], r = a - (double)e->x_hat[i * d + j];
+            dlrni_welford(&e->mean_y[j], &e->var_y[j], a, e->rows + i + 1);
+            dlrni_welford(&e->mean_r[j], &e->var_r[j], r, e->rows + i + 1);
+        }
+}
+
+/* Adds one row y [d_out] and its four sums to the sums about the reconstruction. */
+DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const double *of_row) {
+    const double yy = of_row[0], hh = of_row[1], yh = of_row[2], rr = of_row[3];
+    e->rows++;
     /* the distance and its square are different losses: both are reported */
     e->squared += rr;
     e->norm += sqrt(rr);
@@ -30085,7 +30489,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
-    dlrni_legacy_batch_add(&e->open_batch, y, d, hh, yh, rr);
+    dlrni_legacy_batch_add(&e->open_batch, y, e->dict->d_out, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -30097,10 +30501,15 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     DLRNI_TRY(dlrni_join_row_sums(e, rows));
+    dlrni_measuring m = {e, y, rows};
+    /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
+    dlrni_parallel_for(e->ctx,
+                       dlrni_ceil_div(rows, DLRNI_MEASURED) + dlrni_ceil_div(d, DLRNI_MEASURED),
+                       dlrni_ns(rows, d) * 4, dlrni_measure_task, &m);
     for (int64_t i = 0; i < rows; i++) {
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
-        dlrni_measure_row(e, y + i * d, e->x_hat + i * d);
+        dlrni_measure_row(e, y + i * d, e->of_row + i * 4);
         dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at,
                             i);
     }
@@ -32354,7 +32763,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      NAME_runs()           whether the processor can run it
      DLRNI_TARGET_BEGIN    the instructions that it is compiled for
      DLRNI_K(name)         puts the set's name before a name: all names below are written with it
-     tile sizes            an enum of the five sizes explained below
+     tile sizes            an enum of the sizes explained below
      v16                   a type of 64 bytes that holds 16 floats. A vector type without a size,
                            as SVE has, must be wrapped in an array of floats
      operations            see the next table
@@ -32379,8 +32788,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
    Macros that say what else a block has:
 
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
-     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
-                        float_of_words and store_int16: the int16 screen is compiled, too
+     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, store_words, set_words,
+                        add_dot, float_of_words, store_int16, add_bytes, add_halves and store_bytes:
+                        the screens of int16 and of bytes are compiled instead
      DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
      DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
@@ -32397,6 +32807,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      outer_rows         outer and the screens: rows of a, at most DLRNI_SCREEN_ROWS
      outer_vectors      outer: v16s of the panel's columns, 1 or 3
      gather_vectors     gather_axpy: v16s of the output that stay in registers
+     byte_rows          the screen of bytes, where there is one: rows of a tile
 
    To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
    a bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
@@ -32581,7 +32992,8 @@ enum {
     DLRNI_K(nt_cols) = 3,
     DLRNI_K(outer_rows) = 6,
     DLRNI_K(outer_vectors) = 1,
-    DLRNI_K(gather_vectors) = 4
+    DLRNI_K(gather_vectors) = 4,
+    DLRNI_K(byte_rows) = 4
 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi; /* lanes 0 to 7, 8 to 15 */
@@ -32738,6 +33150,37 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* back in order */
 }
 
+/* For the screen of bytes: each word is two sums of 16 bits. sum + the products of two pairs of
+   bytes, row unsigned and w signed; they wrap around, see the screen. */
+#define DLRNI_ADD_BYTES(sum, row, w, t)                                                            \
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(row), "x"(w))
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m256i t;
+    DLRNI_ADD_BYTES(sum.lo, row.lo, w.lo, t);
+    DLRNI_ADD_BYTES(sum.hi, row.hi, w.hi, t);
+    return sum;
+}
+#undef DLRNI_ADD_BYTES
+/* sum, of 32 bits, + both halves of each word of a. */
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    const __m256i one = _mm256_set1_epi16(1);
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, one));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, one));
+    return sum;
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32), a.hi);
+}
+/* Stores the lowest bytes of 16 whole numbers. */
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    both = _mm256_and_si256(_mm256_permute4x64_epi64(both, 0xD8), _mm256_set1_epi16(255));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi16(_mm256_castsi256_si128(both),
+                                                            _mm256_extracti128_si256(both, 1)));
+}
+
 /* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes
    from 15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A
    subnormal has no leading 1: it is read with the exponent of 2^-14, as if it had one, and 2^-14 is
@@ -32777,9 +33220,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
@@ -32814,7 +33257,8 @@ enum {
     DLRNI_K(nt_cols) = 6,
     DLRNI_K(outer_rows) = 8,
     DLRNI_K(outer_vectors) = 3,
-    DLRNI_K(gather_vectors) = 16
+    DLRNI_K(gather_vectors) = 16,
+    DLRNI_K(byte_rows) = 8
 };
 typedef __m512 DLRNI_K(v16);
 
@@ -32860,7 +33304,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 /* Quarters of four lanes: two of a, then two of b. 0x44 takes 0 1, 0xEE 2 3, 0x88 0 2, 0xDD 1 3. */
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
 /* The same tree as in avx2, with half of the shuffles: four vectors end in the lanes of one. */
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+DLRNI_INLINE void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44),
                               DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* +8: A, B: 8 lanes each */
     __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
@@ -32940,6 +33384,25 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
+/* For the screen of bytes: see avx2. */
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m512i t;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(row), "v"(w));
+    return sum;
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi16(1)));
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm512_storeu_si512(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF,
+                                                _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+}
+
 /* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
    done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as that. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
@@ -32967,9 +33430,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
@@ -33090,7 +33553,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
 
 /* 8 rows, 2 bytes, 2 in a word, f32 sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512bf16_screen = {
-    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile, NULL, NULL, 0};
 DLRNI_TARGET_END
 
 /* ---- avx512vnni: the kernels of avx512 and a screen ----
@@ -33161,44 +33624,80 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
 /* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
    % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's
-   shift. They become floats only at the end. */
+#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They become
+   floats only at the end. */
+#define DLRNI_VNNI_TILE(dp)                                                                        \
+    do {                                                                                           \
+        const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;     \
+        __m512i s[8][3];                                                                           \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);                 \
+        }                                                                                          \
+        for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */  \
+            __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),                   \
+                    w2 = _mm512_loadu_si512(w + 128);                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int i = 0; i < 8; i++) {                                                          \
+                int32_t word; /* of a row */                                                       \
+                memcpy(&word, at + i * ld, sizeof word);                                           \
+                __m512i b = _mm512_set1_epi32(word);                                               \
+                dp(s[i][0], w0, b);                                                                \
+                dp(s[i][1], w1, b);                                                                \
+                dp(s[i][2], w2, b);                                                                \
+            }                                                                                      \
+        }                                                                                          \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            __m512 sum[3];                                                                         \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++)                                                            \
+                sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);                     \
+            mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);                                \
+        }                                                                                          \
+    } while (0)
 DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four; /* of a row */
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
-    }
+    DLRNI_VNNI_TILE(DLRNI_DPBUSD);
 }
+/* int16 as in avx512, signed on both sides, two numbers a word: the shift is 0. One instruction
+   where vpmaddwd and vpaddd are two. */
+DLRNI_INTERNAL void dlrni_avx512vnni_tile_int16(const void *panel, const void *x, int64_t ld,
+                                                int64_t steps, const float *coef,
+                                                const dlrni_screen_row *row, uint64_t *mask) {
+    DLRNI_VNNI_TILE(DLRNI_DPWSSD);
+}
+#undef DLRNI_VNNI_TILE
 #undef DLRNI_DPBUSD
+#undef DLRNI_DPWSSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen dlrni_avx512vnni_screen = {
-    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
+                                                     8,
+                                                     1,
+                                                     4,
+                                                     0,
+                                                     0.27f,
+                                                     dlrni_avx512vnni_round,
+                                                     dlrni_avx512vnni_tile,
+                                                     NULL,
+                                                     &dlrni_avx512_screen_int16,
+                                                     0};
+/* The same rows of int16. */
+static const dlrni_screen dlrni_avx512vnni_screen_int16 = {"int16",
+                                                           8,
+                                                           2,
+                                                           2,
+                                                           0,
+                                                           0.53f,
+                                                           dlrni_avx512_round_int16,
+                                                           dlrni_avx512vnni_tile_int16,
+                                                           dlrni_avx512_pairs_int16,
+                                                           NULL,
+                                                           0};
 DLRNI_TARGET_END
 
 #if DLRNI_AMX
@@ -33308,10 +33807,19 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 #undef DLRNI_AMX_PRODUCT
 
 /* 32 rows; for their costs see struct dlrni_screen. */
-static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_int8 = {"int8",
+                                                   32,
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.10f,
+                                                   dlrni_avx512vnni_round,
+                                                   dlrni_amx_tile_int8,
+                                                   NULL,
+                                                   &dlrni_avx512_screen_int16,
+                                                   0};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16, NULL, NULL, 0};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -33598,13 +34106,33 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
         for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
-/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. */
+/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. Two
+   tiles side by side use each row of a while it is in the first cache, too, if their rows of b fill
+   no more than half of it. */
 DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
-    for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
-        for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
-            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j,
-                             ldc);
+    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), HALF = 24 << 8 }; /* 24 KB */
+    const int64_t wide = 2 * COLS * k <= HALF ? 2 * COLS : COLS;
+    for (int64_t j = 0; j < n; j += wide)
+        for (int64_t i = 0; i < m; i += ROWS)
+            for (int64_t q = j; q < j + wide && q < n; q += COLS)
+                DLRNI_K(nt_tile)(m - i, n - q, k, a + i * lda, lda, b + q * ldb, ldb,
+                                 c + i * ldc + q, ldc);
+}
+
+/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. */
+DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
+                                      const float *const *x, int64_t at, const float *w) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
+    DLRNI_K(v16) r[VECTORS];
+    DLRNI_UNROLL
+    for (int v = 0; v < VECTORS; v++) r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
+    DLRNI_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) b = DLRNI_K(set1)(x[i][at]);
+        DLRNI_UNROLL
+        for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
+    }
 }
 
 /* A tile of outer_rows rows by outer_vectors vectors of columns, with all sums in registers:
@@ -33622,8 +34150,8 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
                                         int64_t ldc) {
-    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
-    DLRNI_K(v16) s[ROWS][VECTORS], w[VECTORS];
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), STEPS = 4 };
+    DLRNI_K(v16) s[ROWS][VECTORS];
     const float *x[ROWS];
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
@@ -33635,17 +34163,18 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
-    for (int64_t p = 0; p < k; p++) { /* one chain of multiply-adds for each element, p in order */
+    int64_t p = 0; /* one chain of multiply-adds for each element, p in order */
+    for (; col == 1 && p + STEPS <= k; p += STEPS) {
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
-        DLRNI_UNROLL
-        for (int i = 0; i < ROWS; i++) {
-            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]); /* by rows or by columns of a */
-            DLRNI_UNROLL
-            for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
-        }
+        for (int q = 0; q < STEPS; q++)
+            DLRNI_K(outer_step)(s, x, p + q, panel + (p + q) * DLRNI_GROUP);
     }
+    for (; row == 1 && m == ROWS && p < k; p++) { /* the numbers of a step lie side by side */
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) x[i] = a + p * col + i;
+        DLRNI_K(outer_step)(s, x, 0, panel + p * DLRNI_GROUP);
+    }
+    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, panel + p * DLRNI_GROUP);
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
@@ -33998,19 +34527,6 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen
-   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
-   candidates). */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
-                                       dlrni_rounding *r) {
-    (void)unsigned_; /* all formats but int8 are signed on both sides */
-    memcpy(out, x, (size_t)n * sizeof *x);
-    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
-    r->error = 0; /* x^ is x */
-    r->scale = 1;
-    r->sum = 0;
-}
-
 /* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with
    AVX2 they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
@@ -34021,6 +34537,21 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
         for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + v * DLRNI_LANES);
         mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
     }
+}
+#endif
+
+#if defined(DLRNI_HAS_SCREENS) && !defined(DLRNI_HAS_INT16)
+/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than the canonical one; room screen
+   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
+   candidates). */
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+                                       dlrni_rounding *r) {
+    (void)unsigned_; /* all formats but int8 are signed on both sides */
+    memcpy(out, x, (size_t)n * sizeof *x);
+    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
+    r->error = 0; /* x^ is x */
+    r->scale = 1;
+    r->sum = 0;
 }
 
 /* The tile of outer, whose columns are features. */
@@ -34035,8 +34566,9 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
 
 /* outer_rows rows, 4 bytes, 1 in a word, f32 sums; the unit of cost: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
-    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
-#endif /* DLRNI_HAS_SCREENS */
+    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32), NULL, NULL,
+    0};
+#endif /* f32 */
 
 #ifdef DLRNI_HAS_INT16
 /* int16 with one scale per row, by which its norm becomes 46000 or its largest magnitude 32767,
@@ -34120,9 +34652,230 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* Four pairs at a time, for rows that lie in the second cache, as kernel pairs reads them. Rows are
+   whole cache lines. The sums of lanes are exact; as floats, each is rounded once, and four more
+   times in the tree. */
+DLRNI_INTERNAL void DLRNI_K(pairs_int16)(const unsigned char *const *x,
+                                         const unsigned char *const *w, int64_t bytes,
+                                         int64_t count, float *sum) {
+    enum { ROWS = 4, STEP = 64 };
+    const int64_t ahead = dlrni_min(bytes, 2048); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(words) s[ROWS];
+        DLRNI_K(v16) lanes[ROWS];
+        const unsigned char *a[ROWS], *b[ROWS], *next[ROWS], *next_row;
+        float out[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            a[i] = x[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            b[i] = w[dlrni_min(q + i, count - 1)];
+            next[i] = w[dlrni_min(q + ROWS + i, count - 1)] + ahead - bytes;
+            s[i] = DLRNI_K(set_words)(0);
+        }
+        /* neighbours share a row, or are of the next one */
+        next_row = x[dlrni_min(q + 2 * ROWS - 1, count - 1)] + ahead - bytes;
+        for (; p + ahead < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(b[i] + p + ahead);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+        }
+        for (; p < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+            DLRNI_PREFETCH(next_row + p);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) lanes[i] = DLRNI_K(float_of_words)(s[i]);
+        DLRNI_K(sum4)(lanes, out);
+        memcpy(sum + q, out, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+    }
+}
+
 /* outer_rows rows, 2 bytes, 2 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen DLRNI_K(screen_int16) = {
-    "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
+static const dlrni_screen DLRNI_K(screen_int16) = {"int16",
+                                                   DLRNI_K(outer_rows),
+                                                   2,
+                                                   2,
+                                                   0,
+                                                   0.72f,
+                                                   DLRNI_K(round_int16),
+                                                   DLRNI_K(tile_int16),
+                                                   DLRNI_K(pairs_int16),
+                                                   NULL,
+                                                   0};
+
+/* ---- Bytes ----
+
+   vpmaddubsw multiplies bytes of a row, unsigned, with bytes of features, signed, and adds two
+   products to 16 bits. That would be four multiply-adds of f32 for two instructions, but 16 bits are
+   few. So numbers are at most 90, and a row's are stored with 91 added, 1 to 181:
+     - two products do not saturate: 2 * 90 * 181 = 32580;
+     - 16 products are added before the sum is widened to 32 bits. It may wrap around on its way,
+       because its end fits: what the 91 add, 91 times the sum of the feature's 16 numbers, is
+       subtracted first (modulo 2^16; the word before each block of 32 numbers holds two such
+       starts), and the rest is below 181 * 181 < 2^15 (Cauchy and Schwarz), as 16 numbers of either
+       side have a norm of at most 179 before they are rounded, and of 2 more after it.
+   Which 16: of a block's eight words, either the first or the last two numbers of each. A scale for
+   a row makes its largest number 90, or the largest such norm 178, whichever needs the larger
+   scale; the last unit covers the rounding of the norm. */
+enum { DLRNI_K(byte_block) = 32 };
+
+/* The numbers of a block that its first sum holds. */
+static const float DLRNI_K(byte_half)[DLRNI_LANES] = {1, 1, 0, 0, 1, 1, 0, 0,
+                                                      1, 1, 0, 0, 1, 1, 0, 0};
+
+/* For two blocks of two vectors, in v: sums of both halves [4] of each. */
+DLRNI_INLINE void DLRNI_K(byte_halves)(DLRNI_K(v16) first, DLRNI_K(v16) second, float *sum) {
+    const DLRNI_K(v16) half = DLRNI_K(load)(DLRNI_K(byte_half));
+    const DLRNI_K(v16) v[4] = {DLRNI_K(mul)(first, half), first, DLRNI_K(mul)(second, half),
+                               second};
+    DLRNI_K(sum4)(v, sum);
+    sum[1] -= sum[0];
+    sum[3] -= sum[2];
+}
+
+/* Up to 16 numbers from x + p, and none from x + n on. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(byte_load)(const float *x, int64_t p, int64_t n) {
+    return p + DLRNI_LANES <= n ? DLRNI_K(load)(x + p)
+           : p < n              ? DLRNI_K(load_part)(x + p, n - p)
+                                : DLRNI_K(set1)(0);
+}
+
+/* The scale of a row. Infinities make it infinite; a NaN shows in the norms. */
+DLRNI_INTERNAL float DLRNI_K(byte_scale)(const float *x, int64_t n) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
+    DLRNI_K(v16) top = zero, v[4];
+    float largest = 0, square = 0, lane[DLRNI_LANES], sum[4];
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES) {
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            v[i] = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            top = DLRNI_K(max)(DLRNI_K(max)(v[i], DLRNI_K(minus)(zero, v[i])), top);
+        }
+        DLRNI_K(byte_halves)(DLRNI_K(fma)(v[0], v[0], DLRNI_K(mul)(v[1], v[1])),
+                             DLRNI_K(fma)(v[2], v[2], DLRNI_K(mul)(v[3], v[3])), sum);
+        for (int i = 0; i < 4; i++) square = fmaxf(square, sum[i]);
+    }
+    DLRNI_K(store)(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
+    largest = fmaxf(largest / 90.0f, sqrtf(square) / 178.0f);
+    return largest > 0 ? largest : 1; /* 1: a row of zeros */
+}
+
+/* Blocks of a word and 32 numbers; the word of a row is 0. */
+DLRNI_INTERNAL void DLRNI_K(round_bytes)(const float *x, int64_t n, int feature, void *out,
+                                         dlrni_rounding *r) {
+    enum { BLOCK = DLRNI_K(byte_block) + 4 };
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0), magic = DLRNI_K(set1)(12582912.0f), /* rounds */
+        add = DLRNI_K(set1)(feature ? 0.0f : 91.0f);
+    DLRNI_K(v16) full = zero, rounded = zero, error = zero, q[4];
+    unsigned char *to = (unsigned char *)out;
+    float sum[4];
+    r->scale = DLRNI_K(byte_scale)(x, n);
+    const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES, to += 2 * BLOCK) { /* two blocks */
+        const int blocks = n - p > DLRNI_K(byte_block) ? 2 : 1;
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const DLRNI_K(v16) a = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            q[i] = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic);
+            const DLRNI_K(v16) off = DLRNI_K(fma)(scale, q[i], a); /* a - scale q */
+            full = DLRNI_K(fma)(a, a, full);
+            rounded = DLRNI_K(fma)(q[i], q[i], rounded);
+            error = DLRNI_K(fma)(off, off, error);
+        }
+        for (int i = 0; i < 2 * blocks; i++)
+            DLRNI_K(store_bytes)(to + i / 2 * BLOCK + 4 + i % 2 * DLRNI_LANES,
+                                 DLRNI_K(add)(q[i], add));
+        if (!feature) continue;
+        DLRNI_K(byte_halves)(DLRNI_K(add)(q[0], q[1]), DLRNI_K(add)(q[2], q[3]), sum);
+        for (int i = 0; i < 2 * blocks; i++) { /* the starts; of a NaN: any */
+            const int32_t whole = fabsf(sum[i]) <= 1440 ? (int32_t)sum[i] : 0;
+            const uint16_t start = (uint16_t)(-91 * whole);
+            memcpy(to + i / 2 * BLOCK + i % 2 * 2, &start, sizeof start);
+        }
+    }
+    DLRNI_K(v16) all[4] = {full, rounded, error, zero};
+    float squares[4];
+    DLRNI_K(sum4)(all, squares);
+    r->full = squares[0];
+    r->rounded = r->scale * r->scale * squares[1]; /* the sum was of integers */
+    r->error = squares[2];
+    r->sum = 0;
+}
+
+/* byte_rows rows by 48 features. The sums of 32 bits are in memory: registers hold those of 16. */
+DLRNI_INTERNAL void DLRNI_K(tile_bytes)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row,
+                                        uint64_t *mask) {
+    enum { ROWS = DLRNI_K(byte_rows), VECTORS = DLRNI_K(outer_vectors), BLOCK = 9 }; /* words */
+    unsigned char sum[ROWS][DLRNI_GROUP * 4];
+    memset(sum, 0, sizeof sum);
+    for (int first = 0; first < 3; first += VECTORS) {
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x + 4;
+        for (int64_t p = 0; p + BLOCK <= steps; p += BLOCK, at += 4 * BLOCK) {
+            DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) s[i][v] = a[v];
+            }
+            w += 4 * DLRNI_GROUP;
+            for (int q = 0; q < 4 * BLOCK - 4; q += 4, w += 4 * DLRNI_GROUP) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+                DLRNI_UNROLL
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t four; /* of a row */
+                    memcpy(&four, at + i * ld + q, sizeof four);
+                    DLRNI_K(words) b = DLRNI_K(set_words)(four);
+                    DLRNI_UNROLL
+                    for (int v = 0; v < VECTORS; v++)
+                        s[i][v] = DLRNI_K(add_bytes)(s[i][v], b, a[v]);
+                }
+            }
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    unsigned char *to = sum[i] + (first + v) * 64;
+                    DLRNI_K(store_words)(to, DLRNI_K(add_halves)(DLRNI_K(load_words)(to), s[i][v]));
+                }
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) s[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            s[v] = DLRNI_K(float_of_words)(DLRNI_K(load_words)(sum[i] + v * 64));
+        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
+    }
+}
+
+/* byte_rows rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
+static const dlrni_screen DLRNI_K(screen_bytes) = {"bytes",
+                                                   DLRNI_K(byte_rows),
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.45f,
+                                                   DLRNI_K(round_bytes),
+                                                   DLRNI_K(tile_bytes),
+                                                   NULL,
+                                                   &DLRNI_K(screen_int16),
+                                                   DLRNI_K(byte_block)};
 #endif /* DLRNI_HAS_INT16 */
 #undef DLRNI_SWEEP
 #endif /* DLRNI_COMPILE_BODIES */
