@@ -789,10 +789,11 @@
    all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
 
    Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
-   over features (l1, entropy) are added up rank by rank. A language model is run by each rank on documents
-   of its own (dlrn_language_model.documents: how many, which may be none). At each edit the ranks
-   gather their rows, encode and decode them together, and each takes its own back. So all models
-   must edit the same sites in the same order. Cross-entropies are means over the tokens of all.
+   over features (l1, entropy) are added up rank by rank. A language model is run by each rank on
+   documents of its own (dlrn_language_model.documents: how many, which may be none). At each edit
+   the ranks gather their rows, encode and decode them together, and each takes its own back. So all
+   models must edit the same sites in the same order. Cross-entropies are means over the tokens of
+   all.
 
    ---- ERRORS -------------------------------------------------------------------------------------
 
@@ -7714,7 +7715,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_common_cut(dlrni_common_cut *j) {
 
 /* How many of its equals this rank keeps, by row and part: those of lower parts go first, and in a
    part those of lower ranks; in a batch those of earlier rows. */
-DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
+DLRNI_INTERNAL dlrn_status dlrni_deal_equals(dlrni_common_cut *j) {
     dlrn_context *ctx = j->dict->ctx;
     const int64_t ranks = dlrni_ranks(ctx), own = ctx->cfg.collective.rank,
                   cells = j->rows * j->parts;
@@ -7744,7 +7745,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
     return DLRN_OK;
 }
 
-/* Drops what is not chosen, and entries of 0. */
+/* Keeps the entries that are chosen; those of 0 go. */
 DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
     dlrn_sparse *codes = j->choice.codes;
     int64_t at = 0, to = 0;
@@ -7822,7 +7823,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
     s = dlrni_agree(ctx, s);
     if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
-    if (s == DLRN_OK && j.rows) s = dlrni_share_equals(&j);
+    if (s == DLRN_OK && j.rows) s = dlrni_deal_equals(&j);
     if (s == DLRN_OK && j.rows) dlrni_keep_common(&j);
     void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
@@ -10353,8 +10354,8 @@ typedef struct dlrni_sink {
     dlrn_status status;
     int silent; /* 1: another rank writes the file; this one only sends what it holds of it */
     int ended;  /* 1: all ranks know that it has failed                                    */
-    const struct dlrni_shared *shared; /* [n_shared] what is held by all ranks, or NULL    */
-    int64_t n_shared;
+    const struct dlrni_held *held; /* [n_held] what is held by all ranks, or NULL    */
+    int64_t n_held;
     unsigned char *block; /* for a block of it: two times block_bytes                      */
     int64_t block_bytes;
 } dlrni_sink;
@@ -11455,21 +11456,21 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
 /* Numbers of a tensor that the ranks hold together, each for its own features. The data of a tensor
    may be a list of these instead of numbers: the writer then gets them from the ranks, a block at a
    time. */
-typedef struct dlrni_shared {
+typedef struct dlrni_held {
     const void *own;  /* this rank's first number, of its first feature                   */
     int64_t features; /* of all ranks                                                     */
     int64_t stride;   /* numbers from one feature to the next                             */
     int64_t width;    /* numbers of a feature that are written, one after another         */
     int turned;       /* 0: the file has [features][width], 1: [width][features]          */
     int more;         /* 1: the tensor goes on with the next of the list                  */
-} dlrni_shared;
+} dlrni_held;
 
-enum { DLRNI_SHARED_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
+enum { DLRNI_HELD_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
 
 /* What of its own features first .. first + n, or of the numbers first .. first + n of each feature
    if it is turned, a rank sends: in the order of the file. */
-DLRNI_INTERNAL void dlrni_shared_pack(const dlrni_shared *s, int64_t own, int64_t first, int64_t n,
-                                      int64_t size, unsigned char *to) {
+DLRNI_INTERNAL void dlrni_held_pack(const dlrni_held *s, int64_t own, int64_t first, int64_t n,
+                                    int64_t size, unsigned char *to) {
     const unsigned char *from = (const unsigned char *)s->own;
     const size_t row = (size_t)(s->width * size);
     if (!s->turned)
@@ -11486,7 +11487,7 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                                         dlrn_dtype dtype);
 
 /* A block that rank r sends to the first, `bytes` of it; its own are there already. */
-DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
+DLRNI_INTERNAL void dlrni_held_send(dlrni_sink *o, int64_t r, int64_t bytes) {
     const dlrn_status s = r ? dlrni_from_rank(o->ctx, (int)r, o->block, bytes) : DLRN_OK;
     if (s == DLRN_OK) return;
     o->status = s;
@@ -11495,7 +11496,7 @@ DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
 
 /* Rows of features, rank by rank. A rank that cannot write goes on to take what the others send:
    they learn of it at the next tensor. */
-DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_held_rows(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     const int64_t size = dlrni_dtype_size(dtype);
     const int64_t step = dlrni_max(o->block_bytes / (s->width * size), 1);
     for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
@@ -11503,15 +11504,15 @@ DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn
         dlrni_span_of_rank(o->ctx, r, s->features, &at, &n);
         for (int64_t i = 0; i < n && !o->ended; i += step) {
             const int64_t rows = dlrni_min(step, n - i);
-            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, n, i, rows, size, o->block);
-            dlrni_shared_send(o, r, rows * s->width * size);
+            if (r == o->ctx->cfg.collective.rank) dlrni_held_pack(s, n, i, rows, size, o->block);
+            dlrni_held_send(o, r, rows * s->width * size);
             dlrni_sink_elements(o, o->block, rows * s->width, dtype);
         }
     }
 }
 
 /* Rows with a number of each feature, some at a time: each rank sends its columns. */
-DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_held_turned(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     const int64_t size = dlrni_dtype_size(dtype), F = s->features;
     const int64_t step = dlrni_max(o->block_bytes / (F * size), 1);
     unsigned char *rows = o->block + o->block_bytes;
@@ -11520,8 +11521,8 @@ DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dl
         for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
             int64_t at, own;
             dlrni_span_of_rank(o->ctx, r, F, &at, &own);
-            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, own, i, n, size, o->block);
-            dlrni_shared_send(o, r, n * own * size);
+            if (r == o->ctx->cfg.collective.rank) dlrni_held_pack(s, own, i, n, size, o->block);
+            dlrni_held_send(o, r, n * own * size);
             for (int64_t k = 0; k < n && !o->silent; k++)
                 memcpy(rows + (k * F + at) * size, o->block + k * own * size, (size_t)(own * size));
         }
@@ -11530,28 +11531,28 @@ DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dl
 }
 
 /* A tensor that the ranks hold together. First all learn whether one of them has failed. */
-DLRNI_INTERNAL void dlrni_sink_shared(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_sink_held(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     if (o->ended) return;
     o->status = dlrni_agree(o->ctx, o->status);
     o->ended = o->status != DLRN_OK;
     for (int more = !o->ended; more && !o->ended; more = s++->more) {
         if (s->turned)
-            dlrni_shared_turned(o, s, dtype);
+            dlrni_held_turned(o, s, dtype);
         else
-            dlrni_shared_rows(o, s, dtype);
+            dlrni_held_rows(o, s, dtype);
     }
 }
 
 /* Whether a tensor's data is a list of these. */
-DLRNI_INTERNAL int dlrni_is_shared(const void *data, const dlrni_shared *shared, int64_t n) {
+DLRNI_INTERNAL int dlrni_is_held(const void *data, const dlrni_held *held, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        if (data == &shared[i]) return 1;
+        if (data == &held[i]) return 1;
     return 0;
 }
 
 /* The bytes that a block of these must have room for. */
-DLRNI_INTERNAL int64_t dlrni_shared_block(const dlrni_shared *s, int64_t n) {
-    int64_t bytes = DLRNI_SHARED_BYTES;
+DLRNI_INTERNAL int64_t dlrni_held_block(const dlrni_held *s, int64_t n) {
+    int64_t bytes = DLRNI_HELD_BYTES;
     for (int64_t i = 0; i < n; i++)
         bytes = dlrni_max(bytes, 8 * (s[i].turned ? s[i].features : s[i].width));
     return bytes;
@@ -11563,9 +11564,9 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
-    for (int64_t i = 0; i < o->n_shared; i++)
-        if (data == &o->shared[i]) {
-            dlrni_sink_shared(o, &o->shared[i], dtype);
+    for (int64_t i = 0; i < o->n_held; i++)
+        if (data == &o->held[i]) {
+            dlrni_sink_held(o, &o->held[i], dtype);
             return;
         }
     if (dlrni_little_endian() || size == 1) {
@@ -14715,20 +14716,20 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
 }
 
 /* The same by all ranks together: rank 0 writes the file, and the others send what they hold of
-   it. Each passes the same tensors but for `own` of the shared ones; only rank 0 needs the data of
-   the others. s: whether this rank has come so far. */
+   it. Each passes the same tensors but for `own` of those that the ranks hold; only rank 0 needs
+   the data of the others. s: whether this rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const char *path,
                                                         const dlrn_tensor_out *tensors,
                                                         int64_t count, const char *const *metadata,
-                                                        const dlrni_shared *shared,
-                                                        int64_t n_shared, dlrn_status s) {
+                                                        const dlrni_held *held, int64_t n_held,
+                                                        dlrn_status s) {
     const int writes = ctx->cfg.collective.rank == 0;
     dlrni_sink o;
     if (dlrni_ranks(ctx) == 1)
         return s == DLRN_OK ? dlrn_archive_write(ctx, path, tensors, count, metadata) : s;
     memset(&o, 0, sizeof o);
     if (s == DLRN_OK) s = dlrni_check_archive(ctx, path, tensors, count, metadata);
-    const int64_t bytes = dlrni_shared_block(shared, s == DLRN_OK ? n_shared : 0);
+    const int64_t bytes = dlrni_held_block(held, s == DLRN_OK ? n_held : 0);
     unsigned char *block = s == DLRN_OK ? DLRNI_NEW(ctx, unsigned char, 2 * bytes) : NULL;
     if (s == DLRN_OK && !block) s = DLRN_ERR_MEMORY;
     const int opened = s == DLRN_OK && writes;
@@ -14736,8 +14737,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const
     const int is_open = opened && s == DLRN_OK;
     o.ctx = ctx;
     o.silent = !writes;
-    o.shared = shared;
-    o.n_shared = n_shared;
+    o.held = held;
+    o.n_held = n_held;
     o.block = block;
     o.block_bytes = bytes;
     o.status = dlrni_agree(ctx, s);
@@ -17891,7 +17892,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_path(dlrn_context *ctx, const char *path,
     return s;
 }
 
-/* A CRC of what all ranks hold alike: sizes, formula and biases. */
+/* A CRC of sizes, formula and biases, which all ranks have alike. */
 DLRNI_INTERNAL uint32_t dlrni_digest(const dlrn_dictionary *dict, uint32_t crc) {
     static const int roles[] = {DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS, DLRN_SKIP};
     const dlrn_formula *f = &dict->formula;
@@ -18019,8 +18020,8 @@ typedef struct dlrni_saving {
     float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
     dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; owned, NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; owned, NULL: alone */
+    int64_t n_held;
     const char *path; /* for errors */
 } dlrni_saving;
 
@@ -18135,9 +18136,9 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
 
 /* One of the shared tensors of a list that has room for it. own: this rank's numbers, `stride` from
    feature to feature. */
-DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const void *own,
-                                         int64_t features, int64_t stride, int64_t width) {
-    dlrni_shared *s = &list[(*n)++];
+DLRNI_INTERNAL dlrni_held *dlrni_add_held(dlrni_held *list, int64_t *n, const void *own,
+                                          int64_t features, int64_t stride, int64_t width) {
+    dlrni_held *s = &list[(*n)++];
     s->own = own;
     s->features = features;
     s->stride = stride;
@@ -18147,8 +18148,8 @@ DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const v
 }
 
 /* A parameter with numbers of each feature, as the ranks hold it: t->data becomes the list. */
-DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
-                                              dlrn_tensor_out *to, dlrni_saving *s) {
+DLRNI_INTERNAL dlrn_status dlrni_hold_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                             dlrn_tensor_out *to, dlrni_saving *s) {
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
     const int64_t F = dict->span_of, width = dlrni_extent(dict, dlrni_role_table[role].cols);
     const int64_t D = dict->d_in / dict->layers, layers = dlrni_is_by_layer(t) ? dict->layers : 1;
@@ -18161,10 +18162,10 @@ DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const
         dlrni_log_thresholds(dict, logs);
         own = logs;
     }
-    to->data = &s->shared[s->n_shared];
+    to->data = &s->held[s->n_held];
     for (int64_t m = 0; m < layers; m++) {
-        dlrni_shared *piece =
-            dlrni_share(s->shared, &s->n_shared, own + m * D, F, width, layers > 1 ? D : width);
+        dlrni_held *piece =
+            dlrni_add_held(s->held, &s->n_held, own + m * D, F, width, layers > 1 ? D : width);
         piece->turned = !is_log && !dlrni_is_by_layer(t) && dlrni_is_turned(t);
         piece->more = m + 1 < layers;
     }
@@ -18192,8 +18193,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
-    if (s->shared && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
-        DLRNI_TRY(dlrni_share_stored(dict, t, to, s));
+    if (s->held && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
+        DLRNI_TRY(dlrni_hold_stored(dict, t, to, s));
         s->count++;
         return DLRN_OK;
     }
@@ -18237,21 +18238,21 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     memset(&saving, 0, sizeof saving);
     saving.path = path;
     if (dlrni_ranks(ctx) > 1) {
-        saving.shared = DLRNI_NEW(ctx, dlrni_shared, DLRNI_STORED_MAX * dict->layers);
-        if (!saving.shared) s = DLRN_ERR_MEMORY;
+        saving.held = DLRNI_NEW(ctx, dlrni_held, DLRNI_STORED_MAX * dict->layers);
+        if (!saving.held) s = DLRN_ERR_MEMORY;
     }
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
         if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
-        if (!dlrni_is_shared(saving.tensor[i].data, saving.shared, saving.n_shared))
+        if (!dlrni_is_held(saving.tensor[i].data, saving.held, saving.n_held))
             s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     s = dlrni_archive_write_together(ctx, path, saving.tensor, saving.count,
-                                     alone && dlrni_is_ambiguous(row) ? stated : NULL,
-                                     saving.shared, saving.n_shared, s);
+                                     alone && dlrni_is_ambiguous(row) ? stated : NULL, saving.held,
+                                     saving.n_held, s);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
-    dlrn_free(ctx, saving.shared);
+    dlrn_free(ctx, saving.held);
     return s;
 }
 
@@ -18809,7 +18810,7 @@ DLRNI_INTERNAL int dlrni_writes_files(const dlrn_context *ctx) {
 }
 
 /* The place that the first rank has found, on all; s: what it met. */
-DLRNI_INTERNAL dlrn_status dlrni_share_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
+DLRNI_INTERNAL dlrn_status dlrni_agree_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
     DLRNI_TRY(dlrni_agree(ctx, s));
     return dlrni_from_rank(ctx, 0, place, (int64_t)sizeof *place);
 }
@@ -19001,9 +19002,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
     const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
     char path[4096], name[4][32];
     dlrn_tensor_out t[4], own;
-    dlrni_shared shared[4];
+    dlrni_held shared[4];
     dlrn_status s = DLRN_OK;
-    int64_t n_shared = 0;
+    int64_t n_held = 0;
     memset(t, 0, sizeof t);
     for (int k = 0; k < n; k++) {
         dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
@@ -19022,9 +19023,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         if (sizes[k] == F && k != 2) own.shape[0] = part->features;
         s = dlrni_check_stored(dict->ctx, path, &own);
         if (ranks > 1 && k != 2)
-            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+            t[k].data = dlrni_add_held(shared, &n_held, data[k], F, width, width);
     }
-    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
+    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_held, s);
 }
 
 /* The files of all layers, the first layer's encoder last but for the config: without it a reader
@@ -19054,15 +19055,15 @@ typedef struct dlrni_llama_out {
     char (*name)[64];
     float *numbers; /* of all tensors but the biases of x_hat; over ranks of thresholds alone */
     int64_t count, used;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; NULL: alone */
+    int64_t n_held;
 } dlrni_llama_out;
 
 /* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
 DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
                                       int ndim, const int64_t *sizes) {
     dlrn_tensor_out *t = &out->tensor[out->count];
-    float *numbers = out->shared ? NULL : out->numbers + out->used;
+    float *numbers = out->held ? NULL : out->numbers + out->used;
     int64_t n = 1;
     memset(t, 0, sizeof *t);
     dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
@@ -19105,35 +19106,34 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
 
 /* A tensor whose slice i = 0 .. n - 1 of the first dimension the ranks hold together: `width`
    numbers of each feature of part i, or of its thresholds' logarithms. */
-DLRNI_INTERNAL void dlrni_llama_share(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
-                                      int64_t n, int64_t width, int64_t target) {
+DLRNI_INTERNAL void dlrni_llama_hold(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
+                                     int64_t n, int64_t width, int64_t target) {
     const int64_t L = dict->layers;
-    out->tensor[out->count - 1].data = &out->shared[out->n_shared];
+    out->tensor[out->count - 1].data = &out->held[out->n_held];
     for (int64_t i = 0; i < n; i++) {
         const dlrn_dictionary *part = dict->part[i].dict;
         const float *own = part->param[role];
         const int64_t stride = role == DLRN_DECODER ? (L - i) * width : width;
         if (role == DLRN_DECODER) own += (target - i) * width;
         if (role == DLRN_THRESHOLD) own = out->numbers + dict->part[i].feature_at;
-        dlrni_shared *s =
-            dlrni_share(out->shared, &out->n_shared, own, part->span_of, stride, width);
+        dlrni_held *s = dlrni_add_held(out->held, &out->n_held, own, part->span_of, stride, width);
         s->turned = role == DLRN_ENCODER;
         s->more = i + 1 < n;
     }
 }
 
 /* All tensors of the ranks together, as dlrni_llama_gather puts them together alone. */
-DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+DLRNI_INTERNAL void dlrni_llama_hold_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
     const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L;
     const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
     dlrni_llama_add(out, "W_E", -1, 3, encoder);
-    dlrni_llama_share(dict, out, DLRN_ENCODER, L, d, 0);
+    dlrni_llama_hold(dict, out, DLRN_ENCODER, L, d, 0);
     dlrni_llama_add(out, "b_E", -1, 2, vectors);
-    dlrni_llama_share(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
+    dlrni_llama_hold(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
     for (int64_t t = 0; t < L; t++) {
         const int64_t atoms[3] = {t + 1, F, d};
         dlrni_llama_add(out, "W_D", t, 3, atoms);
-        dlrni_llama_share(dict, out, DLRN_DECODER, t + 1, d, t);
+        dlrni_llama_hold(dict, out, DLRN_DECODER, t + 1, d, t);
         dlrni_llama_add(out, "b_D", t, 1, bias);
         out->tensor[out->count - 1].data = dict->param[DLRN_OUTPUT_BIAS] + t * d;
     }
@@ -19141,7 +19141,7 @@ DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_lla
     dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
     for (int64_t i = 0; i < L; i++)
         dlrni_log_thresholds(dict->part[i].dict, out->numbers + dict->part[i].feature_at);
-    dlrni_llama_share(dict, out, DLRN_THRESHOLD, L, 1, 0);
+    dlrni_llama_hold(dict, out, DLRN_THRESHOLD, L, 1, 0);
 }
 
 /* The weights, and then the config. */
@@ -19158,24 +19158,24 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
     out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
     out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
     out.numbers = DLRNI_NEW(ctx, float, numbers);
-    if (!alone) out.shared = DLRNI_NEW(ctx, dlrni_shared, 3 * L + L * (L + 1) / 2);
-    const int made = out.tensor && out.name && out.numbers && (alone || out.shared);
+    if (!alone) out.held = DLRNI_NEW(ctx, dlrni_held, 3 * L + L * (L + 1) / 2);
+    const int made = out.tensor && out.name && out.numbers && (alone || out.held);
     dlrn_status s = made ? DLRN_OK : DLRN_ERR_MEMORY;
     if (s == DLRN_OK && alone) dlrni_llama_gather(dict, &out);
-    if (s == DLRN_OK && !alone) dlrni_llama_share_all(dict, &out);
+    if (s == DLRN_OK && !alone) dlrni_llama_hold_all(dict, &out);
     for (int64_t i = 0; i < out.count && s == DLRN_OK && alone; i++)
         s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
     for (int64_t i = 0; i < L && s == DLRN_OK && !alone; i++)
         s = dlrni_check_savable(dict->part[i].dict, place->weights);
     if (s == DLRN_OK && dlrni_writes_files(ctx))
         s = dlrni_begin_config(dict, p, place->config, &config);
-    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.shared,
-                                     out.n_shared, s);
+    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.held,
+                                     out.n_held, s);
     if (s == DLRN_OK && config)
         s = dlrn_writer_close(config);
     else if (config)
         dlrn_writer_abort(config);
-    dlrn_free(ctx, out.shared);
+    dlrn_free(ctx, out.held);
     dlrn_free(ctx, out.tensor);
     dlrn_free(ctx, out.name);
     dlrn_free(ctx, out.numbers);
@@ -19193,7 +19193,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_set_place(const dlrn_dictionary *dict, con
         place->in_folder = dlrn_file_exists(dict->ctx, path) == 2;
         place->taken = dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file);
     }
-    return dlrni_share_place(dict->ctx, s, place);
+    return dlrni_agree_place(dict->ctx, s, place);
 }
 
 /* A dictionary of several layers; folds: what was folded. */
@@ -19245,7 +19245,7 @@ DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, cons
     dlrn_status s = DLRN_OK;
     if (dlrni_writes_files(dict->ctx))
         s = dlrni_find_place(dict, path, target, options ? options->layer : 0, &place);
-    DLRNI_TRY(dlrni_share_place(dict->ctx, s, &place));
+    DLRNI_TRY(dlrni_agree_place(dict->ctx, s, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
     if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
@@ -19399,8 +19399,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_features(const dlrni_loading *l, dlrni_mat
 
 /* A number for each feature of this rank, from a tensor of one dimension, or from a row of one of
    two. */
-DLRNI_INTERNAL dlrn_status dlrni_read_numbers(const dlrni_loading *l, const dlrni_entry *e,
-                                              int64_t row, const dlrn_dictionary *dict, float *to) {
+DLRNI_INTERNAL dlrn_status dlrni_read_by_feature(const dlrni_loading *l, const dlrni_entry *e,
+                                                 int64_t row, const dlrn_dictionary *dict,
+                                                 float *to) {
     const int last = e->info.ndim - 1;
     dlrni_matrix_part s = dlrni_slice_of(e, -1, last, last ? row : 0, 0);
     s.at += dict->span_at * s.col_step;
@@ -19414,7 +19415,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
                                              int64_t row, dlrn_dictionary *dict, int role) {
     if (!dict->param[role]) DLRNI_TRY(dlrni_param_alloc(dict, role));
     if (dlrni_role_table[role].rows == 'F')
-        return dlrni_read_numbers(l, e, row, dict, dict->param[role]);
+        return dlrni_read_by_feature(l, e, row, dict, dict->param[role]);
     const int last = e->info.ndim - 1;
     return dlrni_read_slice(l, dlrni_slice_of(e, -1, last, last ? row : 0, 0), dict->param[role],
                             dlrni_role_size(dict, role));
@@ -19991,7 +19992,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlr
     dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
     memset(sum, 0, (size_t)F * sizeof *sum);
     for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
-        status = dlrni_read_numbers(l, e, m, part, layer);
+        status = dlrni_read_by_feature(l, e, m, part, layer);
         for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
     }
     dlrn_free(l->a->ctx, layer);
@@ -20224,7 +20225,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_atoms(const dlrni_loading *l, const dlrni_
         DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
         float *factor = DLRNI_NEW(l->a->ctx, float, F);
         dlrn_status status = factor ? DLRN_OK : DLRN_ERR_MEMORY;
-        if (status == DLRN_OK) status = dlrni_read_numbers(l, e, 0, part, factor);
+        if (status == DLRN_OK) status = dlrni_read_by_feature(l, e, 0, part, factor);
         float *offset = part->param[DLRN_DECODER_OFFSET], *atom = part->param[DLRN_DECODER];
         if (status == DLRN_OK && i && !offset) {
             status = dlrni_param_alloc(part, DLRN_DECODER_OFFSET);
@@ -20425,8 +20426,8 @@ typedef struct dlrni_part_tensors {
     int64_t *table;
     float *scales;
     int64_t count;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; NULL: alone */
+    int64_t n_held;
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
@@ -20449,9 +20450,9 @@ DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t par
         t->shape[0] = dlrni_whole_extent(dict, shape->rows);
         t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
         const int64_t width = dlrni_extent(dict, shape->cols);
-        if (to->shared && shape->rows == 'F')
-            t->data = dlrni_share(to->shared, &to->n_shared, dict->param[role], dict->span_of,
-                                  width, width);
+        if (to->held && shape->rows == 'F')
+            t->data = dlrni_add_held(to->held, &to->n_held, dict->param[role], dict->span_of, width,
+                                     width);
     }
 }
 
@@ -20464,9 +20465,9 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
     to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
-    if (dlrni_ranks(ctx) > 1) to->shared = DLRNI_NEW(ctx, dlrni_shared, max);
+    if (dlrni_ranks(ctx) > 1) to->held = DLRNI_NEW(ctx, dlrni_held, max);
     if (!to->tensor || !to->name || !to->table || !to->scales ||
-        (dlrni_ranks(ctx) > 1 && !to->shared))
+        (dlrni_ranks(ctx) > 1 && !to->held))
         return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
     dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
@@ -20494,13 +20495,13 @@ DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const c
                              dict->part[i].dict->family);
     dlrn_status s = dlrni_list_parts(dict, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        if (!dlrni_is_shared(list.tensor[i].data, list.shared, list.n_shared))
+        if (!dlrni_is_held(list.tensor[i].data, list.held, list.n_held))
             s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
-    for (int64_t i = 0; list.shared && i < dict->n_parts && s == DLRN_OK; i++)
+    for (int64_t i = 0; list.held && i < dict->n_parts && s == DLRN_OK; i++)
         s = dlrni_check_savable(dict->part[i].dict, path);
-    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.shared,
-                                     list.n_shared, s);
-    dlrn_free(dict->ctx, list.shared);
+    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.held,
+                                     list.n_held, s);
+    dlrn_free(dict->ctx, list.held);
     dlrn_free(dict->ctx, list.tensor);
     dlrn_free(dict->ctx, list.name);
     dlrn_free(dict->ctx, list.table);
@@ -29202,8 +29203,8 @@ typedef struct dlrni_checkpoint_floats {
     float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
     int64_t *first, *rows; /* [count] of each that this rank has; rows -1: all. Owned, one block */
     int64_t count;         /* of the roles that the dictionary has */
-    dlrni_shared *shared;  /* [n_shared] what the ranks hold together; owned, NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held;      /* [n_held] what the ranks hold together; owned, NULL: alone */
+    int64_t n_held;
 } dlrni_checkpoint_floats;
 
 DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
@@ -29212,7 +29213,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_fl
     dlrn_free(ctx, list->name);
     dlrn_free(ctx, list->scale);
     dlrn_free(ctx, list->first);
-    dlrn_free(ctx, list->shared);
+    dlrn_free(ctx, list->held);
 }
 
 /* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
@@ -29228,7 +29229,7 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
             if (!data[of]) continue; /* signum has no second moments */
             const int64_t i = out->count++;
             const dlrni_role *shape = &dlrni_role_table[role];
-            const int shared = out->shared && shape->rows == 'F';
+            const int shared = out->held && shape->rows == 'F';
             const int64_t width = dlrni_extent(t->dict, shape->cols);
             dlrn_tensor_out *tensor = &out->tensor[i];
             dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
@@ -29243,8 +29244,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
             out->first[i] = shared ? t->dict->span_at : 0;
             out->rows[i] = shared ? t->dict->features : -1;
             if (shared)
-                tensor->data = dlrni_share(out->shared, &out->n_shared, data[of], t->dict->span_of,
-                                           width, width);
+                tensor->data = dlrni_add_held(out->held, &out->n_held, data[of], t->dict->span_of,
+                                              width, width);
         }
     }
 }
@@ -29259,7 +29260,7 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
     out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
     out->first = DLRNI_NEW(t->ctx, int64_t, 2 * max);
     if (dlrni_ranks(t->ctx) > 1 &&
-        !(out->shared = DLRNI_NEW(t->ctx, dlrni_shared, max + dlrni_max(t->n_parts, 1))))
+        !(out->held = DLRNI_NEW(t->ctx, dlrni_held, max + dlrni_max(t->n_parts, 1))))
         return DLRN_ERR_MEMORY;
     if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
     if (!out->tensor || !out->data || !out->name || !out->first) return DLRN_ERR_MEMORY;
@@ -29297,18 +29298,18 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
 }
 
 /* The same as the ranks hold them: those of each part one after another. */
-DLRNI_INTERNAL dlrn_tensor_out dlrni_shared_counters(const dlrn_trainer *t,
-                                                     dlrni_checkpoint_floats *list) {
+DLRNI_INTERNAL dlrn_tensor_out dlrni_held_counters(const dlrn_trainer *t,
+                                                   dlrni_checkpoint_floats *list) {
     const dlrn_dictionary *dict = t->dict;
     dlrn_tensor_out out = dlrni_checkpoint_counters(t);
-    if (!list->shared) return out;
-    out.data = &list->shared[list->n_shared];
+    if (!list->held) return out;
+    out.data = &list->held[list->n_held];
     if (!dict->n_parts)
-        dlrni_share(list->shared, &list->n_shared, t->since_fired, dict->span_of, 1, 1);
+        dlrni_add_held(list->held, &list->n_held, t->since_fired, dict->span_of, 1, 1);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         const dlrn_part *part = &dict->part[i];
-        dlrni_shared *s = dlrni_share(list->shared, &list->n_shared,
-                                      t->since_fired + part->feature_at, part->dict->span_of, 1, 1);
+        dlrni_held *s = dlrni_add_held(list->held, &list->n_held, t->since_fired + part->feature_at,
+                                       part->dict->span_of, 1, 1);
         s->more = i + 1 < dict->n_parts;
     }
     return out;
@@ -29336,7 +29337,7 @@ DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
                                                dlrni_checkpoint_floats *list) {
     int64_t count = list->count;
     if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
-    list->tensor[count++] = dlrni_shared_counters(t, list);
+    list->tensor[count++] = dlrni_held_counters(t, list);
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
         list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
     return count;
@@ -29514,8 +29515,8 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
-    s = dlrni_archive_write_together(t->ctx, path, list.tensor, count, metadata, list.shared,
-                                     list.n_shared, s);
+    s = dlrni_archive_write_together(t->ctx, path, list.tensor, count, metadata, list.held,
+                                     list.n_held, s);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
@@ -30358,7 +30359,7 @@ DLRNI_INTERNAL double dlrni_sum_of_sizes(const float *val, int64_t n) {
 }
 
 /* Over ranks: these sums of a batch, of all features. Only the entropy needs them by row. */
-DLRNI_INTERNAL dlrn_status dlrni_sum_rows(const dlrn_evaluator *e, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_join_row_sums(const dlrn_evaluator *e, int64_t rows) {
     const dlrn_sparse *c = &e->codes;
     if (!e->total || e->cfg.sparsity == DLRN_SPARSITY_L1) return DLRN_OK;
     for (int64_t i = 0; i < rows; i++)
@@ -30500,7 +30501,7 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
-    DLRNI_TRY(dlrni_sum_rows(e, rows));
+    DLRNI_TRY(dlrni_join_row_sums(e, rows));
     dlrni_measuring m = {e, y, rows};
     /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
     dlrni_parallel_for(e->ctx,
@@ -30818,8 +30819,8 @@ DLRNI_INTERNAL dlrn_status dlrni_near_others(const dlrn_dictionary *dict, int ro
 }
 
 /* Over ranks: each sends its rows, a block at a time, to the others. */
-DLRNI_INTERNAL dlrn_status dlrni_near_ranks(const dlrn_dictionary *dict, int role,
-                                            const float *norm, float *max) {
+DLRNI_INTERNAL dlrn_status dlrni_maxima_of_ranks(const dlrn_dictionary *dict, int role,
+                                                 const float *norm, float *max) {
     const int64_t width = dlrni_extent(dict, dlrni_role_table[role].cols);
     const int64_t step = dlrni_max((1 << 20) / width, 1);
     dlrn_context *ctx = dict->ctx;
@@ -30857,11 +30858,11 @@ DLRNI_INTERNAL dlrn_status dlrni_weights_together(const dlrn_dictionary *dict, f
     if (s == DLRN_OK) s = dlrni_weights_of(dict, own, n);
     s = dlrni_agree(ctx, s);
     if (s == DLRN_OK && dict->param[DLRN_ENCODER])
-        s = dlrni_near_ranks(dict, DLRN_ENCODER, own + DLRN_WEIGHT_ENCODER_NORM * n,
-                             own + DLRN_WEIGHT_MAX_ENCODER * n);
+        s = dlrni_maxima_of_ranks(dict, DLRN_ENCODER, own + DLRN_WEIGHT_ENCODER_NORM * n,
+                                  own + DLRN_WEIGHT_MAX_ENCODER * n);
     if (s == DLRN_OK && dict->param[DLRN_DECODER])
-        s = dlrni_near_ranks(dict, DLRN_DECODER, own + DLRN_WEIGHT_DECODER_NORM * n,
-                             own + DLRN_WEIGHT_MAX_DECODER * n);
+        s = dlrni_maxima_of_ranks(dict, DLRN_DECODER, own + DLRN_WEIGHT_DECODER_NORM * n,
+                                  own + DLRN_WEIGHT_MAX_DECODER * n);
     for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) {
         dlrni_span_of_rank(ctx, r, dict->span_of, &at, &bytes[r]);
         bytes[r] *= (int64_t)sizeof *own;
@@ -32741,6 +32742,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 #undef DLRNI_TARGET_BEGIN
 #undef DLRNI_TARGET_END
 #undef DLRNI_TORCH_OPS
+#undef DLRNI_SPAN
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
