@@ -33207,7 +33207,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     }
     if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
 }
-/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+/* Past the caches: memory is not read first, as it is for a line that is not cached. */
 DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
     _mm256_stream_ps(p, a.lo);
     _mm256_stream_ps(p + 8, a.hi);

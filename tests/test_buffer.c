@@ -1250,7 +1250,7 @@ TEST(large_reads_are_checked_in_order) {
             const float *x, *y;
             int64_t n, wrong = 0;
             for (int64_t i = 0; i < READ * WIDTH; i++) rows[i] = (float)(i / WIDTH % 199);
-            if (bad) rows[2599 * WIDTH] = rows[41 * WIDTH + 3] = NAN;
+            if (bad) rows[2599 * WIDTH] = rows[41 * WIDTH + 3] = store == 1 ? 70000 : NAN;
             cfg.store = store == 1 ? DLRN_F16 : store ? DLRN_BF16 : DLRN_F32;
             cfg.shuffle = DLRN_OFF;
             cfg.batch_rows = READ;

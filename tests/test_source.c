@@ -589,8 +589,8 @@ TEST(memory_does_not_grow_with_a_file) {
     dlrn_context_destroy(host);
 }
 
-/* Rows of a mapped file are copied in pieces, by all threads, and later ones are asked for: from any
-   row on, in any number, over the end of the file and back, they are those of the file. */
+/* Rows of a mapped file are copied in pieces, by all threads, and later ones are asked for: from
+   any row on, in any number, over the end of the file and back, they are those of the file. */
 TEST(large_reads_of_a_mapped_file) {
     enum { LONG = 2600, WIDE = 1000 };
     static const int64_t sizes[] = {700, 1, 1300, 599, 2600, 64};
