@@ -673,9 +673,9 @@
    (3.84 million rows), d 512 and f32, half of that with DLRN_BF16. dlrn_encode() fills an array of
    n * F floats; dlrn_encode_sparse() stores only active features. If you reuse an encoder and its
    codes, it stops allocating after its first batches. Rows in files (dlrn_source_open) pass
-   through: shards of 100 GB take a few MB. What a growing file cannot hold yet, such as codes
-   before they are counted, waits in a temporary file, in the folder that TMPDIR names or else
-   beside the target.
+   through: shards of 100 GB take a few MB, beside pages of the system's cache. What a growing file
+   cannot hold yet, such as codes before they are counted, waits in a temporary file, in the folder
+   that TMPDIR names or else beside the target.
 
    ---- THREADS ------------------------------------------------------------------------------------
 
@@ -698,6 +698,12 @@
    decides; the results are the same bits either way. Decoding and the gradients touch only active
    features: their cost grows with L0, not with F. (Adam still visits every weight.) For many calls
    with few rows, dlrn_encoder_prepare() keeps the encoder's weights in low precision.
+
+   A file of rows that the system can map is read by all threads, and the system is asked for the
+   next 8 MB, so that the disk works while rows are computed. Where that is not possible (standard
+   input, pipes, a host's own files) the calling thread reads, between computations. A batch of a
+   buffer is copied in the order in which its rows lie in memory; which rows it has, and in which
+   order, depends on the seed alone.
 
    `make bench` measures your machine, as fractions of the hardware's limits; bench/README.md has a
    table. A plain `cc -O2` is enough: kernels for each instruction set are compiled by attributes
@@ -33205,7 +33211,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     }
     if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
 }
-/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+/* Past the caches: memory is not read first, as it is for a line that is not cached. */
 DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
     _mm256_stream_ps(p, a.lo);
     _mm256_stream_ps(p + 8, a.hi);
