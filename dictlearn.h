@@ -4908,10 +4908,10 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    other vector. They are a share of |w| |x|, while the product of vectors that have nothing to do
    with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of normal
    numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at 4096;
-   bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second stage: the
-   same inequality in int16, whose errors are 20 times smaller and more, for one pair of rows after
-   the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows must
-   be rounded; dlrni_choose_screen decides whether that pays. */
+   bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second stage:
+   the same inequality in int16, whose errors are 20 times smaller and more, for one pair of rows
+   after the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows
+   must be rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
