@@ -5677,7 +5677,7 @@ DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t f
     wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
 }
 
-/* Takes out what the check rules out of what waits. */
+/* Removes from the waiting candidates those that the check rules out. */
 DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
                                         dlrni_waiting *wait) {
     int64_t to = 0;
@@ -5965,9 +5965,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
 
    Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
    cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
-   half as much, but leaves the f32 rows of what passes outside the caches: on that Xeon it costs
-   3.7 at d 4096, and what passes 4 times as much as before. So a check counts as more than half. To
-   measure another machine, force each way and compare the encoder's rows of `make bench`. */
+   half as much, but leaves the f32 rows of those that pass outside the caches: on that Xeon it
+   costs 3.7 at d 4096, and what passes 4 times as much as before. So a check counts as more than
+   half. To measure another machine, force each way and compare the encoder's rows of `make bench`.
+*/
 DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
                                         int *checks) {
     const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
