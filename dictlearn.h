@@ -3586,9 +3586,9 @@ struct dlrni_screen {
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
-    /* The other way round: a screen may be the check of a coarser one, candidate by candidate. sum
-       [count] = the sums of products of x[i] and w[i], rounded rows of `bytes`, to within 8 units of
-       2^-24 of the product of their norms. NULL: it checks none. */
+    /* For a screen that checks the candidates of a coarser one. sum [count] = the sums of products
+       of x[i] and w[i], rounded rows of `bytes`, to within 8 units of 2^-24 of the product of their
+       norms. NULL: it checks none. */
     void (*pairs)(const unsigned char *const *x, const unsigned char *const *w, int64_t bytes,
                   int64_t count, float *sum);
     const dlrni_screen *check; /* what its own candidates may be checked with; NULL: nothing */
@@ -5148,13 +5148,13 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    NaN keeps the feature.
 
    The terms with |x - x^| and |w - w^| are a worst case: rounding errors that all point along the
-   other vector. They are a share of |w| |x|, while a pre-activation of vectors that have nothing to
-   do with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of
-   normal numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at
-   4096; bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second
-   stage: the same inequality in int16, whose errors are 40 times smaller, on one pair of rows after
-   the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows must be
-   rounded; dlrni_choose_screen decides whether that pays. */
+   other vector. They are a share of |w| |x|, while the product of vectors that have nothing to do
+   with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of normal
+   numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at 4096;
+   bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second stage:
+   the same inequality in int16, whose errors are 20 times smaller and more, for one pair of rows
+   after the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows
+   must be rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
@@ -5223,8 +5223,8 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
 }
 
 /* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
-   the 12 units of 2^-24 that g has to spare (a canonical sum needs d / 16 + 4) are left to the sum. A
-   total that is NaN keeps the candidate. */
+   of g only the sum's own error is taken: g has 12 units of 2^-24 to spare, because a canonical sum
+   needs d / 16 + 4. A total that is NaN keeps the candidate. */
 DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
                                      float sum) {
     const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
@@ -5560,9 +5560,11 @@ enum {
     DLRNI_STRETCH = 2048,  /* rows of a list: as many as stay in the third cache       */
     DLRNI_STRETCH_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
     DLRNI_SHARE = 4, /* at most this many groups per task: their rows stay in the second cache */
-    DLRNI_BATCH_MAX = 1 << 24,   /* rows: row << shift must fit in 31 bits                */
-    DLRNI_NEAR_BYTES = 480 << 10 /* features of a task, in f32 and packed: half of a second cache of
-                                    1 MB (Zen 4); smaller caches want less                */
+    DLRNI_BATCH_MAX = 1 << 24,      /* rows: row << shift must fit in 31 bits                */
+    DLRNI_NEAR_BYTES = 480 << 10,   /* features of a task, in f32 and packed: half of a second cache
+                                     of 1 MB (Zen 4); smaller caches want less                   */
+    DLRNI_CHECKED_BYTES = 720 << 10 /* the same where the check's rows take the place of f32: they
+                                       are read more often than anything beside them             */
 };
 
 /* The entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -5919,7 +5921,7 @@ DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t f
     wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
 }
 
-/* Takes out what the check rules out of what waits. */
+/* Removes from the waiting candidates those that the check rules out. */
 DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
                                         dlrni_waiting *wait) {
     int64_t to = 0;
@@ -6207,9 +6209,10 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
 
    Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
    cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
-   half as much, but leaves the f32 rows of what passes outside the caches: on that Xeon it costs 3.7
-   at d 4096, and what passes 4 times as much as before. So a check counts as more than half. To
-   measure another machine, force each way and compare the encoder's rows of `make bench`. */
+   half as much, but leaves the f32 rows of those that pass outside the caches: on that Xeon it
+   costs 3.7 at d 4096, and what passes 4 times as much as before. So a check counts as more than
+   half. To measure another machine, force each way and compare the encoder's rows of `make bench`.
+*/
 DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
                                         int *checks) {
     const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
@@ -6222,8 +6225,8 @@ DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double e
     return (double)s->cost + (*checks ? with : without);
 }
 
-/* The cheapest way for rows like those seen last; NULL: dense. Also sets what
-   candidates are checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
+/* The cheapest way for rows like those seen last; NULL: dense. Also sets what candidates are
+   checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
    again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
     const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
@@ -6353,8 +6356,11 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in; /* read for candidates */
-    c->share = dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
+    /* read for candidates, and room for it; two groups of d 2304 in place of one take 0.92 times as
+       long (a Xeon with AMX) */
+    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in;
+    const int64_t near = c->check ? DLRNI_CHECKED_BYTES : DLRNI_NEAR_BYTES;
+    c->share = dlrni_min(near / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
@@ -33632,8 +33638,8 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
    % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 #define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They become
-   floats only at the end. */
+/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They
+   become floats only at the end. */
 #define DLRNI_VNNI_TILE(dp)                                                                        \
     do {                                                                                           \
         const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;     \
@@ -34548,9 +34554,9 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
 #endif
 
 #if defined(DLRNI_HAS_SCREENS) && !defined(DLRNI_HAS_INT16)
-/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than the canonical one; room screen
-   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
-   candidates). */
+/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than
+   the canonical one; room screen allows for that. It can pay because the dense way takes 1.35 times
+   the product alone (room candidates). */
 DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
                                        dlrni_rounding *r) {
     (void)unsigned_; /* all formats but int8 are signed on both sides */
@@ -34721,9 +34727,10 @@ static const dlrni_screen DLRNI_K(screen_int16) = {"int16",
 
 /* ---- Bytes ----
 
-   vpmaddubsw multiplies bytes of a row, unsigned, with bytes of features, signed, and adds two
-   products to 16 bits. That would be four multiply-adds of f32 for two instructions, but 16 bits are
-   few. So numbers are at most 90, and a row's are stored with 91 added, 1 to 181:
+   For sets without dot products of bytes. vpmaddubsw multiplies bytes of a row, unsigned, with
+   bytes of features, signed, and adds two products to 16 bits: four multiply-adds of f32 for two
+   instructions, if 16 bits are enough. Numbers are therefore at most 90, and a row's are stored
+   with 91 added, 1 to 181:
      - two products do not saturate: 2 * 90 * 181 = 32580;
      - 16 products are added before the sum is widened to 32 bits. It may wrap around on its way,
        because its end fits: what the 91 add, 91 times the sum of the feature's 16 numbers, is
@@ -34739,7 +34746,7 @@ enum { DLRNI_K(byte_block) = 32 };
 static const float DLRNI_K(byte_half)[DLRNI_LANES] = {1, 1, 0, 0, 1, 1, 0, 0,
                                                       1, 1, 0, 0, 1, 1, 0, 0};
 
-/* For two blocks of two vectors, in v: sums of both halves [4] of each. */
+/* sum [4]: both halves of two blocks, whose vectors were added up to one each. */
 DLRNI_INLINE void DLRNI_K(byte_halves)(DLRNI_K(v16) first, DLRNI_K(v16) second, float *sum) {
     const DLRNI_K(v16) half = DLRNI_K(load)(DLRNI_K(byte_half));
     const DLRNI_K(v16) v[4] = {DLRNI_K(mul)(first, half), first, DLRNI_K(mul)(second, half),
