@@ -336,6 +336,7 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
     enum { FIRST = 3, ROWS = 50, OUT = 5, MOST = 600 };
     static const int64_t widths[] = {1, 37, 256, 257, MOST};
     static float base[(FIRST + ROWS) * MOST], coef[OUT * ROWS], want[OUT * MOST], out[OUT * MOST];
+    float dot[OUT * ROWS];
     int32_t idx[OUT * ROWS];
     int64_t start[OUT + 1] = {0};
     fill(base, (FIRST + ROWS) * MOST, 31);
@@ -352,11 +353,21 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
                 }
             for (int i = 0; test_kernels(i); i++) {
                 dlrn_context *ctx = open_kernels(test_kernels(i), 1);
-                dlrni_sums g = {OUT, d, FIRST, ROWS, start, start + 1, idx, d, d, 0};
-                fill(out, OUT * d, 33);
-                dlrni_sums_add(ctx->k, &g, base, coef, out);
-                CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d",
-                          dlrn_context_describe(ctx).kernels, (int)d, every);
+                for (int near_rows = 0; near_rows <= 40; near_rows += 40) { /* all at once; 40 */
+                    dlrni_sums g = {OUT, d, FIRST, ROWS, start, start + 1, idx, d, d, near_rows};
+                    fill(out, OUT * d, 33);
+                    dlrni_sums_add(ctx->k, &g, base, coef, out);
+                    CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d",
+                              dlrn_context_describe(ctx).kernels, (int)d, every);
+                    fill(out, OUT * d, 33);
+                    dlrni_sums_walk(ctx->k, &g, base, coef, out, base, dot);
+                    CHECK(same_bits(out, want, OUT * d));
+                    for (int o = 0; o < OUT; o++)
+                        for (int64_t p = start[o]; p < start[o + 1]; p++) {
+                            float one = ctx->k->dot(base + o * d, base + idx[p] * d, d);
+                            CHECK(same_bits(dot + p, &one, 1));
+                        }
+                }
                 dlrn_context_destroy(ctx);
             }
         }

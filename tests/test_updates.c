@@ -404,6 +404,49 @@ TEST(rates_of_thresholds) {
     }
 }
 
+/* ---- Rows that stay near ---- */
+
+enum { NEAR_N = 1100, NEAR_F = 480, NEAR_K = 38, NEAR_STEPS = 3 };
+
+/* A trainer after a few steps, where so many rows of D numbers stay in the second cache. Of 480
+   features 38 are active, so an output has 4 entries in 51 rows. */
+static dlrn_trainer *near_run(dlrn_context *own, const char *recipe, int64_t near_rows,
+                              const float *x) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    dlrn_trainer *t = NULL;
+    cfg.d_in = D, cfg.features = NEAR_F, cfg.warmup_steps = 0;
+    if (cfg.k) cfg.k = NEAR_K;
+    own->near_bytes = near_rows * D * (int64_t)sizeof(float);
+    CHECK_OK(own, dlrn_trainer_create(own, &cfg, NULL, NULL, &t));
+    for (int i = 0; i < NEAR_STEPS; i++)
+        CHECK_OK(own, dlrn_trainer_step_on(t, x + i * D, NULL, NEAR_N, NULL));
+    return t;
+}
+
+/* Sums go through the same rows in the same order, few at a time or all: not a bit changes. */
+TEST(rows_that_stay_near) {
+    static const char *const recipes[] = {"dl-top_k", "dl-matryoshka", "dl-jump_relu", "dl-gated",
+                                          "reference"};
+    static float x[(NEAR_N + NEAR_STEPS) * D];
+    dlrn_rng rng = {5, 0, 0};
+    dlrn_context *own = test_context(NULL, 1);
+    for (int i = 0; i < (NEAR_N + NEAR_STEPS) * D; i++) x[i] = dlrn_rng_normal(&rng);
+    for (size_t r = 0; r < sizeof recipes / sizeof *recipes; r++) {
+        dlrn_trainer *all = near_run(own, recipes[r], 1 << 20, x);
+        dlrn_trainer *few = near_run(own, recipes[r], 60, x);
+        for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+            if (all->dict->param[role]) {
+                const size_t size = (size_t)dlrni_role_size(all->dict, role) * sizeof(float);
+                CHECK_MSG(!memcmp(all->dict->param[role], few->dict->param[role], size) &&
+                              !memcmp(all->m[role], few->m[role], size),
+                          "%s: role %d", recipes[r], role);
+            }
+        dlrn_trainer_destroy(all);
+        dlrn_trainer_destroy(few);
+    }
+    dlrn_context_destroy(own);
+}
+
 /* ---- Settings that do not fit ---- */
 
 static void refuse(const dlrn_train_config *cfg, const char *words) {
@@ -519,6 +562,7 @@ int main(int argc, char **argv) {
     RUN(gradients_of_a_skip);
     RUN(clipped_norms);
     RUN(rates_of_thresholds);
+    RUN(rows_that_stay_near);
     RUN(settings_that_do_not_fit);
     RUN(a_threshold_that_never_settles);
     dlrn_context_destroy(ctx);
