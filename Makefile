@@ -48,7 +48,8 @@ OWN_C    := test_io test_ranks_files $(if $(OBJCOPY),,$(REPLACING))
 
 # The example in C++, where that compiler is.
 HAVE_CXX := $(shell command -v $(CXX))
-PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(filter-out %_mpi.c,$(wildcard examples/[0-9][0-9]_*.c))) \
+NUMBERED := $(filter-out %_mpi.c,$(wildcard examples/[0-9][0-9]_*.c))
+PROGRAMS := $(BUILD)/dictlearn $(NUMBERED:examples/%.c=$(BUILD)/%) \
             $(if $(HAVE_CXX),$(BUILD)/09_cpp)
 ALL_C    := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 LINKED_C := $(filter-out $(OWN_C),$(ALL_C))
