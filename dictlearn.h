@@ -6605,7 +6605,7 @@ DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
 /* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
    rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
-                                           dlrn_status s) {
+                                            dlrn_status s) {
     dlrn_context *ctx = c->dict->ctx;
     const int64_t ld = c->dict->formula.k;
     if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
@@ -21750,11 +21750,13 @@ typedef struct dlrni_aux {
     dlrni_joint joint; /* and where their selections end                                   */
     int64_t pre_cap;
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    float *kept;         /* [n][features of a loss] pre-activations, loss after loss             */
+    int is_kept;         /* whether it holds those of this batch                       */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    int64_t e_cap, row_cap;
+    int64_t e_cap, row_cap, kept_cap;
 } dlrni_aux;
 
 /* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that
@@ -21764,6 +21766,7 @@ typedef struct dlrni_aux_loss {
     int64_t count, all;  /* here; on all ranks               */
     const float *rest;   /* [n][d_out] x_hat - y, of the features so far */
     float *e;            /* [n][d_out] as in dlrni_aux       */
+    float *pre;          /* [n][count], or NULL: not kept    */
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
@@ -24482,9 +24485,12 @@ DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
    done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
-    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
-                             bytes for each                                                     */
+    DLRNI_AUX_ROWS = 128,  /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
+    DLRNI_AUX_SUMS = 4096, /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
+                              bytes for each                                                    */
+    /* Pre-activations that forward keeps for backward: 64 MB. If there are more, backward computes
+       them again, which is a sixth of the products. */
+    DLRNI_AUX_KEPT = 1 << 24
 };
 
 /* Copies the rows row [count] of a matrix [.][d] into to [count][d]: kernels need them
@@ -24551,6 +24557,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
+    one.pre = a->is_kept ? a->kept + a->from[loss] * b->n : NULL;
     one.row = a->row + loss * b->n;
     return one;
 }
@@ -24575,6 +24582,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
                       a.count);
     }
     if (!a.count) return; /* nothing of this nested group is dead */
+    if (a.pre) memcpy(a.pre + r0 * a.count, f, (size_t)(rows * a.count) * sizeof *f);
     /* the values replace the pre-activations in place */
     for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
     dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
@@ -24589,6 +24597,9 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
+    a->is_kept = dlrni_ranks(t->ctx) == 1 && t->w.batch.n <= DLRNI_AUX_KEPT / a->count;
+    if (a->is_kept && !DLRNI_GROW(t->ctx, &a->kept, &a->kept_cap, 0, t->w.batch.n * a->count))
+        return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
         !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
@@ -24815,8 +24826,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features, over blocks of rows. The forward values are computed again, since
-   [n][dead] would be too large to keep. */
+/* A group of dead features, over blocks of rows. */
 typedef struct dlrni_aux_group {
     const int32_t *feature; /* [count] ascending */
     int64_t count;
@@ -24867,12 +24877,18 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     const dlrni_aux *a = &t->w.aux;
     const int64_t d = t->dict->d_in, at = h->feature - a->dead;
     const float *xc = t->w.batch.xc + r0 * d;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    if (!a->is_kept)
+        dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
     for (int64_t l = 0; l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
         const int64_t j0 = dlrni_max(a->from[l] - at, 0);
         const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
-        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+        if (j0 >= j1) continue;
+        for (int64_t i = 0; i < rows && one.pre; i++)
+            memcpy(h->f + i * DLRNI_GROUP + j0,
+                   one.pre + (r0 + i) * one.count + at + j0 - a->from[l],
+                   (size_t)(j1 - j0) * sizeof *h->f);
+        dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
     }
     dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
@@ -24909,7 +24925,8 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    if (!a->is_kept)
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     /* the first run needs no second array */
     dlrni_aux_group_run(t, &h, 0, dlrni_min(run, n), sum);
@@ -27905,7 +27922,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
                       w->below,       w->below_slope,   w->batch.xc,       w->batch.level,
                       w->batch.e2,    w->aux.dead,      w->aux.e,          w->aux.row,
                       w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->message,
-                      w->request,     w->aux.pre,       w->aux.joint.key};
+                      w->request,     w->aux.pre,       w->aux.joint.key,  w->aux.kept};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -33024,13 +33041,33 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
         for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
-/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. */
+/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. Two
+   tiles side by side use each row of a while it is in the first cache, too, if their rows of b fill
+   no more than half of it. */
 DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
-    for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
-        for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
-            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j,
-                             ldc);
+    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), HALF = 24 << 8 }; /* 24 KB */
+    const int64_t wide = 2 * COLS * k <= HALF ? 2 * COLS : COLS;
+    for (int64_t j = 0; j < n; j += wide)
+        for (int64_t i = 0; i < m; i += ROWS)
+            for (int64_t q = j; q < j + wide && q < n; q += COLS)
+                DLRNI_K(nt_tile)(m - i, n - q, k, a + i * lda, lda, b + q * ldb, ldb,
+                                 c + i * ldc + q, ldc);
+}
+
+/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. */
+DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
+                                      const float *const *x, int64_t at, const float *w) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
+    DLRNI_K(v16) r[VECTORS];
+    DLRNI_UNROLL
+    for (int v = 0; v < VECTORS; v++) r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
+    DLRNI_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) b = DLRNI_K(set1)(x[i][at]);
+        DLRNI_UNROLL
+        for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
+    }
 }
 
 /* A tile of outer_rows rows by outer_vectors vectors of columns, with all sums in registers:
@@ -33048,8 +33085,8 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
                                         int64_t ldc) {
-    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
-    DLRNI_K(v16) s[ROWS][VECTORS], w[VECTORS];
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), STEPS = 4 };
+    DLRNI_K(v16) s[ROWS][VECTORS];
     const float *x[ROWS];
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
@@ -33061,17 +33098,13 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
-    for (int64_t p = 0; p < k; p++) { /* one chain of multiply-adds for each element, p in order */
+    int64_t p = 0; /* one chain of multiply-adds for each element, p in order */
+    for (; col == 1 && p + STEPS <= k; p += STEPS) {
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
-        DLRNI_UNROLL
-        for (int i = 0; i < ROWS; i++) {
-            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]); /* by rows or by columns of a */
-            DLRNI_UNROLL
-            for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
-        }
+        for (int q = 0; q < STEPS; q++)
+            DLRNI_K(outer_step)(s, x, p + q, panel + (p + q) * DLRNI_GROUP);
     }
+    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, panel + p * DLRNI_GROUP);
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
