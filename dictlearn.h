@@ -3933,6 +3933,10 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
     for (int64_t p = 0; p < depth; p++) {
         for (int64_t q = 0; q < DLRNI_GROUP && p + AHEAD < depth; q += DLRNI_LANES)
             DLRNI_PREFETCH_FAR(b + (p + AHEAD) * ldb + q);
+        if (n == DLRNI_GROUP) { /* a few moves: a call of memcpy takes longer */
+            memcpy(panel + p * DLRNI_GROUP, b + p * ldb, DLRNI_GROUP * sizeof(float));
+            continue;
+        }
         memcpy(panel + p * DLRNI_GROUP, b + p * ldb, (size_t)n * sizeof(float));
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
     }
@@ -32303,7 +32307,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 /* Quarters of four lanes: two of a, then two of b. 0x44 takes 0 1, 0xEE 2 3, 0x88 0 2, 0xDD 1 3. */
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
 /* The same tree as in avx2, with half of the shuffles: four vectors end in the lanes of one. */
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+DLRNI_INLINE void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44),
                               DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* +8: A, B: 8 lanes each */
     __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
@@ -33103,6 +33107,11 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
         DLRNI_UNROLL
         for (int q = 0; q < STEPS; q++)
             DLRNI_K(outer_step)(s, x, p + q, panel + (p + q) * DLRNI_GROUP);
+    }
+    for (; row == 1 && m == ROWS && p < k; p++) { /* the numbers of a step lie side by side */
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) x[i] = a + p * col + i;
+        DLRNI_K(outer_step)(s, x, 0, panel + p * DLRNI_GROUP);
     }
     for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, panel + p * DLRNI_GROUP);
     DLRNI_UNROLL
