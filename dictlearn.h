@@ -2373,6 +2373,13 @@ typedef enum dlrn_matmul_op {
 enum { DLRN_MATMUL_WORK = 512 * 48 };
 DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                             dlrn_tensor b, float beta, dlrn_tensor c, float *work);
+/* The same on the context's threads, without a BLAS. `then` is called once for each block of c when
+   it is finished, while it is in the cache, on the thread that computed it: c [row + i][col + j] is
+   block [i][j], and `then` may change it. For what follows a product: a bias, an activation. */
+typedef void (*dlrn_matmul_body)(void *arg, int64_t row, int64_t col, dlrn_tensor block);
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op,
+                                                 dlrn_tensor a, dlrn_tensor b, float beta,
+                                                 dlrn_tensor c, dlrn_matmul_body then, void *arg);
 /* The next three take vectors of n numbers, give the same bits with every kernel set, and may be
    called inside a body of dlrn_parallel_for.
    The scalar product of a and b: */
@@ -3832,33 +3839,38 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 
 /* ---- Products ----
 
-   Dense products. A task computes a block of c: up to 1024 rows, up to 8 panels of 48 columns. It
-   walks the depth in slices of 512:
+   Dense products. The right side is cut into panels of 48 columns and slices of 512 steps of the
+   depth. All threads pack a wave of them, 16 MB at the most. Then a task computes up to 256 rows
+   of c: slice by slice it copies its rows of a, and all panels of the slice pass by them:
 
-            depth                        8 panels of 48
+            depth                        panels of 48
          +--------+--------+         +----+----+ ... +----+
      a   | slice  |        |     b   |    |    |     |    |  slice
          | copied |        |         +----+----+ ... +----+
-         +--------+--------+         packed one at a time; all rows of the slice pass by it
+         +--------+--------+         packed once for all tasks; the next one is prefetched
 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
-   would evict one another. A packed panel is read in one run from the second cache. Measured on Zen
-   4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
-   copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
-   0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
-   must leave most of the second cache free; the copied rows take 2 MB at the most. */
+   would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
+   second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
+   up to 512 rows, 0.82 with 1024, which fill the cache. There and on two threads, beside tasks of
+   1024 rows that pack each panel for themselves: NT, NN, TN of 2048 x 8192 x 512 1.12, 1.14 and
+   1.18 times as fast, TN of 8192 x 512 x 2048 1.15 times. Measured on Zen 4 with 1024 rows: NT
+   0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
+   bench`, rows gemm. */
 
 enum {
-    DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
-    DLRNI_GEMM_ROWS_MIN = 128, /* below, packing a panel costs too much beside its product     */
-    DLRNI_GEMM_PANELS = 8,     /* of a task: share the copied rows; 4 to 8: TN 0.80 to 0.83   */
+    DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
+    DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
+    DLRNI_GEMM_CHUNK =
+        24, /* rows between two prefetches of the next panel: whole tiles in all sets */
+    DLRNI_GEMM_WAVE = 1 << 22, /* numbers that are packed at one time                            */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
 };
 
-/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. NN, NT and TN differ only in how a
-   and b are packed; one kernel computes all three. */
+/* c [m][n] = op(a, b) (+ c). NN, NT and TN differ only in how a and b are packed; one kernel
+   computes all three. */
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
     dlrn_matmul_op op;
@@ -3866,9 +3878,13 @@ typedef struct dlrni_gemm_job {
     const float *a, *b;
     float *c;
     int beta;
-    int64_t rows, blocks_m, blocks_n; /* rows of a task; blocks of rows, of columns           */
-    int copies_a;                     /* whether a task copies its rows of a                  */
-    float *work;                      /* [workers][work_size]: a panel, then the copied rows  */
+    dlrn_matmul_body then; /* NULL, or for each finished block of c */
+    void *arg;
+    int64_t slices, first, panels; /* of the depth; first column and panels of this wave       */
+    int64_t rows, blocks;          /* rows of a task; blocks of rows                           */
+    int64_t run, runs;             /* panels of a task; runs of panels                         */
+    float *packed; /* [slices][panels][DLRN_MATMUL_WORK]; NULL: tasks pack their own panels */
+    float *work;   /* [workers][work_size]: a panel, then the copied rows                   */
     int64_t work_size;
 } dlrni_gemm_job;
 
@@ -3952,35 +3968,79 @@ DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
-/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still
-   in the cache: `down` walks through the rows of c first, else through its columns. The sums of an
-   element go through the depth in order, slice after slice, starting from c, so that the size of a
-   slice does not change a bit. */
-DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
+/* Steps of slice s. */
+DLRNI_INTERNAL int64_t dlrni_gemm_depth(const dlrni_gemm_job *j, int64_t s) {
+    return dlrni_min(DLRNI_GEMM_DEPTH, j->depth - s * DLRNI_GEMM_DEPTH);
+}
+
+/* Columns of panel p of the wave. */
+DLRNI_INTERNAL int64_t dlrni_gemm_width(const dlrni_gemm_job *j, int64_t p) {
+    return dlrni_min(DLRNI_GROUP, j->n - j->first - p * DLRNI_GROUP);
+}
+
+/* panel = slice s of panel p. */
+DLRNI_INTERNAL void dlrni_gemm_pack(const dlrni_gemm_job *j, int64_t s, int64_t p, float *panel) {
+    const int64_t at = j->first + p * DLRNI_GROUP, from = s * DLRNI_GEMM_DEPTH;
+    const int64_t n = dlrni_gemm_width(j, p), depth = dlrni_gemm_depth(j, s);
+    if (j->op == DLRN_NT)
+        dlrni_pack_rows(j->k, j->b + at * j->ldb + from, j->ldb, n, depth, panel);
+    else
+        dlrni_pack_cols(j->b + from * j->ldb + at, j->ldb, n, depth, panel);
+}
+
+DLRNI_INTERNAL float *dlrni_gemm_packed(const dlrni_gemm_job *j, int64_t s, int64_t p) {
+    return j->packed + (s * j->panels + p) * DLRN_MATMUL_WORK;
+}
+
+/* Task: packs one panel's slice of the wave. */
+DLRNI_INTERNAL void dlrni_gemm_pack_task(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int down = j->m < j->n;
-    int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows,
-            m = dlrni_min(j->rows, j->m - i0);
-    int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
-    int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
-    int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
-    float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
-    if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
-    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) /* a sum of nothing is 0 */
-        memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
-    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
-        int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
-        const float *a = copy ? copy : j->a + i0 * row + p * col;
-        if (copy) dlrni_pack_left(j, i0, m, p, depth, copy);
-        for (int64_t at = j0; at < j1; at += DLRNI_GROUP) {
-            int64_t n = dlrni_min(DLRNI_GROUP, j1 - at);
-            if (j->op == DLRN_NT)
-                dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
-            else
-                dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
+    const int64_t s = task / j->panels, p = task % j->panels;
+    (void)worker;
+    dlrni_gemm_pack(j, s, p, dlrni_gemm_packed(j, s, p));
+}
+
+/* The product of m copied rows of a with a packed panel, while `next`, the panel that follows,
+   comes to the second cache: without, each panel would begin with a wait for the memory. */
+DLRNI_INTERNAL void dlrni_gemm_panel(const dlrni_gemm_job *j, int64_t m, int64_t n, int64_t depth,
+                                     const float *a, const float *panel, const float *next,
+                                     int beta, float *c) {
+    const int64_t chunks = dlrni_ceil_div(m, DLRNI_GEMM_CHUNK), numbers = depth * DLRNI_GROUP;
+    const int64_t each = dlrni_ceil_div(numbers, chunks * DLRNI_LANES) * DLRNI_LANES;
+    for (int64_t q = 0; q < chunks; q++) {
+        const int64_t i = q * DLRNI_GEMM_CHUNK, end = dlrni_min((q + 1) * each, numbers);
+        for (int64_t at = q * each; at < end; at += DLRNI_LANES) DLRNI_PREFETCH_FAR(next + at);
+        j->k->outer(dlrni_min(DLRNI_GEMM_CHUNK, m - i), n, depth, a + i * DLRNI_GEMM_STRIDE,
+                    DLRNI_GEMM_STRIDE, 1, panel, beta, c + i * j->ldc, j->ldc);
+    }
+}
+
+/* Task: a block of rows of c by a run of panels. The sums of an element go through the depth in
+   order, slice after slice, starting from c, so that the size of a slice does not change a bit. */
+DLRNI_INTERNAL void dlrni_gemm_task(void *arg, int64_t task, int worker) {
+    const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
+    const int64_t i0 = task / j->runs * j->rows, m = dlrni_min(j->rows, j->m - i0);
+    const int64_t p0 = task % j->runs * j->run, p1 = dlrni_min(p0 + j->run, j->panels);
+    float *own = j->work + worker * j->work_size, *copy = own + DLRN_MATMUL_WORK;
+    for (int64_t s = 0; s < j->slices; s++) {
+        const int64_t depth = dlrni_gemm_depth(j, s);
+        dlrni_pack_left(j, i0, m, s * DLRNI_GEMM_DEPTH, depth, copy);
+        for (int64_t p = p0; p < p1; p++) {
+            const int64_t at = j->first + p * DLRNI_GROUP, n = dlrni_gemm_width(j, p);
+            const int last = s + 1 == j->slices, more = p + 1 < p1;
+            const float *panel = own, *next = own;
+            float *c = j->c + i0 * j->ldc + at;
+            if (j->packed) {
+                panel = dlrni_gemm_packed(j, s, p);
+                next = more   ? panel + DLRN_MATMUL_WORK
+                       : last ? panel
+                              : dlrni_gemm_packed(j, s + 1, p0);
+            } else {
+                dlrni_gemm_pack(j, s, p, own);
+            }
             /* from the second slice on, c holds the sums so far */
-            j->k->outer(m, n, depth, a, row, col, panel, j->beta || p, c + at, j->ldc);
+            dlrni_gemm_panel(j, m, n, depth, copy, panel, next, j->beta || s, c);
+            if (last && j->then) j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
         }
     }
 }
@@ -4015,27 +4075,71 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     return DLRN_OK;
 }
 
-/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the
-   last task to end decides how long all take. */
-DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
-    job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
+/* Cuts a wave into tasks: the largest blocks that still give four tasks a thread, because the last
+   task to end decides how long all take. Runs of few panels copy their rows of a for little. */
+DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int64_t panels, int threads) {
+    enum { RUN_MIN = 4 };
+    const int64_t wanted = 4 * (int64_t)threads;
     job->rows = DLRNI_GEMM_ROWS;
-    while (job->rows > DLRNI_GEMM_ROWS_MIN &&
-           dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
+    do {
+        job->blocks = dlrni_ceil_div(job->m, job->rows);
+        job->runs = dlrni_max(
+            dlrni_min(dlrni_ceil_div(wanted, job->blocks), dlrni_ceil_div(panels, RUN_MIN)), 1);
+        if (job->blocks * job->runs >= wanted || job->rows == DLRNI_GEMM_ROWS_MIN) break;
         job->rows /= 2;
-    job->blocks_m = dlrni_ceil_div(job->m, job->rows);
+    } while (1);
+    job->run = dlrni_ceil_div(panels, job->runs);
+    job->runs = dlrni_ceil_div(panels, job->run);
 }
 
-/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are
-   allocated anew each time: a product is long, and a context keeps no scratch. */
+/* A product of depth 0, which has no task: a sum of nothing is 0. */
+DLRNI_INTERNAL void dlrni_gemm_nothing(const dlrni_gemm_job *j) {
+    for (int64_t i = 0; i < j->m && !j->beta; i++)
+        memset(j->c + i * j->ldc, 0, (size_t)j->n * sizeof *j->c);
+    if (j->then && j->m && j->n) j->then(j->arg, 0, 0, dlrn_view(j->c, j->m, j->n, j->ldc));
+}
+
+/* Wave after wave. Where all rows are in one block, a panel is used once, and the task that uses it
+   packs it. */
+DLRNI_INTERNAL void dlrni_gemm_waves(dlrn_context *ctx, dlrni_gemm_job *job, int64_t wave) {
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t p = 0; p < all; p += wave) {
+        job->first = p * DLRNI_GROUP;
+        job->panels = dlrni_min(wave, all - p);
+        dlrni_gemm_plan(job, job->panels, ctx->threads);
+        const int64_t columns = dlrni_min(job->panels * DLRNI_GROUP, job->n - job->first);
+        if (job->packed)
+            dlrni_parallel_for(ctx, job->slices * job->panels, dlrni_ns(job->depth, columns),
+                               dlrni_gemm_pack_task, job);
+        dlrni_parallel_for(ctx, job->blocks * job->runs,
+                           dlrni_ns(job->m, columns) * (double)job->depth / 16, dlrni_gemm_task,
+                           job);
+    }
+}
+
+/* On the context's threads. Every thread has a panel and a copy of its rows of a. They and the
+   packed wave are allocated anew each time: a product is long, and a context keeps no scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
-    dlrni_gemm_plan(job, ctx->threads);
-    job->copies_a = 1;
-    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    int64_t wave = all;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    if (!job->m || !job->n || !job->depth) return DLRN_OK;
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, DLRNI_GEMM_ROWS) * DLRNI_GEMM_STRIDE;
     job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
     if (!job->work) return DLRN_ERR_MEMORY;
-    dlrni_parallel_for(ctx, job->blocks_m * job->blocks_n,
-                       dlrni_ns(job->m, job->n) * (double)job->depth / 16, dlrni_gemm_block, job);
+    if (job->m > DLRNI_GEMM_ROWS) {
+        const int64_t each = job->slices * DLRN_MATMUL_WORK; /* of a panel */
+        wave = dlrni_max(dlrni_min(DLRNI_GEMM_WAVE / each, all), 1);
+        wave = dlrni_ceil_div(all, dlrni_ceil_div(all, wave)); /* waves of one size */
+        job->packed = DLRNI_NEW(ctx, float, wave *each);
+        if (!job->packed) {
+            dlrn_free(ctx, job->work);
+            return DLRN_ERR_MEMORY;
+        }
+    }
+    dlrni_gemm_waves(ctx, job, wave);
+    dlrn_free(ctx, job->packed);
     dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
@@ -4043,11 +4147,17 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job
 /* On this thread alone, in the caller's `work`, which holds a panel and no copy of a: for the small
    products of a language model's attention, inside a task. */
 DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
-    dlrni_gemm_plan(job, 1);
-    job->work = work;
-    job->work_size = DLRN_MATMUL_WORK;
-    for (int64_t task = 0; task < job->blocks_m * job->blocks_n; task++)
-        dlrni_gemm_block(job, task, 0);
+    const int64_t row = job->op == DLRN_TN ? 1 : job->lda, col = job->op == DLRN_TN ? job->lda : 1;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->panels = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t s = 0; s < job->slices; s++)
+        for (int64_t p = 0; p < job->panels; p++) {
+            dlrni_gemm_pack(job, s, p, work);
+            job->k->outer(job->m, dlrni_gemm_width(job, p), dlrni_gemm_depth(job, s),
+                          job->a + s * DLRNI_GEMM_DEPTH * col, row, col, work, job->beta || s,
+                          job->c + p * DLRNI_GROUP, job->ldc);
+        }
 }
 
 #ifdef DICTLEARN_CBLAS
@@ -4064,12 +4174,10 @@ DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
 }
 #endif
 
-/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
-   host's own products only. */
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
-                                 float beta, dlrn_tensor c, float *work) {
+/* The job of a product whose matrices fit. */
+DLRNI_INTERNAL dlrni_gemm_job dlrni_gemm_job_of(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                                dlrn_tensor b, float beta, dlrn_tensor c) {
     dlrni_gemm_job job;
-    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
     memset(&job, 0, sizeof job);
     job.k = ctx->k;
     job.op = op;
@@ -4083,6 +4191,15 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     job.c = c.data;
     job.ldc = c.stride;
     job.beta = beta != 0.0f;
+    return job;
+}
+
+/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
+   host's own products only. */
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c, float *work) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
     if (work) { /* also with a BLAS, whose threads must not start inside a task */
         dlrni_gemm_serial(&job, work);
         return DLRN_OK;
@@ -4090,6 +4207,17 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
 #ifdef DICTLEARN_CBLAS
     if (dlrni_gemm_blas(&job)) return DLRN_OK;
 #endif
+    return dlrni_gemm_parallel(ctx, &job);
+}
+
+/* Never by a BLAS, which has no blocks to hand out. */
+DLRN_API dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                      dlrn_tensor b, float beta, dlrn_tensor c,
+                                      dlrn_matmul_body then, void *arg) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
+    job.then = then;
+    job.arg = arg;
     return dlrni_gemm_parallel(ctx, &job);
 }
 
