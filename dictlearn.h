@@ -3840,7 +3840,7 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 /* ---- Products ----
 
    Dense products. The right side is cut into panels of 48 columns and slices of 512 steps of the
-   depth. All threads pack a wave of them, 16 MB at the most. Then a task computes up to 256 rows
+   depth. All threads pack a wave of them, 20 MB at the most. Then a task computes up to 256 rows
    of c: slice by slice it copies its rows of a, and all panels of the slice pass by them:
 
             depth                        panels of 48
@@ -3863,7 +3863,7 @@ enum {
     DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
     DLRNI_GEMM_CHUNK =
         24, /* rows between two prefetches of the next panel: whole tiles in all sets */
-    DLRNI_GEMM_WAVE = 1 << 22, /* numbers that are packed at one time                            */
+    DLRNI_GEMM_WAVE = 5 << 20, /* numbers that are packed at one time                            */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
