@@ -3852,9 +3852,10 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
    would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
    second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
-   up to 512 rows, 0.82 with 1024, which fill the cache. There and on two threads, beside tasks of
-   1024 rows that pack each panel for themselves: NT, NN, TN of 2048 x 8192 x 512 1.12, 1.14 and
-   1.18 times as fast, TN of 8192 x 512 x 2048 1.15 times. Measured on Zen 4 with 1024 rows: NT
+   up to 512 rows, 0.82 with 1024, which fill the cache. There on two threads, in turns
+   with tasks of 1024 rows that pack each panel for themselves, medians: NN and TN of 2048 x 8192 x
+   512 1.08 and 1.13 times as fast, NT 1.05, TN of 8192 x 512 x 2048 1.18, NN of 2048 x 512 x 8192
+   1.02, NT of 4096 x 2048 x 512 1.17. Measured on Zen 4 with 1024 rows: NT
    0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
    bench`, rows gemm. */
 
