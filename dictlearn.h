@@ -3960,7 +3960,7 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 /* ---- Products ----
 
    Dense products. The right side is cut into panels of 48 columns and slices of 512 steps of the
-   depth. All threads pack a wave of them, 16 MB at the most. Then a task computes up to 256 rows
+   depth. All threads pack a wave of them, 20 MB at the most. Then a task computes up to 256 rows
    of c: slice by slice it copies its rows of a, and all panels of the slice pass by them:
 
             depth                        panels of 48
@@ -3972,9 +3972,10 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
    would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
    second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
-   up to 512 rows, 0.82 with 1024, which fill the cache. There and on two threads, beside tasks of
-   1024 rows that pack each panel for themselves: NT, NN, TN of 2048 x 8192 x 512 1.12, 1.14 and
-   1.18 times as fast, TN of 8192 x 512 x 2048 1.15 times. Measured on Zen 4 with 1024 rows: NT
+   up to 512 rows, 0.82 with 1024, which fill the cache. There on two threads, in turns
+   with tasks of 1024 rows that pack each panel for themselves, medians: NN and TN of 2048 x 8192 x
+   512 1.08 and 1.13 times as fast, NT 1.05, TN of 8192 x 512 x 2048 1.18, NN of 2048 x 512 x 8192
+   1.02, NT of 4096 x 2048 x 512 1.17. Measured on Zen 4 with 1024 rows: NT
    0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
    bench`, rows gemm. */
 
@@ -3983,7 +3984,7 @@ enum {
     DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
     DLRNI_GEMM_CHUNK =
         24, /* rows between two prefetches of the next panel: whole tiles in all sets */
-    DLRNI_GEMM_WAVE = 1 << 22, /* numbers that are packed at one time                            */
+    DLRNI_GEMM_WAVE = 5 << 20, /* numbers that are packed at one time                            */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
@@ -22231,16 +22232,17 @@ typedef struct dlrni_aux {
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
     int64_t all[DLRN_GROUPS_MAX]; /* dead features of each loss, on all ranks             */
-    dlrni_joint joint;            /* several ranks: where the selections of rows in hand end */
+    float *pre;        /* several ranks: [rows][dead] of the rows in hand                  */
+    dlrni_joint joint; /* and where their selections end                                   */
+    int64_t pre_cap;
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
-    float *pre;          /* [n][features of a loss] pre-activations, loss after loss, if kept; on
-                            several ranks [rows][count] of the rows in hand            */
-    int kept;            /* whether pre holds those of this batch                      */
+    float *kept;         /* [n][features of a loss] pre-activations, loss after loss             */
+    int is_kept;         /* whether it holds those of this batch                       */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    int64_t e_cap, row_cap, pre_cap;
+    int64_t e_cap, row_cap, kept_cap;
 } dlrni_aux;
 
 /* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that
@@ -25121,7 +25123,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
-    one.pre = a->kept ? a->pre + a->from[loss] * b->n : NULL;
+    one.pre = a->is_kept ? a->kept + a->from[loss] * b->n : NULL;
     one.row = a->row + loss * b->n;
     return one;
 }
@@ -25161,8 +25163,8 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
-    a->kept = dlrni_ranks(t->ctx) == 1 && t->w.batch.n <= DLRNI_AUX_KEPT / a->count;
-    if (a->kept && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, t->w.batch.n * a->count))
+    a->is_kept = dlrni_ranks(t->ctx) == 1 && t->w.batch.n <= DLRNI_AUX_KEPT / a->count;
+    if (a->is_kept && !DLRNI_GROW(t->ctx, &a->kept, &a->kept_cap, 0, t->w.batch.n * a->count))
         return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
         !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
@@ -25441,7 +25443,7 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     const dlrni_aux *a = &t->w.aux;
     const int64_t d = t->dict->d_in, at = h->feature - a->dead;
     const float *xc = t->w.batch.xc + r0 * d;
-    if (!a->kept)
+    if (!a->is_kept)
         dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
     for (int64_t l = 0; l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
@@ -25489,7 +25491,7 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    if (!a->kept)
+    if (!a->is_kept)
         dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     /* the first run needs no second array */
@@ -28507,7 +28509,7 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
                       w->below,       w->below_slope,   w->batch.xc,       w->batch.level,
                       w->batch.e2,    w->aux.dead,      w->aux.e,          w->aux.row,
                       w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->message,
-                      w->request,     w->aux.pre,       w->aux.joint.key};
+                      w->request,     w->aux.pre,       w->aux.joint.key,  w->aux.kept};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */

@@ -945,18 +945,13 @@ typedef struct hf_product {
     float *y;
 } hf_product;
 
-/* y += b; b NULL: nothing. */
-static void hf_add_bias(float *y, const float *b, int64_t n) {
-    for (int64_t c = 0; b && c < n; c++) y[c] += b[c];
-}
-
 /* Bias and activation of a part of a row. */
 static void hf_finish_row(const hf_product *j, float *y, const float *b, int64_t n) {
     const hf_activation kind = j->m->shape.activation;
     if (j->activated && (kind == HF_GELU || kind == HF_GELU_CLIPPED))
         lm_gelu(j->m->width, y, b, n);
-    else
-        hf_add_bias(y, b, n);
+    else if (b)
+        lm_add(j->m->width, y, b, n);
     if (kind == HF_GELU) return;
     for (int64_t c = 0; j->activated && c < n; c++) y[c] = hf_activate(kind, y[c]);
 }
@@ -1035,7 +1030,7 @@ typedef struct hf_head {
 static void hf_turn_head(const hf_model *m, const hf_head *h, float *at, const float *bias) {
     const int64_t half = m->shape.rope.dims / 2;
     for (int64_t i = h->first; i < h->end; i++, at += h->row) {
-        hf_add_bias(at, bias, h->dim);
+        if (bias) lm_add(m->width, at, bias, h->dim);
         hf_turn(at, m->turn + m->position[i] * half * 2, half);
     }
 }
@@ -1045,7 +1040,7 @@ static void hf_lay_keys(const hf_model *m, const hf_head *h, const float *k, flo
                         const float *v_bias, int in_cache) {
     for (int64_t i = h->first; i < h->end; i++, k += h->row, v += h->row) {
         const int64_t at = m->position[i];
-        hf_add_bias(v, v_bias, h->dim);
+        if (v_bias) lm_add(m->width, v, v_bias, h->dim);
         for (int64_t c = 0; c < h->dim; c++) h->k[c * h->k_stride + at] = k[c];
         if (in_cache) memcpy(h->v + at * h->v_stride, v, (size_t)h->dim * sizeof *v);
     }

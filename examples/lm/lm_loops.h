@@ -207,6 +207,16 @@ LM_BODY void lm_gelu_body(lm_width width, float *LM_APART x, const float *LM_APA
 }
 LM_LOOP(lm_gelu, (lm_width width, float *x, const float *bias, int64_t n), (width, x, bias, n))
 
+/* y [n] += b [n]. */
+LM_BODY void lm_add_body(lm_width width, float *LM_APART y, const float *LM_APART b, int64_t n) {
+    int64_t c = 0;
+    for (; c + 16 <= n; c += 16)
+        for (int i = 0; i < 16; i++) y[c + i] += b[c + i];
+    for (; c < n; c++) y[c] += b[c];
+    (void)width;
+}
+LM_LOOP(lm_add, (lm_width width, float *y, const float *b, int64_t n), (width, y, b, n))
+
 /* y [n] = sum over t < count of a[t] rows [t][stride]; n is a multiple of 16. */
 LM_BODY void lm_mix(const float *LM_APART a, int64_t count, const float *LM_APART rows,
                     int64_t stride, int64_t n, float *LM_APART y) {
