@@ -19,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
 enum { MPI_SMALL = 4096 };
 typedef struct mpi_call { /* a call that has begun. Block r of data belongs to rank r */
     struct mpi_call *next;
