@@ -5211,7 +5211,7 @@ DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
 
 /* A feature's side of the inequality: column j of coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP]. `above`
    is bias - floor. */
-DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
+DLRNI_INTERNAL void dlrni_screen_factors(const dlrni_screen *s, const dlrni_rounding *r, int64_t d,
                                          int ok, double above, float *coef) {
     double slack = ((double)(s->sums ? d : 0) + (double)d / 16 + 16) / 16777216; /* g, 2^24 */
     double scale = (double)r->scale, unit = above / scale, full = dlrni_norm_above(r->full);
@@ -5447,7 +5447,7 @@ DLRNI_INTERNAL void dlrni_screen_features(const dlrni_screen *s, const dlrn_dict
         dlrni_rounding r;
         s->round(w, d, 1, part + j * width, &r);
         if (gate->norm) above = dlrni_ranked_above(gate->norm[f0 + j], bias, floor);
-        dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
+        dlrni_screen_factors(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
         if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
 }
@@ -24025,7 +24025,7 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
 enum { DLRNI_SUMS_SHARED = 4 };
 
 /* How many rows of d numbers stay in the second cache while sums share them. */
-DLRNI_INTERNAL int64_t dlrni_near_rows(const dlrn_context *ctx, int64_t d) {
+DLRNI_INTERNAL int64_t dlrni_rows_that_stay(const dlrn_context *ctx, int64_t d) {
     return ctx->near_bytes / (d * (int64_t)sizeof(float));
 }
 
@@ -24175,7 +24175,7 @@ DLRNI_INTERNAL dlrn_status dlrni_slab_room(dlrn_trainer *t) {
     /* entries if all features were active */
     double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     double share = (double)dlrni_wave_entries(&w->codes) / all;
-    double near_atoms = (double)dlrni_near_rows(t->ctx, t->dict->d_out);
+    double near_atoms = (double)dlrni_rows_that_stay(t->ctx, t->dict->d_out);
     const int many = w->batch.n >= (int64_t)4 * t->ctx->threads * 4 * DLRNI_BLOCK;
     w->slab = share > DLRNI_DENSE || (share * near_atoms >= DLRNI_SUMS_SHARED && many) ? 4 : 1;
     w->slab_max = w->slab * dlrni_block_max(&w->codes);
@@ -24500,7 +24500,7 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
         dlrni_sums g = {slab->rows, d,         f0, f1 - f0, from,
-                        to,         slab->col, d,  b->e_ld, dlrni_near_rows(t->ctx, d)};
+                        to,         slab->col, d,  b->e_ld, dlrni_rows_that_stay(t->ctx, d)};
         /* in an earlier wave; of several ranks, one may have no feature of the first levels */
         if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
@@ -24571,7 +24571,7 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
                     f0,      dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
                     b->at,   b->at + 1,
                     b->col,  d,
-                    d,       dlrni_near_rows(t->ctx, d)};
+                    d,       dlrni_rows_that_stay(t->ctx, d)};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -26041,8 +26041,9 @@ DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
     const int64_t ld = t->w.batch.e_ld;
-    const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
-                            v->at + j0 + 1, v->row, ld,       d,       dlrni_near_rows(t->ctx, d)};
+    const dlrni_sums out = {
+        j1 - j0,        d,      v->first, v->rows, v->at + j0,
+        v->at + j0 + 1, v->row, ld,       d,       dlrni_rows_that_stay(t->ctx, d)};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
     const int sparse = dlrni_sums_sparse(&out);
@@ -26080,7 +26081,7 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     const int64_t d = t->dict->d_in;
     const dlrni_sums in = {v->width,  d,      v->first, v->rows, v->at,
-                           v->at + 1, v->row, d,        d,       dlrni_near_rows(t->ctx, d)};
+                           v->at + 1, v->row, d,        d,       dlrni_rows_that_stay(t->ctx, d)};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -26290,7 +26291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
-    const double near_rows = (double)dlrni_near_rows(t->ctx, t->dict->d_in);
+    const double near_rows = (double)dlrni_rows_that_stay(t->ctx, t->dict->d_in);
     int together =
         c->stretches > 1 || c->active > DLRNI_DENSE || c->active * near_rows >= DLRNI_SUMS_SHARED;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
@@ -30440,7 +30441,7 @@ DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y
     if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
-/* A batch's rows, which are measured in two ways: each by itself, and each dimension over all of
+/* A batch's rows, which are measured in two ways: each alone, and each dimension over all of
    them. */
 typedef struct dlrni_measuring {
     dlrn_evaluator *e;
