@@ -3708,14 +3708,18 @@ DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
    skip. They stay equal, bit for bit, because every rank computes them from the same numbers in the
    same order. With one rank all functions here return at once. */
 
+#ifndef DLRNI_SPAN
+#define DLRNI_SPAN DLRNI_GROUP /* features that stay together; a test cuts small files */
+#endif
+
 /* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
    not divide, some ranks have one group more than others, and where there are fewer groups than
    ranks, some have none. */
 DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
-    const int64_t groups = dlrni_ceil_div(F, DLRNI_GROUP), ranks = dlrni_ranks(ctx);
+    const int64_t groups = dlrni_ceil_div(F, DLRNI_SPAN), ranks = dlrni_ranks(ctx);
     const int64_t rank = ctx->cfg.collective.rank;
-    *at = dlrni_min(groups * rank / ranks * DLRNI_GROUP, F);
-    *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_GROUP, F) - *at;
+    *at = dlrni_min(groups * rank / ranks * DLRNI_SPAN, F);
+    *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_SPAN, F) - *at;
 }
 
 DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
@@ -4514,24 +4518,62 @@ DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
     dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
-/* Memory for one role; its numbers are not set. */
+/* The size of a letter in the whole dictionary, as files have it. */
+DLRNI_INTERNAL int64_t dlrni_whole_extent(const dlrn_dictionary *dict, char letter) {
+    return letter == 'F' ? dict->span_of : dlrni_extent(dict, letter);
+}
+
+/* Memory for one role; its numbers are not set. An empty span has a block, too: NULL means that
+   the family has no such parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
-    dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
+    dict->param[role] = DLRNI_NEW(dict->ctx, float, dlrni_max(dlrni_role_size(dict, role), 1));
     return dict->param[role] ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* The same with memory for all roles of the family. */
-DLRNI_INTERNAL dlrn_status dlrni_dictionary_alloc(dlrn_context *ctx, const dlrni_family *family,
-                                                  int64_t d_in, int64_t d_out, int64_t features,
-                                                  dlrn_dictionary **out) {
-    DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
+/* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
-        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*out, role);
+        if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
     if (s == DLRN_OK) return s;
-    dlrn_dictionary_destroy(*out);
-    *out = NULL;
+    dlrn_dictionary_destroy(*dict);
+    *dict = NULL;
     return s;
+}
+
+/* Families that need all features at once cannot be shared out; an identity has none to share. */
+DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
+    static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
+    for (size_t i = 0; dlrni_ranks(ctx) > 1 && i < sizeof whole / sizeof *whole; i++)
+        if (!strcmp(family->name, whole[i]))
+            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                             "a dictionary on %d ranks: expected a family whose features are "
+                             "encoded one by one, found %s",
+                             dlrni_ranks(ctx), family->name);
+    return DLRN_OK;
+}
+
+/* A new dictionary: this rank's span of the features, with memory for all roles of the family. */
+DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_family *family,
+                                            int64_t d_in, int64_t d_out, int64_t features,
+                                            dlrn_dictionary **out) {
+    *out = NULL;
+    DLRNI_TRY(dlrni_check_spans(ctx, family));
+    DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
+    if (family->roles) dlrni_take_span(*out);
+    return dlrni_params_alloc(family, out);
+}
+
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
+   itself, and the numbers of the whole go part by part. */
+DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_part *part = &dict->part[i];
+        if (f < part->feature_at + part->dict->features)
+            return before + part->dict->span_at + f - part->feature_at;
+    }
+    return dict->span_at + f;
 }
 
 /* ---- Parts ---- */
@@ -4657,14 +4699,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_select(dlrn_context *ctx, const dlrn_form
 /* Draws all features, of the parts where there are any; the output bias is 0. */
 DLRNI_INTERNAL void dlrni_draw_features(dlrn_dictionary *dict, uint64_t seed,
                                         void (*draw)(void *job, int64_t j, int worker)) {
-    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, 0};
+    dlrni_start_job job = {dict, dlrni_family_named(dict->family), seed, dict->span_at};
     /* one row for all features, so no task owns it */
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)dict->d_out * sizeof(float));
     if (!dict->n_parts) dlrn_parallel_for(dict->ctx, dict->features, draw, &job);
     for (int64_t i = 0; i < dict->n_parts; i++) {
         job.dict = dict->part[i].dict;
         job.family = dlrni_family_named(job.dict->family);
-        job.first = dict->part[i].feature_at;
+        job.first = dlrni_whole_feature(dict, dict->part[i].feature_at);
         dlrn_parallel_for(dict->ctx, job.dict->features, draw, &job);
     }
 }
@@ -4679,16 +4721,18 @@ DLRNI_INTERNAL int dlrni_has_parts(const dlrni_family *family) {
 DLRNI_INTERNAL dlrn_status dlrni_alloc_layers(dlrn_dictionary *dict) {
     const dlrni_family *family = dlrni_family_named("Layer");
     const int64_t L = dict->layers, in = dict->d_in / L, out = dict->d_out / L;
-    const int64_t F = dict->features / L;
+    const int64_t F = dict->span_of / L;
     dict->feature_layers = L;
     DLRNI_TRY(dlrni_parts_alloc(dict, L));
+    /* this rank's features are those of its spans of the parts */
+    dict->features = dict->span_at = 0;
     for (int64_t l = 0; l < L; l++) {
         dlrn_part *part = &dict->part[l];
         part->in_at = l * in;
         part->out_at = l * out;
-        part->feature_at = l * F;
-        DLRNI_TRY(
-            dlrni_dictionary_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        part->feature_at = dict->features;
+        DLRNI_TRY(dlrni_span_alloc(dict->ctx, family, in, dict->d_out - l * out, F, &part->dict));
+        dict->features += part->dict->features;
     }
     return DLRN_OK;
 }
@@ -4720,12 +4764,12 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_described(dlrn_context *ctx, const d
     const int64_t k = desc->k ? desc->k : dlrni_min(family->formula.k, desc->features);
     *out = NULL;
     DLRNI_TRY(dlrni_check_layers(ctx, family, desc, layers));
-    DLRNI_TRY(dlrni_dictionary_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
+    DLRNI_TRY(dlrni_span_alloc(ctx, family, desc->d_in, desc->d_out, desc->features, out));
     (*out)->layers = layers;
     /* families that keep k; and a pursuit, whose k limits its steps */
     if (family->formula.k || family->encode) (*out)->formula.k = k;
-    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->features) : DLRN_OK;
-    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+    dlrn_status s = family->formula.k ? dlrni_check_k(ctx, k, (*out)->span_of) : DLRN_OK;
+    if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
     if (s == DLRN_OK && dlrni_has_parts(family)) s = dlrni_alloc_layers(*out);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(*out);
@@ -4747,7 +4791,12 @@ DLRN_API dlrn_status dlrn_dictionary_create(dlrn_context *ctx, const dlrn_dictio
         family->roles & DLRNI_ATTENTION)
         return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
                          "family: a %s is loaded from files, not created", name);
-    DLRNI_TRY(dlrni_dictionary_described(ctx, family, desc, out));
+    dlrn_status s = dlrni_agree(ctx, dlrni_dictionary_described(ctx, family, desc, out));
+    if (s != DLRN_OK) {
+        dlrn_dictionary_destroy(*out); /* another rank has failed */
+        *out = NULL;
+        return s;
+    }
     /* an identity has nothing to draw */
     if (family->roles) dlrni_draw_features(*out, desc->seed, dlrni_start_feature);
     return DLRN_OK;
@@ -4788,10 +4837,13 @@ DLRNI_INTERNAL dlrn_status dlrni_copy_contents(const dlrn_dictionary *from, dlrn
 DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_dictionary *dict,
                                                  dlrn_dictionary **out) {
     DLRNI_TRY(dlrni_dictionary_new(ctx, dlrni_family_named(dict->family), dict->d_in, dict->d_out,
-                                   dict->features, out));
+                                   dict->span_of, out));
     dlrn_dictionary *to = *out;
+    to->features = dict->features; /* of a span */
     /* not the family's: k may have been set since */
     to->formula = dict->formula;
+    to->span_at = dict->span_at;
+    to->span_of = dict->span_of;
     to->skip_rows = dict->skip_rows;
     to->heads = dict->heads;
     to->head_width = dict->head_width;
@@ -6799,7 +6851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_rank(const dlrn_dictionary *dict) {
 /* What the loops rely on. A caller may have set the formula or a parameter. */
 DLRNI_INTERNAL dlrn_status dlrni_check_formula(const dlrn_dictionary *dict) {
     const dlrn_formula *f = &dict->formula;
-    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->features));
+    DLRNI_TRY(dlrni_check_select(dict->ctx, f, dict->span_of));
     if (f->gate != DLRN_GATE_IDENTITY && !dlrni_own_encode(dict) && !dict->n_parts &&
         (!dict->param[DLRN_ENCODER] || !dict->param[DLRN_ENCODER_BIAS]))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED, "%s: expected an encoder, found none",
@@ -13974,12 +14026,13 @@ DLRNI_INTERNAL dlrn_status dlrni_config_k(const dlrni_loading *l, const char *ke
                                           dlrn_dictionary *dict) {
     double k = 0;
     DLRNI_TRY(dlrni_config_number(l, key, &k));
-    if (k >= 1 && k <= (double)dict->features && k <= floor(k)) dict->formula.k = (int64_t)k;
+    const int64_t F = dict->span_of;
+    if (k >= 1 && k <= (double)F && k <= floor(k)) dict->formula.k = (int64_t)k;
     /* 0, like null, is what some libraries write for "none" */
     if (dict->formula.k || l->options->k || (k >= 0 && k <= 0)) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                      "%s: %s: expected a number from 1 to %lld, found %g", l->config, key,
-                     (long long)dict->features, k);
+                     (long long)F, k);
 }
 
 /* An option of a library that is not computed here. */
@@ -14238,6 +14291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_saelens_normalise(dlrni_loading *l, dlrn_dictio
 
 /* Releases 2 to 5 could multiply features by trained factors when decoding. */
 DLRNI_INTERNAL dlrn_status dlrni_saelens_factor(dlrni_loading *l, dlrn_dictionary *dict) {
+    /* of all features, of which these are some */
     const float *factor = l->extra[DLRNI_FACTOR - DLRNI_IS_EXTRA];
     int wanted = 0;
     DLRNI_TRY(dlrni_config_switch(l, "finetuning_scaling_factor", &wanted));
@@ -14248,7 +14302,7 @@ DLRNI_INTERNAL dlrn_status dlrni_saelens_factor(dlrni_loading *l, dlrn_dictionar
                                    wanted ? "true" : "false");
     for (int64_t j = 0; factor && j < dict->features; j++)
         dlrni_scale_numbers(dict->param[DLRN_DECODER] + j * dict->d_out, dict->d_out,
-                            (double)factor[j]);
+                            (double)factor[dict->span_at + j]);
     return DLRN_OK;
 }
 
@@ -14503,13 +14557,14 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_latent(dlrni_loading *l, dlrn_dictionary
         DLRNI_TRY(dlrni_config_text(l, "matryoshka_ks", &list));
         const char *last = strrchr(list, ',');
         long k = strtol(last ? last + 1 : list, NULL, 10);
-        if (k >= 1 && k <= dict->features) dict->formula.k = k;
+        if (k >= 1 && k <= dict->span_of) dict->formula.k = k;
     }
     if (!strcmp(l->layout->name, "JUMPRELU")) {
-        double max = (double)dict->features;
+        const double F = (double)dict->span_of;
+        double max = F;
         DLRNI_TRY(dlrni_config_number(l, "jumprelu_max_active", &max));
         dict->formula.k = 0;
-        if (max >= 1 && max < (double)dict->features) {
+        if (max >= 1 && max < F) {
             dict->formula.select = DLRN_SELECT_TOP_K;
             dict->formula.k = (int64_t)max;
         }
@@ -14568,7 +14623,7 @@ DLRNI_INTERNAL dlrn_status dlrni_finish_openai(dlrni_loading *l, dlrn_dictionary
     if (dict->formula.select != DLRN_SELECT_TOP_K) return DLRN_OK;
     dict->formula.normalise = DLRN_NORMALISE_LAYER;
     if (dlrni_archive_number(l->a, "activation_state_dict.k", &k) && k >= 1 &&
-        k <= (double)dict->features)
+        k <= (double)dict->span_of)
         dict->formula.k = (int64_t)k;
     return DLRN_OK;
 }
@@ -15737,13 +15792,15 @@ enum {
     DLRNI_READ_COLUMNS = 64     /* columns of a task: four squares of a cache line each */
 };
 
-/* A tensor that is stored in the file as f32: n numbers in the order of memory, or [rows][cols]
-   whose columns are the rows in memory. */
+/* A tensor that is stored in the file as f32, or this rank's part of it: n numbers in the order of
+   memory, or [rows][cols] whose columns are the rows in memory. */
 typedef struct dlrni_read_job {
     const unsigned char *from;
     float *to;
     int64_t n, rows, cols; /* cols 0: no transpose */
-    int64_t *bad;          /* [tasks] 1: found a number that is not finite */
+    int64_t stride; /* elements from a row of the file to the next, where there are columns */
+    int64_t first;  /* of the tensor's elements, for errors: the one at `from`              */
+    int64_t *bad;   /* [tasks] 1: found a number that is not finite */
 } dlrni_read_job;
 
 /* Task: copies a piece of a tensor, 4096 numbers at a time (16 KB), so that the check finds them in
@@ -15776,7 +15833,7 @@ DLRNI_INTERNAL void dlrni_read_columns(void *arg, int64_t task, int worker) {
             const int64_t rows = dlrni_min(16, j->rows - r), n = dlrni_min(16, end - f);
             for (int64_t i = 0; i < rows; i++) {
                 /* memcpy: the file's bytes need not be aligned */
-                memcpy(square[i], j->from + ((r + i) * j->cols + f) * 4, (size_t)n * 4);
+                memcpy(square[i], j->from + ((r + i) * j->stride + f) * 4, (size_t)n * 4);
                 j->bad[task] |= dlrni_first_not_finite(square[i], n) < n;
             }
             /* out in the order of memory, a cache line at a time */
@@ -15813,35 +15870,43 @@ DLRNI_INTERNAL dlrn_status dlrni_read_plain(dlrn_archive *a, const char *name,
     for (int64_t i = 0; i < tasks; i++) bad |= j.bad[i];
     dlrn_free(a->ctx, j.bad);
     for (int64_t i = 0; bad && i < j.n; i++) {
+        const int64_t at = j.cols ? i / j.cols * j.stride + i % j.cols : i;
         float w;
-        memcpy(&w, j.from + i * 4, sizeof w);
+        memcpy(&w, j.from + at * 4, sizeof w);
         /* fails at the first one, which a task has seen */
-        DLRNI_TRY(dlrni_check_weights(a, name, &w, i, 1));
+        DLRNI_TRY(dlrni_check_weights(a, name, &w, j.first + at, 1));
     }
     return DLRN_OK;
 }
 
-/* A tensor of another type or order, read through its strides: [rows][cols], transposed if
-   requested (`turn`). 16 rows at a time: no second copy of the matrix. */
+/* Rows first .. first + n of a tensor of another type or order, read through its strides; n -1:
+   all. */
 DLRNI_INTERNAL dlrn_status dlrni_read_strided(dlrn_archive *a, int64_t index, const char *name,
-                                              int turn, float *to) {
+                                              int64_t first, int64_t n, float *to) {
     const dlrn_tensor_info *info = dlrn_archive_tensor(a, index);
+    const int64_t rows = info->ndim ? info->shape[0] : 1, width = rows ? info->numel / rows : 0;
+    if (n < 0) n = rows;
     /* the archive's own reader knows strides and types */
-    if (!turn) {
-        DLRNI_TRY(dlrn_archive_read(a, index, 0, -1, to));
-        return dlrni_check_weights(a, name, to, 0, info->numel);
-    }
+    DLRNI_TRY(dlrn_archive_read(a, index, first, n, to));
+    return dlrni_check_weights(a, name, to, first * width, n * width);
+}
+
+/* The same of a matrix whose columns first .. first + n are the rows in memory. 16 rows at a time:
+   no second copy of the matrix. */
+DLRNI_INTERNAL dlrn_status dlrni_read_turned(dlrn_archive *a, int64_t index, const char *name,
+                                             int64_t first, int64_t n, float *to) {
+    const dlrn_tensor_info *info = dlrn_archive_tensor(a, index);
     /* 16 floats are a cache line of the result */
     int64_t rows = info->shape[0], cols = info->shape[1], step = dlrni_min(16, rows);
     float *part = DLRNI_NEW(a->ctx, float, step *cols);
     dlrn_status s = part ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int64_t r = 0; r < rows && s == DLRN_OK; r += step) {
-        int64_t n = dlrni_min(step, rows - r);
+        const int64_t m = dlrni_min(step, rows - r);
         /* converts to f32 */
-        s = dlrn_archive_read(a, index, r, n, part);
-        if (s == DLRN_OK) s = dlrni_check_weights(a, name, part, r * cols, n * cols);
-        for (int64_t j = 0; j < cols && s == DLRN_OK; j++)
-            for (int64_t i = 0; i < n; i++) to[j * rows + r + i] = part[i * cols + j];
+        s = dlrn_archive_read(a, index, r, m, part);
+        if (s == DLRN_OK) s = dlrni_check_weights(a, name, part, r * cols, m * cols);
+        for (int64_t j = 0; j < n && s == DLRN_OK; j++)
+            for (int64_t i = 0; i < m; i++) to[j * rows + r + i] = part[i * cols + first + j];
     }
     dlrn_free(a->ctx, part);
     return s;
@@ -15857,6 +15922,10 @@ DLRNI_INTERNAL int dlrni_is_turned(const dlrni_stored *t) {
     if (dlrni_role_table[t->is].cols == '1') return 0;
     return n >= 2 && t->shape[0] != rows && (t->shape[n - 1] == rows || n == 2);
 }
+
+/* Room sets: this rank's part of a tensor of three dimensions, layer by layer. */
+DLRNI_INTERNAL dlrn_status dlrni_read_cube_span(const dlrni_loading *l, const dlrni_stored *t,
+                                                int64_t index, dlrn_dictionary *dict);
 
 /* A tensor of three dimensions whose order is not that of memory, "MFD": [M][F][D] to [F][M][D].
    Crosscoders alone have it; one layer at a time. */
@@ -15882,13 +15951,18 @@ DLRNI_INTERNAL dlrn_status dlrni_read_cube(dlrni_loading *l, const dlrni_stored 
     const dlrn_tensor_info *info = dlrn_archive_tensor(l->a, index);
     dlrn_context *ctx = l->a->ctx;
     if (!strcmp(t->shape, "MFD")) return dlrni_read_by_layer(l, index, info->name, to);
-    if (!dlrni_is_turned(t)) return dlrni_read_strided(l->a, index, info->name, 0, to);
+    if (!dlrni_is_turned(t)) return dlrni_read_strided(l->a, index, info->name, 0, -1, to);
     float *all = DLRNI_NEW(ctx, float, info->numel);
     if (!all) return DLRN_ERR_MEMORY;
-    dlrn_status s = dlrni_read_strided(l->a, index, info->name, 0, all);
+    dlrn_status s = dlrni_read_strided(l->a, index, info->name, 0, -1, all);
     if (s == DLRN_OK) dlrni_transpose(ctx, all, l->F, l->I, l->F, to, l->I);
     dlrn_free(ctx, all);
     return s;
+}
+
+/* A parameter stays in the caller's bytes where it lies there as in memory. */
+DLRNI_INTERNAL int dlrni_may_borrow(const dlrni_loading *l, const unsigned char *at) {
+    return l->borrow && at && (uintptr_t)at % sizeof(float) == 0;
 }
 
 /* Reads one parameter: borrowed where that is wanted and possible, else into memory of its own. The
@@ -15897,51 +15971,61 @@ DLRNI_INTERNAL dlrn_status dlrni_read_param(dlrni_loading *l, const dlrni_stored
                                             dlrn_dictionary *dict) {
     const dlrni_entry *e = &l->a->entries[index];
     const int cube = e->info.ndim == 3, matrix = e->info.ndim == 2;
+    const int by_feature = dlrni_role_table[t->is].rows == 'F';
+    const int64_t first = by_feature ? dict->span_at : 0, size = dlrni_role_size(dict, t->is);
     /* the row says how it should lie; the strides say how it does */
     const int turn = dlrni_is_turned(t);
     /* NumPy and torch store either rows or columns without gaps */
     const unsigned char *by_rows = cube ? NULL : dlrni_entry_plain(e, 0);
     const unsigned char *by_columns = matrix ? dlrni_entry_plain(e, 1) : NULL;
     const unsigned char *same = turn ? by_columns : by_rows; /* as in memory */
-    dlrni_read_job job = {same, NULL, e->info.numel, 0, 0, NULL};
-    if (l->borrow && same && (uintptr_t)same % sizeof(float) == 0) {
+    dlrni_read_job job = {same, NULL, size, 0, 0, 0, 0, NULL};
+    if (by_feature) job.first = first * dlrni_extent(dict, dlrni_role_table[t->is].cols);
+    if (same) job.from = same += job.first * 4;
+    if (dlrni_may_borrow(l, same)) {
         memcpy(&dict->param[t->is], &same, sizeof same); /* read only: dlrn_load_memory */
         /* not freed with the dictionary */
         dict->borrowed |= DLRNI_BIT(t->is);
     } else {
         DLRNI_TRY(dlrni_param_alloc(dict, t->is));
         /* rows of the encoder are read in random order: fewer TLB misses */
-        if (matrix) dlrni_huge_pages(dict->param[t->is], e->info.numel * 4);
+        if (matrix) dlrni_huge_pages(dict->param[t->is], size * 4);
     }
     job.to = dict->param[t->is];
+    if (cube && dlrni_ranks(dict->ctx) > 1) return dlrni_read_cube_span(l, t, index, dict);
     if (cube) return dlrni_read_cube(l, t, index, job.to);
     if (same) return dlrni_read_plain(l->a, e->info.name, &job);
     /* the other way round than in memory: transpose on the way */
     job.from = turn ? by_rows : by_columns;
     job.rows = e->info.shape[turn ? 0 : 1];
-    job.cols = e->info.shape[turn ? 1 : 0];
+    job.stride = e->info.shape[turn ? 1 : 0];
+    job.cols = by_feature ? dict->features : job.stride;
+    job.first = first;
+    if (job.from) job.from += first * 4;
     if (job.from) return dlrni_read_plain(l->a, e->info.name, &job);
-    return dlrni_read_strided(l->a, index, e->info.name, turn, job.to);
+    if (turn) return dlrni_read_turned(l->a, index, e->info.name, first, job.cols, job.to);
+    return dlrni_read_strided(l->a, index, e->info.name, first, by_feature ? job.cols : -1, job.to);
 }
 
 /* The sizes of nested groups, which must add up to F. */
 DLRNI_INTERNAL dlrn_status dlrni_read_groups(dlrni_loading *l, const char *name, int64_t index,
                                              dlrn_dictionary *dict) {
+    const int64_t F = dict->span_of;
     int64_t sum = 0;
     /* a group has a feature at least, so this also bounds the memory */
-    dict->n_groups = dlrni_min(l->G, dict->features + 1);
+    dict->n_groups = dlrni_min(l->G, F + 1);
     dict->group_sizes = DLRNI_NEW(l->a->ctx, int64_t, dlrni_max(dict->n_groups, 1));
     if (!dict->group_sizes) return DLRN_ERR_MEMORY;
     for (int64_t i = 0; i < dict->n_groups; i++) dict->group_sizes[i] = 0;
-    if (l->G <= dict->features) DLRNI_TRY(dlrni_archive_read_i64(l->a, index, dict->group_sizes));
+    if (l->G <= F) DLRNI_TRY(dlrni_archive_read_i64(l->a, index, dict->group_sizes));
     for (int64_t i = 0; i < dict->n_groups && sum >= 0; i++) {
         const int64_t size = dict->group_sizes[i];
-        sum = size >= 1 && size <= dict->features - sum ? sum + size : -1;
+        sum = size >= 1 && size <= F - sum ? sum + size : -1;
     }
-    if (sum == dict->features) return DLRN_OK;
+    if (sum == F) return DLRN_OK;
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                      "%s: tensor '%s': expected sizes from 1 whose sum is %lld", l->a->path, name,
-                     (long long)dict->features);
+                     (long long)F);
 }
 
 /* Thresholds that are stored as logarithms. */
@@ -15949,9 +16033,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_log_threshold(dlrni_loading *l, const char
                                                     int64_t index, dlrn_dictionary *dict) {
     DLRNI_TRY(dlrni_param_alloc(dict, DLRN_THRESHOLD));
     float *t = dict->param[DLRN_THRESHOLD];
-    DLRNI_TRY(dlrni_read_strided(l->a, index, name, 0, t));
+    DLRNI_TRY(dlrni_read_strided(l->a, index, name, dict->span_at, dict->features, t));
     for (int64_t j = 0; j < dict->features; j++) t[j] = expf(t[j]);
-    return dlrni_check_weights(l->a, name, t, 0, dict->features);
+    return dlrni_check_weights(l->a, name, t, dict->span_at, dict->features);
 }
 
 /* Numbers that `finish` needs. Those of a normaliser that was not set are NaN. */
@@ -15981,13 +16065,14 @@ DLRNI_INTERNAL dlrn_status dlrni_read_number(dlrni_loading *l, const dlrni_store
     }
     /* exact in f32 up to 2^24, far beyond any k in use; 0: none, where a threshold is enough */
     const float min = dlrni_needs_k(dict) ? 1 : 0;
-    if (value >= min && (double)value <= (double)dict->features && value == floorf(value)) {
+    const int64_t F = dict->span_of;
+    if (value >= min && (double)value <= (double)F && value == floorf(value)) {
         dict->formula.k = (int64_t)value;
         return DLRN_OK;
     }
     return dlrn_fail(l->a->ctx, DLRN_ERR_VALUE,
                      "%s: tensor '%s%s': expected a number from 1 to %lld, found %g", l->a->path,
-                     l->prefix, t->name, (long long)dict->features, (double)value);
+                     l->prefix, t->name, (long long)F, (double)value);
 }
 
 /* The center of a row's dictionaries: with d_out other than d_in the output bias has not the width
@@ -16027,24 +16112,24 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_biases(dlrn_dictionary *dict) {
 /* k: the caller's, or the file's; a selection without one is an error that says how to state it. */
 DLRNI_INTERNAL dlrn_status dlrni_settle_k(const dlrni_loading *l, dlrn_dictionary *dict) {
     dlrn_context *ctx = dict->ctx;
+    const int64_t F = dict->span_of;
     if (l->options->k) {
         if (!dlrni_needs_k(dict) && !dict->formula.k)
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "%s: k: expected none, as a dictionary of %s (%s) keeps no fixed "
                              "number of features",
                              l->a->path, l->library->name, l->layout->name);
-        if (l->options->k < 1 || l->options->k > dict->features)
+        if (l->options->k < 1 || l->options->k > F)
             return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
                              "%s: --k: expected a number from 1 to %lld, the number of features, "
                              "found %lld",
-                             l->a->path, (long long)dict->features, (long long)l->options->k);
+                             l->a->path, (long long)F, (long long)l->options->k);
         dict->formula.k = l->options->k;
     }
-    if (dict->formula.select == DLRN_SELECT_GROUP_MAX && dict->formula.k &&
-        dict->features % dict->formula.k)
+    if (dict->formula.select == DLRN_SELECT_GROUP_MAX && dict->formula.k && F % dict->formula.k)
         return dlrn_fail(ctx, DLRN_ERR_VALUE,
                          "%s: k: expected a divisor of %lld, the number of features, found %lld",
-                         l->a->path, (long long)dict->features, (long long)dict->formula.k);
+                         l->a->path, (long long)F, (long long)dict->formula.k);
     if (!dlrni_needs_k(dict) || dict->formula.k) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_VALUE,
                      "%s: k: expected the number of features that a row keeps, found none in a "
@@ -16091,6 +16176,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_folded(const dlrni_loading *l, const dlrn
                                     dict->param[role] ? dlrni_role_size(dict, role) : 0,
                                     0,
                                     0,
+                                    0,
+                                    0,
                                     NULL};
         if (job.n) DLRNI_TRY(dlrni_read_plain(l->a, dlrni_role_table[role].name, &job));
     }
@@ -16105,9 +16192,11 @@ DLRNI_INTERNAL dlrn_status dlrni_check_folded(const dlrni_loading *l, const dlrn
 /* The dictionary of an archive in the layout that has been matched. Nothing is left behind if a
    tensor fails. */
 DLRNI_INTERNAL dlrn_status dlrni_read_dictionary(dlrni_loading *l, dlrn_dictionary **out) {
+    DLRNI_TRY(dlrni_check_spans(l->a->ctx, dlrni_family_named(l->layout->family)));
     DLRNI_TRY(dlrni_dictionary_new(l->a->ctx, dlrni_family_named(l->layout->family), l->I, l->O,
                                    l->F, out));
     dlrn_dictionary *dict = *out;
+    dlrni_take_span(dict);
     dict->layout = l->library->name;
     dict->class_name = l->layout->name;
     dict->layers = dlrni_max(l->M, 1);
@@ -16195,7 +16284,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_config_sizes(dlrn_context *ctx, const cha
         if (!key->extent) continue;
         double have = (double)(key->extent == 'D'   ? dict->d_in / dict->layers
                                : key->extent == 'M' ? dict->layers
-                               : key->extent == 'F' ? dict->features / dict->feature_layers
+                               : key->extent == 'F' ? dict->span_of / dict->feature_layers
                                                     : dlrni_extent(dict, key->extent));
         dlrni_print(full, sizeof full, "%s%s", parts[i % 2], key->key);
         /* a key that is absent agrees */
@@ -16445,8 +16534,9 @@ DLRNI_INTERNAL void dlrni_loading_begin(dlrni_loading *l, const dlrn_load_option
 }
 
 /* The config is read whole before the file is opened: what it says decides how the file is read. */
-DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
-                               const dlrn_load_options *options, dlrn_dictionary **out) {
+DLRNI_INTERNAL dlrn_status dlrni_load_path(dlrn_context *ctx, const char *path,
+                                           const dlrn_load_options *options,
+                                           dlrn_dictionary **out) {
     char file[4096], config[4096], *text = NULL;
     size_t size = 0;
     dlrn_json *root = NULL;
@@ -16468,11 +16558,58 @@ DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
     return s;
 }
 
+/* A CRC of what all ranks hold alike: sizes, formula and biases. */
+DLRNI_INTERNAL uint32_t dlrni_digest(const dlrn_dictionary *dict, uint32_t crc) {
+    static const int roles[] = {DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS, DLRN_SKIP};
+    const dlrn_formula *f = &dict->formula;
+    const int64_t sizes[] = {
+        dict->d_in,       dict->d_out,        dict->span_of,     dict->skip_rows,
+        dict->layers,     dict->n_parts,      dict->n_groups,    f->k,
+        (int64_t)f->gate, (int64_t)f->select, (int64_t)f->center};
+    const double reals[] = {f->threshold, f->scale_in, f->scale_out};
+    const dlrni_kernel_table *k = dict->ctx->k;
+    crc = k->crc32(crc, (const unsigned char *)sizes, sizeof sizes);
+    crc = k->crc32(crc, (const unsigned char *)reals, sizeof reals);
+    for (int i = 0; i < 3; i++)
+        if (dict->param[roles[i]])
+            crc = k->crc32(crc, (const unsigned char *)dict->param[roles[i]],
+                           (uint64_t)dlrni_role_size(dict, roles[i]) * sizeof(float));
+    for (int64_t i = 0; i < dict->n_parts; i++) crc = dlrni_digest(dict->part[i].dict, crc);
+    return crc;
+}
+
+/* Ends a load: over several ranks all have the dictionary, or none has. Each has opened the path
+   itself, and might have found another file there. */
+DLRNI_INTERNAL dlrn_status dlrni_load_together(dlrn_context *ctx, const char *path, dlrn_status s,
+                                               dlrn_dictionary **out) {
+    int64_t digest[2] = {0, 0};
+    if (dlrni_ranks(ctx) == 1) return s;
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK) {
+        digest[0] = (int64_t)dlrni_digest(*out, 0);
+        digest[1] = -digest[0];
+        s = dlrni_max_ranks(ctx, DLRN_I64, digest, 2);
+    }
+    if (s == DLRN_OK && digest[0] != -digest[1])
+        s = dlrn_fail(ctx, DLRN_ERR_VALUE,
+                      "%s: expected the same dictionary on all ranks, found others", path);
+    if (s == DLRN_OK) return s;
+    dlrn_dictionary_destroy(*out);
+    *out = NULL;
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_load(dlrn_context *ctx, const char *path,
+                               const dlrn_load_options *options, dlrn_dictionary **out) {
+    const dlrn_status s = dlrni_load_path(ctx, path, options, out);
+    return dlrni_load_together(ctx, path, s, out);
+}
+
 /* There is no config beside bytes in memory, so the bytes or the options must determine the class.
    The archive is closed; parameters point into `bytes`, not into it. */
-DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
-                                      const char *name, const dlrn_load_options *options,
-                                      dlrn_dictionary **out) {
+DLRNI_INTERNAL dlrn_status dlrni_load_bytes(dlrn_context *ctx, const void *bytes, size_t size,
+                                            const char *name, const dlrn_load_options *options,
+                                            dlrn_dictionary **out) {
     dlrni_loading l;
     *out = NULL;
     dlrni_loading_begin(&l, options, "");
@@ -16482,6 +16619,13 @@ DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size
     dlrn_status s = dlrni_load_archive(&l, out);
     dlrn_archive_close(l.a);
     return s;
+}
+
+DLRN_API dlrn_status dlrn_load_memory(dlrn_context *ctx, const void *bytes, size_t size,
+                                      const char *name, const dlrn_load_options *options,
+                                      dlrn_dictionary **out) {
+    const dlrn_status s = dlrni_load_bytes(ctx, bytes, size, name, options, out);
+    return dlrni_load_together(ctx, name, s, out);
 }
 
 /* ---- Saving ---- */
@@ -17744,13 +17888,54 @@ DLRNI_INTERNAL dlrn_status dlrni_read_slice(const dlrni_loading *l, dlrni_matrix
                      l->a->path, s.e->info.name, (double)to[(row - 1) * ld + col]);
 }
 
-/* A tensor of one dimension, or a row of one of two, into a parameter that is allocated for it. */
+/* The rows of a slice that are this rank's features. */
+DLRNI_INTERNAL dlrni_matrix_part dlrni_slice_rows(dlrni_matrix_part s,
+                                                  const dlrn_dictionary *dict) {
+    s.at += dict->span_at * s.row_step;
+    s.rows = dict->features;
+    return s;
+}
+
+/* Reads those rows, each a feature's, to rows that are ld apart. */
+DLRNI_INTERNAL dlrn_status dlrni_read_features(const dlrni_loading *l, dlrni_matrix_part s,
+                                               const dlrn_dictionary *dict, float *to, int64_t ld) {
+    return dlrni_read_slice(l, dlrni_slice_rows(s, dict), to, ld);
+}
+
+/* A number for each feature of this rank, from a tensor of one dimension, or from a row of one of
+   two. */
+DLRNI_INTERNAL dlrn_status dlrni_read_numbers(const dlrni_loading *l, const dlrni_entry *e,
+                                              int64_t row, const dlrn_dictionary *dict, float *to) {
+    const int last = e->info.ndim - 1;
+    dlrni_matrix_part s = dlrni_slice_of(e, -1, last, last ? row : 0, 0);
+    s.at += dict->span_at * s.col_step;
+    s.cols = dict->features;
+    return dlrni_read_slice(l, s, to, s.cols);
+}
+
+/* The same into a parameter, which is allocated where it is not there yet; biases of x_hat are
+   read whole. */
 DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni_entry *e,
                                              int64_t row, dlrn_dictionary *dict, int role) {
     if (!dict->param[role]) DLRNI_TRY(dlrni_param_alloc(dict, role));
+    if (dlrni_role_table[role].rows == 'F')
+        return dlrni_read_numbers(l, e, row, dict, dict->param[role]);
     const int last = e->info.ndim - 1;
     return dlrni_read_slice(l, dlrni_slice_of(e, -1, last, last ? row : 0, 0), dict->param[role],
                             dlrni_role_size(dict, role));
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_read_cube_span(const dlrni_loading *l, const dlrni_stored *t,
+                                                int64_t index, dlrn_dictionary *dict) {
+    const dlrni_entry *e = &l->a->entries[index];
+    const char *shape = t->shape;
+    const int layer = (int)(strchr(shape, 'M') - shape), row = (int)(strchr(shape, 'F') - shape);
+    const int col = 3 - layer - row;
+    for (int64_t m = 0; m < l->M; m++)
+        DLRNI_TRY(dlrni_read_features(
+            l, dlrni_slice_of(e, row, col, layer == 0 ? m : 0, layer == 1 ? m : 0), dict,
+            dict->param[t->is] + m * l->D, l->M * l->D));
+    return DLRN_OK;
 }
 
 /* ---- Building ---- */
@@ -17791,9 +17976,9 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t
     dlrn_part *part = &s->to->part[i];
     part->in_at = in_at;
     part->out_at = out_at;
-    part->feature_at = i * s->F;
-    return dlrni_dictionary_alloc(s->to->ctx, dlrni_family_named("Layer"), d_in, d_out, s->F,
-                                  &part->dict);
+    part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
+    return dlrni_span_alloc(s->to->ctx, dlrni_family_named("Layer"), d_in, d_out, s->F,
+                            &part->dict);
 }
 
 /* A part that may keep at most as many of its features as the whole does: exact, and the codes
@@ -17801,7 +17986,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layers_part(dlrni_layers *s, int64_t i, int64_t
 DLRNI_INTERNAL void dlrni_preselect(dlrn_dictionary *whole) {
     for (int64_t i = 0; i < whole->n_parts; i++) {
         dlrn_dictionary *part = whole->part[i].dict;
-        if (whole->formula.k >= part->features) continue;
+        if (whole->formula.k >= part->span_of) continue;
         part->formula.select = whole->formula.select;
         part->formula.k = whole->formula.k;
     }
@@ -17918,21 +18103,21 @@ DLRNI_INTERNAL dlrn_status dlrni_tracer_layer(dlrni_loading *l, dlrn_context *ct
                                               dlrn_dictionary *part, float *bias) {
     char name[64];
     const dlrni_entry *e;
-    int64_t F = part->features, encoder[2] = {F, part->d_in}, reach = part->d_out / out;
-    int64_t decoder[3] = {F, reach, out};
+    int64_t F = part->span_of, encoder[2] = {F, part->d_in};
+    int64_t reach = part->d_out / out, decoder[3] = {F, reach, out};
     dlrni_print(name, sizeof name, "W_dec_%lld.safetensors", (long long)i);
     DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
     dlrni_print(name, sizeof name, "W_dec_%lld", (long long)i);
     DLRNI_TRY(dlrni_set_tensor(l, name, 3, decoder, &e));
     for (int64_t t = 0; t < reach; t++)
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 2, 0, t),
-                                   part->param[DLRN_DECODER] + t * out, part->d_out));
+        DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 0, 2, 0, t), part,
+                                      part->param[DLRN_DECODER] + t * out, part->d_out));
     dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)i);
     DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
     dlrni_print(name, sizeof name, "W_enc_%lld", (long long)i);
     DLRNI_TRY(dlrni_set_tensor(l, name, 2, encoder, &e));
-    DLRNI_TRY(
-        dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), part->param[DLRN_ENCODER], part->d_in));
+    DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 0, 1, 0, 0), part, part->param[DLRN_ENCODER],
+                                  part->d_in));
     dlrni_print(name, sizeof name, "b_enc_%lld", (long long)i);
     DLRNI_TRY(dlrni_set_tensor(l, name, 1, &F, &e));
     DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
@@ -17976,17 +18161,18 @@ DLRNI_INTERNAL dlrn_status dlrni_gemma_layer(dlrni_loading *l, dlrn_context *ctx
                                              dlrn_dictionary *part, float *bias) {
     char name[64];
     const dlrni_entry *e;
-    int64_t F = part->features, encoder[2] = {part->d_in, F}, reach = part->d_out / out;
-    int64_t decoder[3] = {F, reach + i, out}, skip[2] = {part->d_in, out};
+    int64_t F = part->span_of, encoder[2] = {part->d_in, F};
+    int64_t reach = part->d_out / out, decoder[3] = {F, reach + i, out};
+    int64_t skip[2] = {part->d_in, out};
     dlrni_print(name, sizeof name, "params_layer_%lld.safetensors", (long long)i);
     DLRNI_TRY(dlrni_open_beside(l, ctx, folder, name));
     DLRNI_TRY(dlrni_set_tensor(l, "w_enc", 2, encoder, &e));
-    DLRNI_TRY(
-        dlrni_read_slice(l, dlrni_slice_of(e, 1, 0, 0, 0), part->param[DLRN_ENCODER], part->d_in));
+    DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 1, 0, 0, 0), part, part->param[DLRN_ENCODER],
+                                  part->d_in));
     DLRNI_TRY(dlrni_set_tensor(l, "w_dec", 3, decoder, &e));
     for (int64_t t = 0; t < reach; t++)
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 2, 0, i + t),
-                                   part->param[DLRN_DECODER] + t * out, part->d_out));
+        DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 0, 2, 0, i + t), part,
+                                      part->param[DLRN_DECODER] + t * out, part->d_out));
     DLRNI_TRY(dlrni_set_tensor(l, "b_enc", 1, &F, &e));
     DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
     DLRNI_TRY(dlrni_set_tensor(l, "threshold", 1, &F, &e));
@@ -18064,8 +18250,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_one_layer(dlrni_loading *l, dlrn_context *
     int64_t reach, width;
     DLRNI_TRY(row->sizes(l, ctx, folder, i, s, &reach));
     if (!dlrni_mul(reach, s->out, &width)) width = -1; /* dlrni_check_sizes says it */
-    DLRNI_TRY(
-        dlrni_dictionary_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
+    DLRNI_TRY(dlrni_span_alloc(ctx, dlrni_family_named("AutoEncoder"), s->in, width, s->F, &s->to));
     dlrn_dictionary *dict = s->to;
     dict->class_name = "CrossLayerTranscoder";
     dict->layout = row->library;
@@ -18099,9 +18284,23 @@ DLRNI_INTERNAL dlrn_status dlrni_load_all_layers(dlrni_loading *l, dlrn_context 
     return dlrni_settle_layers(l, s, 0, 1);
 }
 
+/* The features of this rank are those of its spans of the parts, one after another. */
+DLRNI_INTERNAL dlrn_status dlrni_join_spans(dlrn_dictionary *dict) {
+    int64_t all = 0;
+    dict->features = 0;
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        dict->features += dict->part[i].dict->features;
+        all += dict->part[i].dict->span_of;
+    }
+    DLRNI_REQUIRE_IN(dict->ctx, "a dictionary of several layers", all == dict->span_of,
+                     "expected an output bias, and as many features as the parts have together");
+    return DLRN_OK;
+}
+
 /* What dlrn_load does with a dictionary of several layers: *out, or an error. */
 DLRNI_INTERNAL dlrn_status dlrni_finish_layers(dlrni_layers *s, dlrn_status status,
                                                dlrn_dictionary **out) {
+    if (status == DLRN_OK && s->to->n_parts) status = dlrni_join_spans(s->to);
     if (status == DLRN_OK && s->to->n_parts) status = dlrni_check_parts(s->to);
     if (status == DLRN_OK)
         *out = s->to;
@@ -18187,7 +18386,8 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_gate(const dlrni_loading *l, const dlrni_
                                             int64_t layer, dlrn_dictionary *part) {
     const dlrni_entry *e;
     const char *name = "activation_function.log_jumprelu_threshold";
-    int64_t F = part->features, both[2] = {-1, F};
+    const int64_t n = part->features;
+    int64_t F = part->span_of, both[2] = {-1, F};
     if (strstr(c->act, "topk")) return c->by_norm ? dlrni_fold_norm_into_encoder(part, 1) : DLRN_OK;
     if (strcmp(c->act, "jumprelu")) return DLRN_OK;
     const int64_t index = dlrni_find_stored(l, name);
@@ -18200,11 +18400,11 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_gate(const dlrni_loading *l, const dlrni_
     if (ndim == 2 && both[0] <= layer) both[0] = layer + 1;
     DLRNI_TRY(dlrni_set_tensor(l, name, ndim, both, &e));
     DLRNI_TRY(dlrni_read_vector(l, e, layer, part, DLRN_THRESHOLD));
-    for (int64_t j = 0; j < F; j++)
+    for (int64_t j = 0; j < n; j++)
         part->param[DLRN_THRESHOLD][j] = expf(part->param[DLRN_THRESHOLD][j]);
     part->formula.gate = DLRN_GATE_JUMP;
     if (c->by_norm) dlrni_fold_norm_into_threshold(part);
-    return dlrni_check_weights(l->a, name, part->param[DLRN_THRESHOLD], 0, F);
+    return dlrni_check_weights(l->a, name, part->param[DLRN_THRESHOLD], part->span_at, n);
 }
 
 /* The selection, which is a part's or the whole's. */
@@ -18214,7 +18414,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_select(const dlrni_loading *l, const dlrn
     int over_layers = strstr(c->act, "layer") != NULL;
     int64_t k;
     if (!strstr(c->act, "topk")) return DLRN_OK;
-    DLRNI_TRY(dlrni_layers_k(l, "top_k", over_layers ? s->to->features : s->F, &k));
+    DLRNI_TRY(dlrni_layers_k(l, "top_k", over_layers ? s->L * s->F : s->F, &k));
     /* a crosscoder's batchtopk flattens rows and layers: k n L of all */
     if (batch && !is_clt) {
         over_layers = 1;
@@ -18258,15 +18458,16 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_clt_layer(const dlrni_loading *l, const d
     DLRNI_TRY(dlrni_layers_part(s, i, i * d, d, i * d, width));
     dlrn_dictionary *part = s->to->part[i].dict;
     DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, encoder, &e));
-    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, i, 0), part->param[DLRN_ENCODER], d));
+    DLRNI_TRY(
+        dlrni_read_features(l, dlrni_slice_of(e, 2, 1, i, 0), part, part->param[DLRN_ENCODER], d));
     DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, bias, &e));
     DLRNI_TRY(dlrni_read_vector(l, e, i, part, DLRN_ENCODER_BIAS));
     for (int64_t t = i; t < s->L; t++) {
         int64_t atoms[3] = {t + 1, s->F, d};
         dlrni_print(name, sizeof name, "W_D.%lld", (long long)t);
         DLRNI_TRY(dlrni_set_tensor(l, name, 3, atoms, &e));
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0),
-                                   part->param[DLRN_DECODER] + (t - i) * d, width));
+        DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 1, 2, i, 0), part,
+                                      part->param[DLRN_DECODER] + (t - i) * d, width));
     }
     DLRNI_TRY(dlrni_llama_gate(l, c, i, part));
     part->formula.scale_in = c->in[i];
@@ -18280,14 +18481,14 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_clt_layer(const dlrni_loading *l, const d
    add up. */
 DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlrni_llama_set *c,
                                                const dlrni_layers *s, dlrn_dictionary *part) {
-    const int64_t d = s->in, L = s->L, F = s->F;
+    const int64_t d = s->in, L = s->L, F = part->features;
     const dlrni_entry *e;
-    int64_t cube[3] = {L, d, F}, flat[2] = {L, F};
+    int64_t cube[3] = {L, d, s->F}, flat[2] = {L, s->F};
     float *sum = part->param[DLRN_ENCODER_BIAS];
     DLRNI_TRY(dlrni_set_tensor(l, "W_E", 3, cube, &e));
     for (int64_t m = 0; m < L; m++) {
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, m, 0),
-                                   part->param[DLRN_ENCODER] + m * d, L * d));
+        DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 2, 1, m, 0), part,
+                                      part->param[DLRN_ENCODER] + m * d, L * d));
         dlrni_scale_window(part, DLRN_ENCODER, m * d, d, c->in[m]);
     }
     DLRNI_TRY(dlrni_set_tensor(l, "b_E", 2, flat, &e));
@@ -18295,7 +18496,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlr
     dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
     memset(sum, 0, (size_t)F * sizeof *sum);
     for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
-        status = dlrni_read_slice(l, dlrni_slice_of(e, -1, 1, m, 0), layer, F);
+        status = dlrni_read_numbers(l, e, m, part, layer);
         for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
     }
     dlrn_free(l->a->ctx, layer);
@@ -18319,7 +18520,8 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_crosscoder_layer(const dlrni_loading *l,
     else
         DLRNI_TRY(dlrni_llama_encoder(l, c, s, part));
     DLRNI_TRY(dlrni_set_tensor(l, "W_D", 3, turned, &e));
-    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0), part->param[DLRN_DECODER], d));
+    DLRNI_TRY(
+        dlrni_read_features(l, dlrni_slice_of(e, 1, 2, i, 0), part, part->param[DLRN_DECODER], d));
     DLRNI_TRY(dlrni_llama_gate(l, c, i, part));
     dlrni_scale_window(part, DLRN_DECODER, 0, d, 1 / c->out[i]);
     return dlrni_llama_bias(l, "b_D", 2, i, s, 1 / c->out[i]);
@@ -18402,26 +18604,27 @@ DLRNI_INTERNAL dlrn_status dlrni_fork_fold(const dlrni_loading *l, dlrni_layers 
 
 DLRNI_INTERNAL dlrn_status dlrni_fork_layer(const dlrni_loading *l, dlrni_layers *s, int64_t i,
                                             float threshold, const float *stats, double rms) {
-    const int64_t d = s->in, L = s->L, F = s->F;
+    const int64_t d = s->in, L = s->L;
     const dlrni_entry *e;
-    int64_t encoder[3] = {L, d, F}, atoms[3] = {L, F, d}, features = F, bias[2] = {L, d};
+    int64_t encoder[3] = {L, d, s->F}, atoms[3] = {L, s->F, d}, features = s->F, bias[2] = {L, d};
     DLRNI_TRY(dlrni_layers_part(s, i, 0, L * d, i * d, d));
     dlrn_dictionary *part = s->to->part[i].dict;
     if (i) dlrni_share_encoder(s->to->part[0].dict, part);
     DLRNI_TRY(dlrni_set_tensor(l, "encoder.weight", 3, encoder, &e));
     for (int64_t m = 0; m < L && !i; m++)
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 2, 1, m, 0),
-                                   part->param[DLRN_ENCODER] + m * d, L * d));
+        DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 2, 1, m, 0), part,
+                                      part->param[DLRN_ENCODER] + m * d, L * d));
     DLRNI_TRY(dlrni_set_tensor(l, "encoder.bias", 1, &features, &e));
     if (!i) DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
     DLRNI_TRY(dlrni_set_tensor(l, "decoder.weight", 3, atoms, &e));
-    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 1, 2, i, 0), part->param[DLRN_DECODER], d));
+    DLRNI_TRY(
+        dlrni_read_features(l, dlrni_slice_of(e, 1, 2, i, 0), part, part->param[DLRN_DECODER], d));
     DLRNI_TRY(dlrni_set_tensor(l, "decoder.bias", 2, bias, &e));
     DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, -1, 1, i, 0),
                                s->to->param[DLRN_OUTPUT_BIAS] + i * d, d));
     part->formula.gate = DLRN_GATE_JUMP;
     DLRNI_TRY(dlrni_param_alloc(part, DLRN_THRESHOLD));
-    for (int64_t j = 0; j < F; j++) part->param[DLRN_THRESHOLD][j] = threshold;
+    for (int64_t j = 0; j < part->features; j++) part->param[DLRN_THRESHOLD][j] = threshold;
     dlrni_fold_norm_into_threshold(part);
     return dlrni_fork_fold(l, s, i, stats, rms);
 }
@@ -18504,12 +18707,13 @@ typedef enum dlrni_tying { DLRNI_TIED_NOT, DLRNI_TIED_BY_SOURCE, DLRNI_TIED_BY_T
    scale is part of the atom, and offset * scale * atom is added once. */
 DLRNI_INTERNAL dlrn_status dlrni_pair_atoms(const dlrni_loading *l, const dlrni_layers *s,
                                             dlrni_tying tying, int64_t from, int64_t to) {
-    const int64_t d = s->in, F = s->F, at = (to - from) * d, width = (s->L - from) * d;
+    const int64_t d = s->in, at = (to - from) * d, width = (s->L - from) * d;
     dlrn_dictionary *part = s->to->part[from].dict;
     const dlrni_entry *e;
     char name[96];
     const char *const names[] = {"scale", "offset"};
-    int64_t atoms[2] = {d, F}, features = F;
+    const int64_t F = part->features;
+    int64_t atoms[2] = {d, s->F}, features = s->F;
     if (tying == DLRNI_TIED_NOT)
         dlrni_print(name, sizeof name, "decoder_module.decoders.%lld->%lld.weight", (long long)from,
                     (long long)to);
@@ -18517,16 +18721,15 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_atoms(const dlrni_loading *l, const dlrni_
         dlrni_print(name, sizeof name, "decoder_module.decoders.%lld.weight",
                     (long long)(tying == DLRNI_TIED_BY_SOURCE ? from : to));
     DLRNI_TRY(dlrni_set_tensor(l, name, 2, atoms, &e));
-    DLRNI_TRY(
-        dlrni_read_slice(l, dlrni_slice_of(e, 1, 0, 0, 0), part->param[DLRN_DECODER] + at, width));
+    DLRNI_TRY(dlrni_read_features(l, dlrni_slice_of(e, 1, 0, 0, 0), part,
+                                  part->param[DLRN_DECODER] + at, width));
     for (int i = 0; i < 2; i++) {
         dlrni_print(name, sizeof name, "decoder_module.feature_%s.%lld", names[i], (long long)to);
         if (dlrni_find_stored(l, name) < 0) continue;
         DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
         float *factor = DLRNI_NEW(l->a->ctx, float, F);
         dlrn_status status = factor ? DLRN_OK : DLRN_ERR_MEMORY;
-        if (status == DLRN_OK)
-            status = dlrni_read_slice(l, dlrni_slice_of(e, -1, 0, 0, 0), factor, F);
+        if (status == DLRN_OK) status = dlrni_read_numbers(l, e, 0, part, factor);
         float *offset = part->param[DLRN_DECODER_OFFSET], *atom = part->param[DLRN_DECODER];
         if (status == DLRN_OK && i && !offset) {
             status = dlrni_param_alloc(part, DLRN_DECODER_OFFSET);
@@ -18579,7 +18782,8 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_layer(const dlrni_loading *l, dlrni_layers
     dlrn_dictionary *part = s->to->part[i].dict;
     dlrni_print(name, sizeof name, "encoder_module.encoders.%lld.weight", (long long)i);
     DLRNI_TRY(dlrni_set_tensor(l, name, 2, encoder, &e));
-    DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), part->param[DLRN_ENCODER], d));
+    DLRNI_TRY(
+        dlrni_read_features(l, dlrni_slice_of(e, 0, 1, 0, 0), part, part->param[DLRN_ENCODER], d));
     dlrni_print(name, sizeof name, "encoder_module.encoders.%lld.bias_param", (long long)i);
     DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
     DLRNI_TRY(dlrni_read_vector(l, e, 0, part, DLRN_ENCODER_BIAS));
@@ -18592,9 +18796,11 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_layer(const dlrni_loading *l, dlrni_layers
         DLRNI_TRY(dlrni_read_vector(l, e, i, part, DLRN_THRESHOLD));
         float *threshold = part->param[DLRN_THRESHOLD];
         /* its gate passes a value that equals the threshold */
-        for (int64_t j = 0; j < s->F; j++) threshold[j] = dlrni_just_below(expf(threshold[j]));
+        for (int64_t j = 0; j < part->features; j++)
+            threshold[j] = dlrni_just_below(expf(threshold[j]));
         part->formula.gate = DLRN_GATE_JUMP;
-        DLRNI_TRY(dlrni_check_weights(l->a, e->info.name, threshold, 0, s->F));
+        DLRNI_TRY(
+            dlrni_check_weights(l->a, e->info.name, threshold, part->span_at, part->features));
     }
     dlrni_print(name, sizeof name, "decoder_module.skip_weights.%lld", (long long)i);
     if (dlrni_find_stored(l, name) < 0) return DLRN_OK;
@@ -18612,8 +18818,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_select(const dlrni_loading *l, dlrni_layer
     const int global = !strcmp(mode, "global");
     if (!global && strcmp(mode, "per_layer"))
         return dlrni_config_refuse(l, "topk_mode", "global or per_layer", mode);
-    DLRNI_TRY(
-        dlrni_layers_k(l, batch ? "batchtopk_k" : "topk_k", global ? s->to->features : s->F, &k));
+    DLRNI_TRY(dlrni_layers_k(l, batch ? "batchtopk_k" : "topk_k", global ? s->L * s->F : s->F, &k));
     for (int64_t i = -1; i < s->L; i++) {
         dlrn_formula *formula = i < 0 ? &s->to->formula : &s->to->part[i].dict->formula;
         if (i >= 0) formula->gate = DLRN_GATE_LINEAR;
@@ -18822,7 +19027,7 @@ DLRNI_INTERNAL dlrn_status dlrni_get_part(const dlrni_loading *l, const int64_t 
     f->threshold = (double)scales[0];
     f->scale_in = (double)scales[1];
     f->scale_out = (double)scales[2];
-    return dlrni_check_select(l->a->ctx, f, dict->features);
+    return dlrni_check_select(l->a->ctx, f, dict->span_of);
 }
 
 /* Reads the parameters of the whole (part -1) or of a part: those that the file has. */
@@ -18832,7 +19037,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
         const dlrni_role *of = &dlrni_role_table[role];
         const dlrni_entry *e;
         dlrni_tensor_name name;
-        int64_t shape[2] = {dlrni_extent(dict, of->rows), dlrni_extent(dict, of->cols)};
+        int64_t shape[2] = {dlrni_whole_extent(dict, of->rows), dlrni_whole_extent(dict, of->cols)};
         const int ndim = of->cols == '1' ? 1 : 2;
         if (part < 0)
             dlrni_print(name.text, sizeof name.text, "%s", of->name);
@@ -18845,7 +19050,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part(const dlrni_loading *l, int64_t part,
             continue;
         }
         DLRNI_TRY(dlrni_param_alloc(dict, role));
-        DLRNI_TRY(dlrni_read_slice(l, dlrni_slice_of(e, 0, 1, 0, 0), dict->param[role], shape[1]));
+        dlrni_matrix_part rows = dlrni_slice_of(e, 0, 1, 0, 0);
+        if (of->rows == 'F') rows = dlrni_slice_rows(rows, dict);
+        DLRNI_TRY(dlrni_read_slice(l, rows, dict->param[role], shape[1]));
     }
     return DLRN_OK;
 }
@@ -18861,6 +19068,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_own_part(const dlrni_loading *l, int64_t i
     part->feature_at = i ? part[-1].feature_at + part[-1].dict->features : 0;
     DLRNI_TRY(dlrni_dictionary_new(whole->ctx, dlrni_family_named("Layer"), row[DLRNI_PART_D_IN],
                                    row[DLRNI_PART_D_OUT], row[DLRNI_PART_FEATURES], &part->dict));
+    dlrni_take_span(part->dict);
     part->dict->skip_rows = row[DLRNI_PART_SKIP_ROWS];
     DLRNI_TRY(dlrni_get_part(l, row, scales, part->dict));
     return dlrni_read_part(l, i, part->dict);
@@ -25844,7 +26052,7 @@ DLRNI_INTERNAL void dlrni_adopt_groups(const dlrn_dictionary *dict, dlrn_train_c
         sum += dict->group_sizes[g];
         good = good && dict->group_sizes[g] > 0;
     }
-    if (!good || sum != dict->features) return;
+    if (!good || sum != dict->span_of) return;
     cfg->n_groups = dict->n_groups;
     for (int64_t g = 0; g < dict->n_groups; g++) cfg->groups[g] = dict->group_sizes[g];
 }
@@ -25923,7 +26131,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trained_shape(dlrn_context *ctx, const dlrn_tra
     /* k of a part: of its own features */
     if (s == DLRN_OK && dict->n_parts && rules->select != DLRN_SELECT_ALL)
         s = dlrni_check_k(ctx, cfg->k,
-                          dict->formula.k ? dict->features : dict->part[0].dict->features);
+                          dict->formula.k ? dict->span_of : dict->part[0].dict->span_of);
     if (s == DLRN_OK) return s;
     dlrn_dictionary_destroy(dict);
     *out = NULL;
@@ -25991,7 +26199,7 @@ DLRNI_INTERNAL void dlrni_first_feature(void *arg, int64_t j, int worker) {
 DLRNI_INTERNAL void dlrni_draw_first(dlrn_dictionary *dict, const dlrni_rules *rules, uint64_t seed,
                                      int64_t first, int64_t d_out, int is_part) {
     const int copies = rules->weights != DLRNI_WEIGHTS_ENCODER && !is_part;
-    const int64_t by = is_part ? dict->features : dict->d_in;
+    const int64_t by = is_part ? dict->span_of : dict->d_in;
     dlrni_first_job job = {{dict, dlrni_family_named(dict->family), seed, first},
                            rules,
                            copies && dict->d_in == dict->d_out,
@@ -26014,9 +26222,10 @@ DLRNI_INTERNAL dlrn_status dlrni_new_weights(dlrn_context *ctx, const dlrn_train
         return DLRN_OK;
     }
     memset(dict->param[DLRN_OUTPUT_BIAS], 0, (size_t)d * sizeof(float));
-    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, 0, d, 0);
+    if (!dict->n_parts) dlrni_draw_first(dict, rules, cfg->seed, dict->span_at, d, 0);
     for (int64_t i = 0; i < dict->n_parts; i++)
-        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed, dict->part[i].feature_at, d, 1);
+        dlrni_draw_first(dict->part[i].dict, rules, cfg->seed,
+                         dlrni_whole_feature(dict, dict->part[i].feature_at), d, 1);
     return DLRN_OK;
 }
 
@@ -26027,7 +26236,7 @@ DLRNI_INTERNAL dlrn_status dlrni_first_weights(dlrn_context *ctx, const dlrn_tra
     if (!init) return dlrni_new_weights(ctx, cfg, recipe, rules, out);
     DLRNI_TRY(dlrni_dictionary_copy(ctx, init, out));
     const int64_t F =
-        init->n_parts && !init->formula.k ? init->part[0].dict->features : init->features;
+        init->n_parts && !init->formula.k ? init->part[0].dict->span_of : init->span_of;
     /* the configuration's k replaces the dictionary's */
     if ((*out)->n_parts ? rules->select == DLRN_SELECT_ALL : !(*out)->formula.k) return DLRN_OK;
     if (!(*out)->n_parts) (*out)->formula.k = cfg->k;
@@ -26250,14 +26459,14 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_formula(dlrn_context *ctx,
 DLRNI_INTERNAL int dlrni_is_trainable_part(const dlrn_dictionary *init, int64_t i, int jumps) {
     const dlrn_part *part = &init->part[i];
     const dlrn_dictionary *own = part->dict;
-    const int64_t L = init->layers, out = init->d_out / L, F = init->features / L;
+    const int64_t L = init->layers, out = init->d_out / L, F = init->span_of / L;
     const unsigned roles =
         dlrni_family_named("Layer")->roles | (jumps ? DLRNI_BIT(DLRN_THRESHOLD) : 0);
     const int is_jump =
         own->formula.gate == DLRN_GATE_JUMP || own->formula.gate == DLRN_GATE_JUMP_SIGNED;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (!own->param[role] != !(roles & DLRNI_BIT(role))) return 0;
-    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->features == F &&
+    return part->in_at == i * (init->d_in / L) && part->out_at == i * out && own->span_of == F &&
            own->d_in == init->d_in / L && own->d_out == init->d_out - i * out && is_jump == jumps &&
            (is_jump || own->formula.gate == DLRN_GATE_RELU) &&
            own->formula.center == DLRN_CENTER_NONE && own->formula.standardise == DLRN_OFF;
@@ -26280,6 +26489,21 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
                      (long long)init->n_parts, good ? " that differ" : "");
 }
 
+/* Whether a dictionary holds the features that this rank trains. */
+DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+    int64_t at, n;
+    for (int64_t i = 0; i < init->n_parts; i++)
+        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+    if (init->n_parts) return DLRN_OK;
+    dlrni_rank_span(ctx, init->span_of, &at, &n);
+    if (init->span_at == at && init->features == n) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                     "dlrn_trainer_create: expected the %lld features of rank %d, from %lld on, "
+                     "found %lld from %lld on",
+                     (long long)n, ctx->cfg.collective.rank, (long long)at,
+                     (long long)init->features, (long long)init->span_at);
+}
+
 /* Whether the dictionary `init` can be trained with this configuration. A recipe's formulas hold
    for one family only. */
 DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_train_config *cfg,
@@ -26296,13 +26520,13 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
     DLRNI_TRY(dlrni_has_parts(dlrni_family_named(init->family))
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
-    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->features == cfg->features)
-        return DLRN_OK;
+    if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
+        return dlrni_check_span(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
                      (long long)cfg->d_in, (long long)cfg->features, (long long)cfg->d_out,
-                     (long long)init->d_in, (long long)init->features, (long long)init->d_out);
+                     (long long)init->d_in, (long long)init->span_of, (long long)init->d_out);
 }
 
 /* Whether a buffer (or NULL) gives rows of the widths that are trained. Without a target y is x. */
@@ -26354,9 +26578,10 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_new(dlrn_context *ctx, const dlrn_train
     return s;
 }
 
-DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
-                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
-                                         dlrn_trainer **out) {
+/* dlrn_trainer_create on this rank alone. */
+DLRNI_INTERNAL dlrn_status dlrni_trainer_make(dlrn_context *ctx, const dlrn_train_config *config,
+                                              const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                              dlrn_trainer **out) {
     dlrn_train_config cfg = *config;
     const dlrni_recipe *recipe;
     dlrn_dictionary *dict = NULL;
@@ -26376,6 +26601,16 @@ DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_con
     dlrn_status s = dlrni_trainer_new(ctx, &cfg, &dict, buffer, out);
     /* NULL unless dlrni_trainer_new failed before it took it */
     dlrn_dictionary_destroy(dict);
+    return s;
+}
+
+DLRN_API dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *config,
+                                         const dlrn_dictionary *init, dlrn_buffer *buffer,
+                                         dlrn_trainer **out) {
+    dlrn_status s = dlrni_agree(ctx, dlrni_trainer_make(ctx, config, init, buffer, out));
+    if (s == DLRN_OK) return s;
+    dlrn_trainer_destroy(*out); /* another rank has failed */
+    *out = NULL;
     return s;
 }
 

@@ -27,7 +27,7 @@ HERE = pathlib.Path(__file__).parent
 RESULTS, README = HERE / "results", HERE / "README.md"
 ALLOWED = 1.25
 # What peers are asked (as a pattern of a row's name), and how many times slower than ours each is to be.
-PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 4, r"grow\.F\.(4096|16384)": None,
+PEERED = {r"gemm\..*": 1, r"step\.B\d+\.F\d+": 15, r"step\.fresh\..*": 2, r"grow\.F\.(4096|16384)": None,
           r"encode\.rows\d+": None, r"load\.pt": None, r"model\..*": 1.5}
 # And the libraries that recipes come from. At wide d one recipe stands for all: their steps take half a minute.
 TRAINED = {r"train\.dl-\w+\.d512\.F16384(\.first)?": 15, r"train\.s[lp]-\w+\.d512\.F16384": None,

@@ -72,6 +72,24 @@ absent() { # absent NAME PATH...: none of them is there
     pass "$harness_name"
 }
 
+# kill_twice FILE COMMAND...: kills a run with -9 at a random moment after FILE is there, and then the run that resumes
+# it; adds to $killed the runs that had not ended by then.
+kill_twice() {
+    harness_file=$1 harness_more=
+    shift
+    for harness_turn in 1 2; do
+        "$@" $harness_more > /dev/null 2>&1 &
+        harness_job=$!
+        [ -n "$harness_more" ] || await test -e "$harness_file"
+        sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
+        kill -9 $harness_job 2> /dev/null
+        harness_got=0
+        wait $harness_job 2> /dev/null || harness_got=$?
+        [ $harness_got -eq 137 ] && killed=$((killed + 1))
+        harness_more=--resume
+    done
+}
+
 # instead FLAG VALUE COMMAND...: runs the command with this value of a flag, whether it has the flag or not.
 instead() {
     harness_flag=$1 harness_value=$2

@@ -72,7 +72,7 @@ if have python3; then
     reads comments "enough of the implementation's lines have comments"
     reads libraries "the manual's table has the libraries of the code"
     reads star "comments without stars"
-    reads faults "the text of each planted fault stands once"
+    reads faults "each planted fault has its text, once, and its test"
 else
     skip "names, rooms and comments" "no python3"
 fi

@@ -185,19 +185,9 @@ same_sweep "ended in part" "$d/torn2"
 often=$(echo $long | sed 's/--save-steps 25/--save-steps 2/')
 killed=0 tries=0
 while [ "$killed" -lt "${KILLS:-3}" ] && [ "$tries" -lt 50 ]; do
-    tries=$((tries + 1)) more=''
+    tries=$((tries + 1))
     rm -rf "$d/killed"
-    for part in 1 2; do
-        "$dl" sweep $often $vary --save-dir "$d/killed" $more > /dev/null 2>&1 &
-        job=$!
-        [ -n "$more" ] || await test -e "$d/killed/stream.safetensors"
-        sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
-        kill -9 $job 2> /dev/null
-        harness_got=0
-        wait $job 2> /dev/null || harness_got=$?
-        [ $harness_got -eq 137 ] && killed=$((killed + 1))
-        more=--resume
-    done
+    kill_twice "$d/killed/stream.safetensors" "$dl" sweep $often $vary --save-dir "$d/killed"
     : > "$d/killed/stream.safetensors.4.tmp" # as if it had been writing
     status "goes on after kill $killed" 0 "$dl" sweep --resume --save-dir "$d/killed" --save-steps 25
     for value in 1e-3 0.01 0.1; do

@@ -16,19 +16,9 @@ run="$run --resample-steps 20"
 status "a run that nothing befalls" 0 $run --save-dir "$d/whole"
 killed=0 tries=0
 while [ "$killed" -lt "${KILLS:-3}" ] && [ "$tries" -lt 200 ]; do
-    tries=$((tries + 1)) more=''
+    tries=$((tries + 1))
     rm -rf "$d/killed"
-    for part in 1 2; do
-        $run --save-dir "$d/killed" $more > /dev/null 2>&1 &
-        job=$!
-        [ -n "$more" ] || await test -e "$d/killed/state.safetensors"
-        sleep "0.$(od -An -N1 -tu1 /dev/urandom | tr -d ' ')"
-        kill -9 $job 2> /dev/null
-        harness_got=0
-        wait $job 2> /dev/null || harness_got=$?
-        [ $harness_got -eq 137 ] && killed=$((killed + 1))
-        more=--resume
-    done
+    kill_twice "$d/killed/state.safetensors" $run --save-dir "$d/killed"
     : > "$d/killed/state.safetensors.4.tmp" # as if it had been writing
     harness_out=$($run --save-dir "$d/killed" --resume 2>&1) || fail "goes on after kill $killed" \
         "$harness_out"

@@ -445,6 +445,28 @@ TEST(zeros_survive) { /* a zero atom, zero rows, a perfect reconstruction */
 
 /* ---- Schedules and counters ---- */
 
+/* Pre-activations of 300: their exponentials are infinite, unless the largest of a row is
+   subtracted. */
+TEST(ghosts_of_large_activations_stay_finite) {
+    dlrn_context *ctx = test_context("auto", 1);
+    dlrn_train_config cfg = small_config();
+    dlrn_train_stats stats;
+    cfg.ghost_threshold = 0;
+    dlrn_trainer *t = make_trainer(ctx, &cfg);
+    for (int j = 0; j < F; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = -200;
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+    CHECK(stats.l0 == 0 && stats.dead == F && stats.auxiliary_loss > 0);
+    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D));
+    /* dead, and just now they fire */
+    for (int j = 0; j < 3; j++) t->dict->param[DLRN_ENCODER_BIAS][j] = 300;
+    CHECK_OK(ctx, dlrn_trainer_step_on(t, rows_x, NULL, N, &stats));
+    CHECK(stats.l0 == 3 && stats.auxiliary_loss > 0 && stats.auxiliary_loss < 1e30);
+    CHECK(all_finite(t->dict->param[DLRN_DECODER], F * D) &&
+          all_finite(t->dict->param[DLRN_ENCODER], F * D));
+    dlrn_trainer_destroy(t);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(rate_ramps_up_and_again_after_resampling) {
     dlrn_trainer t;
     memset(&t, 0, sizeof t);
@@ -1379,6 +1401,7 @@ int main(int argc, char **argv) {
     RUN_LONG(recipes_do_not_depend_on_the_machine);
     RUN_LONG(sums_over_long_batches);
     RUN(zeros_survive);
+    RUN(ghosts_of_large_activations_stay_finite);
     RUN(rate_ramps_up_and_again_after_resampling);
     RUN(a_target_steers_the_penalty);
     RUN(logging_counts_twice_in_compat_alone);
