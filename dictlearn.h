@@ -3344,6 +3344,27 @@ DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, doubl
         dlrn_parallel_for(ctx, n_tasks, body, arg);
 }
 
+/* Zeroing a block of memory, a megabyte in each task. */
+typedef struct dlrni_zero_job {
+    char *p;
+    int64_t bytes;
+} dlrni_zero_job;
+
+DLRNI_INTERNAL void dlrni_zero_part(void *arg, int64_t task, int worker) {
+    const dlrni_zero_job *j = (const dlrni_zero_job *)arg;
+    const int64_t part = 1 << 20, at = task * part;
+    (void)worker;
+    memset(j->p + at, 0, (size_t)(j->bytes - at < part ? j->bytes - at : part));
+}
+
+/* Zeroes large new memory on all threads. A system with several memories (NUMA) puts a page next to
+   the core that first writes to it: this way the pages are spread over all of them, and not piled
+   up in that of the calling thread. */
+DLRNI_INTERNAL void dlrni_zero(dlrn_context *ctx, void *p, int64_t bytes) {
+    dlrni_zero_job job = {(char *)p, bytes};
+    dlrni_parallel_for(ctx, (bytes >> 20) + 1, (double)bytes / 4, dlrni_zero_part, &job);
+}
+
 /* Such an estimate: rows of `each` numbers, moved or multiplied 16 times. In double, since the
    product of three sizes may not fit. */
 DLRNI_INTERNAL double dlrni_ns(int64_t rows, int64_t each) {
@@ -5337,7 +5358,7 @@ typedef struct dlrni_encoding {
     int made_all;     /* 1: the rounds have left the lists of all groups                    */
     dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
-    int64_t *tally;            /* [threads][1 << DLRNI_KEY_BITS] of dlrni_batch_cuts        */
+    int64_t *tally;            /* [threads][DLRNI_TALLY] of dlrni_batch_cuts                 */
     int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
     int64_t floor_cap, best_cap, kept_cap;
@@ -5986,53 +6007,92 @@ DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int6
 
 /* ---- Lists by row ---- */
 
-/* Counts the entries of a block of rows, at [DLRNI_BLOCK + 1]: at[i] is where row i starts; the
-   caller sets at[0]. */
-DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
-    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
-    /* counts are stored one place to the right of their row */
-    for (int64_t i = 1; i <= DLRNI_BLOCK; i++) at[i] = 0;
-    for (int64_t g = c->first; g < c->first + c->wave; g++) {
-        const dlrni_list *list = &c->lists[s * c->groups + g];
-        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++)
-            at[dlrni_key_row(list->key[p]) % DLRNI_BLOCK + 1]++;
+/* The first entry of block b of a list, from `p` on, whose row is `row` of the batch or a later
+   one. */
+DLRNI_INTERNAL int32_t dlrni_entry_at(const dlrni_list *list, int64_t b, int32_t p, int64_t row) {
+    int32_t end = list->start[b + 1];
+    while (p < end) { /* entries are sorted by row */
+        const int32_t middle = p + (end - p) / 2;
+        if (dlrni_key_row(list->key[middle]) < row)
+            p = middle + 1;
+        else
+            end = middle;
     }
-    /* counts become starts */
-    for (int64_t i = 0; i < DLRNI_BLOCK; i++) at[i + 1] += at[i];
+    return p;
 }
 
-/* Writes the entries of a block to where `at` of dlrni_block_count says. Lists are visited by
-   group, so that features ascend within a row. */
-DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, const int64_t *at,
-                                     int32_t *col, float *val) {
-    int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS, to[DLRNI_BLOCK];
-    memcpy(to, at, sizeof to);
+/* The entries of rows i0 .. i0 + rows in a list, all of one block: *from .. *end. */
+DLRNI_INLINE void dlrni_entries_of(const dlrni_list *list, int64_t i0, int64_t rows, int32_t *from,
+                                   int32_t *end) {
+    const int64_t b = i0 / DLRNI_BLOCK % DLRNI_STRETCH_BLOCKS;
+    *from = list->start[b];
+    *end = list->start[b + 1];
+    if (rows == DLRNI_BLOCK) return;
+    *from = dlrni_entry_at(list, b, *from, i0);
+    *end = dlrni_entry_at(list, b, *from, i0 + rows);
+}
+
+/* Counts the entries of rows i0 .. i0 + rows, all of one block, at [rows + 1]: at[i] is where row
+   i0 + i starts; the caller sets at[0]. */
+DLRNI_INTERNAL void dlrni_rows_count(const dlrni_encoding *c, int64_t i0, int64_t rows,
+                                     int64_t *at) {
+    const int64_t s = i0 / DLRNI_STRETCH;
+    int32_t p, end;
+    /* counts are stored one place to the right of their row */
+    for (int64_t i = 1; i <= rows; i++) at[i] = 0;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
-        for (int32_t p = list->start[b]; p < list->start[b + 1]; p++) {
+        for (dlrni_entries_of(list, i0, rows, &p, &end); p < end; p++)
+            at[dlrni_key_row(list->key[p]) - i0 + 1]++;
+    }
+    /* counts become starts */
+    for (int64_t i = 0; i < rows; i++) at[i + 1] += at[i];
+}
+
+/* Writes these entries to where `at` of dlrni_rows_count says. Lists are visited by group, so that
+   features ascend within a row. */
+DLRNI_INTERNAL void dlrni_rows_fill(const dlrni_encoding *c, int64_t i0, int64_t rows,
+                                    const int64_t *at, int32_t *col, float *val) {
+    const int64_t s = i0 / DLRNI_STRETCH;
+    int64_t to[DLRNI_BLOCK];
+    int32_t p, end;
+    memcpy(to, at, (size_t)rows * sizeof *to);
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        for (dlrni_entries_of(list, i0, rows, &p, &end); p < end; p++) {
             /* each row is filled from its start */
-            int64_t q = to[dlrni_key_row(list->key[p]) % DLRNI_BLOCK]++;
+            int64_t q = to[dlrni_key_row(list->key[p]) - i0]++;
             col[q] = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
             val[q] = list->val[p];
         }
     }
     /* a second pass where values are not pre-activations, so that the first has no branch */
-    for (int64_t q = at[0]; c->gate.scale && q < at[DLRNI_BLOCK]; q++)
+    for (int64_t q = at[0]; c->gate.scale && q < at[rows]; q++)
         val[q] = dlrni_value_of(&c->gate, col[q], val[q]);
 }
 
-/* The largest number of entries of a block of rows: how long a slab's arrays must be. */
+/* Both for a whole block. */
+DLRNI_INTERNAL void dlrni_block_count(const dlrni_encoding *c, int64_t block, int64_t *at) {
+    dlrni_rows_count(c, block * DLRNI_BLOCK, DLRNI_BLOCK, at);
+}
+
+DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, const int64_t *at,
+                                     int32_t *col, float *val) {
+    dlrni_rows_fill(c, block * DLRNI_BLOCK, DLRNI_BLOCK, at, col, val);
+}
+
+/* The largest number of entries of a block of rows: how long a slab's arrays must be. One pass over
+   the lists, which are far apart in memory. */
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) {
-            int64_t n = 0;
-            for (int64_t g = c->first; g < c->first + c->wave; g++) {
-                const dlrni_list *list = &c->lists[s * c->groups + g];
-                n += list->start[b + 1] - list->start[b];
-            }
-            max = dlrni_max(max, n);
+    for (int64_t s = 0; s < c->stretches; s++) {
+        int64_t n[DLRNI_STRETCH_BLOCKS] = {0};
+        for (int64_t g = c->first; g < c->first + c->wave; g++) {
+            const int32_t *start = c->lists[s * c->groups + g].start;
+            for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) n[b] += start[b + 1] - start[b];
         }
+        for (int64_t b = 0; b < DLRNI_STRETCH_BLOCKS; b++) max = dlrni_max(max, n[b]);
+    }
     return max;
 }
 
@@ -6155,6 +6215,9 @@ DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t
 }
 
 enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
+/* A thread's counters, and a cache line: its first number is free, its second is the pass that the
+   counters are of. */
+enum { DLRNI_TALLY = (1 << DLRNI_KEY_BITS) + 8, DLRNI_TALLY_PASS = (1 << DLRNI_KEY_BITS) + 1 };
 #define DLRNI_KEY_ZERO 0x80000000u /* the key of 0 */
 
 /* A number whose order is that of the floats. A NaN comes above all, so that it is chosen and seen;
@@ -6236,10 +6299,14 @@ DLRNI_INTERNAL dlrn_status dlrni_select_begin(dlrni_encoding *c) {
    A short first round sets a floor early, where no row has one yet; more rounds would cost more
    loops over tasks than they save, now that most batches begin with a guess: rounds that triple,
    from 8 k features on, take a tenth longer. With 512 x 32768 and k 64, 3 % of the first 16th and
-   0.8 % of the rest reach the heaps. */
+   0.8 % of the rest reach the heaps. A round has a list for each thread, unless all groups are
+   too few. */
 DLRNI_INTERNAL int64_t dlrni_round_end(const dlrni_encoding *c, int64_t first) {
-    int64_t sixteenth = dlrni_ceil_div(c->groups, 16), quarter = dlrni_ceil_div(c->groups, 4);
-    return first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
+    const int64_t least = dlrni_ceil_div(c->dict->ctx->threads, c->stretches);
+    const int64_t sixteenth = dlrni_max(dlrni_ceil_div(c->groups, 16), least);
+    const int64_t quarter = dlrni_max(dlrni_ceil_div(c->groups, 4), sixteenth + least);
+    const int64_t end = first < sixteenth ? sixteenth : first < quarter ? quarter : c->groups;
+    return end + least > c->groups ? c->groups : end;
 }
 
 /* ---- Guesses ---- The first round knows no cut, so half of its features would be candidates. Cuts
@@ -6435,18 +6502,28 @@ typedef struct dlrni_batch_job {
     dlrni_batch_visit visit;
     uint32_t key, known; /* of the cut: its key, as far as the bits of `known` say            */
     int shift;           /* of the bits that are counted                                      */
+    int64_t pass;        /* how many times keys were counted; from 1 on                       */
     int64_t entries;     /* of all lists in the last pass                                     */
     int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
     int last;            /* the encoding and the feature of the last one that stays           */
     int64_t feature;
 } dlrni_batch_job;
 
+/* A thread's counters. It clears them itself where they are of an earlier pass. */
+DLRNI_INTERNAL int64_t *dlrni_tally(const dlrni_batch_job *j, int worker) {
+    int64_t *count = j->c[0]->tally + (int64_t)worker * DLRNI_TALLY;
+    if (count[DLRNI_TALLY_PASS] != j->pass)
+        memset(count, 0, ((size_t)1 << DLRNI_KEY_BITS) * sizeof *count);
+    count[DLRNI_TALLY_PASS] = j->pass;
+    return count;
+}
+
 /* Task: visits the entries of a block of rows, in the groups in hand. */
 DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
     dlrni_batch_job *j = (dlrni_batch_job *)arg;
     const dlrni_encoding *c = j->c[j->at];
     const int64_t s = block / DLRNI_STRETCH_BLOCKS, b = block % DLRNI_STRETCH_BLOCKS;
-    int64_t *count = j->c[0]->tally + ((int64_t)worker << DLRNI_KEY_BITS);
+    int64_t *count = j->visit == DLRNI_VISIT_COUNT ? dlrni_tally(j, worker) : NULL;
     int32_t *equals = j->c[0]->kept;
     for (int64_t g = c->first; g < c->first + c->wave; g++) {
         const dlrni_list *list = &c->lists[s * c->groups + g];
@@ -6496,7 +6573,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visi
             if (visit == DLRNI_VISIT_LAST)
                 dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
             else
-                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(1, entries), dlrni_batch_block,
+                dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(4, entries), dlrni_batch_block,
                                    j);
         }
     }
@@ -6510,11 +6587,14 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visi
 DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) {
     const int threads = j->c[0]->dict->ctx->threads;
     const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
-    int64_t *count = j->c[0]->tally;
-    memset(count, 0, (size_t)(threads * counters) * sizeof *count);
+    j->pass++;
+    int64_t *count = dlrni_tally(j, 0); /* the first thread may have no task */
     DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
-    for (int t = 1; t < threads; t++)
-        for (int64_t i = 0; i < counters; i++) count[i] += count[t * counters + i];
+    for (int t = 1; t < threads; t++) {
+        const int64_t *other = count + (int64_t)t * DLRNI_TALLY;
+        if (other[DLRNI_TALLY_PASS] != j->pass) continue; /* it had no task */
+        for (int64_t i = 0; i < counters; i++) count[i] += other[i];
+    }
     if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
     uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
     for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
@@ -6619,8 +6699,10 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
     for (int i = 0; i < j->count; i++)
         if (!DLRNI_GROW(ctx, &j->c[i]->floor, &j->c[i]->floor_cap, 0, j->n)) return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(ctx, &own->kept, &own->kept_cap, 0, j->n) ||
-        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads << DLRNI_KEY_BITS))
+        !DLRNI_GROW(ctx, &own->tally, &own->tally_cap, 0, (int64_t)ctx->threads * DLRNI_TALLY))
         return DLRN_ERR_MEMORY;
+    for (int t = 0; t < ctx->threads; t++) /* of no pass */
+        own->tally[(int64_t)t * DLRNI_TALLY + DLRNI_TALLY_PASS] = 0;
     return dlrni_guess_batch(j);
 }
 
@@ -20595,7 +20677,9 @@ typedef struct dlrni_batch {
     /* multi_top_k: lists hold more than k entries of a row; the k best end here. Otherwise NULL. */
     dlrni_cut *inner;
     double total_variance; /* sum_i ||y_i - mean y||^2, for the loss fvu                     */
-    float *scaled_y;       /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
+    unsigned char *bad;    /* [blocks] 1: a row of the block is not finite                   */
+    int64_t bad_cap;
+    float *scaled_y; /* [n][d_out] targets in the dictionary's scale, or NULL: y is       */
     int64_t scaled_y_cap;
     int64_t level_cap, e2_cap;
     /* Of a skip: z where it is not xc, and c_i e_i of one run of rows. */
@@ -20636,6 +20720,11 @@ typedef struct dlrni_aux_loss {
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
+/* What the lists of one group say about a batch. */
+typedef struct dlrni_group_count {
+    int64_t entries, candidates, off, zeros; /* off: values of 0; zeros: see dlrni_work */
+} dlrni_group_count;
+
 /* What a step needs besides weights and moments; kept from one step to the next. */
 typedef struct dlrni_work {
     dlrni_batch batch;
@@ -20646,25 +20735,27 @@ typedef struct dlrni_work {
     int64_t wave;         /* groups per wave                                              */
     int64_t budget;       /* most entries per wave                                        */
     int64_t nnz;          /* active features of the last batch; -1: not known             */
-    int64_t zeros;       /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
+    int64_t zeros;      /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
                       penalty counts them with compat)                                    */
-    int64_t candidates;  /* of the last batch                                            */
-    int64_t slab;        /* blocks of rows per task                                      */
-    int64_t slab_max;    /* most entries per slab                                        */
-    float *center_part;  /* [groups][d_in] a group's part of the gradient of the bias
+    int64_t candidates; /* of the last batch                                            */
+    int64_t slab;       /* rows per task: some blocks, or an even part of one           */
+    int64_t slab_max;   /* most entries per slab                                        */
+    dlrni_group_count *counts; /* [groups] of the wave in memory                         */
+    double *column;            /* [d_out] a sum over the rows for each column                  */
+    float *center_part;        /* [groups][d_in] a group's part of the gradient of the bias
                              that is subtracted                                           */
-    float *center_grad;  /* [d_in]                                                       */
-    float *output_grad;  /* [d_out] gradient of the output bias; [d_out] of one run      */
-    float *skip_grad;    /* [skip_rows][d_in] gradient of the skip; that of one run      */
-    double weight;       /* of the penalty in this step, divided by the number of rows   */
-    double target_slope; /* the penalty "target": its derivative by the L0 of one row     */
-    double next_penalty; /* p-anneal: the penalty of this batch by the next exponent      */
-    float *norm;         /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
-    float *unrank;       /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
-    float *lowered;      /* [F] thresholds less half a bandwidth, or NULL                */
-    double *input_sum;   /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
-    double *below;       /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
-    double *below_slope; /* [F] the derivative of the loss by it; 0: not of this feature    */
+    float *center_grad;        /* [d_in]                                                       */
+    float *output_grad;        /* [d_out] gradient of the output bias; [d_out] of one run      */
+    float *skip_grad;          /* [skip_rows][d_in] gradient of the skip; that of one run      */
+    double weight;             /* of the penalty in this step, divided by the number of rows   */
+    double target_slope;       /* the penalty "target": its derivative by the L0 of one row     */
+    double next_penalty;       /* p-anneal: the penalty of this batch by the next exponent      */
+    float *norm;               /* [F] of atoms: what f is multiplied with in the penalty; or NULL */
+    float *unrank;             /* [F] 1 / that which p is multiplied with in ranks; or NULL     */
+    float *lowered;            /* [F] thresholds less half a bandwidth, or NULL                */
+    double *input_sum;         /* [d_in] sum of xc over rows, for the loss pre_act; or NULL      */
+    double *below;             /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
+    double *below_slope;       /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
 } dlrni_work;
 
@@ -22482,15 +22573,16 @@ typedef struct dlrni_slab {
 DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int worker) {
     const dlrni_work *w = &t->w;
     dlrni_slab b;
-    b.i0 = task * w->slab * DLRNI_BLOCK;
-    b.rows = dlrni_min(w->slab * DLRNI_BLOCK, w->batch.n - b.i0);
+    const int64_t piece = dlrni_min(w->slab, DLRNI_BLOCK); /* rows of one block */
+    b.i0 = task * w->slab;
+    b.rows = dlrni_min(w->slab, w->batch.n - b.i0);
     /* all have 4 bytes, so one count sizes the scratch */
     b.val = b.pre = (float *)(void *)dlrni_scratch(&w->codes, worker);
     b.col = (int32_t *)(void *)(b.val + w->slab_max);
     b.at[0] = 0;
-    for (int64_t i = 0; i < b.rows; i += DLRNI_BLOCK) {
-        dlrni_block_count(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i);
-        dlrni_block_fill(&w->codes, (b.i0 + i) / DLRNI_BLOCK, b.at + i, b.col, b.val);
+    for (int64_t i = 0; i < b.rows; i += piece) {
+        dlrni_rows_count(&w->codes, b.i0 + i, piece, b.at + i);
+        dlrni_rows_fill(&w->codes, b.i0 + i, piece, b.at + i, b.col, b.val);
     }
     if (!dlrni_has_values(t)) return b;
     b.val = (float *)(void *)(b.col + w->slab_max);
@@ -22500,16 +22592,26 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. Where many features are active,
-   a slab is 4 blocks tall, so that more rows share each atom. */
+/* Rows of a slab. Where many features are active it is 4 blocks tall, so that more rows share each
+   atom. Many threads get parts of blocks, down to 16 rows, so that there are 4 tasks for each: with
+   fewer rows, finding their entries in the lists of all groups takes as long as the sums. */
+DLRNI_INTERNAL int64_t dlrni_slab_rows(const dlrn_trainer *t) {
+    const dlrni_work *w = &t->w;
+    /* entries if all features were active */
+    const double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
+    const int dense = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all;
+    int64_t rows = dense ? 4 * DLRNI_BLOCK : DLRNI_BLOCK;
+    while (rows > 16 && w->batch.n < 4 * t->ctx->threads * rows) rows /= 2;
+    return rows;
+}
+
+/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. */
 DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
     dlrni_work *w = &t->w;
-    /* entries if all features were active */
-    double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
-    w->slab = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all ? 4 : 1;
-    w->slab_max = w->slab * dlrni_block_max(&w->codes);
+    w->slab = dlrni_slab_rows(t);
+    w->slab_max = dlrni_ceil_div(w->slab, DLRNI_BLOCK) * dlrni_block_max(&w->codes);
     DLRNI_TRY(dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab * DLRNI_BLOCK), body, t);
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab), body, t);
     return DLRN_OK;
 }
 
@@ -22899,64 +23001,99 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     }
 }
 
-/* Updates w->silent from the wave in memory; the trainer's own counters change only when the step
-   succeeds. Values of 0 do not count as active: a list may hold them for a gradient. sparsify
-   counts every pick as one, with multi_top_k the 4 k of a row. */
-DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
+/* Task: the counts of one group of the wave, and its part of w->silent. Values of 0 do not count as
+   active: a list may hold them for a gradient. sparsify counts every pick as one, with multi_top_k
+   the 4 k of a row. */
+DLRNI_INTERNAL void dlrni_count_group(void *arg, int64_t task, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
     dlrni_work *w = &t->w;
     const dlrni_encoding *c = &w->codes;
-    int64_t f0 = c->first * DLRNI_GROUP, off = 0;
-    int64_t f1 = dlrni_min(f0 + c->wave * DLRNI_GROUP, t->dict->features);
+    const int64_t g = c->first + task, f0 = g * DLRNI_GROUP;
+    const int64_t f1 = dlrni_min(f0 + DLRNI_GROUP, t->dict->features);
     const int has_values = dlrni_has_values(t), picks = t->rules.zero_picks;
     const float *below =
         t->cfg.sparsity == DLRN_SPARSITY_TARGET ? t->dict->param[DLRN_THRESHOLD] : NULL;
     /* what a silent batch adds */
-    int64_t more = t->rules.counts_rows ? w->batch.n : 1;
+    const int64_t more = t->rules.counts_rows ? w->batch.n : 1;
+    dlrni_group_count n = {0, 0, 0, 0};
+    (void)worker;
     /* first count all as silent on this batch; the lists then correct that */
     for (int64_t f = f0; f < f1; f++) {
         w->silent[f] = t->since_fired[f] + more;
-        if (below && below[f] < 0) w->zeros += w->batch.n;
+        if (below && below[f] < 0) n.zeros += w->batch.n;
     }
-    for (int64_t s = 0; s < c->stretches; s++)
-        for (int64_t g = c->first; g < c->first + c->wave; g++) {
-            const dlrni_list *list = &c->lists[s * c->groups + g];
-            for (int64_t p = 0; p < list->count; p++) {
-                int64_t f = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
-                int64_t i = dlrni_key_row(list->key[p]);
-                const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
-                if (on || picks) w->silent[f] = 0;
-                off += !on;
-                w->zeros -= below && below[f] < 0 && on;
-            }
+    for (int64_t s = 0; s < c->stretches; s++) {
+        const dlrni_list *list = &c->lists[s * c->groups + g];
+        n.entries += list->count;
+        n.candidates += list->candidates;
+        for (int64_t p = 0; p < list->count; p++) {
+            const int64_t f = f0 + dlrni_key_feature(list->key[p]);
+            const int64_t i = dlrni_key_row(list->key[p]);
+            const int on = !has_values || dlrni_trained_value(t, i, f, list->val[p]) != 0;
+            if (on || picks) w->silent[f] = 0;
+            n.off += !on;
+            n.zeros -= below && below[f] < 0 && on;
         }
-    w->nnz += dlrni_wave_entries(c) - off;
-    w->candidates += dlrni_wave_candidates(c);
+    }
+    w->counts[g] = n;
 }
 
-/* mean_i |e_i - mean e|^2 of e [n][d]. Some columns at a time, so that the sums fit on the stack
-   and a row is read in whole cache lines. */
-DLRNI_INTERNAL double dlrni_residual_variance(const float *e, int64_t n, int64_t d) {
-    double sum = 0, mean[DLRNI_GROUP], square[DLRNI_GROUP];
-    for (int64_t c = 0; c < d; c += DLRNI_GROUP) {
-        int64_t width = dlrni_min(DLRNI_GROUP, d - c);
-        memset(mean, 0, sizeof mean);
-        memset(square, 0, sizeof square);
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) mean[j] += (double)e[i * d + c + j] / (double)n;
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t j = 0; j < width; j++) {
-                /* two passes: the one-pass formula cancels where the mean is large */
-                double off = (double)e[i * d + c + j] - mean[j];
-                square[j] += off * off;
-            }
-        for (int64_t j = 0; j < width; j++) sum += square[j] / (double)n;
+/* Updates w->silent and the counts of the batch from the wave in memory; the trainer's own counters
+   change only when the step succeeds. */
+DLRNI_INTERNAL void dlrni_count_wave(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    const dlrni_encoding *c = &w->codes;
+    /* as many entries as in the batch before */
+    const double all = (double)w->batch.n * (double)(c->wave * DLRNI_GROUP);
+    dlrni_parallel_for(t->ctx, c->wave, 2 * fmax(c->active, 0.01) * all, dlrni_count_group, t);
+    for (int64_t g = c->first; g < c->first + c->wave; g++) {
+        const dlrni_group_count *n = &w->counts[g];
+        w->nnz += n->entries - n->off;
+        w->candidates += n->candidates;
+        w->zeros += n->zeros;
     }
+}
+
+/* The sums of squares of a matrix's columns, each less its mean. */
+typedef struct dlrni_column_job {
+    const float *e; /* [n][d] */
+    int64_t n, d;
+    double *square; /* [d] */
+} dlrni_column_job;
+
+enum { DLRNI_COLUMNS = 16 }; /* of a task: a row is read in whole cache lines */
+
+/* Task: some columns. Two passes: the one-pass formula cancels where the mean is large. */
+DLRNI_INTERNAL void dlrni_column_task(void *arg, int64_t task, int worker) {
+    const dlrni_column_job *v = (const dlrni_column_job *)arg;
+    const int64_t c = task * DLRNI_COLUMNS, width = dlrni_min(DLRNI_COLUMNS, v->d - c);
+    double mean[DLRNI_COLUMNS] = {0}, square[DLRNI_COLUMNS] = {0};
+    (void)worker;
+    for (int64_t i = 0; i < v->n; i++)
+        for (int64_t j = 0; j < width; j++)
+            mean[j] += (double)v->e[i * v->d + c + j] / (double)v->n;
+    for (int64_t i = 0; i < v->n; i++)
+        for (int64_t j = 0; j < width; j++) {
+            double off = (double)v->e[i * v->d + c + j] - mean[j];
+            square[j] += off * off;
+        }
+    memcpy(v->square + c, square, (size_t)width * sizeof *square);
+}
+
+/* mean_i |e_i - mean e|^2 of e [n][d_out]: column by column, added up in order. */
+DLRNI_INTERNAL double dlrni_residual_variance(const dlrn_trainer *t, const float *e, int64_t n) {
+    const int64_t d = t->dict->d_out;
+    dlrni_column_job job = {e, n, d, t->w.column};
+    double sum = 0;
+    dlrni_parallel_for(t->ctx, dlrni_ceil_div(d, DLRNI_COLUMNS), 4 * dlrni_ns(n, d),
+                       dlrni_column_task, &job);
+    for (int64_t j = 0; j < d; j++) sum += job.square[j] / (double)n;
     return sum;
 }
 
-/* sum_i ||y_i - mean y||^2, in double: two passes, since the one-pass formula cancels. */
-DLRNI_INTERNAL double dlrni_total_variance(const float *y, int64_t n, int64_t d) {
-    return dlrni_residual_variance(y, n, d) * (double)n;
+/* sum_i ||y_i - mean y||^2, in double. */
+DLRNI_INTERNAL double dlrni_total_variance(const dlrn_trainer *t, const float *y, int64_t n) {
+    return dlrni_residual_variance(t, y, n) * (double)n;
 }
 
 /* Task: where the k best of the entries of a block of rows end. */
@@ -23077,21 +23214,45 @@ DLRNI_INTERNAL dlrn_status dlrni_level_room(dlrn_trainer *t, int64_t n) {
     return DLRN_OK;
 }
 
-/* Fails with the first number of x [n][d] that is not finite. The squared length of a row finds it
-   cheaply; if that overflows, the row is checked number by number, and may pass. */
+/* Checking rows x [n][d]; bad [blocks] is zeroed. */
+typedef struct dlrni_check_job {
+    const dlrni_kernel_table *k;
+    const float *x;
+    int64_t n, d;
+    unsigned char *bad;
+} dlrni_check_job;
+
+/* Task: whether a block of rows is finite. The squared length of a row says so cheaply; if it
+   overflows, the row is checked number by number. */
+DLRNI_INTERNAL void dlrni_check_block(void *arg, int64_t block, int worker) {
+    const dlrni_check_job *j = (const dlrni_check_job *)arg;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, j->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
+        const float *x = j->x + i * j->d;
+        /* also false for NaN */
+        if (j->k->dot(x, x, j->d) <= FLT_MAX) continue;
+        for (int64_t c = 0; c < j->d; c++)
+            if (!(fabsf(x[c]) <= FLT_MAX)) j->bad[block] = 1;
+    }
+}
+
+/* Fails with the first number of x [n][d] that is not finite. */
 DLRNI_INTERNAL dlrn_status dlrni_check_rows(dlrn_trainer *t, const char *name, const float *x,
                                             int64_t n, int64_t d) {
-    for (int64_t i = 0; i < n; i++) {
-        /* also false for NaN */
-        if (t->ctx->k->dot(x + i * d, x + i * d, d) <= FLT_MAX) continue;
-        for (int64_t c = 0; c < d; c++)
-            if (!(fabsf(x[i * d + c]) <= FLT_MAX))
-                return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
-                                 "step %lld: %s [%lld][%lld]: expected a finite number, found %g",
-                                 (long long)t->step, name, (long long)i, (long long)c,
-                                 (double)x[i * d + c]);
-    }
-    return DLRN_OK;
+    dlrni_batch *b = &t->w.batch;
+    const int64_t blocks = dlrni_ceil_div(n, DLRNI_BLOCK);
+    int64_t at = 0;
+    if (!DLRNI_GROW(t->ctx, &b->bad, &b->bad_cap, 0, blocks)) return DLRN_ERR_MEMORY;
+    memset(b->bad, 0, (size_t)blocks);
+    dlrni_check_job job = {t->ctx->k, x, n, d, b->bad};
+    dlrni_parallel_for(t->ctx, blocks, dlrni_ns(n, d) / 2, dlrni_check_block, &job);
+    while (at < blocks && !b->bad[at]) at++;
+    if (at == blocks) return DLRN_OK;
+    for (at *= DLRNI_BLOCK * d; fabsf(x[at]) <= FLT_MAX;) at++;
+    return dlrn_fail(
+        t->ctx, DLRN_ERR_VALUE, "step %lld: %s [%lld][%lld]: expected a finite number, found %g",
+        (long long)t->step, name, (long long)(at / d), (long long)(at % d), (double)x[at]);
 }
 
 /* Whether x [n][d_in] and y [n][d_out] (NULL: x) can be a batch. Checked before anything is
@@ -23650,7 +23811,7 @@ DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_los
     double share = (double)a->count / (double)dlrni_auxk_of(t);
     share = share < 1 ? share : 1;
     switch (t->rules.auxk_scale) {
-    case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(a->rest, b->n, t->dict->d_out);
+    case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(t, a->rest, b->n);
     case DLRNI_AUXK_SHARE: return 1 / share;
     case DLRNI_AUXK_FVU: return b->total_variance / ((double)b->n * share);
     case DLRNI_AUXK_PLAIN: break;
@@ -24244,23 +24405,53 @@ DLRNI_INTERNAL dlrn_status dlrni_update_wave(dlrni_update *u, int64_t first) {
     return DLRN_OK;
 }
 
-/* sum_i c_i e_i [d_out], run by run: the gradient of the output bias. */
-DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
+/* Biases that belong to no feature: a task has some columns, each of which is a sum of its own. */
+typedef struct dlrni_bias_job {
+    dlrn_trainer *t;
+    float *to;     /* of dlrni_center_gradient */
+    int64_t width; /* of a task                */
+} dlrni_bias_job;
+
+/* Task: sum_i c_i e_i [d_out], run by run: the gradient of the output bias. */
+DLRNI_INTERNAL void dlrni_output_gradient(void *arg, int64_t task, int worker) {
+    const dlrni_bias_job *j = (const dlrni_bias_job *)arg;
+    const dlrn_trainer *t = j->t;
     const dlrni_batch *b = &t->w.batch;
     const int64_t d = t->dict->d_out, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
-    float *sum = t->w.output_grad, *part = sum + d;
+    const int64_t at = task * j->width, width = dlrni_min(j->width, d - at);
+    float *sum = t->w.output_grad + at, *part = sum + d;
     const float *c, *base = dlrni_level_base(t, 0, &c);
     const int second = b->e2 && !t->rules.gate_frozen;
-    memset(sum, 0, (size_t)d * sizeof *sum);
+    (void)worker;
+    memset(sum, 0, (size_t)width * sizeof *sum);
     for (int64_t i = 0; i < b->n; i += run) {
         int64_t n = dlrni_min(run, b->n - i);
         /* the first run needs no second array */
         float *to = i ? part : sum;
-        if (i) memset(part, 0, (size_t)d * sizeof *part);
-        t->ctx->k->gather_axpy(to, d, base, d, b->number + i, c + i, n);
-        if (second) t->ctx->k->gather_axpy(to, d, b->e2, d, b->number + i, b->c2 + i, n);
-        if (i) t->ctx->k->axpy(1.0f, part, sum, d);
+        if (i) memset(part, 0, (size_t)width * sizeof *part);
+        t->ctx->k->gather_axpy(to, width, base + at, d, b->number + i, c + i, n);
+        if (second) t->ctx->k->gather_axpy(to, width, b->e2 + at, d, b->number + i, b->c2 + i, n);
+        if (i) t->ctx->k->axpy(1.0f, part, sum, width);
     }
+}
+
+/* Task: adds the groups' parts of the center's gradient to job.to [d_in], in the order of groups. */
+DLRNI_INTERNAL void dlrni_center_gradient(void *arg, int64_t task, int worker) {
+    const dlrni_bias_job *j = (const dlrni_bias_job *)arg;
+    const dlrni_work *w = &j->t->w;
+    const int64_t d = j->t->dict->d_in, at = task * j->width, width = dlrni_min(j->width, d - at);
+    (void)worker;
+    for (int64_t g = 0; g < w->codes.groups; g++)
+        j->t->ctx->k->axpy(1.0f, w->center_part + g * d + at, j->to + at, width);
+}
+
+/* Runs one of the two over all columns: shared out among the threads, at least 64 in a task, so that
+   a kernel has several sums under way. */
+DLRNI_INTERNAL void dlrni_each_column(dlrn_trainer *t, int64_t d, int64_t rows,
+                                      dlrn_parallel_body body, float *to) {
+    const int64_t each = dlrni_round_up(dlrni_ceil_div(d, t->ctx->threads), DLRNI_LANES);
+    dlrni_bias_job job = {t, to, dlrni_max(each, 64)};
+    dlrni_parallel_for(t->ctx, dlrni_ceil_div(d, job.width), dlrni_ns(rows, d) / 4, body, &job);
 }
 
 /* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Center:
@@ -24268,15 +24459,14 @@ DLRNI_INTERNAL void dlrni_output_gradient(dlrn_trainer *t) {
    with a matrix. An output bias that is also the center gets both. */
 DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_in;
     int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
     float *center = tied ? w->output_grad : w->center_grad;
-    dlrni_output_gradient(t);
+    dlrni_each_column(t, t->dict->d_out, w->batch.n, dlrni_output_gradient, NULL);
     /* tied: output_grad already holds the other part */
     if (!tied) memset(center, 0, (size_t)d * sizeof *center);
-    for (int64_t g = 0; g < w->codes.groups && dlrni_center_of(t->dict); g++)
-        k->axpy(1.0f, w->center_part + g * d, center, d);
+    if (dlrni_center_of(t->dict))
+        dlrni_each_column(t, d, w->codes.groups, dlrni_center_gradient, center);
 }
 
 /* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
@@ -26355,12 +26545,13 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,        w->center_part,   w->center_grad,
-                      w->output_grad, w->lowered,       w->norm,          w->unrank,
-                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,  w->input_sum,
-                      w->below,       w->below_slope,   w->batch.xc,      w->batch.level,
-                      w->batch.e2,    w->aux.dead,      w->aux.e,         w->aux.row,
-                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y};
+    void *blocks[] = {t->since_fired, w->silent,        w->center_part,    w->center_grad,
+                      w->output_grad, w->lowered,       w->norm,           w->unrank,
+                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,   w->input_sum,
+                      w->below,       w->below_slope,   w->batch.xc,       w->batch.level,
+                      w->batch.e2,    w->aux.dead,      w->aux.e,          w->aux.row,
+                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->batch.bad,
+                      w->counts,      w->column};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -26372,10 +26563,12 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc_role(dlrn_trainer *t, int role) {
     int64_t n = dlrni_role_size(t->dict, role);
     if (!t->dict->param[role]) return DLRN_OK; /* the family has no such parameter */
-    if (!(t->m[role] = DLRNI_NEW_ZERO(t->ctx, float, n))) return DLRN_ERR_MEMORY;
-    /* signum has no second moments */
-    if (t->cfg.optimiser == DLRN_OPTIMISER_ADAM && !(t->v[role] = DLRNI_NEW_ZERO(t->ctx, float, n)))
+    const int second = t->cfg.optimiser == DLRN_OPTIMISER_ADAM; /* signum has no second moments */
+    if (!(t->m[role] = DLRNI_NEW(t->ctx, float, n)) ||
+        (second && !(t->v[role] = DLRNI_NEW(t->ctx, float, n))))
         return DLRN_ERR_MEMORY;
+    dlrni_zero(t->ctx, t->m[role], n * (int64_t)sizeof(float));
+    if (second) dlrni_zero(t->ctx, t->v[role], n * (int64_t)sizeof(float));
     if (!(t->cfg.clip > 0)) return DLRN_OK;
     t->w.gradient[role] = DLRNI_NEW(t->ctx, float, n);
     return t->w.gradient[role] ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -26411,6 +26604,8 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
     if (t->dict->param[DLRN_SKIP] &&
         !(w->skip_grad = DLRNI_NEW(ctx, float, 2 * dlrni_role_size(t->dict, DLRN_SKIP))))
         return DLRN_ERR_MEMORY;
+    w->column = DLRNI_NEW(ctx, double, t->dict->d_out);
+    w->counts = DLRNI_NEW(ctx, dlrni_group_count, w->codes.groups);
     /* a part for each group, so that tasks need no lock */
     w->center_part = DLRNI_NEW(ctx, float, (t->dict->n_parts ? 1 : w->codes.groups) * d);
     const int atoms = t->dict->param[DLRN_DECODER] != NULL; /* none: its parts have them */
@@ -26426,7 +26621,7 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_alloc(dlrn_trainer *t) {
          !(w->below_slope = DLRNI_NEW(ctx, double, F))))
         return DLRN_ERR_MEMORY;
     return t->since_fired && w->silent && w->aux.dead && w->output_grad && w->center_grad &&
-                   w->center_part
+                   w->center_part && w->column && w->counts
                ? DLRN_OK
                : DLRN_ERR_MEMORY;
 }
@@ -26699,7 +26894,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     DLRNI_TRY(dlrni_level_room(t, n));
     dlrni_update_view(t);
     if (t->cfg.loss == DLRN_LOSS_FVU)
-        w->batch.total_variance = dlrni_total_variance(w->batch.y, n, t->dict->d_out);
+        w->batch.total_variance = dlrni_total_variance(t, w->batch.y, n);
     /* once for all waves, and kept for the gradients */
     if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
