@@ -6407,6 +6407,21 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_cuts(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
+/* Task: raises the floors of a block of rows to the guess. */
+DLRNI_INTERNAL void dlrni_guess_block(void *arg, int64_t block, int worker) {
+    dlrni_encoding *c = (dlrni_encoding *)arg;
+    const int64_t d = c->dict->d_in, end = dlrni_min((block + 1) * DLRNI_BLOCK, c->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
+        const float *x = c->xc + i * d;
+        const double norm = sqrt((double)c->dict->ctx->k->dot(x, x, d));
+        c->floor[i] = (float)(DLRNI_GUESS_SHARE * c->cut_share * norm);
+        /* a NaN has no cut; it must show, so it needs the lowest floor */
+        if (!(c->floor[i] > 0 && c->floor[i] <= FLT_MAX)) c->floor[i] = c->gate.min_floor;
+        dlrni_screen_set_floor(c->row + i, c->floor[i]);
+    }
+}
+
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
    a 64th of the dense product, so a batch must be large and select few. */
 DLRNI_INTERNAL dlrn_status dlrni_guess_floors(dlrni_encoding *c, int *guessed) {
@@ -6416,27 +6431,52 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_floors(dlrni_encoding *c, int *guessed) {
     if (c->n < 16 * DLRNI_GUESS_ROWS || c->dict->formula.k > F / 16) return DLRN_OK;
     if (c->cut_share < 0) DLRNI_TRY(dlrni_sample_cuts(c));
     *guessed = c->cut_share > 0;
-    for (int64_t i = 0; i < c->n && *guessed; i++) {
-        const float *x = c->xc + i * d;
-        const double norm = sqrt((double)c->dict->ctx->k->dot(x, x, d));
-        c->floor[i] = (float)(DLRNI_GUESS_SHARE * c->cut_share * norm);
-        /* a NaN has no cut; it must show, so it needs the lowest floor */
-        if (!(c->floor[i] > 0 && c->floor[i] <= FLT_MAX)) c->floor[i] = c->gate.min_floor;
-        dlrni_screen_set_floor(c->row + i, c->floor[i]);
-    }
+    if (*guessed)
+        dlrni_parallel_for(c->dict->ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_ns(c->n, d) / 2,
+                           dlrni_guess_block, c);
     return DLRN_OK;
+}
+
+/* What the cuts of a batch say, a part of its rows in each task. A minimum is the same in any
+   order. */
+enum { DLRNI_LEARN_TASKS = 256 };
+typedef struct dlrni_learn_job {
+    const dlrni_encoding *c;
+    int64_t rows;                          /* of a task */
+    double share[DLRNI_LEARN_TASKS];       /* the smallest cut, as a share of its row's norm */
+    unsigned char full[DLRNI_LEARN_TASKS]; /* 1: all rows have found k entries               */
+} dlrni_learn_job;
+
+DLRNI_INTERNAL void dlrni_learn_rows(void *arg, int64_t task, int worker) {
+    dlrni_learn_job *j = (dlrni_learn_job *)arg;
+    const dlrni_encoding *c = j->c;
+    const int64_t k = c->dict->formula.k, end = dlrni_min((task + 1) * j->rows, c->n);
+    double share = HUGE_VAL;
+    int full = 1;
+    (void)worker;
+    for (int64_t i = task * j->rows; i < end; i++) {
+        full &= c->kept[i] >= k;
+        share = fmin(
+            share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, c->kept[i], c->best[i * k].value));
+    }
+    j->share[task] = share;
+    j->full[task] = (unsigned char)full;
 }
 
 /* What the cuts of this batch say about the next. A batch whose guess failed makes it bolder only
    half as far. Returns whether all rows have found k entries. */
 DLRNI_INTERNAL int dlrni_learn_cuts(dlrni_encoding *c) {
-    const int64_t k = c->dict->formula.k;
+    dlrni_learn_job job;
     int full = 1;
+    job.c = c;
+    job.rows = dlrni_max(dlrni_ceil_div(c->n, DLRNI_LEARN_TASKS), DLRNI_BLOCK);
+    const int64_t tasks = dlrni_ceil_div(c->n, job.rows);
+    dlrni_parallel_for(c->dict->ctx, tasks, dlrni_ns(c->n, c->dict->d_in) / 2, dlrni_learn_rows,
+                       &job);
     c->cut_share = HUGE_VAL;
-    for (int64_t i = 0; i < c->n; i++) {
-        full &= c->kept[i] >= k;
-        c->cut_share = fmin(c->cut_share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, c->kept[i],
-                                                          c->best[i * k].value));
+    for (int64_t i = 0; i < tasks; i++) {
+        full &= job.full[i];
+        c->cut_share = fmin(c->cut_share, job.share[i]);
     }
     return full;
 }
@@ -20697,15 +20737,16 @@ typedef struct dlrni_aux_row {
 
 /* The dead features of a batch: an auxiliary loss lets them predict what the others left over. */
 typedef struct dlrni_aux {
-    int64_t count; /* number of dead features that have an auxiliary loss                 */
-    int32_t *dead; /* [F] these features, ascending                                       */
+    int64_t max_rows; /* of a forward task: fewer where there are many threads                   */
+    int64_t count;    /* number of dead features that have an auxiliary loss                 */
+    int32_t *dead;    /* [F] these features, ascending                                       */
     /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
-    float *grad;         /* by groups of 48: atoms' [..][d_out], encoder rows' [..][d_in] */
+    float *grad;         /* by tasks: atoms' [..][d_out], encoder rows' [..][d_in]      */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
     int64_t e_cap, row_cap;
 } dlrni_aux;
@@ -23357,9 +23398,10 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss
 }
 
 /* Rows per task: as many as keep the values of all dead features within 4 MB, so that a worker's
-   scratch is bounded for any number of them. */
+   scratch is bounded for any number of them. Each task copies the dead features' rows, so that 32
+   rows are the fewest that many threads get. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
-    return dlrni_max(dlrni_min((1 << 20) / a->count, DLRNI_AUX_ROWS), 8);
+    return dlrni_max(dlrni_min((1 << 20) / a->count, a->max_rows), 8);
 }
 
 /* Bytes of scratch per task: one size for forward and backward, so that a step grows it once. */
@@ -23431,6 +23473,8 @@ DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
     const dlrni_auxiliary *block = t->rules.auxiliary;
     const dlrni_batch *b = &t->w.batch;
     dlrni_aux *a = &t->w.aux;
+    a->max_rows = dlrni_ceil_div(b->n, t->ctx->threads);
+    a->max_rows = dlrni_max(dlrni_min(a->max_rows, DLRNI_AUX_ROWS), 32);
     /* 0: backward has nothing to add */
     a->count = a->sums = 0;
     a->losses = b->levels && t->cfg.auxk_by_group ? b->levels : 1;
@@ -23555,17 +23599,22 @@ DLRNI_INTERNAL void dlrni_aux_group_run(const dlrn_trainer *t, dlrni_aux_group *
         dlrni_aux_group_rows(t, h, r0, dlrni_min(DLRNI_AUX_ROWS, end - r0));
 }
 
+/* Dead features of a backward task: a third of a group where threads would have no group each. */
+DLRNI_INTERNAL int64_t dlrni_aux_width(const dlrn_trainer *t) {
+    return t->w.aux.sums < DLRNI_GROUP * t->ctx->threads ? DLRNI_LANES : DLRNI_GROUP;
+}
+
 /* Task, backward: the sums of one group of dead features over all rows, run by run (DLRNI_RUN). No
    other task writes to its sums, and rows ascend: the same bits for any number of threads. */
 DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     const dlrn_trainer *t = (const dlrn_trainer *)arg;
     const dlrni_aux *a = &t->w.aux;
     const int64_t n = t->w.batch.n, run = (int64_t)DLRNI_RUN * DLRNI_STRETCH;
-    int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = task * DLRNI_GROUP;
+    int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = task * dlrni_aux_width(t);
     float *sum = a->grad + at * (d + d_out), *part;
     dlrni_aux_group h;
     h.feature = a->dead + a->first + at;
-    h.count = dlrni_min(DLRNI_GROUP, a->sums - at);
+    h.count = dlrni_min(dlrni_aux_width(t), a->sums - at);
     h.panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
     h.encoder = h.panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP;
     h.atom = h.encoder + DLRNI_GROUP * d;
@@ -23614,7 +23663,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_sums(dlrn_trainer *t, int64_t group, int64_
     *end = last;
     if (!a->sums) return DLRN_OK;
     DLRNI_TRY(dlrni_need_scratch(&t->w.codes, dlrni_aux_scratch(t)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(a->sums, DLRNI_GROUP), dlrni_aux_group_task, t);
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(a->sums, dlrni_aux_width(t)), dlrni_aux_group_task, t);
     return DLRN_OK;
 }
 
@@ -23626,7 +23675,8 @@ DLRNI_INTERNAL void dlrni_aux_add(const dlrn_trainer *t, int64_t f, float *atom,
     int64_t d = t->dict->d_in, d_out = t->dict->d_out, at = dlrni_dead_from(a, f) - a->first;
     if (at < 0 || at >= a->sums || a->dead[a->first + at] != f) return;
     /* the layout that dlrni_aux_group_task wrote */
-    int64_t group = at / DLRNI_GROUP * DLRNI_GROUP, count = dlrni_min(DLRNI_GROUP, a->sums - group);
+    const int64_t width = dlrni_aux_width(t), group = at / width * width;
+    const int64_t count = dlrni_min(width, a->sums - group);
     const float *atoms = a->grad + group * (d + d_out), *encoders = atoms + count * d_out;
     t->ctx->k->axpy(1.0f, atoms + (at - group) * d_out, atom, d_out);
     t->ctx->k->axpy(1.0f, encoders + (at - group) * d, encoder, d);
