@@ -44,17 +44,17 @@ CALLS_test_program := malloc=fault_malloc free=fault_free $(foreach call, \
     fopen fread fwrite ferror fflush fclose fsync rename open mmap fdopen,$(call)=fault_$(call))
 REPLACING := test_files test_memory test_program
 # And this one leaves some out.
-OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
+OWN_C    := test_io test_ranks_files $(if $(OBJCOPY),,$(REPLACING))
 
 # The example in C++, where that compiler is.
 HAVE_CXX := $(shell command -v $(CXX))
-PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(wildcard examples/[0-9][0-9]_*.c)) \
+PROGRAMS := $(BUILD)/dictlearn $(patsubst examples/%.c,$(BUILD)/%,$(filter-out %_mpi.c,$(wildcard examples/[0-9][0-9]_*.c))) \
             $(if $(HAVE_CXX),$(BUILD)/09_cpp)
 ALL_C    := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 LINKED_C := $(filter-out $(OWN_C),$(ALL_C))
 C_TESTS  := $(ALL_C:%=$(BUILD)/%)
 TESTS    := $(C_TESTS) $(BUILD)/fuzz_replay
-SCRIPTS  := $(filter-out tests/test_of_tests.sh,$(wildcard tests/test_*.sh))
+SCRIPTS  := $(filter-out tests/test_of_tests.sh tests/test_mpi.sh,$(wildcard tests/test_*.sh))
 CHECKED  := $(ALL_C:%=$(BUILD)/san/%)
 SAN      := $(CHECKED) $(BUILD)/san/fuzz_replay $(if $(HAVE_CXX),$(BUILD)/san/test_cpp)
 UNDER_A   = $(CHECKED:$(BUILD)/san/%=$(BUILD)/$(1)/%)
@@ -118,7 +118,7 @@ TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD=
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
         coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers \
         bench-check bench-readme frontier readme help python-test llama llama-test smollm bench-llama page-test \
-        page-pictures chromium clean format fuzz fuzz-afl fuzz-merge fuzz-replay
+        page-pictures chromium clean mpi mpi-test format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -144,6 +144,34 @@ $(BUILD)/%: examples/%.c $(BUILD)/dictlearn.o
 
 $(BUILD)/09_cpp: $(BUILD)/%: examples/%.cpp $(BUILD)/dictlearn.o
 	$(CXX) -std=c++11 $(CFLAGS) $(OPENMP) $(INCLUDES) $< $(LINKED) -o $@ -lm
+
+# Over MPI: the program, an example and a test of examples/mpi.h. examples/ stays out of -I: its mpi.h is
+# not MPI's. MPICH's MPI_STATUSES_IGNORE looks like an overflow to gcc 12.
+MPICC   ?= mpicc
+MPIRUN  ?= $(patsubst %mpicc,%mpirun,$(subst mpicc.,mpirun.,$(MPICC)))
+MPI_C    = $(MPICC) -std=c99 $(CFLAGS) $(OPENMP) $(WARN) -I. -I$(BUILD) -pthread $(NOTES) -Wno-stringop-overflow
+MPI_ALL := dictlearn-mpi 12_mpi mpi_ranks
+MPI_AT   = $(BUILD)/$(notdir $(MPICC))
+
+$(MPI_AT):
+	@command -v $(firstword $(MPICC)) > /dev/null || { echo "MPICC: expected a compiler for MPI, found no" \
+	  "$(MPICC) (on Debian: apt-get install openmpi-bin libopenmpi-dev)" >&2; exit 1; }
+	@rm -f $(BUILD)/mpicc*
+	@touch $@
+
+$(BUILD)/dictlearn-mpi: examples/program/dictlearn.c $(BUILD)/dictlearn.o $(BUILD)/page_html.h $(ENGINES) $(MPI_AT)
+	$(MPI_C) $(LLAMA_C) -DDICTLEARN_MPI $< $(LINKED) -o $@ $(LLAMA_L) -lm
+
+$(BUILD)/12_mpi: examples/12_mpi.c $(BUILD)/dictlearn.o $(MPI_AT)
+	$(MPI_C) $< $(LINKED) -o $@ -lm
+
+$(BUILD)/mpi_ranks: tests/mpi_ranks.c $(BUILD)/dictlearn.o $(MPI_AT)
+	$(MPI_C) $< $(LINKED) -o $@ -lm
+
+mpi: $(MPI_ALL:%=$(BUILD)/%) ## build/dictlearn-mpi, the program over several machines (MPICC=mpicc: any MPI)
+
+mpi-test: $(BUILD)/dictlearn mpi ## one, two and four ranks beside one process, ranks that die, two hosts (MPIRUN=)
+	@$(TOOLS) MPIRUN='$(MPIRUN)' sh tests/run.sh $(BUILD) tests/test_mpi.sh
 
 rust: $(BUILD)/rust_example ## the example in Rust, by rustc alone
 
@@ -499,7 +527,7 @@ matrix: ## each compiler, language, option and machine at hand, without a warnin
 	@$(TOOLS) sh tests/matrix.sh $(BUILD)
 
 format: ## rewrites the C files as .clang-format says
-	clang-format -i dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
+	clang-format -i dictlearn.h examples/*.[ch] examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch]
 	clang-format -i --style="$$(cat tests/cxx_style)" examples/*.[ch]pp tests/*.cpp
 
 ENVIRONMENTS := venv libraries dashboard python-venv page-venv peers llama

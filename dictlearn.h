@@ -1316,6 +1316,11 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
    line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
+/* One status for all ranks of the context's collective: each passes its own. Where some have
+   failed, all get the status of the first of them, and the others its message behind "rank 2: ".
+   Call it after work of your own that can fail on one rank alone, such as reading a file. A context
+   without a collective: returns s. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s);
 
 /* The enumerations whose values have names. Beside each, an example. */
 typedef enum dlrn_names {
@@ -2824,6 +2829,7 @@ struct dlrn_context {
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
     dlrn_traffic traffic;        /* of cfg.collective            */
+    int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
     char text
         [512]; /* of dlrn_context_describe: version, sets, threads in one line                    */
@@ -2838,6 +2844,7 @@ DLRN_API dlrn_status dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *for
     char text[8192]; /* the longest path and the message */
     const size_t longest = sizeof ctx->error - 1;
     va_list args;
+    ctx->agreed = 0;
     va_start(args, format);
     (void)DICTLEARN_VSNPRINTF(text, sizeof text, format, args);
     va_end(args);
@@ -3449,6 +3456,10 @@ struct dlrni_kernel_table {
     void (*adam)(float *w, float *m, float *v, const float *g, int64_t n, const dlrni_adam *a);
     /* to [n] = from [n], f16 or bf16 (two bytes each, of any alignment), exactly */
     void (*widen)(dlrn_dtype type, const char *from, float *to, int64_t n);
+    /* to[i] [n] = from[i] [n] for `rows` rows, also of f32. They lie anywhere: those to come are
+       prefetched. past 1: so much is copied that `to` would not stay in the caches */
+    void (*fetch)(dlrn_dtype type, const char *const *from, float *const *to, int64_t rows,
+                  int64_t n, int past);
     /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
 };
@@ -3733,14 +3744,19 @@ DLRN_API dlrn_context_info dlrn_context_describe(const dlrn_context *ctx) {
 #define DLRNI_SPAN DLRNI_GROUP /* features that stay together; a test cuts small files */
 #endif
 
-/* The features `at` .. at + n of F that this rank owns. Groups are dealt out evenly; where they do
-   not divide, some ranks have one group more than others, and where there are fewer groups than
-   ranks, some have none. */
-DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+/* The features `at` .. at + n of F that a rank owns. Groups are dealt out evenly; where they do not
+   divide, some ranks have one group more than others, and where there are fewer groups than ranks,
+   some have none. */
+DLRNI_INTERNAL void dlrni_span_of_rank(const dlrn_context *ctx, int64_t rank, int64_t F,
+                                       int64_t *at, int64_t *n) {
     const int64_t groups = dlrni_ceil_div(F, DLRNI_SPAN), ranks = dlrni_ranks(ctx);
-    const int64_t rank = ctx->cfg.collective.rank;
     *at = dlrni_min(groups * rank / ranks * DLRNI_SPAN, F);
     *n = dlrni_min(groups * (rank + 1) / ranks * DLRNI_SPAN, F) - *at;
+}
+
+/* Those of this rank. */
+DLRNI_INTERNAL void dlrni_rank_span(const dlrn_context *ctx, int64_t F, int64_t *at, int64_t *n) {
+    dlrni_span_of_rank(ctx, ctx->cfg.collective.rank, F, at, n);
 }
 
 DLRNI_INTERNAL int64_t dlrni_element_bytes(dlrn_dtype type) {
@@ -3797,7 +3813,9 @@ DLRNI_INTERNAL dlrn_status dlrni_from_rank(dlrn_context *ctx, int root, void *da
 }
 
 /* One status for all ranks: each passes its own. Where one has failed, all fail with the status and
-   the message of the first that did; otherwise the others would wait for that rank for ever. */
+   the message of the first that did; otherwise the others would wait for that rank for ever. A
+   failure that all ranks know is not passed on again: calls may be nested, and a rank that fails
+   early meets the others at the next agreement that they come to. */
 DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t first = s == DLRN_OK ? 0 : ranks - rank;
@@ -3805,15 +3823,23 @@ DLRNI_INTERNAL dlrn_status dlrni_agree(dlrn_context *ctx, dlrn_status s) {
         dlrn_status s;
         char text[sizeof ctx->error];
     } of;
-    if (ranks == 1) return s;
+    if (ranks == 1 || (s != DLRN_OK && ctx->agreed)) return s;
+    ctx->agreed = 0;
     DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &first, 1));
     if (!first) return DLRN_OK;
     of.s = s;
     memcpy(of.text, ctx->error, sizeof of.text);
     DLRNI_TRY(dlrni_from_rank(ctx, (int)(ranks - first), &of, sizeof of));
-    if (rank == ranks - first) return s;
-    of.text[sizeof of.text - 1] = 0;
-    return dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    if (rank != ranks - first) {
+        of.text[sizeof of.text - 1] = 0;
+        dlrn_fail(ctx, of.s, "rank %d: %s", (int)(ranks - first), of.text);
+    }
+    ctx->agreed = 1;
+    return of.s;
+}
+
+DLRN_API dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s) {
+    return dlrni_agree(ctx, s);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -4552,7 +4578,7 @@ DLRNI_INTERNAL dlrn_status dlrni_param_alloc(dlrn_dictionary *dict, int role) {
 }
 
 /* Memory for all roles of the family; if there is none, *dict is destroyed and NULL. */
-DLRNI_INTERNAL dlrn_status dlrni_params_alloc(const dlrni_family *family, dlrn_dictionary **dict) {
+DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_dictionary **dict) {
     dlrn_status s = DLRN_OK;
     for (int role = 0; role < DLRN_ROLE_COUNT && s == DLRN_OK; role++)
         if (family->roles & DLRNI_BIT(role)) s = dlrni_param_alloc(*dict, role);
@@ -4582,11 +4608,11 @@ DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_famil
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
     if (family->roles) dlrni_take_span(*out);
-    return dlrni_params_alloc(family, out);
+    return dlrni_alloc_roles(family, out);
 }
 
-/* The number that feature f of this rank has in the whole dictionary. Each part is shared out by
-   itself, and the numbers of the whole go part by part. */
+/* The number that feature f of this rank has in the whole dictionary. Each part is shared out
+   alone, and the numbers of the whole go part by part. */
 DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
     int64_t before = 0;
     for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
@@ -5322,6 +5348,27 @@ typedef struct dlrni_last_kept {
     float value; /* of the key */
 } dlrni_last_kept;
 
+/* Keys are compared over ranks so many bits at a time. */
+enum { DLRNI_JOINT_BITS = 4, DLRNI_JOINT_PARTS = 1 << DLRNI_JOINT_BITS };
+
+/* The k best of each row, whose entries are on several ranks: where they end is found by counting
+   (room select). All arrays lie in one block; NULL: there is one rank. */
+typedef struct dlrni_joint {
+    int64_t n, ld, k; /* rows; entries of a row on this rank, at most; how many stay          */
+    uint32_t *key;    /* [n][ld] what is compared of the entries (dlrni_rank_key); the block  */
+    int32_t *used;    /* [n] how many of a row's ld there are                                 */
+    int64_t *code;    /* [n][k] of a selection by group, in the place of the keys             */
+    uint32_t *last;   /* [n] the key of the last entry that stays                             */
+    int32_t *kept;    /* [n] entries that stay on all ranks                                   */
+    int32_t *left;    /* [n] of those equal to the last: how many stay, in the end those here */
+    float *count;     /* [n][DLRNI_JOINT_PARTS] f32: the type of messages with the least bytes;
+                            exact up to 2^24, more than any row has in memory                    */
+    dlrni_cut *cut;   /* [n] the same for the features of this rank                           */
+    const dlrni_cut *heap; /* [n][ld] the entries, borrowed                                      */
+    int shift;   /* of the bits that are counted                                         */
+    int64_t cap; /* bytes                                                                */
+} dlrni_joint;
+
 /* Rows being encoded, and their features. Order of calls: dlrni_encoding_init once; for each batch
    _begin, then _load for each wave (selection included), then _learn; _free at the end. */
 typedef struct dlrni_encoding {
@@ -5354,8 +5401,10 @@ typedef struct dlrni_encoding {
     dlrni_cut *best;  /* [n][k] heap of the best entries of a row, the worst on top; or, for
                                DLRN_SELECT_GROUP_MAX, the best of each group                      */
     int32_t *kept;    /* [n] how many of them there are                                     */
-    int cut_known;    /* 1: every row's cut is final                                        */
-    int made_all;     /* 1: the rounds have left the lists of all groups                    */
+    dlrni_joint joint; /* on several ranks: the cuts of rows                                */
+    dlrni_joint inner; /* and those of the best among the entries that stay (multi_top_k)   */
+    int cut_known;     /* 1: every row's cut is final                                        */
+    int made_all;      /* 1: the rounds have left the lists of all groups                    */
     dlrni_last_kept last_kept; /* where the selection of a batch ends                       */
     double last_cut;           /* of the last batch; 0: no use; -1: not known               */
     int64_t *tally;            /* [threads][DLRNI_TALLY] of dlrni_batch_cuts                 */
@@ -5382,8 +5431,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded, c->row,          c->scratch, c->floor,
-                      c->best,  c->kept,    c->gate.derived, c->tally};
+    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch,   c->floor,    c->best,
+                      c->kept,  c->gate.derived, c->tally, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -5998,7 +6047,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
 
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
-    double all = (double)c->n * (double)c->dict->features;
+    double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
         if (c->screen && c->screen == c->dict->ctx->set.screen[i])
@@ -6193,7 +6242,8 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
             int32_t feature = (int32_t)(g * DLRNI_GROUP + dlrni_key_feature(list->key[p]));
             float rank = dlrni_compared(c, list->val[p]);
             if (by_group)
-                dlrni_keep_group_best(c->best + row * k, c->dict->features / k, feature, rank);
+                dlrni_keep_group_best(c->best + row * k, c->dict->span_of / k,
+                                      feature + (int32_t)c->dict->span_at, rank);
             else
                 dlrni_keep_best(c->best + row * k, c->kept + row, k, feature, rank);
         }
@@ -6206,12 +6256,22 @@ DLRNI_INTERNAL void dlrni_select_block(void *arg, int64_t block, int worker) {
     }
 }
 
-/* Whether an entry is among the chosen ones of its row: if the heap is not full, all are chosen. */
+/* How many entries a row keeps, at most k, and the last of them, on top of its heap. On several
+   ranks both are those of all. */
+DLRNI_INLINE int64_t dlrni_row_kept(const dlrni_encoding *c, int64_t row) {
+    return c->joint.cut ? c->joint.kept[row] : c->kept[row];
+}
+
+DLRNI_INLINE const dlrni_cut *dlrni_row_cut(const dlrni_encoding *c, int64_t row) {
+    return c->joint.cut ? &c->joint.cut[row] : &c->best[row * c->dict->formula.k];
+}
+
+/* Whether an entry is among the chosen ones of its row: if there are fewer than k, all are. */
 DLRNI_INTERNAL int dlrni_is_chosen(const dlrni_encoding *c, int64_t row, int32_t feature,
                                    float value) {
-    int64_t k = c->dict->formula.k;
     dlrni_cut entry = {value, feature};
-    return c->kept[row] < k || !dlrni_is_worse(&entry, &c->best[row * k]);
+    return dlrni_row_kept(c, row) < c->dict->formula.k ||
+           !dlrni_is_worse(&entry, dlrni_row_cut(c, row));
 }
 
 enum { DLRNI_KEY_BITS = 11 }; /* looked at in one pass: 2048 counters stay in the first cache */
@@ -6244,8 +6304,10 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
     if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
-    if (dlrni_by_group(c))
-        return c->best[row * k + feature / (c->dict->features / k)].feature == feature;
+    if (dlrni_by_group(c)) {
+        const int64_t whole = c->dict->span_at + feature;
+        return c->best[row * k + whole / (c->dict->span_of / k)].feature == whole;
+    }
     return dlrni_is_chosen(c, row, feature, dlrni_compared(c, pre));
 }
 
@@ -6425,11 +6487,12 @@ DLRNI_INTERNAL void dlrni_guess_block(void *arg, int64_t block, int worker) {
 /* Raises all floors to the guess, if one is worth having. *guessed: whether it was. A sample costs
    a 64th of the dense product, so a batch must be large and select few. */
 DLRNI_INTERNAL dlrn_status dlrni_guess_floors(dlrni_encoding *c, int *guessed) {
-    const int64_t d = c->dict->d_in, F = c->dict->features;
+    const int64_t d = c->dict->d_in, F = c->dict->span_of;
     *guessed = 0;
     if (!c->screen || !dlrni_raises_floors(c->dict) || c->gate.min_floor < 0) return DLRN_OK;
     if (c->n < 16 * DLRNI_GUESS_ROWS || c->dict->formula.k > F / 16) return DLRN_OK;
-    if (c->cut_share < 0) DLRNI_TRY(dlrni_sample_cuts(c));
+    /* of several ranks none knows the cuts of a sample: the first batch goes without */
+    if (c->cut_share < 0 && dlrni_ranks(c->dict->ctx) == 1) DLRNI_TRY(dlrni_sample_cuts(c));
     *guessed = c->cut_share > 0;
     if (*guessed)
         dlrni_parallel_for(c->dict->ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_ns(c->n, d) / 2,
@@ -6455,9 +6518,10 @@ DLRNI_INTERNAL void dlrni_learn_rows(void *arg, int64_t task, int worker) {
     int full = 1;
     (void)worker;
     for (int64_t i = task * j->rows; i < end; i++) {
-        full &= c->kept[i] >= k;
+        const int32_t kept = (int32_t)dlrni_row_kept(c, i);
+        full &= kept >= k;
         share = fmin(
-            share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, c->kept[i], c->best[i * k].value));
+            share, dlrni_cut_share(c, c->xc + i * c->dict->d_in, kept, dlrni_row_cut(c, i)->value));
     }
     j->share[task] = share;
     j->full[task] = (unsigned char)full;
@@ -6495,24 +6559,235 @@ DLRNI_INTERNAL dlrn_status dlrni_select_rounds(dlrni_encoding *c, int64_t budget
     return DLRN_OK;
 }
 
+/* ---- Several ranks ---- Each has the k best of its own features: up to k R entries for a row, of
+   which k stay. Where they end is found without moving them: 4 bits of the keys at a time, from the
+   highest, each rank counts its entries that agree with what is known, and the counts are summed.
+   That is 512 bytes per row for any k and any number of ranks, where gathering the entries would
+   take 8 k R. A guess helps here, too: it comes from the cuts over all ranks, so that each rank
+   finds about k / R entries and not k. */
+
+/* Task: counts the entries of a block of rows, by their next bits. */
+DLRNI_INTERNAL void dlrni_joint_count(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    const uint32_t known =
+        j->shift + DLRNI_JOINT_BITS < 32 ? UINT32_MAX << (j->shift + DLRNI_JOINT_BITS) : 0;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const uint32_t *key = j->key + i * j->ld;
+        float *count = j->count + i * DLRNI_JOINT_PARTS;
+        memset(count, 0, DLRNI_JOINT_PARTS * sizeof *count);
+        for (int32_t p = 0; p < j->used[i]; p++)
+            if ((key[p] & known) == j->last[i])
+                count[key[p] >> j->shift & (DLRNI_JOINT_PARTS - 1)]++;
+    }
+}
+
+/* Task: the next bits of the last entry that stays of a block of rows, from the counts of all
+   ranks. */
+DLRNI_INTERNAL void dlrni_joint_bits(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const float *count = j->count + i * DLRNI_JOINT_PARTS;
+        int64_t all = 0;
+        uint32_t part = DLRNI_JOINT_PARTS - 1;
+        for (int p = 0; p < DLRNI_JOINT_PARTS; p++) all += (int64_t)count[p];
+        if (j->shift + DLRNI_JOINT_BITS == 32)
+            j->kept[i] = j->left[i] = (int32_t)dlrni_min(j->k, all);
+        for (; part > 0 && (int32_t)count[part] < j->left[i]; part--)
+            j->left[i] -= (int32_t)count[part];
+        j->last[i] |= part << j->shift;
+    }
+}
+
+/* Whether more entries of some row are equal to its last than stay: all ranks know it. */
+DLRNI_INTERNAL int dlrni_joint_tied(const dlrni_joint *j) {
+    int tied = 0;
+    for (int64_t i = 0; i < j->n; i++) {
+        const uint32_t part = j->last[i] & (DLRNI_JOINT_PARTS - 1);
+        tied |= (int32_t)j->count[i * DLRNI_JOINT_PARTS + part] > j->left[i];
+    }
+    return tied;
+}
+
+/* This rank's entries that are equal to the last of row i. */
+DLRNI_INTERNAL int32_t dlrni_joint_equals(const dlrni_joint *j, int64_t i) {
+    const uint32_t *key = j->key + i * j->ld;
+    int32_t n = 0;
+    for (int32_t p = 0; p < j->used[i]; p++) n += key[p] == j->last[i];
+    return n;
+}
+
+/* left [n]: of the entries equal to the last, how many stay on this rank: the features of lower
+   ranks come first. `tied` 0: all stay. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_quota(dlrn_context *ctx, dlrni_joint *j, int tied) {
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    int64_t *bytes = tied ? DLRNI_NEW(ctx, int64_t, ranks) : NULL;
+    int32_t *all = tied ? DLRNI_NEW(ctx, int32_t, (ranks + 1) * j->n) : NULL;
+    dlrn_status s = !tied || (bytes && all) ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (tied) s = dlrni_agree(ctx, s);
+    for (int r = 0; s == DLRN_OK && tied && r < ranks; r++) bytes[r] = j->n * (int64_t)sizeof *all;
+    for (int64_t i = 0; s == DLRN_OK && i < j->n; i++) {
+        const int32_t own = dlrni_joint_equals(j, i);
+        if (tied)
+            all[ranks * j->n + i] = own;
+        else
+            j->left[i] = own;
+    }
+    if (s == DLRN_OK && tied) s = dlrni_gather_ranks(ctx, all + ranks * j->n, bytes, all);
+    for (int64_t i = 0; s == DLRN_OK && tied && i < j->n; i++) {
+        for (int r = 0; r < rank; r++) j->left[i] -= dlrni_min(all[r * j->n + i], j->left[i]);
+        j->left[i] = (int32_t)dlrni_min(j->left[i], all[ranks * j->n + i]);
+    }
+    dlrn_free(ctx, bytes);
+    dlrn_free(ctx, all);
+    return s;
+}
+
+/* Room for the rows of a batch. The keys come first: they are what is freed. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_room(dlrn_context *ctx, dlrni_joint *j, int64_t n,
+                                            int64_t ld, int by_group) {
+    const int64_t each = by_group ? sizeof(int64_t) : sizeof(uint32_t);
+    const int64_t more = 4 + 4 + 4 + 4 + DLRNI_JOINT_PARTS * 4 + (int64_t)sizeof(dlrni_cut);
+    int64_t bytes;
+    j->n = n;
+    j->ld = ld;
+    if (!dlrni_mul(ld, each, &bytes) || !dlrni_mul(bytes + more, n, &bytes)) bytes = INT64_MAX / 2;
+    bytes += DLRNI_ALIGN;
+    if (bytes > j->cap) {
+        char *block = DLRNI_NEW(ctx, char, bytes);
+        if (!block) return DLRN_ERR_MEMORY;
+        dlrn_free(ctx, j->key);
+        j->key = (uint32_t *)(void *)block;
+        j->cap = bytes;
+    }
+    j->code = by_group ? (int64_t *)(void *)j->key : NULL;
+    char *at = (char *)j->key + n * ld * each;
+    at += -(n * ld * each) & 7;
+    j->cut = by_group ? NULL : (dlrni_cut *)(void *)at;
+    j->last = (uint32_t *)(void *)(at + n * (int64_t)sizeof(dlrni_cut));
+    j->used = (int32_t *)(void *)(j->last + n);
+    j->kept = j->used + n;
+    j->left = j->kept + n;
+    j->count = (float *)(void *)(j->left + n);
+    return DLRN_OK;
+}
+
+/* Finds the last entry that stays of each row, once keys and numbers of entries are set. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_find(dlrn_context *ctx, dlrni_joint *j, int64_t k) {
+    j->k = k;
+    memset(j->last, 0, (size_t)j->n * sizeof *j->last);
+    for (j->shift = 32 - DLRNI_JOINT_BITS; j->shift >= 0; j->shift -= DLRNI_JOINT_BITS) {
+        dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_count, j);
+        DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, j->count, j->n * DLRNI_JOINT_PARTS));
+        dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_bits, j);
+    }
+    return dlrni_joint_quota(ctx, j, dlrni_joint_tied(j));
+}
+
+/* The float of a key that is not that of a NaN. */
+DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
+    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Task: the cuts of a block of rows by the features of this rank: the last of the row's equals that
+   stays, -1 if none does. Equals that are not in the heap have higher features. */
+DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
+    const dlrni_joint *j = (const dlrni_joint *)arg;
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < dlrni_min((block + 1) * DLRNI_BLOCK, j->n); i++) {
+        const dlrni_cut *heap = j->heap + i * j->ld;
+        int32_t feature = -1;
+        for (int32_t q = 0; q < j->left[i]; q++) {
+            int32_t next = INT32_MAX;
+            for (int32_t p = 0; p < j->used[i]; p++)
+                if (j->key[i * j->ld + p] == j->last[i] && heap[p].feature > feature)
+                    next = heap[p].feature < next ? heap[p].feature : next;
+            feature = next;
+        }
+        j->cut[i].value = dlrni_value_of_key(j->last[i]);
+        j->cut[i].feature = feature;
+    }
+}
+
+/* A selection by group: the best of each group over all ranks. A code is in the order of values,
+   then of descending features, so the best is the largest. */
+DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
+    const int64_t size = c->joint.n * c->joint.ld;
+    for (int64_t i = 0; i < size; i++)
+        c->joint.code[i] =
+            ((int64_t)dlrni_rank_key(c->best[i].value) << 31) | (INT32_MAX - c->best[i].feature);
+    DLRNI_TRY(dlrni_max_ranks(c->dict->ctx, DLRN_I64, c->joint.code, size));
+    for (int64_t i = 0; i < size; i++) {
+        c->best[i].feature = (int32_t)(INT32_MAX - (c->joint.code[i] & INT32_MAX));
+        c->best[i].value = dlrni_value_of_key((uint32_t)(c->joint.code[i] >> 31));
+    }
+    return DLRN_OK;
+}
+
+/* Where the k best of each row end over all ranks, whose heaps hold their own best. s: whether this
+   rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, int64_t k,
+                                            dlrn_status s) {
+    dlrn_context *ctx = c->dict->ctx;
+    const int64_t ld = c->dict->formula.k;
+    if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    if (dlrni_by_group(c)) return dlrni_join_groups(c);
+    j->heap = c->best;
+    for (int64_t i = 0; i < c->n; i++) {
+        j->used[i] = c->kept[i];
+        for (int32_t p = 0; p < c->kept[i]; p++)
+            j->key[i * ld + p] = dlrni_rank_key(c->best[i * ld + p].value);
+    }
+    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
+    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_joint_cut, j);
+    return DLRN_OK;
+}
+
+/* The same for the selection of a batch. Alone: nothing, the heaps say it. */
+DLRNI_INTERNAL dlrn_status dlrni_join_cuts(dlrni_encoding *c, dlrn_status s) {
+    if (dlrni_ranks(c->dict->ctx) == 1) return s;
+    return dlrni_share_cuts(c, &c->joint, c->dict->formula.k, s);
+}
+
+/* Empty heaps, a guess if that is wanted and worth it, and the rounds. */
+DLRNI_INTERNAL dlrn_status dlrni_select_features(dlrni_encoding *c, int64_t budget, int guess,
+                                                 int *guessed) {
+    *guessed = 0;
+    DLRNI_TRY(dlrni_select_begin(c));
+    if (guess) DLRNI_TRY(dlrni_guess_floors(c, guessed));
+    return dlrni_select_rounds(c, budget, &c->made_all);
+}
+
 /* Finds the cut of every row. made_all: 1 if the lists of all groups fit together into the budget,
    so none must be rebuilt. */
 DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
-    int guessed, *in_hand = &c->made_all;
-    DLRNI_TRY(dlrni_select_begin(c));
-    DLRNI_TRY(dlrni_guess_floors(c, &guessed));
-    DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
-    if (!dlrni_learn_cuts(c) && guessed) {
-        DLRNI_TRY(dlrni_select_begin(c));
-        DLRNI_TRY(dlrni_select_rounds(c, budget, in_hand));
-        (void)dlrni_learn_cuts(c);
-        c->cut_share /= 2;
+    dlrn_context *ctx = c->dict->ctx;
+    const int64_t k = c->dict->formula.k;
+    int guessed, none;
+    DLRNI_TRY(dlrni_join_cuts(c, dlrni_select_features(c, budget, 1, &guessed)));
+    if (!dlrni_learn_cuts(c)) {
+        /* of several ranks some may have guessed: all select again, or none */
+        int64_t any = guessed;
+        dlrn_status s = DLRN_OK;
+        DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, &any, 1));
+        if (guessed) s = dlrni_select_features(c, budget, 0, &none);
+        if (any) {
+            DLRNI_TRY(dlrni_join_cuts(c, s));
+            (void)dlrni_learn_cuts(c);
+            c->cut_share /= 2;
+        }
     }
     c->cut_known = 1;
     /* Lists made from now on must hold the chosen entries. The cut itself equals the floor, so the
        floor is lowered by one ulp. */
     for (int64_t i = 0; i < c->n; i++) {
-        if (c->kept[i] < c->dict->formula.k) continue;
+        if (dlrni_row_kept(c, i) < k) continue;
+        if (c->joint.cut) c->floor[i] = dlrni_floor_at(c, c->joint.cut[i].value);
         c->floor[i] = nextafterf(c->floor[i], -INFINITY);
         if (c->screen) dlrni_screen_set_floor(c->row + i, c->floor[i]);
     }
@@ -6530,6 +6805,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_cuts(dlrni_encoding *c, int64_t budget) {
 typedef enum dlrni_batch_visit {
     DLRNI_VISIT_COUNT,  /* counts the next bits of keys that agree with what is known of the cut */
     DLRNI_VISIT_EQUALS, /* counts the entries equal to the cut, by row                           */
+    DLRNI_VISIT_PARTS,  /* counts those of one row, by encoding                                  */
     DLRNI_VISIT_LAST    /* finds the last of a row's equals that stays                           */
 } dlrni_batch_visit;
 
@@ -6547,6 +6823,9 @@ typedef struct dlrni_batch_job {
     int64_t row, left;   /* of the equals: the last row that keeps some, and how many it does */
     int last;            /* the encoding and the feature of the last one that stays           */
     int64_t feature;
+    int64_t equals; /* entries that equal the cut, on all ranks                          */
+    int64_t *own;   /* several ranks: [count] of the row's equals those of each encoding;
+                            then the feature of the last that stays there. Alone: NULL        */
 } dlrni_batch_job;
 
 /* A thread's counters. It clears them itself where they are of an earlier pass. */
@@ -6575,6 +6854,10 @@ DLRNI_INTERNAL void dlrni_batch_block(void *arg, int64_t block, int worker) {
                 count[(key & ~j->known) >> j->shift]++;
             else if (j->visit == DLRNI_VISIT_EQUALS)
                 equals[row]++;
+            else if (j->visit == DLRNI_VISIT_PARTS)
+                j->own[j->at] += row == j->row;
+            else if (j->own && j->at != j->last)
+                continue; /* another part has the last */
             else if (row == j->row && j->left > 0 && --j->left == 0) {
                 j->last = j->at;
                 j->feature = g * DLRNI_GROUP + dlrni_key_feature(list->key[p]);
@@ -6610,7 +6893,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_pass(dlrni_batch_job *j, dlrni_batch_visi
                 DLRNI_TRY(dlrni_make_lists(c, first, c->groups - first, budget));
             const int64_t entries = dlrni_wave_entries(c);
             used += entries;
-            if (visit == DLRNI_VISIT_LAST)
+            if (visit >= DLRNI_VISIT_PARTS)
                 dlrni_batch_block(j, j->row / DLRNI_BLOCK, 0);
             else
                 dlrni_parallel_for(c->dict->ctx, blocks, dlrni_ns(4, entries), dlrni_batch_block,
@@ -6629,26 +6912,24 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_bits(dlrni_batch_job *j, int64_t budget) 
     const int64_t counters = (int64_t)1 << DLRNI_KEY_BITS;
     j->pass++;
     int64_t *count = dlrni_tally(j, 0); /* the first thread may have no task */
-    DLRNI_TRY(dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget));
+    const dlrn_status s = dlrni_batch_pass(j, DLRNI_VISIT_COUNT, budget);
     for (int t = 1; t < threads; t++) {
         const int64_t *other = count + (int64_t)t * DLRNI_TALLY;
         if (other[DLRNI_TALLY_PASS] != j->pass) continue; /* it had no task */
         for (int64_t i = 0; i < counters; i++) count[i] += other[i];
     }
+    DLRNI_TRY(dlrni_agree(j->c[0]->dict->ctx, s));
+    /* after the counts; the tallies leave that place free */
+    count[counters] = j->entries;
+    DLRNI_TRY(dlrni_sum_ranks(j->c[0]->dict->ctx, DLRN_I64, count, counters + 1));
+    j->entries = count[counters];
     if (!j->known) j->left = j->m = dlrni_min(j->m, j->entries);
     uint32_t part = (UINT32_MAX & ~j->known) >> j->shift;
     for (; part > 0 && count[part] < j->left; part--) j->left -= count[part];
     j->key |= part << j->shift;
+    j->equals = count[part];
     j->known = j->shift ? UINT32_MAX << j->shift : UINT32_MAX;
     return DLRN_OK;
-}
-
-/* The float of a key that is not that of a NaN. */
-DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
-    const uint32_t bits = key >> 31 ? key & ~DLRNI_KEY_ZERO : ~key;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
 }
 
 /* Under the floor, the key of the m-th best entry. Returns with fewer than m entries if the floor
@@ -6684,6 +6965,76 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
     return dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
 }
 
+/* ---- The same on several ranks. ---- Equals of a row are in the order of their parts, then of
+   ranks. */
+
+/* The row where the equals that stay end, from the counts of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_end(dlrni_batch_job *j, int64_t budget) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    int32_t *equals = j->c[0]->kept;
+    int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
+    dlrn_status s = sum ? DLRN_OK : DLRN_ERR_MEMORY;
+    memset(equals, 0, (size_t)j->n * sizeof *equals);
+    if (s == DLRN_OK) s = dlrni_batch_pass(j, DLRNI_VISIT_EQUALS, budget);
+    s = dlrni_agree(ctx, s);
+    for (int64_t i = 0; s == DLRN_OK && i < j->n; i++) sum[i] = equals[i];
+    if (s == DLRN_OK) s = dlrni_sum_ranks(ctx, DLRN_I64, sum, j->n);
+    for (j->row = 0; s == DLRN_OK && j->row < j->n - 1 && sum[j->row] < j->left; j->row++)
+        j->left -= sum[j->row];
+    dlrn_free(ctx, sum);
+    return s;
+}
+
+/* own [count]: of the row's equals of each part, how many of this rank stay. all [ranks][count]:
+   those of all ranks. *last: the part of which some of this rank stay and some do not; -1: none. */
+DLRNI_INTERNAL void dlrni_joint_shares(dlrni_batch_job *j, const int64_t *all) {
+    const dlrn_context *ctx = j->c[0]->dict->ctx;
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    int64_t left = j->left;
+    j->last = -1;
+    for (int i = 0; i < j->count; i++)
+        for (int r = 0; r < ranks; r++) {
+            const int64_t there = all[r * j->count + i], stay = dlrni_min(there, left);
+            left -= stay;
+            if (r != rank) continue;
+            j->own[i] = stay == there ? INT64_MAX : -1;
+            if (stay == there || !stay) continue;
+            j->last = i;
+            j->left = stay;
+        }
+}
+
+/* Where several entries equal the cut and not all stay: own [count] becomes the last feature of
+   this rank that does, of each encoding. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) {
+    dlrn_context *ctx = j->c[0]->dict->ctx;
+    const int ranks = dlrni_ranks(ctx);
+    int64_t *bytes = DLRNI_NEW(ctx, int64_t, ranks), size = j->count * (int64_t)sizeof *bytes;
+    int64_t *all = DLRNI_NEW(ctx, int64_t, (int64_t)ranks * j->count);
+    dlrn_status s = bytes && all ? DLRN_OK : DLRN_ERR_MEMORY;
+    memset(j->own, 0, (size_t)size);
+    if (s == DLRN_OK) s = dlrni_batch_pass(j, DLRNI_VISIT_PARTS, budget);
+    s = dlrni_agree(ctx, s);
+    for (int r = 0; s == DLRN_OK && r < ranks; r++) bytes[r] = size;
+    if (s == DLRN_OK) s = dlrni_gather_ranks(ctx, j->own, bytes, all);
+    if (s == DLRN_OK) {
+        dlrni_joint_shares(j, all);
+        if (j->last >= 0) s = dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
+        if (j->last >= 0) j->own[j->last] = j->feature;
+        s = dlrni_agree(ctx, s);
+    }
+    dlrn_free(ctx, bytes);
+    dlrn_free(ctx, all);
+    return s;
+}
+
+/* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
+DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
+    if (j->equals <= j->left) return DLRN_OK;
+    DLRNI_TRY(dlrni_joint_end(j, budget));
+    return dlrni_joint_last(j, budget);
+}
+
 /* ---- Its guess ---- as for rows, from the cut of the last batch; before the first, from a sample.
    The cut of a batch needs no norms, and varies less than those of rows: by 0.1 % between batches
    of 4096 normal rows, k 64 of 16384. The rest of the share is for steps that move it. */
@@ -6691,7 +7042,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
 enum { DLRNI_SAMPLE_BITS = 16 }; /* of a key: to a part in 128 */
 
 /* Adds the sample of one encoding to the counts of keys. */
-DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *count) {
+DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int64_t *count) {
     const int64_t rows = DLRNI_GUESS_ROWS, F = c->dict->features;
     double unused[DLRNI_GUESS_ROWS];
     dlrni_guess_job j;
@@ -6710,9 +7061,11 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int32_t *
 DLRNI_INTERNAL dlrn_status dlrni_sample_batch(const dlrni_batch_job *j, double *cut) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int64_t left = j->c[0]->dict->formula.k * DLRNI_GUESS_ROWS, key = (1 << DLRNI_SAMPLE_BITS) - 1;
-    int32_t *count = DLRNI_NEW_ZERO(ctx, int32_t, 1 << DLRNI_SAMPLE_BITS);
+    int64_t *count = DLRNI_NEW_ZERO(ctx, int64_t, 1 << DLRNI_SAMPLE_BITS);
     dlrn_status s = count ? DLRN_OK : DLRN_ERR_MEMORY;
     for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrni_batch_sample(j->c[i], count);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK) s = dlrni_sum_ranks(ctx, DLRN_I64, count, 1 << DLRNI_SAMPLE_BITS);
     for (; s == DLRN_OK && key > 0 && (left -= count[key]) > 0;) key--;
     dlrn_free(ctx, count);
     *cut = key > 0 ? (double)dlrni_value_of_key((uint32_t)key << (32 - DLRNI_SAMPLE_BITS)) : 0;
@@ -6724,7 +7077,7 @@ DLRNI_INTERNAL dlrn_status dlrni_guess_batch(dlrni_batch_job *j) {
     const int64_t k = j->c[0]->dict->formula.k;
     double cut = j->c[0]->last_cut;
     int64_t features = 0;
-    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->features;
+    for (int i = 0; i < j->count; i++) features += j->c[i]->dict->span_of;
     j->floor = -1;
     if (j->n < 16 * DLRNI_GUESS_ROWS || k > features / 16) return DLRN_OK;
     if (cut < 0) DLRNI_TRY(dlrni_sample_batch(j, &cut));
@@ -6743,7 +7096,10 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_begin(dlrni_batch_job *j) {
         return DLRN_ERR_MEMORY;
     for (int t = 0; t < ctx->threads; t++) /* of no pass */
         own->tally[(int64_t)t * DLRNI_TALLY + DLRNI_TALLY_PASS] = 0;
-    return dlrni_guess_batch(j);
+    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
+    j->own = DLRNI_NEW(ctx, int64_t, j->count);
+    for (int i = 0; j->own && i < j->count; i++) j->own[i] = INT64_MAX; /* all stay */
+    return j->own ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
 /* Hands the cut to all encodings, and a floor under which lists made from now on hold the chosen
@@ -6755,16 +7111,33 @@ DLRNI_INTERNAL void dlrni_batch_end(dlrni_batch_job *j, int full) {
         c->last_kept.key = j->key;
         c->last_kept.value = value;
         c->last_kept.row = j->row;
-        c->last_kept.feature = i < j->last ? INT64_MAX : i > j->last ? -1 : j->feature;
+        c->last_kept.feature = j->own        ? j->own[i]
+                               : i < j->last ? INT64_MAX
+                               : i > j->last ? -1
+                                             : j->feature;
         c->last_cut = full && value <= FLT_MAX ? (double)value : 0;
         c->cut_known = 1;
         dlrni_batch_floor(c, value != value ? FLT_MAX : nextafterf(value, -INFINITY));
     }
 }
 
+/* The cut of j->n rows. A guess that proves too high is lowered, then dropped. */
+DLRNI_INTERNAL dlrn_status dlrni_batch_find(dlrni_batch_job *j, int64_t wanted, int64_t budget) {
+    DLRNI_TRY(dlrni_agree(j->c[0]->dict->ctx, dlrni_batch_begin(j)));
+    DLRNI_TRY(dlrni_guess_batch(j));
+    DLRNI_TRY(dlrni_batch_key(j, wanted, budget));
+    for (int tries = 0; j->m < wanted && j->floor >= 0; tries++) {
+        j->floor = tries ? -1 : j->floor * 0.8f;
+        DLRNI_TRY(dlrni_batch_key(j, wanted, budget));
+    }
+    j->last = j->count;
+    j->row = INT64_MAX;
+    if (!j->m) return DLRN_OK;
+    return j->own ? dlrni_joint_ends(j, budget) : dlrni_batch_equals(j, budget);
+}
+
 /* Finds the common cut of encodings of the same n rows: the k n best of all, k that of the first.
-   Each has begun its batch, with batch_best. Their loads then only use it. A guess that proves too
-   high is lowered, then dropped. */
+   Each has begun its batch, with batch_best. Their loads then only use it. */
 DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64_t budget) {
     dlrni_batch_job j;
     int64_t wanted;
@@ -6774,17 +7147,10 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_cuts(dlrni_encoding **c, int count, int64
     j.n = c[0]->n;
     if (!dlrni_mul(c[0]->dict->formula.k, j.n, &wanted)) wanted = INT64_MAX;
     if (c[0]->k_fraction > 0) wanted += (int64_t)(c[0]->k_fraction * (double)j.n);
-    DLRNI_TRY(dlrni_batch_begin(&j));
-    DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
-    for (int tries = 0; j.m < wanted && j.floor >= 0; tries++) {
-        j.floor = tries ? -1 : j.floor * 0.8f;
-        DLRNI_TRY(dlrni_batch_key(&j, wanted, budget));
-    }
-    j.last = count;
-    j.row = INT64_MAX;
-    if (j.m) DLRNI_TRY(dlrni_batch_equals(&j, budget));
-    dlrni_batch_end(&j, j.m == wanted);
-    return DLRN_OK;
+    dlrn_status s = dlrni_batch_find(&j, wanted, budget);
+    if (s == DLRN_OK) dlrni_batch_end(&j, j.m == wanted);
+    dlrn_free(c[0]->dict->ctx, j.own);
+    return s;
 }
 
 /* Candidates and selection together: the lists of groups first .. first + wave, holding the chosen
@@ -6794,6 +7160,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
                                                int64_t budget) {
     const int by_batch = dlrni_by_batch(c);
     if (!dlrni_selects(c->dict) && !by_batch) return dlrni_make_lists(c, first, wave, budget);
+    /* on several ranks all come here for the first wave, with or without features */
     if (!c->cut_known)
         DLRNI_TRY(by_batch ? dlrni_batch_cuts(&c, 1, budget) : dlrni_find_cuts(c, budget));
     /* the rounds have left the lists of all groups: use them, once */
@@ -6808,11 +7175,13 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_load(dlrni_encoding *c, int64_t first,
     return DLRN_OK;
 }
 
-/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. */
+/* Where the k best of a row's chosen entries end; heap [formula.k]: scratch. On several ranks
+   c->inner has the answer. */
 DLRNI_INTERNAL dlrni_cut dlrni_inner_cut(const dlrni_encoding *c, int64_t row, int64_t k,
                                          dlrni_cut *heap) {
     const dlrni_cut none = {0, INT32_MAX}; /* all of them */
     int64_t n = c->kept[row];
+    if (c->inner.cut) return c->inner.kept[row] < k ? none : c->inner.cut[row];
     if (n < k) return none;
     memcpy(heap, c->best + row * c->dict->formula.k, (size_t)n * sizeof *heap);
     while (n > k) { /* drops the worst */
@@ -7028,6 +7397,212 @@ DLRNI_INTERNAL dlrn_status dlrni_select_codes(dlrn_context *ctx, const dlrn_form
     return DLRN_OK;
 }
 
+/* ---- The same over ranks ----
+   Each rank has the codes of its own features. The key of the last feature that is chosen is found
+   from its highest bit to its lowest: for each bit the ranks add up how many keys are as large, of
+   all rows at once, 33 sums of a number a row. Equal keys are chosen by feature: the ranks tell
+   each other how many they have of each part. */
+
+typedef struct dlrni_common_cut {
+    dlrni_choice choice;
+    const dlrn_dictionary *dict;
+    int whole;       /* 1: one cut for all rows, as in a batch                      */
+    int64_t rows, m; /* m: features that are chosen, of a row or of all             */
+    int64_t parts;   /* of the dictionary, or 1                                     */
+    uint32_t *key;   /* [nnz] of the entries                                        */
+    uint32_t *zero;  /* [cols] of columns without an entry                          */
+    uint32_t *cut;   /* [rows] the key of the last one that is chosen               */
+    int64_t *count;  /* [rows] of keys that are as large                            */
+    int64_t *equals; /* [ranks][rows][parts] keys that equal the cut                */
+    int64_t *left;   /* [rows][parts] how many of these this rank keeps             */
+    int64_t *bytes;  /* [ranks] of a rank's part of `equals`                        */
+} dlrni_common_cut;
+
+/* Where part q ends among this rank's columns. */
+DLRNI_INTERNAL int64_t dlrni_part_end(const dlrni_common_cut *j, int64_t q) {
+    return j->dict->n_parts && q + 1 < j->parts ? j->dict->part[q + 1].feature_at
+                                                : j->choice.codes->cols;
+}
+
+/* Columns first .. end of row i whose keys are from `low` to `high`. */
+DLRNI_INTERNAL int64_t dlrni_count_keys(const dlrni_common_cut *j, int64_t i, int64_t zeros,
+                                        uint32_t low, uint32_t high) {
+    const dlrn_sparse *codes = j->choice.codes;
+    int64_t n = zeros;
+    for (int64_t p = codes->row_ptr[i]; p < codes->row_ptr[i + 1]; p++) {
+        const uint32_t zero = j->zero[codes->col[p]];
+        n += j->key[p] >= low && j->key[p] <= high;
+        n -= zero >= low && zero <= high;
+    }
+    return n;
+}
+
+/* How many columns would have such a key if no row had an entry. */
+DLRNI_INTERNAL int64_t dlrni_count_zeros(const dlrni_common_cut *j, int64_t first, int64_t end,
+                                         uint32_t low, uint32_t high) {
+    int64_t n = 0;
+    if (first == end) return 0;
+    /* without statistics of the columns all have one key */
+    if (!j->choice.mean) return DLRNI_KEY_ZERO >= low && DLRNI_KEY_ZERO <= high ? end - first : 0;
+    for (int64_t c = first; c < end; c++) n += j->zero[c] >= low && j->zero[c] <= high;
+    return n;
+}
+
+/* j->count: of each row, or of all, the keys from low[i] on, of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_count_from(dlrni_common_cut *j, uint32_t bit, int above) {
+    const int64_t cols = j->choice.codes->cols;
+    dlrn_context *ctx = j->dict->ctx;
+    int64_t zeros = 0, sums = j->whole ? 1 : j->rows;
+    memset(j->count, 0, (size_t)j->rows * sizeof *j->count);
+    for (int64_t i = 0; i < j->rows; i++) {
+        const uint32_t low = above && j->cut[i] < UINT32_MAX ? j->cut[i] + 1 : j->cut[i] | bit;
+        /* of equal bounds the columns are counted once */
+        if (!i || j->cut[i] != j->cut[i - 1])
+            zeros = dlrni_count_zeros(j, 0, cols, low, UINT32_MAX);
+        int64_t n = dlrni_count_keys(j, i, zeros, low, UINT32_MAX);
+        if (above && j->cut[i] == UINT32_MAX) n = 0;
+        j->count[j->whole ? 0 : i] += n;
+    }
+    return dlrni_sum_ranks(ctx, DLRN_I64, j->count, sums);
+}
+
+/* The cut of each row, or that of all. */
+DLRNI_INTERNAL dlrn_status dlrni_find_common_cut(dlrni_common_cut *j) {
+    memset(j->cut, 0, (size_t)j->rows * sizeof *j->cut);
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 1) {
+        DLRNI_TRY(dlrni_count_from(j, bit, 0));
+        for (int64_t i = 0; i < j->rows; i++)
+            if (j->count[j->whole ? 0 : i] >= j->m) j->cut[i] |= bit;
+    }
+    return dlrni_count_from(j, 0, 1);
+}
+
+/* How many of its equals this rank keeps, by row and part: those of lower parts go first, and in a
+   part those of lower ranks; in a batch those of earlier rows. */
+DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t ranks = dlrni_ranks(ctx), own = ctx->cfg.collective.rank,
+                  cells = j->rows * j->parts;
+    for (int64_t r = 0; r < ranks; r++) j->bytes[r] = cells * (int64_t)sizeof(int64_t);
+    int64_t left = j->m - j->count[0];
+    for (int64_t i = 0; i < j->rows; i++) {
+        dlrn_sparse *codes = j->choice.codes;
+        int64_t first = 0, p = codes->row_ptr[i];
+        for (int64_t q = 0; q < j->parts; first = dlrni_part_end(j, q++)) {
+            const int64_t end = dlrni_part_end(j, q);
+            int64_t n = dlrni_count_zeros(j, first, end, j->cut[i], j->cut[i]);
+            for (; p < codes->row_ptr[i + 1] && codes->col[p] < end; p++)
+                n += (j->key[p] == j->cut[i]) - (j->zero[codes->col[p]] == j->cut[i]);
+            j->left[i * j->parts + q] = n;
+        }
+    }
+    DLRNI_TRY(dlrni_gather_ranks(ctx, j->left, j->bytes, j->equals));
+    for (int64_t i = 0; i < j->rows; i++) {
+        if (!j->whole) left = j->m - j->count[i];
+        for (int64_t q = 0; q < j->parts; q++)
+            for (int64_t r = 0; r < ranks; r++) {
+                const int64_t n = dlrni_min(left, j->equals[r * cells + i * j->parts + q]);
+                if (r == own) j->left[i * j->parts + q] = n;
+                left -= n;
+            }
+    }
+    return DLRN_OK;
+}
+
+/* Drops what is not chosen, and entries of 0. */
+DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
+    dlrn_sparse *codes = j->choice.codes;
+    int64_t at = 0, to = 0;
+    for (int64_t i = 0; i < j->rows; i++) {
+        const int64_t end = codes->row_ptr[i + 1];
+        int64_t column = 0;
+        for (int64_t q = 0; q < j->parts; q++) {
+            int64_t left = j->left[i * j->parts + q];
+            const int64_t last = dlrni_part_end(j, q);
+            for (; at < end && codes->col[at] < last; at++) {
+                /* columns without an entry may be chosen, too */
+                for (; column < codes->col[at] && left > 0; column++)
+                    left -= j->zero[column] == j->cut[i];
+                column = codes->col[at] + 1;
+                const int equal = j->key[at] == j->cut[i] && left > 0;
+                left -= equal;
+                if (!(j->key[at] > j->cut[i] || equal) || !(codes->val[at] != 0)) continue;
+                codes->col[to] = codes->col[at];
+                codes->val[to++] = codes->val[at];
+            }
+            column = last;
+        }
+        codes->row_ptr[i + 1] = to;
+    }
+}
+
+/* Memory, and the keys of all entries. */
+DLRNI_INTERNAL dlrn_status dlrni_common_begin(dlrni_common_cut *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const dlrn_sparse *codes = j->choice.codes;
+    const int64_t cols = codes->cols, nnz = codes->row_ptr[j->rows], cells = j->rows * j->parts;
+    const int standardise = j->choice.formula->standardise == DLRN_ON;
+    double *stats = standardise ? DLRNI_NEW(ctx, double, 2 * cols) : NULL;
+    j->choice.mean = stats;
+    j->key = DLRNI_NEW(ctx, uint32_t, nnz);
+    j->zero = DLRNI_NEW(ctx, uint32_t, cols);
+    j->cut = DLRNI_NEW(ctx, uint32_t, j->rows);
+    j->count = DLRNI_NEW(ctx, int64_t, j->rows);
+    j->equals = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx) * cells);
+    j->left = DLRNI_NEW(ctx, int64_t, cells);
+    j->bytes = DLRNI_NEW(ctx, int64_t, dlrni_ranks(ctx));
+    if (!j->key || !j->zero || !j->cut || !j->count || !j->equals || !j->left || !j->bytes ||
+        (standardise && !stats))
+        return DLRN_ERR_MEMORY;
+    if (stats) {
+        j->choice.spread = stats + cols;
+        dlrni_standardise(&j->choice);
+    }
+    for (int64_t p = 0; p < nnz; p++)
+        j->key[p] = dlrni_key_of(&j->choice, codes->col[p], codes->val[p]);
+    for (int64_t c = 0; c < cols; c++) j->zero[c] = dlrni_key_of(&j->choice, c, 0);
+    return DLRN_OK;
+}
+
+/* dlrni_select_codes over ranks: of the codes of a dictionary's own features. s: whether this rank
+   has them; a rank that has failed tells the others. */
+DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                                 dlrn_status s) {
+    const dlrn_formula *f = &dict->formula;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_common_cut j;
+    memset(&j, 0, sizeof j);
+    j.choice.formula = f;
+    j.choice.codes = codes;
+    j.dict = dict;
+    j.whole = f->select == DLRN_SELECT_BATCH_TOP_K;
+    j.rows = codes->rows;
+    j.m = f->k;
+    j.parts = dlrni_max(dict->n_parts, 1);
+    if (j.whole && !dlrni_mul(j.m, j.rows, &j.m)) j.m = INT64_MAX;
+    if (s == DLRN_OK && f->select == DLRN_SELECT_GROUP_MAX)
+        s = dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                      "selection group_max of gate %s: expected one rank, found %d",
+                      dlrn_name(DLRN_NAMES_GATE, (int)f->gate), dlrni_ranks(ctx));
+    if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
+    if (s == DLRN_OK && j.rows) s = dlrni_share_equals(&j);
+    if (s == DLRN_OK && j.rows) dlrni_keep_common(&j);
+    void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+    return s;
+}
+
+/* The selection of a dictionary on the codes of all rows of a call, alone or over ranks. s: whether
+   this rank has them. */
+DLRNI_INTERNAL dlrn_status dlrni_select_rows(const dlrn_dictionary *dict, dlrn_sparse *codes,
+                                             dlrn_status s) {
+    if (dict->formula.select == DLRN_SELECT_ALL) return s;
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_select_together(dict, codes, s);
+    return s == DLRN_OK ? dlrni_select_codes(dict->ctx, &dict->formula, codes) : s;
+}
+
 /* ------------------------------------------------------------------------------------------ */
 // >>decode
 /* x_hat = scale_out (sum of the atoms of the active features + bias + skip z); then what
@@ -7042,7 +7617,9 @@ typedef struct dlrni_decode_job {
     const float *z; /* [rows][d_in] what the skip multiplies, times z_scale, or what attention has
                        predicted; NULL: neither */
     float z_scale;
-    float *x_hat; /* [rows][d_out] */
+    float *x_hat;  /* [rows][d_out]                                        */
+    int64_t first; /* row of task 0                                        */
+    int share;     /* 1: this rank's share of the sum, which is not all of it */
 } dlrni_decode_job;
 
 /* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
@@ -7113,51 +7690,102 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
     }
 }
 
-/* Task: one row. Tasks write disjoint rows and read shared atoms. */
-DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t i, int worker) {
+/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in the share of rank 0. */
+DLRNI_INTERNAL void dlrni_decode_sum(const dlrni_decode_job *j, int64_t i, float *x_hat) {
+    const dlrn_dictionary *dict = j->dict;
+    const size_t size = (size_t)dict->d_out * sizeof *x_hat;
+    const int first = dict->ctx->cfg.collective.rank == 0;
+    dlrni_decode_job own = *j;
+    /* the sum starts with the bias: no separate pass to add it */
+    if (first || !j->share)
+        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], size);
+    else
+        memset(x_hat, 0, size);
+    if (!first && j->share) own.z = own.x = NULL;
+    if (dict->n_parts)
+        dlrni_add_parts(&own, i, x_hat);
+    else
+        dlrni_add_atoms(dict, j->codes, i, x_hat);
+    if (own.z && dict->heads)
+        dict->ctx->k->axpy(1, own.z + i * dict->d_in, x_hat, dict->d_out);
+    else if (own.z)
+        dlrni_add_skip(dict, own.z + i * dict->d_in, j->z_scale, x_hat);
+}
+
+/* Task: scales row i of x_hat, and undoes what was done to x. */
+DLRNI_INTERNAL void dlrni_decode_end(void *arg, int64_t i, int worker) {
     const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
     const dlrn_dictionary *dict = j->dict;
-    const dlrni_kernel_table *k = dict->ctx->k;
-    const dlrn_sparse *c = j->codes;
-    int64_t d = dict->d_out;
-    float *x_hat = j->x_hat + i * d, scale = (float)dict->formula.scale_out;
+    float *x_hat = j->x_hat + i * dict->d_out, scale = (float)dict->formula.scale_out;
     (void)worker;
+    /* not `scale != 1`: compilers warn of comparing floats */
+    if (scale < 1 || scale > 1) dict->ctx->k->scale(x_hat, scale, dict->d_out);
+    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+}
+
+/* Task: one row. Tasks write disjoint rows and read shared atoms. */
+DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t task, int worker) {
+    const dlrni_decode_job *j = (const dlrni_decode_job *)arg;
+    const dlrn_dictionary *dict = j->dict;
+    const dlrn_sparse *c = j->codes;
+    const int64_t i = j->first + task, d = dict->d_out;
+    float *x_hat = j->x_hat + i * d;
     if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
         for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
-    } else {
-        /* the sum starts with the bias: no separate pass to add it */
-        memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *x_hat);
-        if (dict->n_parts)
-            dlrni_add_parts(j, i, x_hat);
-        else
-            dlrni_add_atoms(dict, c, i, x_hat);
-        if (j->z && dict->heads)
-            k->axpy(1, j->z + i * dict->d_in, x_hat, d);
-        else if (j->z)
-            dlrni_add_skip(dict, j->z + i * dict->d_in, j->z_scale, x_hat);
-        /* not `scale != 1`: compilers warn of comparing floats */
-        if (scale < 1 || scale > 1) k->scale(x_hat, scale, d);
+        if (j->x && dict->formula.normalise)
+            dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+        return;
     }
-    if (j->x && dict->formula.normalise) dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
+    dlrni_decode_sum(j, i, x_hat);
+    if (!j->share) dlrni_decode_end(arg, i, worker);
+}
+
+/* An estimate of the work: atoms added, and one row written. */
+DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
+    const dlrn_sparse *c = j->codes;
+    return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
+}
+
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the shares of one
+   stretch are summed while the next is decoded. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
+    dlrn_context *ctx = j->dict->ctx;
+    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = 2048;
+    void *before = NULL, *request = NULL;
+    dlrn_status s = DLRN_OK;
+    j->share = 1;
+    for (j->first = 0; j->first < rows && s == DLRN_OK; j->first += step) {
+        const int64_t n = dlrni_min(step, rows - j->first);
+        dlrni_parallel_for(ctx, n, dlrni_decode_ns(j), dlrni_decode_task, j);
+        s = dlrni_wait_ranks(ctx, before);
+        before = NULL;
+        if (s == DLRN_OK)
+            s = dlrni_reduce(ctx, DLRN_REDUCE_SUM, DLRN_F32, j->x_hat + j->first * d, n * d,
+                             &request);
+        if (s == DLRN_OK) before = request;
+    }
+    if (s == DLRN_OK) s = dlrni_wait_ranks(ctx, before);
+    if (s == DLRN_OK) dlrni_parallel_for(ctx, rows, dlrni_ns(rows, d), dlrni_decode_end, j);
+    return s;
 }
 
 /* x_hat [rows][d_out] from codes whose indices are known to be in range: they were made here, or
-   have been checked. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in]
-   holds the normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z);
-   otherwise NULL. */
-DLRNI_INTERNAL void dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                      const float *x, const float *z, float *x_hat) {
-    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat};
+   have been checked. Over ranks they are this rank's own features, and x_hat comes out whole on
+   each. x [rows][d_in] is read if there is a skip or a normalisation; z [rows][d_in] holds the
+   normalised rows if there are both, or the predicted rows (dlrni_decodes_from_z); otherwise
+   NULL. */
+DLRNI_INTERNAL dlrn_status dlrni_decode_rows(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             const float *x, const float *z, float *x_hat) {
+    dlrni_decode_job job = {dict, codes, x, z, 1, x_hat, 0, 0};
     if (!z) {
         job.z = dict->param[DLRN_SKIP] ? x : NULL;
         job.z_scale = (float)dict->formula.scale_in;
     }
-    /* an estimate of the work: atoms added, and one row written */
-    dlrni_parallel_for(dict->ctx, codes->rows,
-                       dlrni_ns(codes->row_ptr[codes->rows] / 16 + codes->rows, dict->d_out),
-                       dlrni_decode_task, &job);
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_decode_together(&job);
+    dlrni_parallel_for(dict->ctx, codes->rows, dlrni_decode_ns(&job), dlrni_decode_task, &job);
+    return DLRN_OK;
 }
 
 /* Whether decoding needs rows that were made of x: normalised ones, which a skip multiplies, or
@@ -7186,21 +7814,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_decodes(const dlrn_dictionary *dict) {
                                             : "normalises x, and undoes that on its output");
 }
 
-/* Codes come from the caller or from a file: an index out of range would read out of bounds. */
-DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
-                                        float *x_hat) {
+/* Codes as the calls return them: columns are numbers of the whole dictionary. */
+DLRNI_INTERNAL void dlrni_number_codes(const dlrn_dictionary *dict, dlrn_sparse *codes) {
+    if (dlrni_ranks(dict->ctx) == 1) return;
+    for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
+        codes->col[p] = (int32_t)dlrni_whole_feature(dict, codes->col[p]);
+    codes->cols = dict->span_of;
+}
+
+/* The feature of this rank that has this number in the whole; -1: it is another rank's. */
+DLRNI_INTERNAL int64_t dlrni_own_feature(const dlrn_dictionary *dict, int64_t number) {
+    int64_t own = number - dict->span_at, before = 0;
+    if (!dict->n_parts) return own >= 0 && own < dict->features ? own : -1;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        if (number >= before + part->span_of) continue;
+        own = number - before - part->span_at;
+        return own >= 0 && own < part->features ? dict->part[i].feature_at + own : -1;
+    }
+    return -1;
+}
+
+/* The other way: the columns [nnz] as this rank's features, in memory that the caller frees. */
+DLRNI_INTERNAL dlrn_status dlrni_own_columns(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                             int32_t **out) {
+    const int64_t nnz = codes->row_ptr[codes->rows];
+    int32_t *col = DLRNI_NEW(dict->ctx, int32_t, nnz);
+    *out = col;
+    if (!col) return DLRN_ERR_MEMORY;
+    for (int64_t p = 0; p < nnz; p++) {
+        const int64_t own = dlrni_own_feature(dict, codes->col[p]);
+        if (own < 0)
+            return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
+                             "dlrn_decode_sparse: expected features of this rank, found %lld",
+                             (long long)codes->col[p]);
+        col[p] = (int32_t)own;
+    }
+    return DLRN_OK;
+}
+
+/* What codes of a caller must be. An index out of range would read out of bounds. */
+DLRNI_INTERNAL dlrn_status dlrni_check_codes(const dlrn_dictionary *dict,
+                                             const dlrn_sparse *codes) {
+    const int64_t F = dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
     DLRNI_TRY(dlrni_check_decodes(dict));
     /* codes of another dictionary, most likely */
-    if (codes->cols != dict->features)
+    if (codes->cols != F)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE,
                          "dlrn_decode_sparse: expected codes of %lld features, found %lld",
-                         (long long)dict->features, (long long)codes->cols);
+                         (long long)F, (long long)codes->cols);
     /* one cheap pass; columns may be in any order */
     for (int64_t p = 0; p < codes->row_ptr[codes->rows]; p++)
-        DLRNI_REQUIRE(dict->ctx, codes->col[p] >= 0 && codes->col[p] < codes->cols,
-                      "a feature index is out of range");
-    dlrni_decode_rows(dict, codes, NULL, NULL, x_hat);
+        DLRNI_REQUIRE_IN(dict->ctx, "dlrn_decode_sparse",
+                         codes->col[p] >= 0 && codes->col[p] < codes->cols,
+                         "a feature index is out of range");
     return DLRN_OK;
+}
+
+DLRN_API dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                        float *x_hat) {
+    dlrn_sparse own = *codes;
+    int32_t *col = NULL;
+    dlrn_status s = dlrni_check_codes(dict, codes);
+    if (dlrni_ranks(dict->ctx) > 1) {
+        if (s == DLRN_OK) s = dlrni_own_columns(dict, codes, &col);
+        own.col = col;
+        s = dlrni_agree(dict->ctx, s);
+    }
+    if (s == DLRN_OK) s = dlrni_decode_rows(dict, &own, NULL, NULL, x_hat);
+    dlrn_free(dict->ctx, col);
+    return s;
 }
 
 /* f becomes codes, 256 rows at a time, so that the copy stays small; zeros cost only the test. */
@@ -7218,7 +7901,8 @@ DLRN_API dlrn_status dlrn_decode(const dlrn_dictionary *dict, const float *f, in
         s = dlrni_sparse_begin(dict->ctx, &codes, F);
         /* skips zeros, keeps NaN */
         if (s == DLRN_OK) s = dlrni_sparse_append(dict->ctx, &codes, f + i * F, rows);
-        if (s == DLRN_OK) dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
+        s = dlrni_agree(dict->ctx, s);
+        if (s == DLRN_OK) s = dlrni_decode_rows(dict, &codes, NULL, NULL, x_hat + i * dict->d_out);
     }
     dlrn_sparse_free(&codes);
     return s;
@@ -7259,11 +7943,16 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
 /* Allocates the object alone: scratch comes with the first rows, when sizes are known. */
 DLRN_API dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict, dlrn_encoder **out) {
     dlrn_encoder *e = DLRNI_NEW_ZERO(dict->ctx, dlrn_encoder, 1);
-    *out = e;
-    if (!e) return DLRN_ERR_MEMORY;
+    const dlrn_status s = dlrni_agree(dict->ctx, e ? DLRN_OK : DLRN_ERR_MEMORY);
+    *out = NULL;
+    if (s != DLRN_OK) {
+        dlrn_free(dict->ctx, e);
+        return s;
+    }
     e->dict = dict;
     e->version = dict->version;
     dlrni_encoding_init(&e->c, dict);
+    *out = e;
     return DLRN_OK;
 }
 
@@ -7296,9 +7985,10 @@ DLRN_API dlrn_status dlrn_encoder_prepare(dlrn_encoder *e) {
     e->version = e->dict->version;
     e->wanted = 1;
     e->prepared = NULL;
-    if (e->dict->n_parts) return dlrni_parts_prepare(e);
-    DLRNI_TRY(dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled));
-    return dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    if (e->dict->n_parts) return dlrni_agree(e->dict->ctx, dlrni_parts_prepare(e));
+    dlrn_status s = dlrni_gating_begin(&e->c.gate, e->dict, e->c.unscaled);
+    if (s == DLRN_OK) s = dlrni_prepare_panels(e->dict, &e->c.gate, &e->prepared);
+    return dlrni_agree(e->dict->ctx, s);
 }
 
 /* One batch of rows on its way to the caller: f [n][F], and codes from row `first` on; either may
@@ -7445,7 +8135,10 @@ DLRNI_INTERNAL void dlrni_few_select(const dlrn_dictionary *dict, float *f, int6
 /* Whether few rows may do without lists: their selection comes later, or there is none, or it takes
    the largest of positive pre-activations. */
 DLRNI_INTERNAL int dlrni_few_suffices(const dlrn_dictionary *dict) {
-    return !dlrni_selects(dict) || (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE]);
+    /* over ranks the lists' selection is the one that all make together */
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    return !dlrni_selects(dict) ||
+           (dlrni_raises_floors(dict) && !dict->param[DLRN_LOG_SCALE] && alone);
 }
 
 /* n < DLRNI_SCREEN_MIN rows through all stages. f [n][F] is the caller's, or the encoder's if only
@@ -7496,6 +8189,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
    as active. */
 DLRNI_INTERNAL int64_t dlrni_rows_at_once(const dlrni_encoding *c, int64_t left) {
     double row = (c->active >= 0 ? 1.5 * c->active + 0.001 : 1) * (double)c->dict->features;
+    /* rows that ranks select together are as many on all */
+    if (dlrni_ranks(c->dict->ctx) > 1) return dlrni_min(left, DLRNI_STRETCH);
     /* whole blocks; 0.001 keeps the division safe where nothing was active */
     int64_t rows = dlrni_min((int64_t)((8 << 20) / row), DLRNI_STRETCH) / DLRNI_BLOCK * DLRNI_BLOCK;
     return dlrni_min(left, dlrni_max(rows, DLRNI_BLOCK));
@@ -7608,6 +8303,7 @@ DLRNI_INTERNAL void dlrni_spread_codes(const dlrn_sparse *codes, float *f) {
 DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x, int64_t n,
                                                  dlrn_sparse *codes) {
     const dlrn_dictionary *dict = e->dict;
+    const int late = dlrni_selects_late(dict);
     DLRNI_TRY(dlrni_check_formula(dict));
     /* panels of old weights would be wrong */
     if (e->wanted && e->version != dict->version) DLRNI_TRY(dlrn_encoder_prepare(e));
@@ -7615,8 +8311,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_unscaled(dlrn_encoder *e, const float *x
     e->c.unscaled = 1;
     dlrn_status s = dlrni_encode_rows(e, x, n, NULL, codes);
     e->c.unscaled = 0;
-    if (s != DLRN_OK || !dlrni_selects_late(dict)) return s;
-    return dlrni_select_codes(dict->ctx, &dict->formula, codes);
+    return late ? dlrni_select_rows(dict, codes, s) : s;
 }
 
 /* Codes and f, either of which may be NULL. */
@@ -7657,12 +8352,13 @@ DLRN_API dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n
                                       dlrn_sparse *codes, float *x_hat) {
     const dlrn_dictionary *dict = e->dict;
     DLRNI_REQUIRE(dict->ctx, n >= 0, "n must not be negative");
+    const int needs_z = x_hat && dlrni_decodes_from_z(dict);
     if (x_hat && !codes) codes = &e->codes;
-    DLRNI_TRY(dlrni_encode_call(e, x, n, f, codes));
-    if (!x_hat) return DLRN_OK;
-    const int needs_z = dlrni_decodes_from_z(dict);
-    if (needs_z) DLRNI_TRY(dlrni_make_z(e, x, n));
-    dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat);
+    dlrn_status s = dlrni_encode_call(e, x, n, f, codes);
+    if (s == DLRN_OK && needs_z) s = dlrni_make_z(e, x, n);
+    DLRNI_TRY(dlrni_agree(dict->ctx, s));
+    if (x_hat) DLRNI_TRY(dlrni_decode_rows(dict, codes, x, needs_z ? e->z : NULL, x_hat));
+    if (codes && codes != &e->codes) dlrni_number_codes(dict, codes);
     return DLRN_OK;
 }
 
@@ -8230,7 +8926,7 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
         j.x = x + i * dict->d_in;
         DLRNI_TRY(dlrni_parts_rows(&j));
     }
-    DLRNI_TRY(dlrni_select_codes(dict->ctx, &dict->formula, codes));
+    DLRNI_TRY(dlrni_select_rows(dict, codes, DLRN_OK));
     for (int64_t q = 0; q < dict->n_parts; q++)
         dlrni_scale_codes(e->parts->encoder[q], dict->part[q].feature_at, codes);
     return DLRN_OK;
@@ -9287,6 +9983,19 @@ DLRNI_INTERNAL size_t dlrni_map_drop(const dlrni_file_map *m, size_t from, size_
     return end;
 }
 
+/* Asks the system to read the bytes [from, to) of a map, and does not wait for them: the disk works
+   while we compute. It is advice: what lies beyond the end is cut off, and errors show when the
+   bytes are used. Whole blocks of 64 KB, so that calls for neighbours join. */
+DLRNI_INTERNAL void dlrni_map_want(const dlrni_file_map *m, size_t from, size_t to) {
+    enum { BLOCK = 1 << 16 };
+    const size_t begin = from / BLOCK * BLOCK, end = (to < m->size ? to : m->size) / BLOCK * BLOCK;
+    if (m->owned || end <= begin) return;
+#if DLRNI_POSIX && defined(__linux__)
+    enum { willneed = 3 }; /* MADV_WILLNEED */
+    (void)madvise((char *)(uintptr_t)(m->p + begin), end - begin, willneed);
+#endif
+}
+
 /* Reads `size` bytes, or all that are left at the end. A file may return less at each call, so it
    is called until `size` are there: callers split the bytes into elements, and half an element
    would be lost. */
@@ -9310,6 +10019,12 @@ typedef struct dlrni_sink {
     uint64_t at;  /* bytes written                              */
     uint32_t crc; /* of the bytes since the owner set it to 0   */
     dlrn_status status;
+    int silent; /* 1: another rank writes the file; this one only sends what it holds of it */
+    int ended;  /* 1: all ranks know that it has failed                                    */
+    const struct dlrni_shared *shared; /* [n_shared] what is held by all ranks, or NULL    */
+    int64_t n_shared;
+    unsigned char *block; /* for a block of it: two times block_bytes                      */
+    int64_t block_bytes;
 } dlrni_sink;
 
 /* Opens a new file; nothing is visible until dlrni_sink_close. All zero but for the context: no
@@ -9326,6 +10041,10 @@ DLRNI_INTERNAL dlrn_status dlrni_sink_open(dlrn_context *ctx, const char *path, 
 DLRNI_INTERNAL void dlrni_sink_write(dlrni_sink *o, const void *bytes, uint64_t n) {
     const dlrn_io *io = dlrni_io_of(o->ctx);
     if (o->status != DLRN_OK || !n) return;
+    if (o->silent) {
+        o->at += n;
+        return;
+    }
     o->crc = o->ctx->k->crc32(o->crc, (const unsigned char *)bytes, n);
     o->at += n;
     o->status = io->write_file(io->user, o->ctx, o->file, bytes, (size_t)n);
@@ -10401,12 +11120,122 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
     return dlrn_fail(ctx, DLRN_ERR_ARGUMENT, "tensor '%s' to be written: malformed shape", t->name);
 }
 
+/* Numbers of a tensor that the ranks hold together, each for its own features. The data of a tensor
+   may be a list of these instead of numbers: the writer then gets them from the ranks, a block at a
+   time. */
+typedef struct dlrni_shared {
+    const void *own;  /* this rank's first number, of its first feature                   */
+    int64_t features; /* of all ranks                                                     */
+    int64_t stride;   /* numbers from one feature to the next                             */
+    int64_t width;    /* numbers of a feature that are written, one after another         */
+    int turned;       /* 0: the file has [features][width], 1: [width][features]          */
+    int more;         /* 1: the tensor goes on with the next of the list                  */
+} dlrni_shared;
+
+enum { DLRNI_SHARED_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
+
+/* What of its own features first .. first + n, or of the numbers first .. first + n of each feature
+   if it is turned, a rank sends: in the order of the file. */
+DLRNI_INTERNAL void dlrni_shared_pack(const dlrni_shared *s, int64_t own, int64_t first, int64_t n,
+                                      int64_t size, unsigned char *to) {
+    const unsigned char *from = (const unsigned char *)s->own;
+    const size_t row = (size_t)(s->width * size);
+    if (!s->turned)
+        for (int64_t j = 0; j < n; j++)
+            memcpy(to + (size_t)j * row, from + (first + j) * s->stride * size, row);
+    else
+        for (int64_t j = 0; j < own; j++)
+            for (int64_t i = 0; i < n; i++)
+                memcpy(to + (i * own + j) * size, from + (j * s->stride + first + i) * size,
+                       (size_t)size);
+}
+
+DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
+                                        dlrn_dtype dtype);
+
+/* A block that rank r sends to the first, `bytes` of it; its own are there already. */
+DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
+    const dlrn_status s = r ? dlrni_from_rank(o->ctx, (int)r, o->block, bytes) : DLRN_OK;
+    if (s == DLRN_OK) return;
+    o->status = s;
+    o->ended = 1;
+}
+
+/* Rows of features, rank by rank. A rank that cannot write goes on to take what the others send:
+   they learn of it at the next tensor. */
+DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype);
+    const int64_t step = dlrni_max(o->block_bytes / (s->width * size), 1);
+    for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+        int64_t at, n;
+        dlrni_span_of_rank(o->ctx, r, s->features, &at, &n);
+        for (int64_t i = 0; i < n && !o->ended; i += step) {
+            const int64_t rows = dlrni_min(step, n - i);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, n, i, rows, size, o->block);
+            dlrni_shared_send(o, r, rows * s->width * size);
+            dlrni_sink_elements(o, o->block, rows * s->width, dtype);
+        }
+    }
+}
+
+/* Rows with a number of each feature, some at a time: each rank sends its columns. */
+DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    const int64_t size = dlrni_dtype_size(dtype), F = s->features;
+    const int64_t step = dlrni_max(o->block_bytes / (F * size), 1);
+    unsigned char *rows = o->block + o->block_bytes;
+    for (int64_t i = 0; i < s->width && !o->ended; i += step) {
+        const int64_t n = dlrni_min(step, s->width - i);
+        for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
+            int64_t at, own;
+            dlrni_span_of_rank(o->ctx, r, F, &at, &own);
+            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, own, i, n, size, o->block);
+            dlrni_shared_send(o, r, n * own * size);
+            for (int64_t k = 0; k < n && !o->silent; k++)
+                memcpy(rows + (k * F + at) * size, o->block + k * own * size, (size_t)(own * size));
+        }
+        dlrni_sink_elements(o, rows, n * F, dtype);
+    }
+}
+
+/* A tensor that the ranks hold together. First all learn whether one of them has failed. */
+DLRNI_INTERNAL void dlrni_sink_shared(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+    if (o->ended) return;
+    o->status = dlrni_agree(o->ctx, o->status);
+    o->ended = o->status != DLRN_OK;
+    for (int more = !o->ended; more && !o->ended; more = s++->more) {
+        if (s->turned)
+            dlrni_shared_turned(o, s, dtype);
+        else
+            dlrni_shared_rows(o, s, dtype);
+    }
+}
+
+/* Whether a tensor's data is a list of these. */
+DLRNI_INTERNAL int dlrni_is_shared(const void *data, const dlrni_shared *shared, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (data == &shared[i]) return 1;
+    return 0;
+}
+
+/* The bytes that a block of these must have room for. */
+DLRNI_INTERNAL int64_t dlrni_shared_block(const dlrni_shared *s, int64_t n) {
+    int64_t bytes = DLRNI_SHARED_BYTES;
+    for (int64_t i = 0; i < n; i++)
+        bytes = dlrni_max(bytes, 8 * (s[i].turned ? s[i].features : s[i].width));
+    return bytes;
+}
+
 /* Writes elements low byte first, on any machine: every format here is read as such. dlrni_from_be
    reads an element of this machine, which is high byte first where this loop runs. */
 DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t numel,
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
+    for (int64_t i = 0; i < o->n_shared; i++)
+        if (data == &o->shared[i]) {
+            dlrni_sink_shared(o, &o->shared[i], dtype);
+            return;
+        }
     if (dlrni_little_endian() || size == 1) {
         dlrni_sink_write(o, data, (uint64_t)numel * (uint64_t)size);
         return;
@@ -13517,24 +14346,74 @@ DLRNI_INTERNAL dlrn_status dlrni_check_unique(dlrn_context *ctx, const dlrn_tens
 
 /* Formats are told apart by suffix here, because there is nothing else to go by. The arguments are
    checked before the file is opened, so that a wrong suffix leaves no trace. */
+DLRNI_INTERNAL dlrn_status dlrni_check_archive(dlrn_context *ctx, const char *path,
+                                               const dlrn_tensor_out *tensors, int64_t count,
+                                               const char *const *metadata) {
+    const int npy = dlrni_has_suffix(path, ".npy");
+    if (!dlrni_has_suffix(path, ".pt") && !dlrni_has_suffix(path, ".safetensors") &&
+        !dlrni_has_suffix(path, ".npz") && !npy)
+        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
+                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
+    DLRNI_REQUIRE_IN(ctx, "dlrn_archive_write", !npy || count == 1, "a .npy holds one tensor");
+    return dlrni_check_unique(ctx, tensors, count, metadata);
+}
+
+/* A writer that fails leaves its error in the sink, and closing drops the file. */
+DLRNI_INTERNAL void dlrni_archive_fill(dlrni_sink *o, const char *path,
+                                       const dlrn_tensor_out *tensors, int64_t count,
+                                       const char *const *metadata) {
+    if (dlrni_has_suffix(path, ".safetensors"))
+        o->status = dlrni_safetensors_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".pt"))
+        o->status = dlrni_pt_write(o, tensors, count, metadata);
+    else if (dlrni_has_suffix(path, ".npz"))
+        o->status = dlrni_arrays_write(o, tensors, count, metadata);
+    else
+        o->status = dlrni_npy_write(o, tensors);
+}
+
 DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
                                         const dlrn_tensor_out *tensors, int64_t count,
                                         const char *const *metadata) {
     dlrni_sink o;
-    int pt = dlrni_has_suffix(path, ".pt"), st = dlrni_has_suffix(path, ".safetensors");
-    int npz = dlrni_has_suffix(path, ".npz"), npy = dlrni_has_suffix(path, ".npy");
-    if (!pt && !st && !npz && !npy)
-        return dlrn_fail(ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a name ending in .pt, .safetensors, .npz or .npy", path);
-    DLRNI_REQUIRE(ctx, !npy || count == 1, "a .npy holds one tensor");
-    DLRNI_TRY(dlrni_check_unique(ctx, tensors, count, metadata));
+    DLRNI_TRY(dlrni_check_archive(ctx, path, tensors, count, metadata));
     DLRNI_TRY(dlrni_sink_open(ctx, path, &o));
-    /* a writer that fails leaves its error in the sink, and closing drops the file */
-    if (st) o.status = dlrni_safetensors_write(&o, tensors, count, metadata);
-    if (pt) o.status = dlrni_pt_write(&o, tensors, count, metadata);
-    if (npz) o.status = dlrni_arrays_write(&o, tensors, count, metadata);
-    if (npy) o.status = dlrni_npy_write(&o, tensors);
+    dlrni_archive_fill(&o, path, tensors, count, metadata);
     return dlrni_sink_close(&o);
+}
+
+/* The same by all ranks together: rank 0 writes the file, and the others send what they hold of
+   it. Each passes the same tensors but for `own` of the shared ones; only rank 0 needs the data of
+   the others. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const char *path,
+                                                        const dlrn_tensor_out *tensors,
+                                                        int64_t count, const char *const *metadata,
+                                                        const dlrni_shared *shared,
+                                                        int64_t n_shared, dlrn_status s) {
+    const int writes = ctx->cfg.collective.rank == 0;
+    dlrni_sink o;
+    if (dlrni_ranks(ctx) == 1)
+        return s == DLRN_OK ? dlrn_archive_write(ctx, path, tensors, count, metadata) : s;
+    memset(&o, 0, sizeof o);
+    if (s == DLRN_OK) s = dlrni_check_archive(ctx, path, tensors, count, metadata);
+    const int64_t bytes = dlrni_shared_block(shared, s == DLRN_OK ? n_shared : 0);
+    unsigned char *block = s == DLRN_OK ? DLRNI_NEW(ctx, unsigned char, 2 * bytes) : NULL;
+    if (s == DLRN_OK && !block) s = DLRN_ERR_MEMORY;
+    const int opened = s == DLRN_OK && writes;
+    if (opened) s = dlrni_sink_open(ctx, path, &o);
+    const int is_open = opened && s == DLRN_OK;
+    o.ctx = ctx;
+    o.silent = !writes;
+    o.shared = shared;
+    o.n_shared = n_shared;
+    o.block = block;
+    o.block_bytes = bytes;
+    o.status = dlrni_agree(ctx, s);
+    o.ended = o.status != DLRN_OK;
+    if (!o.ended) dlrni_archive_fill(&o, path, tensors, count, metadata);
+    if (is_open) (void)!dlrni_sink_close(&o);
+    dlrn_free(ctx, block);
+    return o.ended ? o.status : dlrni_agree(ctx, o.status);
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -16808,6 +17687,9 @@ typedef struct dlrni_saving {
     float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
     dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; owned, NULL: alone */
+    int64_t n_shared;
+    const char *path; /* for errors */
 } dlrni_saving;
 
 /* Whether a row is written as its tensors alone: loading must not fold anything in. */
@@ -16880,7 +17762,7 @@ DLRNI_INTERNAL dlrn_status dlrni_layout_of(const dlrn_dictionary *dict, const ch
 DLRNI_INTERNAL int64_t dlrni_stored_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'M'   ? dict->layers
            : letter == 'D' ? dict->d_in / dict->layers
-                           : dlrni_extent(dict, letter);
+                           : dlrni_whole_extent(dict, letter);
 }
 
 /* Whether a row keeps the layers of a crosscoder apart. */
@@ -16919,6 +17801,44 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
             memcpy(to + (m * rows + j) * D, from + j * cols + m * D, (size_t)D * sizeof *to);
 }
 
+/* One of the shared tensors of a list that has room for it. own: this rank's numbers, `stride` from
+   feature to feature. */
+DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const void *own,
+                                         int64_t features, int64_t stride, int64_t width) {
+    dlrni_shared *s = &list[(*n)++];
+    s->own = own;
+    s->features = features;
+    s->stride = stride;
+    s->width = width;
+    s->turned = s->more = 0;
+    return s;
+}
+
+/* A parameter with numbers of each feature, as the ranks hold it: t->data becomes the list. */
+DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                              dlrn_tensor_out *to, dlrni_saving *s) {
+    const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    const int64_t F = dict->span_of, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t D = dict->d_in / dict->layers, layers = dlrni_is_by_layer(t) ? dict->layers : 1;
+    const float *own = dict->param[role];
+    dlrn_tensor_out mine = {t->name, DLRN_F32, 1, {dlrni_role_size(dict, role)}, own};
+    if (is_log) {
+        float *logs = DLRNI_NEW(dict->ctx, float, dict->features);
+        s->turned[s->count] = logs;
+        if (!logs) return DLRN_ERR_MEMORY;
+        dlrni_log_thresholds(dict, logs);
+        own = logs;
+    }
+    to->data = &s->shared[s->n_shared];
+    for (int64_t m = 0; m < layers; m++) {
+        dlrni_shared *piece =
+            dlrni_share(s->shared, &s->n_shared, own + m * D, F, width, layers > 1 ? D : width);
+        piece->turned = !is_log && !dlrni_is_by_layer(t) && dlrni_is_turned(t);
+        piece->more = m + 1 < layers;
+    }
+    return dlrni_check_stored(dict->ctx, s->path, &mine);
+}
+
 /* Adds one tensor of the row: borrowed from the dictionary, or a copy in another order. */
 DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
                                             dlrni_saving *s) {
@@ -16940,6 +17860,11 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
+    if (s->shared && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
+        DLRNI_TRY(dlrni_share_stored(dict, t, to, s));
+        s->count++;
+        return DLRN_OK;
+    }
     if (is_log || (role < DLRN_ROLE_COUNT && (dlrni_is_turned(t) || dlrni_is_by_layer(t)))) {
         float *turned = DLRNI_NEW(dict->ctx, float, dlrni_role_size(dict, role));
         /* noted before the check, so that dlrn_save frees it in any case */
@@ -16978,16 +17903,23 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     dlrn_status s = DLRN_OK;
     /* a copy that was not made is NULL, and may be freed */
     memset(&saving, 0, sizeof saving);
+    saving.path = path;
+    if (dlrni_ranks(ctx) > 1) {
+        saving.shared = DLRNI_NEW(ctx, dlrni_shared, DLRNI_STORED_MAX * dict->layers);
+        if (!saving.shared) s = DLRN_ERR_MEMORY;
+    }
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
         if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
-    if (s == DLRN_OK)
-        s = dlrn_archive_write(ctx, path, saving.tensor, saving.count,
-                               alone && dlrni_is_ambiguous(row) ? stated : NULL);
+        if (!dlrni_is_shared(saving.tensor[i].data, saving.shared, saving.n_shared))
+            s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
+    s = dlrni_archive_write_together(ctx, path, saving.tensor, saving.count,
+                                     alone && dlrni_is_ambiguous(row) ? stated : NULL,
+                                     saving.shared, saving.n_shared, s);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
+    dlrn_free(ctx, saving.shared);
     return s;
 }
 
@@ -17007,7 +17939,7 @@ DLRNI_INTERNAL dlrn_status dlrni_unranked_copy(const dlrn_dictionary *dict,
 
 DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const char *path);
 
-DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+DLRNI_INTERNAL dlrn_status dlrni_save_here(const dlrn_dictionary *dict, const char *path) {
     const dlrni_library *library;
     dlrn_dictionary *copy;
     const dlrni_layout *row = NULL;
@@ -17023,6 +17955,11 @@ DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
     if (s == DLRN_OK) s = dlrni_write_row(dict, row, library->name, path, 1);
     dlrn_dictionary_destroy(copy);
     return s;
+}
+
+/* Over ranks rank 0 writes, and all know how it went. */
+DLRN_API dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path) {
+    return dlrni_agree(dict->ctx, dlrni_save_here(dict, path));
 }
 
 /* ---- For a library ----
@@ -17063,7 +18000,7 @@ DLRNI_INTERNAL void dlrni_configure_learning(const dlrn_dictionary *dict, const 
     dlrni_json_open(w, "trainer", "{");
     dlrni_json_put_text(w, DLRNI_CLASS_KEY, row->name);
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_close(w, "}");
     if (dict->layers > 1) dlrni_json_put_signed(w, DLRNI_LAYERS_KEY, dict->layers);
@@ -17103,7 +18040,7 @@ DLRNI_INTERNAL void dlrni_configure_saelens(const dlrn_dictionary *dict, const d
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "architecture", row->name);
     dlrni_json_put_signed(w, "d_in", dict->d_in);
-    dlrni_json_put_signed(w, "d_sae", dict->features);
+    dlrni_json_put_signed(w, "d_sae", dict->span_of);
     dlrni_json_put_text(w, "dtype", "float32");
     dlrni_json_put_text(w, "device", "cpu");
     dlrni_json_put_bool(w, "apply_b_dec_to_input", dict->formula.center != DLRN_CENTER_NONE);
@@ -17125,9 +18062,9 @@ DLRNI_INTERNAL void dlrni_configure_sparsify(const dlrn_dictionary *dict, const 
                                              dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_text(w, "activation", row->name);
-    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->features / dict->d_in, 1));
+    dlrni_json_put_signed(w, "expansion_factor", dlrni_max(dict->span_of / dict->d_in, 1));
     dlrni_json_put_bool(w, "normalize_decoder", 0);
-    dlrni_json_put_signed(w, "num_latents", dict->features);
+    dlrni_json_put_signed(w, "num_latents", dict->span_of);
     dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_bool(w, "multi_topk", 0);
     dlrni_json_put_bool(w, "skip_connection", dict->param[DLRN_SKIP] != NULL);
@@ -17163,7 +18100,7 @@ DLRNI_INTERNAL void dlrni_llamascopium_hooks(dlrni_json_writer *w, const char *k
 /* Scales and norms are folded into the weights: norm_activation is that of inference. */
 DLRNI_INTERNAL void dlrni_configure_llamascopium(const dlrn_dictionary *dict,
                                                  const dlrni_layout *row, dlrni_json_writer *w) {
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->feature_layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->feature_layers;
     const int64_t k =
         dict->n_parts && !dict->formula.k ? dict->part[0].dict->formula.k : dict->formula.k;
     (void)row;
@@ -17193,7 +18130,7 @@ DLRNI_INTERNAL void dlrni_configure_ckkissane(const dlrn_dictionary *dict, const
                                               dlrni_json_writer *w) {
     (void)row;
     dlrni_json_open(w, NULL, "{");
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     dlrni_json_put_signed(w, "d_in", dict->d_in / dict->layers);
     dlrni_json_put_text(w, "enc_dtype", "fp32");
     dlrni_json_put_signed(w, "seed", 0);
@@ -17209,7 +18146,7 @@ DLRNI_INTERNAL void dlrni_configure_fork(const dlrn_dictionary *dict, const dlrn
                                          dlrni_json_writer *w) {
     dlrni_json_open(w, NULL, "{");
     dlrni_json_put_signed(w, DLRNI_WIDTH_KEY, dict->d_in / dict->layers);
-    dlrni_json_put_signed(w, "dict_size", dict->features);
+    dlrni_json_put_signed(w, "dict_size", dict->span_of);
     if (dlrni_row_has_layers(row)) dlrni_json_put_signed(w, "num_layers", dict->layers);
     if (dict->formula.k) dlrni_json_put_signed(w, "k", dict->formula.k);
     dlrni_json_put_text(w, "code_normalization", "NONE"); /* norms are folded in */
@@ -17290,13 +18227,16 @@ DLRNI_INTERNAL int dlrni_row_stores(const dlrni_layout *row, int is) {
     return 0;
 }
 
-/* The smallest threshold of a jump. */
+/* The smallest threshold of a jump, over all ranks. A collective call that fails shows in the one
+   that follows. */
 DLRNI_INTERNAL double dlrni_min_threshold(const dlrn_dictionary *dict) {
     const float *t = dict->param[DLRN_THRESHOLD];
-    double min = t ? (double)t[0] : dict->formula.threshold;
-    for (int64_t j = 1; t && j < dict->features; j++)
-        if ((double)t[j] < min) min = (double)t[j];
-    return min;
+    double below = -DBL_MAX; /* the largest of the negated ones */
+    if (!t) return dict->formula.threshold;
+    for (int64_t j = 0; j < dict->features; j++)
+        if (-(double)t[j] > below) below = -(double)t[j];
+    (void)!dlrni_max_ranks(dict->ctx, DLRN_F64, &below, 1);
+    return -below;
 }
 
 /* How the gate is written. 0: the row has no such gate. A plain ReLU is a jump at 0; the jumps of
@@ -17353,7 +18293,7 @@ DLRNI_INTERNAL void dlrni_plan_tensors(const dlrn_dictionary *dict, dlrni_plan *
     if (dlrni_row_stores(p->row, DLRNI_IS_GROUPS) && !dict->n_groups)
         dlrni_print(p->why, sizeof p->why, "a dictionary without groups");
     if ((dlrni_needs_k(dict) || dlrni_row_stores(p->row, DLRNI_IS_K)) &&
-        (dict->formula.k < 1 || dict->formula.k > dict->features))
+        (dict->formula.k < 1 || dict->formula.k > dict->span_of))
         dlrni_print(p->why, sizeof p->why, "a k of %lld", (long long)dict->formula.k);
     if (dict->param[DLRN_SKIP] && dict->skip_rows != dict->d_out)
         dlrni_print(p->why, sizeof p->why, "a skip to a part of x_hat");
@@ -17526,8 +18466,21 @@ DLRNI_INTERNAL void dlrni_note_folds(unsigned folds, char *note, size_t size) {
 
 /* Where a dictionary is written. */
 typedef struct dlrni_place {
-    char weights[4096], config[4096]; /* config "": none is written */
+    char weights[4096], config[4096]; /* config "": none is written       */
+    int in_folder;                    /* the path is that of a folder     */
+    int taken;                        /* it has another dictionary's file */
 } dlrni_place;
+
+/* Whether this rank writes files: the others need not even see them. */
+DLRNI_INTERNAL int dlrni_writes_files(const dlrn_context *ctx) {
+    return dlrni_ranks(ctx) == 1 || ctx->cfg.collective.rank == 0;
+}
+
+/* The place that the first rank has found, on all; s: what it met. */
+DLRNI_INTERNAL dlrn_status dlrni_share_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    return dlrni_from_rank(ctx, 0, place, (int64_t)sizeof *place);
+}
 
 /* "A, B or C": the libraries that are written, for errors. */
 DLRNI_INTERNAL dlrn_status dlrni_find_target(const dlrn_dictionary *dict, const char *path,
@@ -17620,8 +18573,12 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_config(const dlrn_dictionary *dict, const
 DLRNI_INTERNAL dlrn_status dlrni_write_place(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
     dlrn_writer *config = NULL;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
-    dlrn_status s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !config);
+    dlrn_status s = DLRN_OK;
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
+    if (s == DLRN_OK)
+        s = dlrni_write_row(dict, p->row, p->target->library, place->weights, !*place->config);
     if (s == DLRN_OK && config) return dlrn_writer_close(config);
     if (config) dlrn_writer_abort(config);
     return s;
@@ -17636,13 +18593,13 @@ DLRNI_INTERNAL int dlrni_is_set_part(const dlrn_dictionary *dict, int64_t i) {
                            DLRNI_BIT(DLRN_DECODER) | DLRNI_BIT(DLRN_THRESHOLD);
     const dlrn_dictionary *part = dict->part[i].dict;
     const dlrn_formula *f = &part->formula;
-    const int64_t d = dict->d_in / dict->layers, F = dict->features / dict->layers;
+    const int64_t d = dict->d_in / dict->layers, F = dict->span_of / dict->layers;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (part->param[role] && !(roles & DLRNI_BIT(role))) return 0;
     if (!part->param[DLRN_ENCODER] || dlrni_own_encode(part)) return 0;
     if (dict->part[i].in_at != i * d || dict->part[i].out_at != i * d || part->d_in != d ||
-        part->d_out != dict->d_out - i * d || part->features != F ||
-        dict->part[i].feature_at != i * F)
+        part->d_out != dict->d_out - i * d || part->span_of != F ||
+        (dlrni_ranks(dict->ctx) == 1 && dict->part[i].feature_at != i * F))
         return 0;
     if (f->gate != DLRN_GATE_RELU && f->gate != DLRN_GATE_JUMP && f->gate != DLRN_GATE_JUMP_SIGNED)
         return 0;
@@ -17702,7 +18659,7 @@ DLRNI_INTERNAL dlrn_status dlrni_fold_set(dlrn_dictionary *copy, unsigned folds)
 DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const char *folder,
                                              int64_t i, int atoms) {
     const dlrn_dictionary *part = dict->part[i].dict;
-    const int64_t F = part->features, d = part->d_in;
+    const int64_t F = part->span_of, d = part->d_in, ranks = dlrni_ranks(dict->ctx);
     const float *const data[] = {atoms ? part->param[DLRN_DECODER] : part->param[DLRN_ENCODER],
                                  part->param[DLRN_ENCODER_BIAS],
                                  dict->param[DLRN_OUTPUT_BIAS] + i * d,
@@ -17711,7 +18668,10 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
     const int64_t sizes[] = {F, F, d, F};
     const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
     char path[4096], name[4][32];
-    dlrn_tensor_out t[4];
+    dlrn_tensor_out t[4], own;
+    dlrni_shared shared[4];
+    dlrn_status s = DLRN_OK;
+    int64_t n_shared = 0;
     memset(t, 0, sizeof t);
     for (int k = 0; k < n; k++) {
         dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
@@ -17724,8 +18684,15 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         t[k].shape[2] = d;
     }
     dlrni_print(path, sizeof path, "%s/%s.safetensors", folder, name[0]);
-    for (int k = 0; k < n; k++) DLRNI_TRY(dlrni_check_stored(dict->ctx, path, &t[k]));
-    return dlrn_archive_write(dict->ctx, path, t, n, NULL);
+    for (int k = 0; k < n && s == DLRN_OK; k++) {
+        const int64_t width = k ? 1 : atoms ? part->d_out : d;
+        own = t[k];
+        if (sizes[k] == F && k != 2) own.shape[0] = part->features;
+        s = dlrni_check_stored(dict->ctx, path, &own);
+        if (ranks > 1 && k != 2)
+            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+    }
+    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
 }
 
 /* The files of all layers, the first layer's encoder last but for the config: without it a reader
@@ -17734,7 +18701,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
                                            const char *folder, const dlrni_place *place) {
     dlrn_writer *config = NULL;
     dlrn_status s = DLRN_OK;
-    if (*place->config) DLRNI_TRY(dlrni_begin_config(dict, p, place->config, &config));
+    if (*place->config && dlrni_writes_files(dict->ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_agree(dict->ctx, s);
     for (int64_t i = dict->n_parts - 1; i >= 0 && s == DLRN_OK; i--) {
         s = dlrni_write_layer(dict, folder, i, 1);
         if (s == DLRN_OK) s = dlrni_write_layer(dict, folder, i, 0);
@@ -17751,15 +18720,17 @@ DLRNI_INTERNAL dlrn_status dlrni_write_set(const dlrn_dictionary *dict, const dl
 typedef struct dlrni_llama_out {
     dlrn_tensor_out *tensor;
     char (*name)[64];
-    float *numbers; /* of all tensors but the biases of x_hat */
+    float *numbers; /* of all tensors but the biases of x_hat; over ranks of thresholds alone */
     int64_t count, used;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_llama_out;
 
 /* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
 DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
                                       int ndim, const int64_t *sizes) {
     dlrn_tensor_out *t = &out->tensor[out->count];
-    float *numbers = out->numbers + out->used;
+    float *numbers = out->shared ? NULL : out->numbers + out->used;
     int64_t n = 1;
     memset(t, 0, sizeof *t);
     dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
@@ -17800,11 +18771,54 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
     for (int64_t i = 0; i < L; i++) dlrni_log_thresholds(dict->part[i].dict, to + i * F);
 }
 
+/* A tensor whose slice i = 0 .. n - 1 of the first dimension the ranks hold together: `width`
+   numbers of each feature of part i, or of its thresholds' logarithms. */
+DLRNI_INTERNAL void dlrni_llama_share(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
+                                      int64_t n, int64_t width, int64_t target) {
+    const int64_t L = dict->layers;
+    out->tensor[out->count - 1].data = &out->shared[out->n_shared];
+    for (int64_t i = 0; i < n; i++) {
+        const dlrn_dictionary *part = dict->part[i].dict;
+        const float *own = part->param[role];
+        const int64_t stride = role == DLRN_DECODER ? (L - i) * width : width;
+        if (role == DLRN_DECODER) own += (target - i) * width;
+        if (role == DLRN_THRESHOLD) own = out->numbers + dict->part[i].feature_at;
+        dlrni_shared *s =
+            dlrni_share(out->shared, &out->n_shared, own, part->span_of, stride, width);
+        s->turned = role == DLRN_ENCODER;
+        s->more = i + 1 < n;
+    }
+}
+
+/* All tensors of the ranks together, as dlrni_llama_gather puts them together alone. */
+DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L;
+    const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
+    dlrni_llama_add(out, "W_E", -1, 3, encoder);
+    dlrni_llama_share(dict, out, DLRN_ENCODER, L, d, 0);
+    dlrni_llama_add(out, "b_E", -1, 2, vectors);
+    dlrni_llama_share(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
+    for (int64_t t = 0; t < L; t++) {
+        const int64_t atoms[3] = {t + 1, F, d};
+        dlrni_llama_add(out, "W_D", t, 3, atoms);
+        dlrni_llama_share(dict, out, DLRN_DECODER, t + 1, d, t);
+        dlrni_llama_add(out, "b_D", t, 1, bias);
+        out->tensor[out->count - 1].data = dict->param[DLRN_OUTPUT_BIAS] + t * d;
+    }
+    if (!dict->part[0].dict->param[DLRN_THRESHOLD]) return;
+    dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
+    for (int64_t i = 0; i < L; i++)
+        dlrni_log_thresholds(dict->part[i].dict, out->numbers + dict->part[i].feature_at);
+    dlrni_llama_share(dict, out, DLRN_THRESHOLD, L, 1, 0);
+}
+
 /* The weights, and then the config. */
 DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const dlrni_plan *p,
                                              const dlrni_place *place) {
-    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->features / L, most = 2 * L + 3;
-    const int64_t numbers = L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d;
+    const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L, most = 2 * L + 3;
+    const int alone = dlrni_ranks(dict->ctx) == 1;
+    const int64_t numbers =
+        alone ? L * F * (d + 2) + L * (L + 1) / 2 * F * d + L * d : dict->features;
     dlrn_context *ctx = dict->ctx;
     dlrn_writer *config = NULL;
     dlrni_llama_out out;
@@ -17812,20 +18826,42 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
     out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
     out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
     out.numbers = DLRNI_NEW(ctx, float, numbers);
-    dlrn_status s = out.tensor && out.name && out.numbers ? DLRN_OK : DLRN_ERR_MEMORY;
-    if (s == DLRN_OK) dlrni_llama_gather(dict, &out);
-    for (int64_t i = 0; i < out.count && s == DLRN_OK; i++)
+    if (!alone) out.shared = DLRNI_NEW(ctx, dlrni_shared, 3 * L + L * (L + 1) / 2);
+    const int made = out.tensor && out.name && out.numbers && (alone || out.shared);
+    dlrn_status s = made ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && alone) dlrni_llama_gather(dict, &out);
+    if (s == DLRN_OK && !alone) dlrni_llama_share_all(dict, &out);
+    for (int64_t i = 0; i < out.count && s == DLRN_OK && alone; i++)
         s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
-    if (s == DLRN_OK) s = dlrni_begin_config(dict, p, place->config, &config);
-    if (s == DLRN_OK) s = dlrn_archive_write(ctx, place->weights, out.tensor, out.count, NULL);
-    if (s == DLRN_OK)
+    for (int64_t i = 0; i < L && s == DLRN_OK && !alone; i++)
+        s = dlrni_check_savable(dict->part[i].dict, place->weights);
+    if (s == DLRN_OK && dlrni_writes_files(ctx))
+        s = dlrni_begin_config(dict, p, place->config, &config);
+    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.shared,
+                                     out.n_shared, s);
+    if (s == DLRN_OK && config)
         s = dlrn_writer_close(config);
     else if (config)
         dlrn_writer_abort(config);
+    dlrn_free(ctx, out.shared);
     dlrn_free(ctx, out.tensor);
     dlrn_free(ctx, out.name);
     dlrn_free(ctx, out.numbers);
     return s;
+}
+
+/* Where a dictionary of several layers is written, as the rank that writes sees it. */
+DLRNI_INTERNAL dlrn_status dlrni_find_set_place(const dlrn_dictionary *dict, const char *path,
+                                                const dlrni_target *target, dlrni_place *place) {
+    char name[64], file[4096];
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx)) {
+        s = dlrni_find_place(dict, path, target, 0, place);
+        dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
+        place->in_folder = dlrn_file_exists(dict->ctx, path) == 2;
+        place->taken = dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file);
+    }
+    return dlrni_share_place(dict->ctx, s, place);
 }
 
 /* A dictionary of several layers; folds: what was folded. */
@@ -17834,25 +18870,25 @@ DLRNI_INTERNAL dlrn_status dlrni_save_set(const dlrn_dictionary *dict, const cha
     dlrn_dictionary *copy = NULL;
     dlrni_place place;
     dlrni_plan plan;
-    char name[64], file[4096];
-    const int in_folder = dlrn_file_exists(dict->ctx, path) == 2;
     const int llama = (target->can & DLRNI_TO_SELECTED) != 0;
     memset(&plan, 0, sizeof plan);
     plan.target = target;
-    DLRNI_TRY(dlrni_find_place(dict, path, target, 0, &place));
-    dlrni_print(name, sizeof name, "W_enc_%lld.safetensors", (long long)dict->n_parts);
-    if (!in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
+    DLRNI_TRY(dlrni_find_set_place(dict, path, target, &place));
+    if (!place.in_folder || !(target->can & DLRNI_TO_SETS) || !dlrni_is_set(dict, llama))
         return dlrn_fail(dict->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: not written: %s has no place for this %s of %lld layers%s", path,
                          target->library, dict->family, (long long)dict->layers,
-                         in_folder ? "" : " in one file");
-    if (!llama && dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file))
+                         place.in_folder ? "" : " in one file");
+    if (!llama && place.taken)
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
-                         "%s: expected a folder without another dictionary, found %s", path, name);
+                         "%s: expected a folder without another dictionary, found "
+                         "W_enc_%lld.safetensors",
+                         path, (long long)dict->n_parts);
     for (int64_t i = 0; i < dict->n_parts; i++)
         plan.folds |= dlrni_part_folds(dict, dict->part[i].dict);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_set(copy, plan.folds) : DLRN_OK;
+    dlrn_status s = plan.folds ? dlrni_dictionary_copy(dict->ctx, dict, &copy) : DLRN_OK;
+    if (s == DLRN_OK && copy) s = dlrni_fold_set(copy, plan.folds);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK)
         s = llama ? dlrni_write_llama(copy ? copy : dict, &plan, &place)
                   : dlrni_write_set(copy ? copy : dict, &plan, path, &place);
@@ -17874,15 +18910,19 @@ DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, cons
     DLRNI_TRY(dlrni_find_target(dict, path, library, &target));
     DLRNI_REQUIRE_IN(dict->ctx, path, !options || options->layer >= 0, "layer: expected from 0");
     if (dict->n_parts) return dlrni_save_set(dict, path, target, folds);
-    DLRNI_TRY(dlrni_find_place(dict, path, target, options ? options->layer : 0, &place));
+    dlrn_status s = DLRN_OK;
+    if (dlrni_writes_files(dict->ctx))
+        s = dlrni_find_place(dict, path, target, options ? options->layer : 0, &place);
+    DLRNI_TRY(dlrni_share_place(dict->ctx, s, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
     if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
         return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                          "%s: expected a path without 'embedding/', which means other weights",
                          path);
-    if (plan.folds) DLRNI_TRY(dlrni_dictionary_copy(dict->ctx, dict, &copy));
-    dlrn_status s = copy ? dlrni_fold_all(copy, &plan) : DLRN_OK;
+    if (plan.folds) s = dlrni_dictionary_copy(dict->ctx, dict, &copy);
+    if (s == DLRN_OK && copy) s = dlrni_fold_all(copy, &plan);
+    s = dlrni_agree(dict->ctx, s);
     if (s == DLRN_OK) s = dlrni_write_place(copy ? copy : dict, &plan, &place);
     dlrn_dictionary_destroy(copy);
     *folds = plan.folds;
@@ -17894,8 +18934,9 @@ DLRN_API dlrn_status dlrn_save_as(const dlrn_dictionary *dict, const char *path,
     unsigned folds = 0;
     dlrn_dictionary *copy;
     if (size) *note = 0;
-    DLRNI_TRY(dlrni_unranked_copy(dict, &copy));
-    dlrn_status s = dlrni_save_unranked(copy ? copy : dict, path, options, &folds);
+    dlrn_status s = dlrni_agree(dict->ctx, dlrni_unranked_copy(dict, &copy));
+    if (s == DLRN_OK)
+        s = dlrni_agree(dict->ctx, dlrni_save_unranked(copy ? copy : dict, path, options, &folds));
     if (s == DLRN_OK) dlrni_note_folds(folds | (copy ? DLRNI_FOLD_RANK : 0), note, size);
     dlrn_dictionary_destroy(copy);
     return s;
@@ -19030,7 +20071,7 @@ DLRNI_INTERNAL void dlrni_put_part(const dlrn_dictionary *dict, int64_t in_at, i
     row[DLRNI_PART_OUT_AT] = out_at;
     row[DLRNI_PART_D_IN] = dict->d_in;
     row[DLRNI_PART_D_OUT] = dict->d_out;
-    row[DLRNI_PART_FEATURES] = dict->features;
+    row[DLRNI_PART_FEATURES] = dict->span_of;
     row[DLRNI_PART_LAYERS] = dict->layers;
     row[DLRNI_PART_FEATURE_LAYERS] = dict->feature_layers;
     row[DLRNI_PART_SKIP_ROWS] = dict->skip_rows;
@@ -19052,6 +20093,8 @@ typedef struct dlrni_part_tensors {
     int64_t *table;
     float *scales;
     int64_t count;
+    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
+    int64_t n_shared;
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
@@ -19071,8 +20114,12 @@ DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t par
         t->data = dict->param[role];
         t->dtype = DLRN_F32;
         t->ndim = shape->cols == '1' ? 1 : 2;
-        t->shape[0] = dlrni_extent(dict, shape->rows);
+        t->shape[0] = dlrni_whole_extent(dict, shape->rows);
         t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
+        const int64_t width = dlrni_extent(dict, shape->cols);
+        if (to->shared && shape->rows == 'F')
+            t->data = dlrni_share(to->shared, &to->n_shared, dict->param[role], dict->span_of,
+                                  width, width);
     }
 }
 
@@ -19085,7 +20132,10 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
     to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
-    if (!to->tensor || !to->name || !to->table || !to->scales) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(ctx) > 1) to->shared = DLRNI_NEW(ctx, dlrni_shared, max);
+    if (!to->tensor || !to->name || !to->table || !to->scales ||
+        (dlrni_ranks(ctx) > 1 && !to->shared))
+        return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
     dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
     to->tensor[to->count++] = table;
@@ -19112,8 +20162,13 @@ DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const c
                              dict->part[i].dict->family);
     dlrn_status s = dlrni_list_parts(dict, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
-    if (s == DLRN_OK) s = dlrn_archive_write(dict->ctx, path, list.tensor, list.count, NULL);
+        if (!dlrni_is_shared(list.tensor[i].data, list.shared, list.n_shared))
+            s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
+    for (int64_t i = 0; list.shared && i < dict->n_parts && s == DLRN_OK; i++)
+        s = dlrni_check_savable(dict->part[i].dict, path);
+    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.shared,
+                                     list.n_shared, s);
+    dlrn_free(dict->ctx, list.shared);
     dlrn_free(dict->ctx, list.tensor);
     dlrn_free(dict->ctx, list.name);
     dlrn_free(dict->ctx, list.table);
@@ -19678,20 +20733,50 @@ DLRNI_INTERNAL dlrn_status dlrni_stream_rows(dlrni_series *s, int64_t row, int64
     return st;
 }
 
+/* A task copies so many bytes of a map; the system is asked for those that lie so much further on.
+   Read ahead: 8 MB keep a disk of 5 GB/s busy for 1.6 ms, longer than it takes to answer. */
+enum { DLRNI_MAP_PIECE = 1 << 18, DLRNI_MAP_AHEAD = 8 << 20 };
+
+/* Rows of a map on their way to dst. */
+typedef struct dlrni_map_job {
+    const dlrni_series *s;
+    int64_t row, rows, piece; /* piece: rows of a task                                     */
+    int64_t each;             /* the entry's own rows in one: several, if dimensions were joined */
+    size_t at, size;          /* the byte of the map where `row` begins, bytes of a row     */
+    int in_order;             /* 1: they lie there one after another                        */
+    float *dst;
+} dlrni_map_job;
+
+/* Task: a piece. Reading is shared by all threads, and so is asking for later pages: where a file
+   has holes, or is in the system's cache, that is work of the processor, too. */
+DLRNI_INTERNAL void dlrni_map_task(void *arg, int64_t task, int worker) {
+    const dlrni_map_job *j = (const dlrni_map_job *)arg;
+    const dlrni_series *s = j->s;
+    const int64_t first = task * j->piece, n = dlrni_min(j->piece, j->rows - first);
+    const size_t begin = j->at + (size_t)first * j->size, end = begin + (size_t)n * j->size;
+    (void)worker;
+    if (j->in_order) dlrni_map_want(&s->file->map, begin + DLRNI_MAP_AHEAD, end + DLRNI_MAP_AHEAD);
+    dlrni_entry_rows(s->ctx, &s->entry, (j->row + first) * j->each, n * j->each,
+                     j->dst + first * s->cols, NULL);
+}
+
 /* Reads rows from a file that is mapped, and drops the pages before `end`, where they lie in order.
    4 MB at a time: a system call for each batch of rows would show. */
 DLRNI_INTERNAL void dlrni_map_rows(dlrni_series *s, int64_t row, int64_t n, float *dst) {
     const dlrni_entry *e = &s->entry;
     const dlrni_file_map *m = &s->file->map;
-    const uintptr_t base = (uintptr_t)m->p, at = (uintptr_t)e->data - base;
-    const size_t size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
-    /* the entry's own rows: several make one, if dimensions were joined */
-    const int64_t each = s->cols / e->info.shape[e->info.ndim - 1];
-    dlrni_entry_rows(s->ctx, e, row * each, n * each, dst, NULL);
+    const size_t at = (size_t)((uintptr_t)e->data - (uintptr_t)m->p);
+    dlrni_map_job j = {s, row, n, 1, s->cols / e->info.shape[e->info.ndim - 1], 0, 0, 0, dst};
+    j.size = (size_t)s->cols * (size_t)dlrni_dtype_size(e->info.dtype);
+    j.piece = dlrni_max(1, (int64_t)(DLRNI_MAP_PIECE / j.size));
     /* unpacked members, the shards of an index and a pipe that was read whole lie elsewhere */
-    if (!dlrni_is_dense(e) || at >= m->size || s->file->borrowed) return;
-    const size_t begin = at + (size_t)row * size, end = begin + (size_t)n * size;
-    if (begin < s->dropped) s->dropped = begin; /* read once more, in a later epoch */
+    j.in_order = dlrni_is_dense(e) && at < m->size && !s->file->borrowed;
+    j.at = at + (size_t)row * j.size;
+    dlrni_parallel_for(s->ctx, dlrni_ceil_div(n, j.piece), dlrni_ns(n, s->cols), dlrni_map_task,
+                       &j);
+    if (!j.in_order) return;
+    const size_t end = j.at + (size_t)n * j.size;
+    if (j.at < s->dropped) s->dropped = j.at; /* read once more, in a later epoch */
     if (end - s->dropped >= (size_t)4 << 20) s->dropped = dlrni_map_drop(m, s->dropped, end);
 }
 
@@ -20052,9 +21137,12 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
    never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows per copying task, and random entries that a draw prefetches together: enough to hide the
-   latency of memory, few enough to balance the threads. */
-enum { DLRNI_COPY_ROWS = 64 };
+/* Rows per copying task: few enough to balance the threads. Random entries that a draw prefetches
+   together: more than memory delivers while as many are swapped. */
+enum { DLRNI_COPY_ROWS = 64, DLRNI_DRAW_ROWS = 256 };
+/* Batches from this size on are written past the caches: more than the second caches of two cores,
+   so that little of it would be found there. To measure: buffer.* of `make bench`, and a step. */
+enum { DLRNI_PAST_BYTES = 8 << 20 };
 
 struct dlrn_buffer {
     dlrn_context *ctx;
@@ -20078,9 +21166,10 @@ struct dlrn_buffer {
     /* Each segment holds its piece of the ring [n], x [n][d] and, with a target, y [n][d], of type
        cfg.store; n is 1 << shift, less in the last. */
     char **segment;
-    float *out[2]; /* [batch_rows][d] the batch handed out: x, y                   */
-    float *in[2];  /* [chunk][d] rows just read                                    */
-    dlrn_rng rng;  /* saved in checkpoints, so that the draws continue        */
+    float *out[2];  /* [batch_rows][d] the batch handed out: x, y                   */
+    float *in[2];   /* [chunk][d] rows just read                                    */
+    int64_t *visit; /* [batch_rows] see dlrni_order_visits                         */
+    dlrn_rng rng;   /* saved in checkpoints, so that the draws continue        */
 };
 
 /* What a checkpoint keeps of a buffer: everything that decides which rows come next. */
@@ -20144,7 +21233,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored, moving, total;
+    int64_t row, stored, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     int64_t segments = dlrni_segment_count(cfg);
@@ -20155,10 +21244,11 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
         dlrni_mul(stored, cfg->capacity, &stored) &&
         dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
         dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
-        dlrni_add(stored, moving, &total) &&
+        dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
+        dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
         dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
-        dlrni_add(total, 6 * block + (int64_t)sizeof(dlrn_buffer), &total);
-    /* the 6 blocks: the table of segments, four staging arrays, the struct */
+        dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    /* the 7 blocks: the table of segments, four staging arrays, the visits, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
     return DLRN_OK;
@@ -20174,6 +21264,7 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
         dlrn_free(b->ctx, b->out[i]);
         dlrn_free(b->ctx, b->in[i]);
     }
+    dlrn_free(b->ctx, b->visit);
     dlrn_free(b->ctx, b);
 }
 
@@ -20181,11 +21272,13 @@ DLRN_API void dlrn_buffer_destroy(dlrn_buffer *b) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     const int64_t chunk = dlrni_buffer_chunk(&b->cfg);
     b->segment = DLRNI_NEW_ZERO(b->ctx, char *, dlrni_segment_count(&b->cfg));
-    int whole = b->segment != NULL;
+    b->visit = DLRNI_NEW(b->ctx, int64_t, b->cfg.batch_rows);
+    int whole = b->segment && b->visit;
     for (int i = 0; i < 2 && b->d[i]; i++) {
         b->in[i] = DLRNI_NEW(b->ctx, float, chunk * b->d[i]);
         b->out[i] = DLRNI_NEW(b->ctx, float, b->cfg.batch_rows * b->d[i]);
         whole = whole && b->in[i] && b->out[i];
+        if (whole) dlrni_huge_pages(b->out[i], b->cfg.batch_rows * b->d[i] * 4);
     }
     /* the caller destroys the buffer, and with it what was allocated */
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
@@ -20234,15 +21327,6 @@ DLRNI_INTERNAL void dlrni_narrow_stored(dlrn_dtype type, const float *from, char
         uint16_t h = type == DLRN_F16 ? dlrni_f32_to_f16(from[i]) : dlrni_f32_to_bf16(from[i]);
         memcpy(to + 2 * i, &h, sizeof h);
     }
-}
-
-/* The way back is a kernel: every batch goes through it, and it must keep up with memory. */
-DLRNI_INTERNAL void dlrni_widen_stored(const dlrn_context *ctx, dlrn_dtype type, const char *from,
-                                       float *to, int64_t n) {
-    if (type == DLRN_F32)
-        memcpy(to, from, (size_t)n * sizeof *to);
-    else
-        ctx->k->widen(type, from, to, n);
 }
 
 /* Bytes of a stored row x (which 0) or y (1); without a target y has none. */
@@ -20301,7 +21385,9 @@ typedef struct dlrni_rows_job {
     const dlrn_buffer *b;
     const int64_t *index; /* [rows] or NULL                            */
     int64_t first, step, rows;
-    float *out[2]; /* x, y [rows][d], widened; y NULL: not wanted      */
+    float *out[2];        /* x, y [rows][d], widened; y NULL: not wanted      */
+    const int64_t *visit; /* [rows] the order in which they are copied; NULL: 0, 1, ... */
+    int past;             /* 1: see dlrni_kernel_table.fetch                  */
 } dlrni_rows_job;
 
 /* Where row i of the job is stored. Without a target, y is x. */
@@ -20310,46 +21396,24 @@ DLRNI_INTERNAL const char *dlrni_job_row(const dlrni_rows_job *j, int64_t i, int
     return dlrni_stored_row(j->b, *dlrni_buffer_slot(j->b, at), which && j->b->d[1]);
 }
 
-/* Widens one row x or y, and prefetches as much of the row at `next` (or NULL) as it copies: the
-   two streams of memory run side by side. */
-DLRNI_INTERNAL void dlrni_copy_stored(const dlrn_buffer *b, int which, const char *row,
-                                      const char *next, float *out) {
-    const dlrn_dtype store = b->cfg.store;
-    const int64_t size = dlrni_dtype_size(store), d = b->d[which && b->d[1]];
-    DICTLEARN_ASSERT(size > 0); /* for static analysers: the division is safe */
-    /* 4 cache lines: the copy hides the prefetch, and the prefetch does not get ahead of it */
-    const int64_t piece = 256 / size;
-    for (int64_t at = 0; at < d; at += piece) {
-        const int64_t n = dlrni_min(piece, d - at);
-        for (int64_t k = 0; next && k < n * size; k += DLRNI_ALIGN)
-            DLRNI_PREFETCH_FAR(next + at * size + k);
-        dlrni_widen_stored(b->ctx, store, row + at * size, out + at, n);
-    }
-}
-
-/* Task: some rows. The next 16 KB are always prefetched: rows lie anywhere, and the processor
-   cannot predict where. Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as
-   fast. On another machine, vary the 16384. */
+/* Task: some rows, first all x, then all y. */
 DLRNI_INTERNAL void dlrni_rows_task(void *arg, int64_t task, int worker) {
     const dlrni_rows_job *j = (const dlrni_rows_job *)arg;
-    const int64_t from = task * DLRNI_COPY_ROWS, to = dlrni_min(from + DLRNI_COPY_ROWS, j->rows);
-    const int64_t bytes = dlrni_row_bytes(j->b, 0);
-    DICTLEARN_ASSERT(bytes > 0);
-    const int64_t ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t begin = task * DLRNI_COPY_ROWS, n = dlrni_min(DLRNI_COPY_ROWS, j->rows - begin);
+    const char *from[DLRNI_COPY_ROWS];
+    float *to[DLRNI_COPY_ROWS];
     (void)worker;
-    /* the first rows of the task: no row before them has prefetched them */
-    for (int64_t i = from; i < dlrni_min(from + ahead, to); i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *row = dlrni_job_row(j, i, k);
-            const int64_t size = dlrni_row_bytes(j->b, k && j->b->d[1]);
-            for (int64_t at = 0; at < size; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(row + at);
+    for (int k = 0; k < 2 && j->out[k]; k++) {
+        const int64_t d = j->b->d[k && j->b->d[1]];
+        /* addresses that are not aligned cannot be written past the caches */
+        const int past = j->past && d % (DLRNI_ALIGN / (int)sizeof(float)) == 0;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t row = j->visit ? j->visit[begin + i] : begin + i;
+            from[i] = dlrni_job_row(j, row, k);
+            to[i] = j->out[k] + row * d;
         }
-    for (int64_t i = from; i < to; i++)
-        for (int k = 0; k < 2 && j->out[k]; k++) {
-            const char *next = i + ahead < to ? dlrni_job_row(j, i + ahead, k) : NULL;
-            int64_t d = j->b->d[k && j->b->d[1]];
-            dlrni_copy_stored(j->b, k, dlrni_job_row(j, i, k), next, j->out[k] + i * d);
-        }
+        j->b->ctx->k->fetch(j->b->cfg.store, from, to, n, d, past);
+    }
 }
 
 /* The cast removes const: the body of a parallel loop takes void *. */
@@ -20362,19 +21426,47 @@ DLRNI_INTERNAL void dlrni_copy_out(const dlrni_rows_job *job) {
    and leaves them unread: a resampling only looks at them. */
 DLRNI_INTERNAL void dlrni_buffer_copy(const dlrn_buffer *b, const int64_t *index, int64_t rows,
                                       float *x, float *y) {
-    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}};
+    dlrni_rows_job job = {b, index, 0, 0, rows, {x, y}, NULL, 0};
     dlrni_copy_out(&job);
+}
+
+/* Rows that have come in, in DLRNI_TAKE_TASKS equal parts. */
+enum { DLRNI_TAKE_TASKS = 64 };
+typedef struct dlrni_take_job {
+    dlrn_buffer *b;
+    int64_t rows;
+    int which;                     /* 0 x, 1 y                                         */
+    uint32_t max;                  /* bits of the largest number that can be stored    */
+    int64_t bad[DLRNI_TAKE_TASKS]; /* the first number of each part that cannot be     */
+    int64_t first;                 /* logical index of the first row                   */
+} dlrni_take_job;
+
+DLRNI_INTERNAL void dlrni_storable_task(void *arg, int64_t task, int worker) {
+    dlrni_take_job *j = (dlrni_take_job *)arg;
+    const int64_t d = j->b->d[j->which], part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS);
+    const int64_t from = dlrni_min(task * part, j->rows), n = dlrni_min(part, j->rows - from) * d;
+    (void)worker;
+    const int64_t i = dlrni_first_beyond(j->b->in[j->which] + from * d, n, j->max);
+    j->bad[task] = i < n ? from * d + i : INT64_MAX;
 }
 
 /* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
    f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
    bf16 has the same rule. */
-DLRNI_INTERNAL dlrn_status dlrni_check_storable(const dlrn_buffer *b, int which, int64_t rows) {
+DLRNI_INTERNAL dlrn_status dlrni_check_storable(dlrn_buffer *b, int which, int64_t rows) {
     static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
     static const char *const names[] = {"source: x,", "source: y,"};
     const float *x = b->in[which];
-    int64_t d = b->d[which], n = rows * d, i = dlrni_first_beyond(x, n, max[b->cfg.store]);
-    if (i == n) return DLRN_OK;
+    const int64_t d = b->d[which];
+    int64_t i = INT64_MAX;
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = rows;
+    j.which = which;
+    j.max = max[b->cfg.store];
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(rows, d) / 4, dlrni_storable_task, &j);
+    for (int t = DLRNI_TAKE_TASKS - 1; t >= 0; t--) i = dlrni_min(i, j.bad[t]);
+    if (i == INT64_MAX) return DLRN_OK;
     DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, d, b->rows_read, names[which]));
     return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: %g is too large to be stored as %s", names[which],
@@ -20426,17 +21518,35 @@ DLRNI_INTERNAL void dlrni_rotate_ring(dlrn_buffer *b) {
     b->head = 0;
 }
 
-/* Puts n received rows into vacant slots, at the end of the logical order. */
+/* Task: some of the rows received, into the slots that they were given. */
+DLRNI_INTERNAL void dlrni_store_task(void *arg, int64_t task, int worker) {
+    const dlrni_take_job *j = (const dlrni_take_job *)arg;
+    const dlrn_buffer *b = j->b;
+    const int64_t part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS), from = task * part;
+    (void)worker;
+    for (int64_t i = from; i < dlrni_min(from + part, j->rows); i++) {
+        const int64_t slot = *dlrni_buffer_slot(b, j->first + i);
+        for (int k = 0; k < 2 && b->d[k]; k++)
+            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, slot, k),
+                                b->d[k]);
+    }
+}
+
+/* Puts n received rows into vacant slots, at the end of the logical order. Slots are given one by
+   one; then the threads share the rows. */
 DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
+    dlrni_take_job j;
+    j.b = b;
+    j.rows = n;
+    j.first = b->unread;
     for (int64_t i = 0; i < n; i++) {
         if (b->unread == b->used && b->head) dlrni_rotate_ring(b);
         int64_t *slot = dlrni_buffer_slot(b, b->unread);
         /* no vacant slot: a new one, which follows the last */
         if (b->unread++ == b->used) *slot = b->used++;
-        for (int k = 0; k < 2 && b->d[k]; k++)
-            dlrni_narrow_stored(b->cfg.store, b->in[k] + i * b->d[k], dlrni_stored_row(b, *slot, k),
-                                b->d[k]);
     }
+    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(n, b->d[0] + b->d[1]), dlrni_store_task,
+                       &j);
 }
 
 /* Reads rows until `goal` are unread or the source ends. After an error the next call continues
@@ -20473,26 +21583,59 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows)
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
+/* The ring entries of the next n draws, which are prefetched. `unread`: how many there will be. */
+DLRNI_INTERNAL void dlrni_find_draws(dlrn_buffer *b, int64_t unread, int64_t n, int64_t **at) {
+    for (int64_t i = 0; i < n; i++) {
+        at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(unread - i)));
+        DLRNI_PREFETCH_FAR(at[i]);
+    }
+}
+
 /* Draws `rows` rows without replacement. Each is swapped with the last unread entry and so
-   becomes vacant: the drawn ones follow the unread ones, the last drawn first. A block of random
-   entries is found and prefetched before any is used. */
+   becomes vacant: the drawn ones follow the unread ones, the last drawn first.
+
+   Every subset is equally likely, and every order of it: draw i takes one of the unread - i entries
+   left, each with the same probability, so that a given sequence of rows has the probability
+   1 / (unread (unread - 1) ... (unread - rows + 1)), whatever the sequence.
+
+   Where an entry lies depends on numbers alone, not on earlier swaps. So the entries of the next
+   block are found and prefetched while those of this one are swapped. */
 DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
-    int64_t *at[DLRNI_COPY_ROWS];
-    while (rows) {
-        int64_t n = dlrni_min(rows, DLRNI_COPY_ROWS);
-        for (int64_t i = 0; i < n; i++) {
-            at[i] =
-                dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(b->unread - i)));
-            DLRNI_PREFETCH(at[i]);
-        }
+    int64_t *at[2][DLRNI_DRAW_ROWS], n = dlrni_min(rows, DLRNI_DRAW_ROWS);
+    dlrni_find_draws(b, b->unread, n, at[0]);
+    for (int block = 0; rows; block = !block) {
+        const int64_t after = dlrni_min(rows - n, DLRNI_DRAW_ROWS);
+        dlrni_find_draws(b, b->unread - n, after, at[!block]);
         for (int64_t i = 0; i < n; i++) {
             /* an entry drawn twice in a block still works: its slot has been swapped by then */
-            int64_t *last = dlrni_buffer_slot(b, --b->unread), slot = *at[i];
-            *at[i] = *last;
+            int64_t *entry = at[block][i], *last = dlrni_buffer_slot(b, --b->unread), slot = *entry;
+            *entry = *last;
             *last = slot;
         }
         rows -= n;
+        n = after;
     }
+}
+
+/* The order in which the rows of a batch, just drawn, are copied into their places: as they lie in
+   memory. A counting sort into at most 1024 parts of the slots, which is as good as a full one.
+   What a batch is does not depend on it. Rows that lie apart come from other pages and banks each
+   time, and their writes come between; the nearer they lie, the less is lost. Measured on a Xeon,
+   8192 rows of 2 KB out of 8 GB, f32 (f16), after other work had filled the caches: 1.44 (1.11) ms;
+   in this order 1.36 (1.14); past the caches 1.38 (1.00); both 1.08 (0.83). Reading the batch
+   again afterwards, as a step does, costs 0.35 (0.37), and 0.57 (0.62) if it was written past the
+   caches, so that f32 gains and f16 does not lose. */
+DLRNI_INTERNAL const int64_t *dlrni_order_visits(dlrn_buffer *b, int64_t rows) {
+    enum { PARTS = 1024 };
+    int64_t end[PARTS + 1] = {0};
+    int shift = 0;
+    while (b->used >> shift >= PARTS) shift++;
+    for (int64_t i = 0; i < rows; i++)
+        end[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
+    for (int part = 0; part < PARTS; part++) end[part + 1] += end[part];
+    for (int64_t i = 0; i < rows; i++)
+        b->visit[end[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
+    return b->visit;
 }
 
 DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const float **y,
@@ -20502,12 +21645,14 @@ DLRN_API dlrn_status dlrn_buffer_next(dlrn_buffer *b, const float **x, const flo
     DLRNI_TRY(dlrni_buffer_refill(b));
     if (!b->unread) return DLRN_END;
     int64_t rows = dlrni_min(b->cfg.batch_rows, b->unread);
-    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}};
+    dlrni_rows_job job = {b, NULL, 0, 1, rows, {b->out[0], b->out[1]}, NULL, 0};
     if (b->cfg.shuffle) {
         dlrni_buffer_draw(b, rows);
         /* in the order of drawing, which is backwards here */
         job.first = b->unread + rows - 1;
         job.step = -1;
+        job.past = rows * (b->d[0] + b->d[1]) * (int64_t)sizeof(float) >= DLRNI_PAST_BYTES;
+        if (job.past) job.visit = dlrni_order_visits(b, rows);
     }
     dlrni_copy_out(&job);
     /* only after the copy: the rows were found by the old head */
@@ -20743,6 +21888,10 @@ typedef struct dlrni_aux {
     /* Losses: usually one; with auxk_by_group one for each nested group, whose dead features are
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
+    int64_t all[DLRN_GROUPS_MAX]; /* dead features of each loss, on all ranks             */
+    float *pre;        /* several ranks: [rows][dead] of the rows in hand                  */
+    dlrni_joint joint; /* and where their selections end                                   */
+    int64_t pre_cap;
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
@@ -20755,9 +21904,9 @@ typedef struct dlrni_aux {
    they predict. */
 typedef struct dlrni_aux_loss {
     const int32_t *dead; /* [count] ascending                */
-    int64_t count;
-    const float *rest; /* [n][d_out] x_hat - y, of the features so far */
-    float *e;          /* [n][d_out] as in dlrni_aux       */
+    int64_t count, all;  /* here; on all ranks               */
+    const float *rest;   /* [n][d_out] x_hat - y, of the features so far */
+    float *e;            /* [n][d_out] as in dlrni_aux       */
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
@@ -20779,8 +21928,14 @@ typedef struct dlrni_work {
     int64_t zeros;      /* values of 0 above a threshold below 0, of the last batch (dl-jump_relu's
                       penalty counts them with compat)                                    */
     int64_t candidates; /* of the last batch                                            */
-    int64_t slab;       /* rows per task: some blocks, or an even part of one           */
-    int64_t slab_max;   /* most entries per slab                                        */
+    int64_t active;     /* nnz on all ranks                                             */
+    int64_t dead;       /* features that the figures of the batch call dead, on all ranks */
+    double *message;    /* sums that go over ranks together                             */
+    void **request;     /* sums of stretches that have begun                            */
+    int64_t message_cap, request_cap;
+    int64_t slab_first;        /* the first slab of the loop in hand                           */
+    int64_t slab;              /* rows per task: some blocks, or an even part of one           */
+    int64_t slab_max;          /* most entries per slab                                        */
     dlrni_group_count *counts; /* [groups] of the wave in memory                         */
     double *column;            /* [d_out] a sum over the rows for each column                  */
     float *center_part;        /* [groups][d_in] a group's part of the gradient of the bias
@@ -20975,7 +22130,7 @@ typedef struct dlrni_visit {
 } dlrni_visit;
 
 /* An auxiliary loss: the dead features predict what the others left over. The pass is the same for
-   all (room auxiliary); these five functions say how they differ. */
+   all (room auxiliary); these functions say how they differ. */
 struct dlrni_auxiliary {
     int (*is_dead)(const dlrn_trainer *t, int64_t feature);
     /* pre [a->count]: the pre-activations of all its dead features on one row. Keeps what
@@ -20990,6 +22145,8 @@ struct dlrni_auxiliary {
     void (*end_row)(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t row);
     /* adds the loss to stats; sets every row's factor */
     void (*finish)(const dlrn_trainer *t, const dlrni_aux_loss *a, dlrn_train_stats *stats);
+    /* what a selection compares of a feature; NULL: all are kept */
+    float (*rank)(const dlrn_trainer *t, int32_t feature, float pre);
 };
 
 /* A recipe: how a family is trained. A function (room recipes) and a row of the table. */
@@ -22275,7 +23432,7 @@ DLRNI_INTERNAL void dlrni_steer_penalty(dlrn_trainer *t) {
     int64_t last = dlrni_max(t->cfg.warmup_steps, t->cfg.sparsity_warmup_steps);
     if (!(target > 0) || t->step >= dlrni_max(last, DLRNI_STEERING_STEPS)) return;
     /* + 0.1: finite even where nothing is active */
-    double off = log(((double)t->w.nnz / (double)t->w.batch.n + 0.1) / (target + 0.1));
+    double off = log(((double)t->w.active / (double)t->w.batch.n + 0.1) / (target + 0.1));
     double change = off + (t->step ? ahead * (off - t->steering.off) : 0);
     change = change > 1 ? 1 : change < -1 ? -1 : change;
     t->steering.off = off;
@@ -22615,7 +23772,7 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     const dlrni_work *w = &t->w;
     dlrni_slab b;
     const int64_t piece = dlrni_min(w->slab, DLRNI_BLOCK); /* rows of one block */
-    b.i0 = task * w->slab;
+    b.i0 = (w->slab_first + task) * w->slab;
     b.rows = dlrni_min(w->slab, w->batch.n - b.i0);
     /* all have 4 bytes, so one count sizes the scratch */
     b.val = b.pre = (float *)(void *)dlrni_scratch(&w->codes, worker);
@@ -22642,17 +23799,31 @@ DLRNI_INTERNAL int64_t dlrni_slab_rows(const dlrn_trainer *t) {
     const double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
     const int dense = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all;
     int64_t rows = dense ? 4 * DLRNI_BLOCK : DLRNI_BLOCK;
-    while (rows > 16 && w->batch.n < 4 * t->ctx->threads * rows) rows /= 2;
+    /* over several ranks a loop has the rows of one stretch */
+    const int64_t n = dlrni_ranks(t->ctx) > 1 ? dlrni_min(w->batch.n, DLRNI_STRETCH) : w->batch.n;
+    while (rows > 16 && n < 4 * t->ctx->threads * rows) rows /= 2;
     return rows;
 }
 
-/* Runs body over the slabs of rows, with scratch for dlrni_slab_of. */
-DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
+/* Scratch for dlrni_slab_of. */
+DLRNI_INTERNAL dlrn_status dlrni_slab_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     w->slab = dlrni_slab_rows(t);
     w->slab_max = dlrni_ceil_div(w->slab, DLRNI_BLOCK) * dlrni_block_max(&w->codes);
-    DLRNI_TRY(dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float)));
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(w->batch.n, w->slab), body, t);
+    return dlrni_need_scratch(&w->codes, 3 * w->slab_max * (int64_t)sizeof(float));
+}
+
+/* Runs body over the slabs of the rows i0 .. end; i0 is the beginning of a stretch. */
+DLRNI_INTERNAL void dlrni_some_slabs(dlrn_trainer *t, int64_t i0, int64_t end,
+                                     dlrn_parallel_body body) {
+    t->w.slab_first = i0 / t->w.slab;
+    dlrn_parallel_for(t->ctx, dlrni_ceil_div(end - i0, t->w.slab), body, t);
+}
+
+/* The same over all slabs, with their scratch. */
+DLRNI_INTERNAL dlrn_status dlrni_each_slab(dlrn_trainer *t, dlrn_parallel_body body) {
+    DLRNI_TRY(dlrni_slab_room(t));
+    dlrni_some_slabs(t, 0, t->w.batch.n, body);
     return DLRN_OK;
 }
 
@@ -22842,6 +24013,21 @@ DLRNI_INTERNAL void dlrni_entropy_slab(void *arg, int64_t task, int worker) {
     }
 }
 
+/* The entropy and T of all rows, once the sum of each row's features is known. */
+DLRNI_INTERNAL dlrn_status dlrni_entropy(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    dlrn_status s = DLRN_OK;
+    int64_t first = 0;
+    do { /* once on a rank without features, too */
+        s = dlrni_load_wave(t, first);
+        if (s == DLRN_OK) s = dlrni_each_slab(t, dlrni_entropy_slab);
+        first += w->wave;
+    } while (s == DLRN_OK && first < w->codes.groups);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, w->batch.sparse, w->batch.n));
+    return dlrni_sum_ranks(t->ctx, DLRN_F64, w->batch.row_slope, w->batch.n);
+}
+
 /* A row's share of the penalty, from its sums; and its row_slope. */
 DLRNI_INTERNAL void dlrni_penalty_row(dlrn_trainer *t, int64_t i) {
     dlrni_batch *b = &t->w.batch;
@@ -22889,11 +24075,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty(dlrn_trainer *t, dlrn_train_stats *stat
     if (t->cfg.sparsity == DLRN_SPARSITY_NONE) return DLRN_OK;
     stats->penalty = dlrni_penalty_weight(t);
     w->weight = stats->penalty / (double)b->n;
-    /* the entropy needs the sum of each row's features first */
-    for (int64_t first = 0; entropy && first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_entropy_slab));
-    }
+    if (entropy) DLRNI_TRY(dlrni_entropy(t));
     if (t->anneal.next >= 0) w->next_penalty = dlrni_next_penalty(t);
     for (int64_t i = 0; i < b->n; i++) dlrni_penalty_row(t, i);
     stats->sparsity_loss = dlrni_mean(b->sparse, b->n);
@@ -22948,13 +24130,14 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
         dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
-        if (end <= f0) continue; /* in an earlier wave */
+        /* in an earlier wave; of several ranks, one may have no feature of the first levels */
+        if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
         dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], slab->val, e);
         if (!b->levels || l == levels - 1 || b->level_end[l] > f1) continue;
         float *keep = b->level + (l * b->n + slab->i0) * d;
         memcpy(keep, e, (size_t)(slab->rows * d) * sizeof *e);
-        for (int64_t i = 0; i < slab->rows; i++) {
+        for (int64_t i = 0; i < slab->rows && dlrni_ranks(t->ctx) == 1; i++) {
             if (!l) b->error[slab->i0 + i] = 0;
             dlrni_level_row(t, l, slab->i0 + i);
         }
@@ -22967,6 +24150,10 @@ DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t
     const dlrn_dictionary *dict = t->dict;
     const float *bias = dict->param[DLRN_OUTPUT_BIAS];
     const int64_t d = dict->d_out, in = dict->d_in, to = skip ? dict->skip_rows : 0;
+    if (t->ctx->cfg.collective.rank > 0) { /* x_hat is a sum over ranks: the first begins it */
+        memset(e, 0, (size_t)(rows * d) * sizeof *e);
+        return;
+    }
     for (int64_t o = 0; o < to; o += DLRNI_GROUP)
         t->ctx->k->dots_nt(rows, dlrni_min(DLRNI_GROUP, to - o), in, t->w.batch.z + i0 * in, in,
                            skip + o * in, in, e + o, d);
@@ -22992,6 +24179,15 @@ DLRNI_INTERNAL int dlrni_second_skip(const dlrn_trainer *t) {
     return t->w.batch.e2 && !(t->w.batch.inner && t->cfg.compat);
 }
 
+/* Row i of the second reconstruction, which is complete. */
+DLRNI_INTERNAL void dlrni_second_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out;
+    float *e = b->e2 + i * d;
+    t->ctx->k->sub(e, b->y + i * d, e, d);
+    b->error2[i] = dlrni_second_loss(t, e, &b->c2[i]);
+}
+
 /* The second reconstruction: of gated features by the values of the gate, ReLU(pre), and with
    multi_top_k by the 4 k best of a row. */
 DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, int first, int last) {
@@ -23007,10 +24203,19 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
     dlrni_sums_add(t->ctx->k, &g, t->dict->param[DLRN_DECODER], b->pre, e);
-    for (int64_t i = 0; last && i < b->rows; i++, e += d) {
-        t->ctx->k->sub(e, batch->y + (b->i0 + i) * d, e, d);
-        batch->error2[b->i0 + i] = dlrni_second_loss(t, e, &batch->c2[b->i0 + i]);
-    }
+    for (int64_t i = 0; last && i < b->rows && dlrni_ranks(t->ctx) == 1; i++)
+        dlrni_second_row(t, b->i0 + i);
+}
+
+/* Row i, whose x_hat is complete: its error, the rest of its loss, its slope. Levels, if there are
+   any, have added theirs. */
+DLRNI_INTERNAL void dlrni_end_row(dlrn_trainer *t, int64_t i) {
+    dlrni_batch *b = &t->w.batch;
+    const double levels = b->levels > 1 ? b->error[i] : 0;
+    dlrni_error_row(t, i);
+    if (!b->levels) return;
+    b->error[i] *= b->level_weight[b->levels - 1];
+    b->error[i] += levels;
 }
 
 /* Task: adds a wave's atoms to x_hat of a slab of rows. The first wave starts from the output bias,
@@ -23032,13 +24237,8 @@ DLRNI_INTERNAL void dlrni_decode_slab(void *arg, int64_t task, int worker) {
     for (int64_t i = 0; i < b.rows; i++) {
         /* the sums of a row are in ascending features, wave by wave: independent of the waves */
         dlrni_sum_row(t, &b, i, first);
-        /* of a part: other parts follow */
-        if (!last || t->whole) continue;
-        const double levels = batch->levels > 1 ? batch->error[b.i0 + i] : 0;
-        dlrni_error_row(t, b.i0 + i);
-        if (!batch->levels) continue;
-        batch->error[b.i0 + i] *= batch->level_weight[batch->levels - 1];
-        batch->error[b.i0 + i] += levels;
+        /* of a part: other parts follow; of several ranks: their atoms */
+        if (last && !t->whole && dlrni_ranks(t->ctx) == 1) dlrni_end_row(t, b.i0 + i);
     }
 }
 
@@ -23147,13 +24347,20 @@ DLRNI_INTERNAL void dlrni_inner_block(void *arg, int64_t block, int worker) {
         t->w.batch.inner[i] = dlrni_inner_cut(c, i, k, heap);
 }
 
-/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. */
-DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t) {
+/* multi_top_k: lists hold the 4 k best of each row; finds where the k best end. s: whether this
+   rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_find_inner(dlrn_trainer *t, dlrn_status s) {
     const int64_t bytes = t->w.view.formula.k * (int64_t)sizeof(dlrni_cut);
-    DLRNI_TRY(dlrni_need_scratch(&t->w.codes, bytes));
+    dlrni_encoding *c = &t->w.codes;
+    if (s == DLRN_OK) s = dlrni_need_scratch(c, bytes);
+    if (dlrni_ranks(t->ctx) > 1) s = dlrni_share_cuts(c, &c->inner, dlrni_k_at(t, t->step), s);
+    if (s != DLRN_OK) return s;
     dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK), dlrni_inner_block, t);
     return DLRN_OK;
 }
+
+DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t);
+DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t);
 
 /* Begins the encoding of a batch. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
@@ -23163,19 +24370,160 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
     return dlrni_encoding_begin(&w->codes, w->batch.xc, w->batch.n);
 }
 
-/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. */
+/* ---- Several ranks ----
+   Each adds up its own atoms to its share of x_hat; the shares are summed, stretch after stretch,
+   while the next stretch is decoded. Sums of rows and figures go in one message beside. Then all
+   ranks compute the same errors from the same numbers. */
+
+/* The sums of rows that the penalty is made from (dlrni_penalty_row): at most two arrays. */
+DLRNI_INTERNAL int dlrni_row_sums(dlrn_trainer *t, double **sum) {
+    dlrni_batch *b = &t->w.batch;
+    const int weighed = t->w.norm || t->rules.gate == DLRN_GATE_GATED;
+    int n = 0;
+    switch (t->cfg.sparsity) {
+    case DLRN_SPARSITY_L1: sum[n++] = weighed ? b->sparse : b->total; break;
+    case DLRN_SPARSITY_ENTROPY: sum[n++] = b->total; break;
+    case DLRN_SPARSITY_LP:
+    case DLRN_SPARSITY_POWER:
+    case DLRN_SPARSITY_TANH: sum[n++] = b->sparse; break;
+    case DLRN_SPARSITY_STEP:
+    case DLRN_SPARSITY_QUADRATIC: sum[n++] = b->active; break;
+    case DLRN_SPARSITY_NONE:
+    case DLRN_SPARSITY_TARGET: break;
+    }
+    if (t->anneal.next >= 0) sum[n++] = b->row_slope;
+    return n;
+}
+
+/* How many numbers a message has at most: sums of rows, and the figures after them. */
+DLRNI_INTERNAL int64_t dlrni_message_size(const dlrn_trainer *t) {
+    return 2 * t->w.batch.n + 3 + DLRN_GROUPS_MAX;
+}
+
+/* The message: sums of rows, active features, zeros, dead features, those of each auxiliary loss.
+   The whole of several parts has no rows' sums: those are its parts'. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_figures(dlrn_trainer *t) {
+    dlrni_work *w = &t->w;
+    double *sum[2], *to = w->message;
+    const int arrays = t->part ? 0 : dlrni_row_sums(t, sum);
+    const int64_t n = w->batch.n;
+    for (int i = 0; i < arrays; i++, to += n) memcpy(to, sum[i], (size_t)n * sizeof *to);
+    if (!t->whole) dlrni_find_dead(t);
+    const int64_t losses = t->whole || !t->rules.auxiliary ? 0 : w->aux.losses;
+    to[0] = (double)w->nnz;
+    to[1] = (double)w->zeros;
+    to[2] = t->whole ? 0 : (double)dlrni_count_dead(t);
+    for (int64_t l = 0; l < losses; l++) to[3 + l] = (double)w->aux.all[l];
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, w->message, arrays * n + 3 + losses));
+    for (int i = 0; i < arrays; i++) memcpy(sum[i], w->message + i * n, (size_t)n * sizeof *to);
+    w->active = (int64_t)to[0];
+    w->zeros = (int64_t)to[1];
+    w->dead = (int64_t)to[2];
+    for (int64_t l = 0; l < losses; l++) w->aux.all[l] = (int64_t)to[3 + l];
+    return DLRN_OK;
+}
+
+/* Arrays [n][d_out] that are summed over ranks: x_hat, its levels, a second one. */
+DLRNI_INTERNAL int64_t dlrni_shares(const dlrn_trainer *t) {
+    const dlrni_batch *b = &t->w.batch;
+    return (b->levels > 1 ? b->levels : 1) + (b->e2 != NULL);
+}
+
+/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_shares]. */
+DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
+                                            void **request) {
+    const dlrni_batch *b = &t->w.batch;
+    const int64_t d = t->dict->d_out, shares = dlrni_shares(t);
+    for (int64_t a = 0; a < shares; a++) {
+        float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
+        DLRNI_TRY(
+            dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d, &request[a]));
+    }
+    return DLRN_OK;
+}
+
+/* Task: the errors of a block of rows, whose sums are complete. */
+DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
+    dlrn_trainer *t = (dlrn_trainer *)arg;
+    dlrni_batch *b = &t->w.batch;
+    const int64_t i0 = (t->w.slab_first + block) * DLRNI_BLOCK;
+    (void)worker;
+    for (int64_t i = i0; i < dlrni_min(i0 + DLRNI_BLOCK, b->n); i++) {
+        b->error[i] = 0;
+        for (int64_t l = 0; l < b->levels - 1; l++) dlrni_level_row(t, l, i);
+        if (b->e2) dlrni_second_row(t, i);
+        dlrni_end_row(t, i);
+    }
+}
+
+/* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
+   for, too: memory must not be freed under a sum. */
+DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
+    const int64_t n = t->w.batch.n, shares = dlrni_shares(t);
+    void **request = t->w.request;
+    for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
+        for (int64_t a = 0; a < shares; a++, request++) {
+            const dlrn_status own = dlrni_wait_ranks(t->ctx, *request);
+            if (s == DLRN_OK) s = own;
+        }
+        if (s != DLRN_OK) continue;
+        t->w.slab_first = i0 / DLRNI_BLOCK;
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(dlrni_min(DLRNI_STRETCH, n - i0), DLRNI_BLOCK),
+                          dlrni_end_block, t);
+    }
+    return s;
+}
+
+/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
+   sums its own figures. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s) {
+    dlrni_work *w = &t->w;
+    const int64_t n = w->batch.n, shares = dlrni_shares(t);
+    const int64_t requests = shares * dlrni_ceil_div(n, DLRNI_STRETCH);
+    if (s == DLRN_OK &&
+        (!DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) ||
+         !DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)))
+        s = DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    memset(w->request, 0, (size_t)requests * sizeof *w->request);
+    void **request = w->request;
+    for (int64_t i0 = 0; i0 < n && s == DLRN_OK; i0 += DLRNI_STRETCH, request += shares) {
+        const int64_t rows = dlrni_min(DLRNI_STRETCH, n - i0);
+        if (!t->part) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
+        if (!t->whole) s = dlrni_begin_sums(t, i0, rows, request);
+    }
+    if (s == DLRN_OK) s = dlrni_sum_figures(t);
+    return t->whole ? s : dlrni_end_sums(t, s);
+}
+
+/* The lists of the wave that begins with group `first`, counted, and scratch for its slabs. */
+DLRNI_INTERNAL dlrn_status dlrni_next_wave(dlrn_trainer *t, int64_t first) {
+    dlrn_status s = dlrni_load_wave(t, first);
+    if (t->w.batch.inner && !first) s = dlrni_find_inner(t, s);
+    if (s != DLRN_OK) return s;
+    dlrni_count_wave(t);
+    return dlrni_slab_room(t);
+}
+
+/* x_hat and errors of all rows, wave after wave, and the sums over each row's features. On several
+   ranks the last wave is decoded where its sums go over the ranks (dlrni_sum_waves). */
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
+    const int alone = dlrni_ranks(t->ctx) == 1;
+    dlrn_status s;
+    int64_t first = 0;
     w->nnz = w->zeros = w->candidates = 0;
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        if (w->batch.inner && !first) DLRNI_TRY(dlrni_find_inner(t));
-        dlrni_count_wave(t);
-        DLRNI_TRY(dlrni_each_slab(t, dlrni_decode_slab));
-    }
+    do { /* once on a rank without features, too */
+        s = dlrni_next_wave(t, first);
+        first += w->wave;
+        if (s == DLRN_OK && (alone || first < w->codes.groups))
+            dlrni_some_slabs(t, 0, w->batch.n, dlrni_decode_slab);
+    } while (s == DLRN_OK && first < w->codes.groups);
+    if (alone && s != DLRN_OK) return s;
+    w->active = w->nnz;
     /* the next batch chooses its screen by this one */
-    dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
-    return DLRN_OK;
+    if (s == DLRN_OK && w->codes.groups) dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
+    return alone ? s : dlrni_sum_waves(t, s);
 }
 
 /* ---- The batch ---- */
@@ -23401,7 +24749,7 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss
    scratch is bounded for any number of them. Each task copies the dead features' rows, so that 32
    rows are the fewest that many threads get. */
 DLRNI_INTERNAL int64_t dlrni_aux_block(const dlrni_aux *a) {
-    return dlrni_max(dlrni_min((1 << 20) / a->count, a->max_rows), 8);
+    return dlrni_max(dlrni_min((1 << 20) / dlrni_max(a->count, 1), a->max_rows), 8);
 }
 
 /* Bytes of scratch per task: one size for forward and backward, so that a step grows it once. */
@@ -23421,6 +24769,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     dlrni_aux_loss one;
     one.dead = a->dead + a->from[loss];
     one.count = a->from[loss + 1] - a->from[loss];
+    one.all = a->all[loss];
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
@@ -23485,6 +24834,7 @@ DLRNI_INTERNAL void dlrni_find_dead(dlrn_trainer *t) {
             if (block->is_dead(t, f)) a->dead[a->count++] = (int32_t)f;
     }
     a->from[a->losses] = a->count;
+    for (int64_t l = 0; l < a->losses; l++) a->all[l] = a->from[l + 1] - a->from[l];
 }
 
 /* Task: an auxiliary loss whose residual has a gradient adds its own to what a row's error is
@@ -23500,7 +24850,167 @@ DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
         memcpy(to, b->e + i * d, (size_t)d * sizeof *to);
         t->ctx->k->scale(to, b->c[i], d);
     }
-    if (a->count) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+    if (a->all[0]) t->ctx->k->axpy(a->row[i].factor, a->e + i * d, to, d);
+}
+
+/* What the selection of AuxK compares of a dead feature. */
+DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
+    const float *unrank = t->w.unrank;
+    /* an atom of zeros has no rank */
+    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
+    return t->rules.auxk_by_size ? fabsf(pre) : pre;
+}
+
+/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
+   there are exactly k. */
+DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
+    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
+}
+
+/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
+   close to d / 2". sparsify takes the target's. */
+DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
+    const dlrn_dictionary *dict = t->dict;
+    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
+    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
+}
+
+/* ---- The forward pass on several ranks ---- Each computes its own dead features on some rows. A
+   selection is cut over all ranks (room select), ghosts share the shift of a row's exponents, and
+   the outputs are summed. */
+
+/* Some rows against the dead features of this rank. */
+typedef struct dlrni_aux_chunk {
+    dlrn_trainer *t;
+    dlrni_aux_loss a;
+    int64_t first, rows;
+} dlrni_aux_chunk;
+
+/* Rows in hand: as many as hold 64 MB of pre-activations if one rank had all dead features. */
+DLRNI_INTERNAL int64_t dlrni_aux_at_once(int64_t dead) {
+    const int64_t rows = ((int64_t)16 << 20) / dlrni_max(dead, 1) / DLRNI_AUX_ROWS;
+    return dlrni_min(dlrni_max(rows, 1) * DLRNI_AUX_ROWS, DLRNI_STRETCH);
+}
+
+/* Task: pre-activations of a block of the rows in hand, and what is compared over ranks: the keys
+   of their ranks, or the row's shift. */
+DLRNI_INTERNAL void dlrni_aux_compare(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    dlrni_joint *j = &h->t->w.aux.joint;
+    const int64_t d = t->dict->d_in, r0 = task * DLRNI_AUX_ROWS;
+    const int64_t rows = dlrni_min(DLRNI_AUX_ROWS, h->rows - r0);
+    float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
+    float *encoder = panel + DLRNI_GEMM_DEPTH * DLRNI_GROUP, *pre = t->w.aux.pre + r0 * a->count;
+    for (int64_t p = 0; p < a->count; p += DLRNI_GROUP) {
+        const int64_t count = dlrni_min(DLRNI_GROUP, a->count - p);
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], a->dead + p, count, d, encoder);
+        dlrni_aux_pre(t->dict, t->w.batch.xc + (h->first + r0) * d, rows, encoder, a->dead + p,
+                      count, pre + p, a->count);
+    }
+    for (int64_t i = r0; i < r0 + rows; i++, pre += a->count) {
+        if (!t->rules.auxiliary->rank) {
+            t->rules.auxiliary->begin_row(t, a, h->first + i, pre, NULL);
+            j->count[i] = a->row[h->first + i].bound;
+            continue;
+        }
+        j->used[i] = (int32_t)a->count;
+        for (int64_t p = 0; p < a->count; p++)
+            j->key[i * j->ld + p] = dlrni_rank_key(t->rules.auxiliary->rank(t, a->dead[p], pre[p]));
+    }
+}
+
+/* The shift of row i is that of all ranks: its output so far used this rank's. */
+DLRNI_INTERNAL void dlrni_aux_shift(const dlrn_trainer *t, const dlrni_aux_loss *a, int64_t i,
+                                    float shift) {
+    const int64_t d = t->dict->d_out;
+    t->ctx->k->scale(a->e + i * d, expf(a->row[i].bound - shift), d);
+    a->row[i].bound = shift;
+}
+
+/* Row i keeps what the cut over all ranks says; the other values of f [a->count] become 0. */
+DLRNI_INTERNAL void dlrni_aux_keep(const dlrni_aux_chunk *h, int64_t i, float *f) {
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    const dlrni_joint *j = &t->w.aux.joint;
+    dlrni_aux_row *row = &a->row[h->first + i];
+    row->bound = dlrni_value_of_key(j->last[i]);
+    row->feature = -1;
+    /* ReLU: a 0 needs no place */
+    const int zero = !t->rules.auxk_raw && !(row->bound > 0);
+    if (zero) row->bound = 0;
+    int32_t left = zero ? 0 : j->left[i];
+    for (int64_t p = 0; p < a->count && left > 0; p++) {
+        if (j->key[i * j->ld + p] != j->last[i]) continue;
+        row->feature = a->dead[p];
+        left--;
+    }
+    for (int64_t p = 0; p < a->count; p++)
+        if (!dlrni_auxk_keeps(row, a->dead[p], t->rules.auxiliary->rank(t, a->dead[p], f[p])))
+            f[p] = 0;
+}
+
+/* Task: this rank's share of the output of a block of the rows in hand. */
+DLRNI_INTERNAL void dlrni_aux_share(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const dlrn_trainer *t = h->t;
+    const dlrni_aux_loss *a = &h->a;
+    const int64_t d = t->dict->d_out, r0 = task * DLRNI_AUX_ROWS;
+    const int64_t rows = dlrni_min(DLRNI_AUX_ROWS, h->rows - r0);
+    float *panel = (float *)(void *)dlrni_scratch(&t->w.codes, worker);
+    float *f = t->w.aux.pre + r0 * a->count, *out = a->e + (h->first + r0) * d;
+    for (int64_t i = 0; i < rows && t->rules.auxiliary->rank; i++)
+        dlrni_aux_keep(h, r0 + i, f + i * a->count);
+    memset(out, 0, (size_t)(rows * d) * sizeof *out);
+    if (a->count) dlrni_aux_decode(t, a, f, rows, panel, out);
+    for (int64_t i = r0; i < r0 + rows && !t->rules.auxiliary->rank; i++)
+        dlrni_aux_shift(t, a, h->first + i, t->w.aux.joint.count[i]);
+}
+
+/* Task: the distances of a block of the rows in hand, whose outputs are complete. */
+DLRNI_INTERNAL void dlrni_aux_end(void *arg, int64_t task, int worker) {
+    const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
+    const int64_t end = dlrni_min((task + 1) * DLRNI_AUX_ROWS, h->rows);
+    (void)worker;
+    for (int64_t i = task * DLRNI_AUX_ROWS; i < end; i++)
+        h->t->rules.auxiliary->end_row(h->t, &h->a, h->first + i);
+}
+
+/* The rows in hand. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_pass(dlrni_aux_chunk *h) {
+    dlrn_context *ctx = h->t->ctx;
+    dlrni_joint *j = &h->t->w.aux.joint;
+    const int64_t tasks = dlrni_ceil_div(h->rows, DLRNI_AUX_ROWS), d = h->t->dict->d_out;
+    DLRNI_TRY(dlrni_joint_room(ctx, j, h->rows, h->a.count, 0)); /* there is room */
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_compare, h);
+    DLRNI_TRY(h->t->rules.auxiliary->rank
+                  ? dlrni_joint_find(ctx, j, dlrni_min(dlrni_auxk_of(h->t), h->a.all))
+                  : dlrni_max_ranks(ctx, DLRN_F32, j->count, h->rows));
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_share, h);
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, h->a.e + h->first * d, h->rows * d));
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_end, h);
+    return DLRN_OK;
+}
+
+/* All rows and all losses. */
+DLRNI_INTERNAL dlrn_status dlrni_aux_ranks(dlrn_trainer *t) {
+    dlrni_aux *a = &t->w.aux;
+    int64_t all = 0;
+    for (int64_t l = 0; l < a->losses; l++) all += a->all[l];
+    const int64_t most = dlrni_aux_at_once(all), n = t->w.batch.n;
+    if (!all) return DLRN_OK;
+    dlrn_status s = dlrni_aux_room(t);
+    if (s == DLRN_OK && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, most * a->count))
+        s = DLRN_ERR_MEMORY;
+    if (s == DLRN_OK) s = dlrni_joint_room(t->ctx, &a->joint, most, a->count, 0);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    for (int64_t l = 0; l < a->losses; l++)
+        for (int64_t i = 0; i < n && a->all[l]; i += most) {
+            dlrni_aux_chunk h = {t, dlrni_aux_loss_at(t, l), i, dlrni_min(most, n - i)};
+            DLRNI_TRY(dlrni_aux_pass(&h));
+        }
+    return DLRN_OK;
 }
 
 /* The auxiliary losses of the batch, after its reconstruction, which leaves the residual in batch.e
@@ -23509,15 +25019,19 @@ DLRNI_INTERNAL void dlrni_aux_attach(void *arg, int64_t i, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_aux *a = &t->w.aux;
     const int64_t n = t->w.batch.n;
-    dlrni_find_dead(t);
-    if (a->count) { /* unusual */
+    const int alone = dlrni_ranks(t->ctx) == 1;
+    if (alone)
+        dlrni_find_dead(t);
+    else if (t->rules.auxiliary)
+        DLRNI_TRY(dlrni_aux_ranks(t));
+    if (alone && a->count) { /* unusual */
         DLRNI_TRY(dlrni_aux_room(t));
         dlrn_parallel_for(t->ctx, a->losses * dlrni_ceil_div(n, dlrni_aux_block(a)),
                           dlrni_aux_rows_task, t);
     }
-    for (int64_t l = 0; a->count && l < a->losses; l++) {
+    for (int64_t l = 0; t->rules.auxiliary && l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
-        if (one.count) t->rules.auxiliary->finish(t, &one, stats);
+        if (one.all) t->rules.auxiliary->finish(t, &one, stats);
     }
     if (dlrni_is_attached(t)) dlrn_parallel_for(t->ctx, n, dlrni_aux_attach, t);
     return DLRN_OK;
@@ -23758,9 +25272,9 @@ DLRNI_INTERNAL void dlrni_ghost_finish(const dlrn_trainer *t, const dlrni_aux_lo
     }
 }
 
-static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead, dlrni_ghost_begin_row,
+static const dlrni_auxiliary dlrni_ghosts = {dlrni_ghost_is_dead,  dlrni_ghost_begin_row,
                                              dlrni_ghost_activate, dlrni_ghost_end_row,
-                                             dlrni_ghost_finish};
+                                             dlrni_ghost_finish,   NULL};
 
 /* ---- AuxK (Gao et al., "Scaling and evaluating sparse autoencoders", 2024) ----
    A feature is dead if it was silent on the last dead_rows rows (or dead_steps steps). Each row
@@ -23789,28 +25303,6 @@ DLRNI_INTERNAL float dlrni_kth_largest(const float *rank, int64_t n, int64_t k, 
     }
     bits = key & DLRNI_KEY_ZERO ? key ^ DLRNI_KEY_ZERO : ~key;
     return dlrni_float_of_bits(bits);
-}
-
-/* What the selection compares of a dead feature. */
-DLRNI_INLINE float dlrni_auxk_rank(const dlrn_trainer *t, int32_t feature, float pre) {
-    const float *unrank = t->w.unrank;
-    /* an atom of zeros has no rank */
-    if (unrank) pre = unrank[feature] > 0 ? pre / unrank[feature] : 0;
-    return t->rules.auxk_by_size ? fabsf(pre) : pre;
-}
-
-/* Whether a row keeps a feature. Among equal ranks it keeps those up to row->feature, so that
-   there are exactly k. */
-DLRNI_INLINE int dlrni_auxk_keeps(const dlrni_aux_row *row, int32_t feature, float rank) {
-    return rank > row->bound || (rank >= row->bound && feature <= row->feature);
-}
-
-/* Dead features that a row keeps: by default half of a layer's width, the paper's "a power of two
-   close to d / 2". sparsify takes the target's. */
-DLRNI_INTERNAL int64_t dlrni_auxk_of(const dlrn_trainer *t) {
-    const dlrn_dictionary *dict = t->dict;
-    const int64_t d = t->rules.auxk_scale == DLRNI_AUXK_FVU ? dict->d_out : dict->d_in;
-    return t->cfg.auxk ? t->cfg.auxk : dlrni_max(d / dict->layers / 2, 1);
 }
 
 /* Finds the last feature that row i keeps, and sets the others of pre [a->count] to 0. */
@@ -23858,7 +25350,7 @@ DLRNI_INTERNAL void dlrni_auxk_end_row(const dlrn_trainer *t, const dlrni_aux_lo
    auxk_alpha means the same for all data. By the share of the dead a few of them weigh little. */
 DLRNI_INTERNAL double dlrni_auxk_over(const dlrn_trainer *t, const dlrni_aux_loss *a) {
     const dlrni_batch *b = &t->w.batch;
-    double share = (double)a->count / (double)dlrni_auxk_of(t);
+    double share = (double)a->all / (double)dlrni_auxk_of(t);
     share = share < 1 ? share : 1;
     switch (t->rules.auxk_scale) {
     case DLRNI_AUXK_VARIANCE: return dlrni_residual_variance(t, a->rest, b->n);
@@ -23881,9 +25373,9 @@ DLRNI_INTERNAL void dlrni_auxk_finish(const dlrn_trainer *t, const dlrni_aux_los
     for (int64_t i = 0; i < n; i++) a->row[i].factor = (float)factor;
 }
 
-static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead, dlrni_auxk_begin_row,
+static const dlrni_auxiliary dlrni_auxk = {dlrni_auxk_is_dead,  dlrni_auxk_begin_row,
                                            dlrni_auxk_activate, dlrni_auxk_end_row,
-                                           dlrni_auxk_finish};
+                                           dlrni_auxk_finish,   dlrni_auxk_rank};
 
 /* ---- Inactive features are lifted towards their threshold (cfg.pre_act) ----
    pre_act mean_i sum_j |atom_j| ReLU(threshold_j - p_ij), of dead features or of all: it touches
@@ -23952,14 +25444,19 @@ DLRNI_INTERNAL void dlrni_below_group(void *arg, int64_t task, int worker) {
 /* The loss pre_act of the batch. */
 DLRNI_INTERNAL dlrn_status dlrni_pre_act(dlrn_trainer *t, dlrn_train_stats *stats) {
     dlrni_work *w = &t->w;
+    dlrn_status s = DLRN_OK;
     double sum = 0;
-    if (!w->below || !dlrni_find_below(t)) return DLRN_OK;
-    dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
-    for (int64_t first = 0; first < w->codes.groups; first += w->wave) {
-        DLRNI_TRY(dlrni_load_wave(t, first));
-        dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
+    if (!w->below) return DLRN_OK;
+    const int any = dlrni_find_below(t);
+    if (any)
+        dlrn_parallel_for(t->ctx, dlrni_ceil_div(t->dict->d_in, DLRNI_GROUP), dlrni_sum_columns, t);
+    for (int64_t first = 0; any && s == DLRN_OK && first < w->codes.groups; first += w->wave) {
+        s = dlrni_load_wave(t, first);
+        if (s == DLRN_OK) dlrn_parallel_for(t->ctx, w->codes.wave, dlrni_below_group, t);
     }
-    for (int64_t f = 0; f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    for (int64_t f = 0; any && f < t->dict->features; f++) sum += w->below_slope[f] * w->below[f];
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, &sum, 1));
     stats->pre_act_loss = sum / t->cfg.pre_act;
     stats->loss += sum;
     return DLRN_OK;
@@ -24507,16 +26004,21 @@ DLRNI_INTERNAL void dlrni_each_column(dlrn_trainer *t, int64_t d, int64_t rows,
 /* The gradients of the biases that belong to no feature. Output bias: sum_i c_i e_i. Center:
    - sum_j (sum_i slope_ij) w_j, one product with a vector; the chain rule row by row would need one
    with a matrix. An output bias that is also the center gets both. */
-DLRNI_INTERNAL void dlrni_bias_gradients(dlrn_trainer *t) {
+DLRNI_INTERNAL dlrn_status dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in;
-    int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
-    float *center = tied ? w->output_grad : w->center_grad;
+    const int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
+    /* of several ranks each has its features' share */
+    const int apart = !tied || dlrni_ranks(t->ctx) > 1;
+    float *center = apart ? w->center_grad : w->output_grad;
     dlrni_each_column(t, t->dict->d_out, w->batch.n, dlrni_output_gradient, NULL);
     /* tied: output_grad already holds the other part */
-    if (!tied) memset(center, 0, (size_t)d * sizeof *center);
-    if (dlrni_center_of(t->dict))
-        dlrni_each_column(t, d, w->codes.groups, dlrni_center_gradient, center);
+    if (apart) memset(center, 0, (size_t)d * sizeof *center);
+    if (!dlrni_center_of(t->dict)) return DLRN_OK;
+    dlrni_each_column(t, d, w->codes.groups, dlrni_center_gradient, center);
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F32, center, apart ? d : 0));
+    if (tied && apart) t->ctx->k->axpy(1.0f, center, w->output_grad, d);
+    return DLRN_OK;
 }
 
 /* All features: of a plain dictionary, or of one part. Waves come in the same order as in the
@@ -24529,16 +26031,23 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_features(dlrn_trainer *t, const dlrni_
     return DLRN_OK;
 }
 
+/* Lists and scratch for the first visit of each trainer: of all parts, or of the only one. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_room(dlrn_trainer *t) {
+    for (int64_t i = 0; i == 0 || i < t->n_parts; i++) {
+        dlrn_trainer *own = t->part ? t->part[i] : t;
+        dlrni_update u = {own, NULL, NULL, 0, 0, 1, 0};
+        DLRNI_TRY(dlrni_update_begin(&u, 0));
+        if (own->w.aux.count) DLRNI_TRY(dlrni_need_scratch(&own->w.codes, dlrni_aux_scratch(own)));
+        DLRNI_TRY(dlrni_update_scratch(&u));
+    }
+    return DLRN_OK;
+}
+
 /* All features of all parts; with `keep`, their gradients go to where each part keeps them. Scratch
    for all parts comes before any weight is written, so that a lack of memory leaves the step to be
    repeated (except where the lists of a part take several waves). */
 DLRNI_INTERNAL dlrn_status dlrni_backward_parts(dlrn_trainer *t, const dlrni_adam *adam, int keep) {
-    dlrn_status s = DLRN_OK;
-    for (int64_t i = 0; i < t->n_parts; i++) {
-        dlrni_update u = {t->part[i], adam, NULL, 0, 0, 1, 0};
-        DLRNI_TRY(dlrni_update_begin(&u, 0));
-        DLRNI_TRY(dlrni_update_scratch(&u));
-    }
+    dlrn_status s = dlrni_backward_room(t);
     for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) {
         dlrn_trainer *part = t->part[i];
         s = dlrni_backward_features(part, adam, keep ? part->w.gradient : NULL);
@@ -24589,15 +26098,26 @@ DLRNI_INTERNAL dlrn_status dlrni_skip_gradient(dlrn_trainer *t) {
     return DLRN_OK;
 }
 
+/* What comes before the features. On several ranks all have their memory, or none begins to write:
+   they must agree on whether the step can be repeated. */
+DLRNI_INTERNAL dlrn_status dlrni_backward_begin(dlrn_trainer *t, int updates) {
+    dlrn_status s = t->dict->param[DLRN_SKIP] ? dlrni_skip_gradient(t) : DLRN_OK;
+    if (dlrni_ranks(t->ctx) == 1) return s;
+    if (s == DLRN_OK) s = dlrni_backward_room(t);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
+    if (updates) t->stage = DLRNI_UPDATING;
+    return DLRN_OK;
+}
+
 /* Everything after the loss: the update (adam), or the gradients to out (by role; NULL: not
    wanted). */
 DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *adam,
                                           float *const *out) {
     dlrni_work *w = &t->w;
-    if (t->dict->param[DLRN_SKIP]) DLRNI_TRY(dlrni_skip_gradient(t));
-    DLRNI_TRY(t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
-                      : dlrni_backward_features(t, adam, out));
-    dlrni_bias_gradients(t);
+    DLRNI_TRY(dlrni_backward_begin(t, adam != NULL));
+    DLRNI_TRY(dlrni_agree(t->ctx, t->part ? dlrni_backward_parts(t, adam, out == t->w.gradient)
+                                          : dlrni_backward_features(t, adam, out)));
+    DLRNI_TRY(dlrni_bias_gradients(t));
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         /* features were updated in their visit */
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
@@ -24701,23 +26221,25 @@ DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
 DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_adam *adam) {
     const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
-    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum = 0, count = 0;
+    double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum[2] = {0, 0};
     dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
-    dlrn_status s = square ? dlrni_backward(t, NULL, t->w.gradient) : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(t->ctx, square ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_backward(t, NULL, t->w.gradient);
     if (s == DLRN_OK) dlrni_apply_features(&job);
     /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
-        sum += square[f];
-        count += job.count[f];
+        sum[0] += square[f];
+        sum[1] += job.count[f];
     }
     dlrn_free(t->ctx, square);
+    if (s == DLRN_OK) s = dlrni_sum_ranks(t->ctx, DLRN_F64, sum, 2);
     if (s != DLRN_OK) return s;
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
         if (!t->dict->param[role] || dlrni_is_by_feature(role)) continue;
         int64_t n = dlrni_role_size(t->dict, role);
-        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum, &count);
+        dlrni_measure_gradient(t, t->w.gradient[role], n, &sum[0], &sum[1]);
     }
-    job.factor = dlrni_clip_factor(t, sum, count);
+    job.factor = dlrni_clip_factor(t, sum[0], sum[1]);
     /* the second pass updates */
     job.square = NULL;
     t->stage = DLRNI_UPDATING;
@@ -24817,14 +26339,13 @@ DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, co
    that keeps nothing does not count (dictionary_learning takes infinity there). */
 DLRNI_INTERNAL double dlrni_smallest_kept(const dlrn_trainer *t) {
     const dlrni_encoding *c = &t->w.codes;
-    const int64_t k = t->w.view.formula.k;
     double sum = 0;
     int64_t rows = 0;
     if (t->rules.average == DLRNI_AVERAGE_BATCH) return dlrni_smallest_of_batch(c);
     for (int64_t i = 0; i < c->n; i++) {
         /* a row without a positive pre-activation */
-        if (!c->kept[i]) continue;
-        sum += (double)c->best[i * k].value; /* on top of the heap: the smallest */
+        if (!dlrni_row_kept(c, i)) continue;
+        sum += (double)dlrni_row_cut(c, i)->value;
         rows++;
     }
     return rows ? sum / (double)rows : -1;
@@ -25910,11 +27431,12 @@ DLRNI_INTERNAL dlrn_status dlrni_sample_losses(dlrn_trainer *t, const dlrni_samp
     dlrn_encoder *encoder = NULL;
     float *x_hat = DLRNI_NEW(t->ctx, float, DLRNI_SAMPLE_ROWS *d_out + d);
     dlrn_status s = x_hat ? dlrn_encoder_create(t->dict, &encoder) : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < r->n; i += DLRNI_SAMPLE_ROWS) {
+    for (int64_t i = 0; i < r->n; i += DLRNI_SAMPLE_ROWS) {
         int64_t n = dlrni_min(DLRNI_SAMPLE_ROWS, r->n - i);
         const float *x, *y;
-        if (t->ctx->cfg.stop && t->ctx->cfg.stop(t->ctx->cfg.user))
+        if (s == DLRN_OK && t->ctx->cfg.stop && t->ctx->cfg.stop(t->ctx->cfg.user))
             s = dlrn_fail(t->ctx, DLRN_STOPPED, "a resampling was stopped");
+        s = dlrni_agree(t->ctx, s);
         if (s != DLRN_OK) break;
         dlrni_sample_rows(r, t, i, n, &x, &y);
         s = dlrni_row_losses(t, encoder, x, y, n, x_hat + DLRNI_SAMPLE_ROWS * d_out, x_hat,
@@ -25956,21 +27478,52 @@ DLRNI_INTERNAL double dlrni_encoder_norm(const dlrn_trainer *t, int64_t j) {
     return sqrt((double)t->ctx->k->dot(row, row, d));
 }
 
-/* Mean norm of the encoder rows of living features; dead [n_dead] is ascending. A revived feature
-   that is much longer than the others would be active on every row. */
-DLRNI_INTERNAL double dlrni_living_norm(const dlrn_trainer *t, const int32_t *dead,
-                                        int64_t n_dead) {
+/* The dead features of a resampling: those of this rank, and of all. */
+typedef struct dlrni_dead {
+    const int32_t *feature; /* [count] ascending                                         */
+    int64_t count, before;  /* before: on the ranks before this one                      */
+    int64_t all;
+} dlrni_dead;
+
+/* Counts the dead features of all ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_count_ranks(dlrn_context *ctx, dlrni_dead *dead) {
+    const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
+    dead->before = 0;
+    dead->all = dead->count;
+    if (ranks == 1) return DLRN_OK;
+    int64_t *count = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
+    dlrn_status s = dlrni_agree(ctx, count ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) {
+        count[rank] = dead->count;
+        s = dlrni_sum_ranks(ctx, DLRN_I64, count, ranks);
+        dead->all = 0;
+        for (int r = 0; r < ranks; r++) {
+            dead->before += r < rank ? count[r] : 0;
+            dead->all += count[r];
+        }
+    }
+    dlrn_free(ctx, count);
+    return s;
+}
+
+/* Mean norm of the encoder rows of living features. A revived feature that is much longer than the
+   others would be active on every row. */
+DLRNI_INTERNAL dlrn_status dlrni_living_norm(const dlrn_trainer *t, const dlrni_dead *dead,
+                                             double *norm) {
     int64_t F = t->dict->features, next = 0;
-    double sum = 0;
+    /* all dead: the mean is over all rows */
+    const int any = dead->all < t->dict->span_of;
+    double sum[2] = {0, 0}; /* and of how many */
     for (int64_t j = 0; j < F; j++) {
-        /* all dead: the mean is over all rows */
-        if (n_dead < F && next < n_dead && dead[next] == j)
+        if (any && next < dead->count && dead->feature[next] == j)
             next++;
         else
-            sum += dlrni_encoder_norm(t, j);
+            sum[0] += dlrni_encoder_norm(t, j);
     }
-    double mean = sum / (double)(F - next);
-    return mean > 0 ? mean : 1.0;
+    sum[1] = (double)(F - next);
+    DLRNI_TRY(dlrni_sum_ranks(t->ctx, DLRN_F64, sum, 2));
+    *norm = sum[0] / sum[1] > 0 ? sum[0] / sum[1] : 1.0;
+    return DLRN_OK;
 }
 
 /* Sets Adam's moments of feature j to 0: they belong to the old direction. atom_too: also those of
@@ -26008,24 +27561,28 @@ DLRNI_INTERNAL void dlrni_revive(dlrn_trainer *t, int64_t j, const float *x, con
     t->since_fired[j] = 0; /* it gets a full period */
 }
 
-/* Restarts the dead features [n_dead] from rows of the sample. Nothing changes until all losses are
-   measured, so that an error leaves the weights as they were. */
+/* Restarts the dead features from rows of the sample: the first that is drawn is for the first of
+   them, on whatever rank. Nothing changes until all losses are measured, so that an error leaves
+   the weights as they were. */
 DLRNI_INTERNAL dlrn_status dlrni_resample_rows(dlrn_trainer *t, const dlrni_sample *r,
-                                               const int32_t *dead, int64_t n_dead,
-                                               int64_t *resampled) {
-    int64_t count = 0, max = dlrni_min(r->n, n_dead);
+                                               const dlrni_dead *dead, int64_t *resampled) {
+    int64_t count = 0, max = dlrni_min(r->n, dead->all);
     float *loss = DLRNI_NEW(t->ctx, float, r->n);
     int64_t *drawn = DLRNI_NEW(t->ctx, int64_t, max);
-    dlrn_status s = loss && drawn ? dlrni_sample_losses(t, r, loss) : DLRN_ERR_MEMORY;
-    double norm = 0.2 * dlrni_living_norm(t, dead, n_dead);
+    double norm = 0;
+    dlrn_status s = dlrni_agree(t->ctx, loss && drawn ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_sample_losses(t, r, loss);
     if (s == DLRN_OK) s = dlrni_draw_rows(t, loss, r->n, max, drawn, &count);
-    for (int64_t p = 0; s == DLRN_OK && p < count; p++) {
+    s = dlrni_agree(t->ctx, s);
+    if (s == DLRN_OK) s = dlrni_living_norm(t, dead, &norm);
+    norm = 0.2 * norm;
+    for (int64_t p = 0; s == DLRN_OK && p < dead->count && dead->before + p < count; p++) {
         const float *x, *y;
         /* one row: bx and by have room for more */
-        dlrni_sample_rows(r, t, drawn[p], 1, &x, &y);
-        dlrni_revive(t, dead[p], x, y, norm);
-        ++*resampled;
+        dlrni_sample_rows(r, t, drawn[dead->before + p], 1, &x, &y);
+        dlrni_revive(t, dead->feature[p], x, y, norm);
     }
+    if (s == DLRN_OK) *resampled = count;
     dlrn_free(t->ctx, loss);
     dlrn_free(t->ctx, drawn);
     /* even after an error: encoders drop their copies */
@@ -26058,12 +27615,14 @@ DLRNI_INTERNAL dlrn_status dlrni_resample(dlrn_trainer *t, const float *x, const
     *resampled = 0;
     if (t->cfg.compat) {
         *resampled = dlrni_resample_compat(t);
-        return DLRN_OK;
+        return dlrni_sum_ranks(t->ctx, DLRN_I64, resampled, 1);
     }
-    int64_t n_dead = dlrni_list_dead(t);
-    if (!n_dead) return DLRN_OK; /* nothing to measure */
+    dlrni_dead dead = {t->w.aux.dead, dlrni_list_dead(t), 0, 0};
+    DLRNI_TRY(dlrni_count_ranks(t->ctx, &dead));
+    if (!dead.all) return DLRN_OK; /* nothing to measure */
     dlrn_status s = x ? DLRN_OK : dlrni_sample_buffer(t, t->cfg.resample_rows, &rows);
-    if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, t->w.aux.dead, n_dead, resampled);
+    s = dlrni_agree(t->ctx, s);
+    if (s == DLRN_OK) s = dlrni_resample_rows(t, &rows, &dead, resampled);
     dlrni_sample_free(t->ctx, &rows);
     return s;
 }
@@ -26160,14 +27719,18 @@ DLRNI_INTERNAL dlrn_status dlrni_select_over_parts(dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float *x) {
     const int64_t blocks = dlrni_ceil_div(t->w.batch.n, DLRNI_BLOCK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_begin_block, t);
-    for (int64_t i = 0; i < t->n_parts; i++) DLRNI_TRY(dlrni_begin_part(t, i, x));
+    dlrn_status s = DLRN_OK;
+    for (int64_t i = 0; i < t->n_parts && s == DLRN_OK; i++) s = dlrni_begin_part(t, i, x);
+    DLRNI_TRY(dlrni_agree(t->ctx, s));
     DLRNI_TRY(dlrni_select_over_parts(t));
-    t->w.nnz = t->w.candidates = 0;
+    t->w.nnz = t->w.candidates = t->w.zeros = 0;
     for (int64_t i = 0; i < t->n_parts; i++) {
         DLRNI_TRY(dlrni_reconstruct(t->part[i]));
         t->w.nnz += t->part[i]->w.nnz;
         t->w.candidates += t->part[i]->w.candidates;
     }
+    t->w.active = t->w.nnz;
+    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK);
     dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
     return DLRN_OK;
 }
@@ -26178,7 +27741,7 @@ DLRNI_INTERNAL dlrn_status dlrni_penalty_of_parts(dlrn_trainer *t, dlrn_train_st
         dlrni_work *w = &t->part[i]->w;
         dlrn_train_stats own;
         memset(&own, 0, sizeof own);
-        own.l0 = (double)w->nnz / (double)w->batch.n;
+        own.l0 = (double)w->active / (double)w->batch.n;
         DLRNI_TRY(dlrni_penalty(t->part[i], &own));
         w->weight /= (double)t->n_parts;
         stats->penalty = own.penalty;
@@ -26210,7 +27773,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_part_trainer(dlrn_trainer *t, int64_t i) {
     p->cfg.layers = 1;
     p->cfg.d_in = part->dict->d_in;
     p->cfg.d_out = part->dict->d_out;
-    p->cfg.features = part->dict->features;
+    p->cfg.features = part->dict->span_of;
     p->cfg.pre_act = t->cfg.compat == DLRN_ON ? 0 : t->cfg.pre_act / (double)t->n_parts;
     p->rules = t->rules;
     p->recipe = t->recipe;
@@ -26595,13 +28158,13 @@ DLRN_API void dlrn_trainer_destroy(dlrn_trainer *t) {
         dlrn_free(t->ctx, w->gradient[role]);
     }
     /* every pointer is NULL until it is allocated, so that a half-made trainer can be destroyed */
-    void *blocks[] = {t->since_fired, w->silent,        w->center_part,    w->center_grad,
-                      w->output_grad, w->lowered,       w->norm,           w->unrank,
-                      w->skip_grad,   w->batch.own_z,   w->batch.slopes,   w->input_sum,
-                      w->below,       w->below_slope,   w->batch.xc,       w->batch.level,
-                      w->batch.e2,    w->aux.dead,      w->aux.e,          w->aux.row,
-                      w->aux.grad,    w->aux.bias_grad, w->batch.scaled_y, w->batch.bad,
-                      w->counts,      w->column};
+    void *blocks[] = {
+        t->since_fired,  w->silent,        w->center_part,    w->center_grad, w->output_grad,
+        w->lowered,      w->norm,          w->unrank,         w->skip_grad,   w->batch.own_z,
+        w->batch.slopes, w->input_sum,     w->below,          w->below_slope, w->batch.xc,
+        w->batch.level,  w->batch.e2,      w->aux.dead,       w->aux.e,       w->aux.row,
+        w->aux.grad,     w->aux.bias_grad, w->batch.scaled_y, w->message,     w->request,
+        w->aux.pre,      w->aux.joint.key, w->batch.bad,      w->counts,      w->column};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(t->ctx, blocks[i]);
     dlrni_encoding_free(&w->codes);
     /* NULL if dlrn_train has handed it over */
@@ -26735,10 +28298,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
 }
 
 /* Whether a dictionary holds the features that this rank trains. */
-DLRNI_INTERNAL dlrn_status dlrni_check_span(dlrn_context *ctx, const dlrn_dictionary *init) {
+DLRNI_INTERNAL dlrn_status dlrni_check_share(dlrn_context *ctx, const dlrn_dictionary *init) {
     int64_t at, n;
     for (int64_t i = 0; i < init->n_parts; i++)
-        DLRNI_TRY(dlrni_check_span(ctx, init->part[i].dict));
+        DLRNI_TRY(dlrni_check_share(ctx, init->part[i].dict));
     if (init->n_parts) return DLRN_OK;
     dlrni_rank_span(ctx, init->span_of, &at, &n);
     if (init->span_at == at && init->features == n) return DLRN_OK;
@@ -26766,7 +28329,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
-        return dlrni_check_span(ctx, init);
+        return dlrni_check_share(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
@@ -26903,7 +28466,7 @@ DLRNI_INTERNAL void dlrni_update_view(dlrn_trainer *t) {
     w->view.formula.select = t->rules.select;
     w->view.formula.rank = t->rules.rank;
     if (t->rules.select != DLRN_SELECT_ALL) w->view.formula.k = dlrni_k_at(t, t->step);
-    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->features);
+    if (t->cfg.multi_top_k) w->view.formula.k = dlrni_min(4 * w->view.formula.k, t->dict->span_of);
     if (t->rules.gate == DLRN_GATE_GATED)
         /* the gate's pre-activations, without the values' scale */
         w->view.param[DLRN_LOG_SCALE] = w->view.param[DLRN_VALUE_BIAS] = NULL;
@@ -26927,17 +28490,18 @@ DLRNI_INTERNAL void dlrni_set_levels(dlrn_trainer *t) {
         /* given groups are all there, so their weights are in order */
         const double weight = sum > 0 ? cfg->group_weights[g] : 1 / n;
         b->level_weight[g] = t->rules.sum_of_groups ? 1 : weight / n;
+        /* by this rank's features */
+        b->level_end[g] =
+            dlrni_min(dlrni_max(b->level_end[g] - t->dict->span_at, 0), t->dict->features);
     }
 }
 
-/* The losses of a batch at the present weights. Changes only the work space, so that a failed step
-   can be repeated. */
-DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
-                                              int64_t n, dlrn_train_stats *stats) {
+/* What comes before the lists: all that a rank does alone. Memory first: if it runs out here,
+   nothing is lost. */
+DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, const float *y,
+                                               int64_t n) {
     dlrni_work *w = &t->w;
-    memset(stats, 0, sizeof *stats);
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    /* first: if memory runs out here, nothing is lost */
     DLRNI_TRY(dlrni_batch_room(t, n));
     DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
@@ -26948,7 +28512,16 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     /* once for all waves, and kept for the gradients */
     if (!t->part) dlrni_input(t->dict, x, n, w->batch.xc);
     if (w->batch.z != w->batch.xc) dlrni_input_less(t->dict, x, NULL, n, w->batch.own_z);
-    if (!t->part) DLRNI_TRY(dlrni_begin_codes(t));
+    return t->part ? DLRN_OK : dlrni_begin_codes(t);
+}
+
+/* The losses of a batch at the present weights. Changes only the work space, so that a failed step
+   can be repeated. */
+DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, const float *y,
+                                              int64_t n, dlrn_train_stats *stats) {
+    dlrni_work *w = &t->w;
+    memset(stats, 0, sizeof *stats);
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_forward_begin(t, x, y, n)));
     DLRNI_TRY(t->part ? dlrni_reconstruct_parts(t, x) : dlrni_reconstruct(t));
     stats->step = t->step; /* counted from 0 */
     stats->rows = n;
@@ -26958,7 +28531,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     stats->reconstruction_loss = dlrni_mean(w->batch.error, n);
     stats->loss = stats->reconstruction_loss;
     /* active features of a mean row */
-    stats->l0 = (double)w->nnz / (double)n;
+    stats->l0 = (double)w->active / (double)n;
     /* after l0, of which a penalty may be a function */
     DLRNI_TRY(t->part ? dlrni_penalty_of_parts(t, stats) : dlrni_penalty(t, stats));
     if (t->rules.gate == DLRN_GATE_GATED) {
@@ -26971,7 +28544,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_loss(dlrn_trainer *t, const float *x, c
     }
     DLRNI_TRY(t->part ? dlrni_pre_act_of_parts(t, stats) : dlrni_pre_act(t, stats));
     /* for the caller only: the auxiliary loss has its own rule */
-    stats->dead = dlrni_count_dead(t);
+    stats->dead = dlrni_ranks(t->ctx) > 1 ? w->dead : dlrni_count_dead(t);
     /* last: it is scaled by the reconstruction loss */
     DLRNI_TRY(dlrni_aux_forward(t, stats));
     if (w->batch.levels > 1) dlrn_parallel_for(t->ctx, n, dlrni_level_slopes, t);
@@ -27022,12 +28595,17 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
     if (t->step > 0 || t->rules.first == DLRNI_FIRST_NOTHING)
         return dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     float *kept = DLRNI_NEW(t->ctx, float, d + F);
-    if (!kept) return DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(t->ctx, kept ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s != DLRN_OK) {
+        dlrn_free(t->ctx, kept);
+        return s;
+    }
     memcpy(kept, param[DLRN_OUTPUT_BIAS], (size_t)d * sizeof *kept);
     memcpy(kept + d, param[DLRN_ENCODER_BIAS], (size_t)F * sizeof *kept);
-    dlrn_status s = dlrni_check_batch(t, t->x, t->y, t->n);
+    s = dlrni_check_batch(t, t->x, t->y, t->n);
     if (s == DLRN_OK) s = dlrni_scale_target(t, t->y ? t->y : t->x, t->n);
     if (s == DLRN_OK) s = dlrni_first_batch(t, t->x, t->w.batch.y, t->n);
+    s = dlrni_agree(t->ctx, s);
     if (s == DLRN_OK) s = dlrni_forward_loss(t, t->x, t->y, t->n, stats);
     if (s != DLRN_OK) {
         memcpy(param[DLRN_OUTPUT_BIAS], kept, (size_t)d * sizeof *kept);
@@ -27042,8 +28620,8 @@ DLRNI_INTERNAL dlrn_status dlrni_stage_loss(dlrn_trainer *t, dlrn_train_stats *s
 DLRNI_INTERNAL dlrn_status dlrni_stage_scaled(dlrn_trainer *t, dlrn_train_stats *stats) {
     const int sets = t->step == 0 && t->cfg.scale_rows == DLRN_ON && !t->has_scales;
     if (!sets) return dlrni_stage_loss(t, stats);
-    DLRNI_TRY(dlrni_check_batch(t, t->x, t->y, t->n));
-    dlrn_status s = dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n);
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_check_batch(t, t->x, t->y, t->n)));
+    dlrn_status s = dlrni_agree(t->ctx, dlrni_set_scales(t, t->x, t->y ? t->y : t->x, t->n));
     if (s == DLRN_OK) s = dlrni_stage_loss(t, stats);
     if (s != DLRN_OK) dlrni_reset_scales(t->dict);
     return s;
@@ -27165,18 +28743,29 @@ DLRN_API dlrn_status dlrn_trainer_step_on(dlrn_trainer *t, const float *x, const
     return dlrni_go_on(t, stats);
 }
 
+/* READY -> TAKEN, on all ranks. If the source fails, the trainer stays READY. If another rank runs
+   out of memory, this one keeps its batch for the next call; after any other error no rank has
+   one. */
+DLRNI_INTERNAL dlrn_status dlrni_take_batch(dlrn_trainer *t) {
+    dlrn_status own = DLRN_OK, s;
+    const int takes = t->stage == DLRNI_READY;
+    if (takes) own = dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n);
+    if (takes && own == DLRN_OK) {
+        t->from_buffer = 1;
+        t->stage = DLRNI_TAKEN;
+    }
+    s = dlrni_agree(t->ctx, own);
+    if (takes && s != DLRN_OK && s != DLRN_ERR_MEMORY) t->stage = DLRNI_READY;
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_trainer_step(dlrn_trainer *t, dlrn_train_stats *stats) {
     DLRNI_TRY(dlrni_check_broken(t));
     /* without one, rows come through dlrn_trainer_step_on */
     DLRNI_REQUIRE(t->ctx, t->buffer, "this trainer was made without a buffer");
-    if (t->stage == DLRNI_READY) {
-        /* an unfinished last step does not come here, so it is still completed */
-        if (t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
-        /* if the source fails, the trainer stays READY */
-        DLRNI_TRY(dlrn_buffer_next(t->buffer, &t->x, &t->y, &t->n));
-        t->from_buffer = 1;
-        t->stage = DLRNI_TAKEN;
-    }
+    /* an unfinished last step is still completed */
+    if (t->stage == DLRNI_READY && t->cfg.steps >= 0 && t->step >= t->cfg.steps) return DLRN_END;
+    DLRNI_TRY(dlrni_take_batch(t));
     return t->from_buffer ? dlrni_go_on(t, stats) : dlrni_refuse_rows(t);
 }
 
@@ -28487,7 +30076,7 @@ DLRN_API dlrn_status dlrn_evaluator_add(dlrn_evaluator *e, const float *x, const
     DLRNI_TRY(dlrni_check_evaluator(e));
     /* all rows, before the first is counted */
     DLRNI_TRY(dlrni_check_finite(e->ctx, x, n, d, e->rows, "evaluation: x,"));
-    DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
+    if (y != x) DLRNI_TRY(dlrni_check_finite(e->ctx, y, n, d_out, e->rows, "evaluation: y,"));
     for (int64_t first = 0; first < n; first += batch) {
         int64_t rows = dlrni_min(batch, n - first);
         dlrn_status s = dlrni_measure_batch(e, x + first * d, y + first * d_out, rows);
@@ -30482,7 +32071,8 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
      DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
                         float_of_words and store_int16: the int16 screen is compiled, too
-     DLRNI_HAS_F16      widen_f16(from, to, n)
+     DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
+     DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
      DLRNI_OWN_COLLECT  collect, in place of the common one
 
@@ -30859,12 +32449,28 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         __m256 u = _mm256_blendv_ps(_mm256_castsi256_ps(a), exact, _mm256_castsi256_ps(tiny));
         _mm256_storeu_ps(to + at, _mm256_or_ps(u, _mm256_castsi256_ps(sign)));
     }
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, fewer than eight */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
+}
+/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm256_stream_ps(p, a.lo);
+    _mm256_stream_ps(p + 8, a.hi);
+}
+/* A bf16 is the upper half of an f32. gcc 12 at -O2 does not turn the plain loop into vectors. */
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 8; at += 8) {
+        const __m128i h = _mm_loadu_si128((const __m128i *)(const void *)(from + 2 * at));
+        _mm256_storeu_si256((__m256i *)(void *)(to + at),
+                            _mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
 #include DICTLEARN_HEADER_NAME
@@ -30872,6 +32478,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_K
 DLRNI_TARGET_END
@@ -31034,13 +32641,26 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
         nan = _mm256_or_si256(nan, _mm256_cmpgt_epi16(_mm256_and_si256(h, magnitude), infinity));
         _mm512_storeu_ps(to + at, _mm512_maskz_cvtph_ps((__mmask16)0xFFFF, h));
     }
-    if (_mm256_movemask_epi8(nan)) at = 0;                       /* from the start */
-    dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* the rest, or all */
+    if (_mm256_movemask_epi8(nan)) at = 0;                                   /* from the start */
+    if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* rest, or all */
+}
+DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
+    _mm512_stream_ps(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        const __m256i h = _mm256_loadu_si256((const __m256i *)(const void *)(from + 2 * at));
+        const __m512i w = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, h);
+        _mm512_storeu_si512((void *)(to + at), _mm512_maskz_slli_epi32((__mmask16)0xFFFF, w, 16));
+    }
+    if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
 #define DLRNI_HAS_SCREENS /* f32 */
 #define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16 */
+#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
 /* A mask of the first n lanes, or of all: masked loads and stores touch no memory after a row. */
@@ -31079,6 +32699,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
 #undef DLRNI_HAS_SCREENS
 #undef DLRNI_HAS_INT16
 #undef DLRNI_HAS_F16
+#undef DLRNI_HAS_STREAM
 #undef DLRNI_OWN_CRC32
 #undef DLRNI_OWN_COLLECT
 #undef DLRNI_K
@@ -32162,15 +33783,72 @@ DLRNI_INTERNAL void DLRNI_K(adam)(float *w, float *m, float *v, const float *g, 
                 DLRNI_K(adam_n)(w + p, m + p, v + p, g + p, &c, part)); /* four arrays, one pass */
 }
 
-/* bf16 is left to the plain loop, which compilers turn into vectors. */
 DLRNI_INTERNAL void DLRNI_K(widen)(dlrn_dtype type, const char *from, float *to, int64_t n) {
 #ifdef DLRNI_HAS_F16
-    if (type == DLRN_F16) {
+    if (type == DLRN_F16)
         DLRNI_K(widen_f16)(from, to, n);
-        return;
-    }
-#endif
+    else
+        DLRNI_K(widen_bf16)(from, to, n);
+#else
     dlrni_widen_plain(type, from, to, n);
+#endif
+}
+
+enum { DLRNI_K(fetch_piece_max) = 4 * DLRNI_ALIGN / 2 }; /* numbers of four cache lines */
+
+/* Copies n f32, n at most a piece. memcpy would be a call for each: here n is known. */
+DLRNI_INTERNAL void DLRNI_K(fetch_copy)(const char *from, float *to, int64_t n, int past) {
+    int64_t at = 0;
+    (void)past;
+    for (; n - at >= DLRNI_LANES; at += DLRNI_LANES) {
+        const DLRNI_K(v16) a = DLRNI_K(load)((const float *)(const void *)from + at);
+#ifdef DLRNI_HAS_STREAM
+        if (past)
+            DLRNI_K(stream)(to + at, a);
+        else
+#endif
+            DLRNI_K(store)(to + at, a);
+    }
+    if (at < n) memcpy(to + at, from + 4 * at, (size_t)(n - at) * sizeof *to);
+}
+
+/* One piece of a row. */
+DLRNI_INTERNAL void DLRNI_K(fetch_piece)(dlrn_dtype type, const char *from, float *to, int64_t n,
+                                         int past) {
+    float wide[DLRNI_K(fetch_piece_max)];
+    if (type == DLRN_F32) {
+        DLRNI_K(fetch_copy)(from, to, n, past);
+    } else if (past) {
+        DLRNI_K(widen)(type, from, wide, n);
+        DLRNI_K(fetch_copy)((const char *)wide, to, n, 1);
+    } else {
+        DLRNI_K(widen)(type, from, to, n);
+    }
+}
+
+/* The next 16 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
+   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On another
+   machine, vary the 16384. Four lines are prefetched, then copied: the copy hides the prefetch, and
+   the prefetch does not get ahead of it. */
+DLRNI_INTERNAL void DLRNI_K(fetch)(dlrn_dtype type, const char *const *from, float *const *to,
+                                   int64_t rows, int64_t n, int past) {
+    const int64_t size = type == DLRN_F32 ? 4 : 2, piece = 4 * DLRNI_ALIGN / size;
+    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    /* the first rows: none before them has prefetched them */
+    for (int64_t i = 0; i < dlrni_min(ahead, rows); i++)
+        for (int64_t at = 0; at < bytes; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(from[i] + at);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *next = i + ahead < rows ? from[i + ahead] : NULL;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int64_t count = dlrni_min(n - at, piece);
+            for (int64_t k = 0; next && k < count * size; k += DLRNI_ALIGN)
+                DLRNI_PREFETCH_FAR(next + at * size + k);
+            DLRNI_K(fetch_piece)(type, from[i] + at * size, to[i] + at, count, past);
+        }
+    }
+#ifdef DLRNI_HAS_STREAM
+    if (past) _mm_sfence(); /* other threads read them */
+#endif
 }
 
 DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uint64_t n) {
@@ -32186,7 +33864,8 @@ static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),       DLRNI_K(dots),      DLRNI_K(pairs),       DLRNI_K(dots_nt),
     DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy), DLRNI_K(gather_near),
     DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),       DLRNI_K(sub),
-    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(crc32),
+    DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),       DLRNI_K(fetch),
+    DLRNI_K(crc32),
 };
 
 /* ---- Screens ----

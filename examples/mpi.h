@@ -5,13 +5,12 @@
        dlrn_context_create(&cfg, &ctx); // then every rank makes the same calls in the same order
        dlrn_context_destroy(ctx), mpi_collective_free(&cfg.collective), MPI_Finalize();
 
-   Leave this file's folder out of the compiler's -I: it is not <mpi.h>. Make all calls on the thread
-   that called MPI_Init. Sums are added here, in the order of the ranks, so they have the same bits
-   with any MPI: each rank owns a block of the numbers, gets it from all others, adds, and sends the
-   sum back, 2 (ranks - 1) / ranks of the bytes. Up to MPI_SMALL bytes go to every rank at once, for
-   one message's time. Sums that have only begun move on within later calls. A rank that waits for
-   another one longer than stall_seconds fails, as do all later calls, with an error that names both;
-   end the process then by _exit or MPI_Abort, since MPI may still use the numbers. */
+   This folder must not be in the compiler's -I, for <mpi.h>. Make all calls on the thread of MPI_Init.
+   Sums are added here, in the order of the ranks: the same bits with any MPI. Each rank gets a block
+   of the numbers from all others, adds, and sends the sum back, 2 (ranks - 1) / ranks of the bytes;
+   up to MPI_SMALL bytes go to every rank, for one message's time. Sums that have begun move on in
+   later calls. A rank that waits for another one longer than stall_seconds fails, as do all later
+   calls; end the process then by _exit or MPI_Abort, since MPI may still use the numbers. */
 #ifndef DICTLEARN_MPI_H
 #define DICTLEARN_MPI_H
 #include <mpi.h>
@@ -32,12 +31,12 @@ typedef struct mpi_call { /* a call that has begun. Block r of data belongs to r
     MPI_Request *request;        /* [2 ranks] from a rank, to it                                  */
 } mpi_call;
 
-/* cfg.collective.user: `sent` counts the bytes that went to other ranks. Set `waiting` to hear of
-   long waits, about ten times a second. `text` says who waits for whom, or what has failed. */
+/* cfg.collective.user: `sent` counts the bytes that went to other ranks. `waiting` is called ten
+   times a second in long waits, if set. `text` says who waits for whom, or what has failed. */
 typedef struct mpi_ranks {
     MPI_Comm comm;
     int rank, ranks, tag, broken;
-    int64_t sent, piece; /* piece: bytes of a message at most, as MPI counts them with an int */
+    int64_t sent, piece; /* piece: bytes of a message at most, which MPI counts with an int */
     double stall;
     void (*waiting)(double seconds, const char *text);
     char text[MPI_MAX_ERROR_STRING + 1];
@@ -78,8 +77,8 @@ static int mpi_advance(mpi_ranks *m) {
         int done = 0, was = c->phase;
         if (was < 2) code = MPI_Testall(2 * m->ranks, c->request, &done, MPI_STATUSES_IGNORE);
         if (done && was == 0) mpi_add_up(m, c);
-        /* where the last block begins with the first, each rank has added up all numbers */
-        if (done) c->phase = was == 1 || c->from[m->ranks - 1] == 0 ? 2 : 1;
+        if (done)
+            c->phase = was == 1 || !c->from[m->ranks - 1] ? 2 : 1; /* 2: of few, all have all */
         if (done && c->phase == 1 && code == MPI_SUCCESS) code = mpi_exchange(m, c);
         if (c->phase < 2 || c->is_kept)
             at = &c->next;
@@ -106,11 +105,13 @@ static mpi_call *mpi_new_call(mpi_ranks *m, void *data, int64_t room) {
 /* Waits for a call. code: of the MPI call that began it; c NULL: that was out of memory. */
 static dlrn_status mpi_await(mpi_ranks *m, dlrn_context *ctx, int code, mpi_call *c,
                              const char *what) {
-    double began = MPI_Wtime(), told = 0;
+    double last = MPI_Wtime(), time = 0, told = 0;
     int done, i;
     while (code == MPI_SUCCESS && !m->broken && (code = mpi_advance(m)) == MPI_SUCCESS) {
         if (c->phase == 2) return c->is_kept = 0, DLRN_OK;
-        const double time = MPI_Wtime() - began;
+        const double now = MPI_Wtime(), passed = now - last;
+        time += passed < 1 ? passed : 0; /* longer: this process itself was stopped */
+        last = now;
         if (time > 2e-5) time < 0.02 ? sched_yield() : poll(NULL, 0, 1); /* others want the core */
         if (time < told + 0.1 && time < m->stall) continue;
         for (i = 0, done = 1; i < 2 * m->ranks && done; i += done)
@@ -146,8 +147,8 @@ static dlrn_status mpi_allreduce(void *user, dlrn_context *ctx, dlrn_reduce op, 
         c->type = type == DLRN_F32 ? MPI_FLOAT : type == DLRN_F64 ? MPI_DOUBLE : MPI_INT64_T;
     }
     const int code = mpi_exchange(m, c);
-    if (!request || code != MPI_SUCCESS || m->broken) return mpi_await(m, ctx, code, c, "a sum");
-    return *request = c, DLRN_OK;
+    if (request) *request = c;
+    return request && !code && !m->broken ? DLRN_OK : mpi_await(m, ctx, code, c, "a sum");
 }
 
 static dlrn_status mpi_allgather(void *user, dlrn_context *ctx, const void *mine,
@@ -172,7 +173,7 @@ static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *
     mpi_ranks *m = (mpi_ranks *)user;
     const int64_t n = bytes < m->piece ? bytes : m->piece;
     mpi_call *c = mpi_new_call(m, data, 0);
-    int code = c ? MPI_SUCCESS : MPI_ERR_NO_MEM;
+    int code = MPI_ERR_NO_MEM;
     if (c) code = MPI_Ibcast(data, (int)n, MPI_BYTE, root, m->comm, &c->request[2 * root]);
     m->sent += m->rank == root ? n * (m->ranks - 1) : 0;
     const dlrn_status s = mpi_await(m, ctx, code, c, "a broadcast");
@@ -182,12 +183,11 @@ static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *
 /* Fills *out for the ranks of a communicator, of which it makes a copy. 1; 0: MPI has failed. */
 static int mpi_collective(MPI_Comm comm, double stall_seconds, dlrn_collective *out) {
     dlrn_collective c = {0, 0, mpi_allreduce, mpi_wait, mpi_allgather, mpi_broadcast, NULL};
-    mpi_ranks *m = (mpi_ranks *)calloc(1, sizeof *m);
+    mpi_ranks *m = (mpi_ranks *)(c.user = calloc(1, sizeof *m));
     if (!m || MPI_Comm_dup(comm, &m->comm) != MPI_SUCCESS) return free(m), 0;
     MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm, &m->rank), MPI_Comm_size(comm, &m->ranks);
-    m->stall = stall_seconds, m->piece = 1 << 30;
-    c.rank = m->rank, c.ranks = m->ranks, c.user = m;
+    m->stall = stall_seconds, m->piece = 1 << 30, c.rank = m->rank, c.ranks = m->ranks;
     return *out = c, 1;
 }
 

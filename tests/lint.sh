@@ -4,7 +4,7 @@
 . tests/harness.sh
 dir=$BUILD/tmp/lint
 mkdir -p "$dir"
-sources=$(ls dictlearn.h examples/*.c examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
+sources=$(ls dictlearn.h examples/*.[ch] examples/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.[ch] 2> /dev/null)
 cxx=$(ls examples/*.[ch]pp tests/*.cpp)
 scripts=$(ls Makefile .ci/run examples/*.sh tests/*.sh tests/fuzz/*.sh tests/*.py tests/*/*.py
     bench/*.py examples/*/*.py examples/*/*/*.py 2> /dev/null)

@@ -1,5 +1,5 @@
-/* ranks.h - several ranks in one process, for tests: each is a thread with a context of its own, and
-   a collective joins them. Sums are in rank order. A rank that ends while others wait for it, and
+/* ranks.h - several ranks in one process, for tests: each is a thread with a context of its own,
+   and a collective joins them. Sums are in rank order. A rank that ends while others wait for it, and
    ranks that make different calls, give an error on all, so nothing hangs.
 
        static void body(void *arg, int rank, dlrn_context *ctx) { ... }
@@ -58,7 +58,7 @@ typedef struct ranks_member {
     pthread_t thread;
 } ranks_member;
 
-/* The members of the last ranks_run, and the traffic that the team and the contexts have counted. */
+/* What the team and the contexts of the last ranks_run have counted. */
 TEST_UNUSED dlrn_traffic ranks_traffic[RANKS_MAX], ranks_counted[RANKS_MAX];
 
 /* All ranks meet. 0: one of them is gone, or the team is poisoned. */

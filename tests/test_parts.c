@@ -29,7 +29,7 @@ static void fill(dlrn_dictionary *dict, int role, dlrn_rng *rng, int exact) {
 static dlrn_dictionary *make_part(dlrn_context *ctx, const kind *what, int l, dlrn_rng *rng) {
     dlrn_dictionary *part = NULL;
     CHECK_OK(ctx,
-             dlrni_dictionary_alloc(ctx, dlrni_family_named("Layer"), D, (L - l) * D, OWN, &part));
+             dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (L - l) * D, OWN, &part));
     fill(part, DLRN_ENCODER, rng, what->exact);
     fill(part, DLRN_ENCODER_BIAS, rng, what->exact);
     fill(part, DLRN_DECODER, rng, what->exact);
@@ -50,7 +50,7 @@ static dlrn_dictionary *make(dlrn_context *ctx, const kind *what) {
     dlrn_rng rng = {11, 0, 0};
     dlrn_dictionary *dict = NULL;
     const dlrni_family *family = dlrni_family_named("CrossLayerTranscoder");
-    CHECK_OK(ctx, dlrni_dictionary_alloc(ctx, family, WIDTH, WIDTH, F, &dict));
+    CHECK_OK(ctx, dlrni_span_alloc(ctx, family, WIDTH, WIDTH, F, &dict));
     CHECK_OK(ctx, dlrni_parts_alloc(dict, L));
     dict->layers = dict->feature_layers = L;
     fill(dict, DLRN_OUTPUT_BIAS, &rng, what->exact);

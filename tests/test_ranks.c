@@ -124,8 +124,532 @@ TEST(creation) {
     check_created(&desc, "sp-topk");
 }
 
+/* ---- Training ----
+   A run on R ranks and the same run of one process differ by the order of the sums that make x_hat:
+   by one rounding here and there. What a recipe decides by comparing (a gate, a selection, a sign)
+   may fall otherwise where two numbers are that near to each other. The seeds below are such that
+   none is in these runs, and Adam's eps is not far below the gradients, as with 1e-8 it makes a
+   step of full length from a gradient that is a rounding error. Sign descent does that always: its runs
+   are compared over few steps. */
+
+enum { STEPS = 40, ROWS = 64, MAX_F = 400, WIDTH = 24 };
+
+typedef struct scene {
+    dlrn_train_config cfg;
+    const float *x, *y; /* [steps * n][d_in], or y NULL */
+    int64_t n, steps;
+    int64_t budget;         /* entries per wave; 0: the trainer's own */
+    dlrn_dictionary *whole; /* what the ranks have trained, put together */
+    const dlrn_dictionary *init;
+    dlrn_train_stats stats[RANKS_MAX][STEPS];
+    int64_t since[MAX_F];     /* counters of all features */
+    uint64_t hash[RANKS_MAX]; /* of what all ranks must have alike */
+    int64_t per_step;         /* bytes that the last step reduced, on rank 0 */
+    char error[RANKS_MAX][300];
+    dlrn_status status[RANKS_MAX];
+} scene;
+
+static uint64_t hash_of(uint64_t hash, const void *bytes, size_t size) { /* FNV-1a */
+    if (!hash) hash = 14695981039346656037u;
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+    return hash;
+}
+
+/* Puts the rows of this rank into the whole. Parameters that belong to no feature are rank 0's, and
+   the same bits on all. */
+static void put(const dlrn_dictionary *own, dlrn_dictionary *whole, int rank, uint64_t *hash) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!own->param[role]) continue;
+        const size_t size = (size_t)dlrni_role_size(own, role) * sizeof(float);
+        if (dlrni_is_by_feature(role))
+            memcpy(whole->param[role] + own->span_at * dlrni_role_width(own, role),
+                   own->param[role], size);
+        else {
+            if (rank == 0) memcpy(whole->param[role], own->param[role], size);
+            *hash = hash_of(*hash, own->param[role], size);
+        }
+    }
+    if (rank == 0) whole->formula = own->formula;
+    *hash = hash_of(*hash, &own->formula.threshold, sizeof(double));
+    for (int64_t i = 0; i < own->n_parts; i++)
+        put(own->part[i].dict, whole->part[i].dict, rank, hash);
+}
+
+static void set_budget(dlrn_trainer *t, int64_t budget) {
+    t->w.budget = budget;
+    for (int64_t i = 0; i < t->n_parts; i++) t->part[i]->w.budget = budget;
+}
+
+static void train_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    dlrn_status status = dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t);
+    if (status == DLRN_OK && s->budget) set_budget(t, s->budget);
+    for (int64_t step = 0; status == DLRN_OK && step < s->steps; step++) {
+        const int64_t at = step * s->n;
+        const int64_t before = dlrn_context_describe(ctx).traffic.reduced;
+        status =
+            dlrn_trainer_step_on(t, s->x + at * s->cfg.d_in, s->y ? s->y + at * s->cfg.d_out : NULL,
+                                 s->n, &s->stats[rank][step]);
+        if (rank == 0) s->per_step = dlrn_context_describe(ctx).traffic.reduced - before;
+    }
+    s->status[rank] = status;
+    if (status != DLRN_OK) snprintf(s->error[rank], 300, "%.290s", dlrn_error(ctx));
+    if (status == DLRN_OK) {
+        put(t->dict, s->whole, rank, &s->hash[rank]);
+        for (int64_t f = 0; f < t->dict->features; f++)
+            s->since[dlrni_whole_feature(t->dict, f)] = t->since_fired[f];
+    }
+    dlrn_trainer_destroy(t);
+}
+
+/* Settings of a recipe for small widths, so that all of its terms count. */
+static int uses(const char *recipe, const char *setting) {
+    const dlrn_recipe_info *info = &dlrni_recipe_named(recipe)->info;
+    for (int i = 0; info->settings[i]; i++)
+        if (!strcmp(info->settings[i], setting)) return 1;
+    return 0;
+}
+
+static dlrn_train_config small_config(const char *recipe, int64_t F) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    const int clt = strstr(recipe, "clt") != NULL;
+    if (clt) cfg.layers = 2;
+    cfg.d_in = cfg.d_out = WIDTH;
+    cfg.features = F;
+    cfg.steps = 1000;
+    cfg.log_steps = -1;
+    cfg.seed = 3;
+    cfg.lr = 1e-3;
+    cfg.eps = 1e-4;
+    if (cfg.sparsity != DLRN_SPARSITY_NONE) cfg.sparsity_penalty = 0.05;
+    cfg.warmup_steps = cfg.sparsity_warmup_steps = 5;
+    if (cfg.k) cfg.k = strstr(recipe, "group") ? 10 : 8; /* 10 groups of 30 lie across the spans */
+    if (uses(recipe, "auxk_alpha")) cfg.auxk_alpha = 0.5;
+    if (cfg.dead_rows > 0) cfg.dead_rows = 3 * ROWS;
+    if (cfg.dead_steps > 0) cfg.dead_steps = 3;
+    if (cfg.target_l0 > 0 || cfg.sparsity == DLRN_SPARSITY_TARGET) cfg.target_l0 = 5;
+    if (uses(recipe, "pre_act")) cfg.pre_act = 0.1;
+    if (uses(recipe, "bandwidth")) cfg.bandwidth = 0.2;
+    if (uses(recipe, "anneal_updates"))
+        cfg.anneal_start = 5, cfg.anneal_end = 30, cfg.anneal_updates = 5, cfg.p_start = 2,
+        cfg.p_end = 1.5;
+    if (uses(recipe, "k_anneal_steps") && cfg.k && !strstr(recipe, "group"))
+        cfg.k_anneal_steps = 10;
+    if (uses(recipe, "optimiser")) cfg.optimiser = DLRN_OPTIMISER_ADAM;
+    return cfg;
+}
+
+/* Rows with directions that features can learn, and a mean that is not 0. */
+static void make_rows(float *x, int64_t n, int64_t d, uint64_t seed) {
+    dlrn_rng rng = {seed, 0, 0};
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c++)
+            x[i * d + c] = dlrn_rng_normal(&rng) * (c % 5 == i % 5 ? 2.0f : 0.5f) + 0.1f;
+}
+
+static float random_x[STEPS * ROWS * WIDTH], random_y[STEPS * ROWS * WIDTH];
+
+/* A run; s->whole is set. 0 ranks: no collective. */
+static void run(scene *s, int ranks, int threads, const char *kernels) {
+    ranks_setup setup = {0};
+    setup.ranks = ranks;
+    setup.threads = threads;
+    setup.kernels = kernels;
+    memset(s->stats, 0, sizeof s->stats);
+    memset(s->hash, 0, sizeof s->hash);
+    memset(s->error, 0, sizeof s->error);
+    ranks_run(&setup, train_body, s);
+    for (int r = 0; r < (ranks > 1 ? ranks : 1); r++)
+        CHECK_MSG(s->status[r] == DLRN_OK, "%s, rank %d of %d: %s", s->cfg.recipe, r, ranks,
+                  s->error[r]);
+    for (int r = 1; r < ranks; r++) {
+        CHECK_MSG(s->hash[r] == s->hash[0], "%s: rank %d of %d has other biases", s->cfg.recipe, r,
+                  ranks);
+        CHECK_MSG(!memcmp(s->stats[r], s->stats[0], sizeof s->stats[0]),
+                  "%s: rank %d of %d shows other figures", s->cfg.recipe, r, ranks);
+    }
+}
+
+/* The largest difference of a parameter over its largest number. */
+static double distance(const dlrn_dictionary *a, const dlrn_dictionary *b, const char **worst) {
+    double most = 0;
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
+        if (!a->param[role]) continue;
+        const double off = apart(a->param[role], b->param[role], dlrni_role_size(a, role));
+        if (off > most) most = off, *worst = dlrn_name(DLRN_NAMES_ROLE, role);
+    }
+    for (int64_t i = 0; i < a->n_parts; i++) {
+        const double off = distance(a->part[i].dict, b->part[i].dict, worst);
+        most = off > most ? off : most;
+    }
+    return most;
+}
+
+/* The largest relative difference of the figures of two runs; whole numbers must be equal. */
+static double stats_apart(const scene *a, const scene *b, int ranks) {
+    double most = 0;
+    for (int64_t i = 0; i < a->steps; i++) {
+        const dlrn_train_stats *p = &a->stats[0][i], *q = &b->stats[0][i];
+        const double of[][2] = {{p->loss, q->loss},
+                                {p->reconstruction_loss, q->reconstruction_loss},
+                                {p->sparsity_loss, q->sparsity_loss},
+                                {p->auxiliary_loss, q->auxiliary_loss},
+                                {p->pre_act_loss, q->pre_act_loss},
+                                {p->multi_top_k_loss, q->multi_top_k_loss},
+                                {p->penalty, q->penalty},
+                                {p->l0, q->l0}};
+        CHECK_MSG(p->dead == q->dead && p->k == q->k && p->resampled == q->resampled,
+                  "%s, %d ranks, step %d: %d dead, expected %d", a->cfg.recipe, ranks, (int)i,
+                  (int)p->dead, (int)q->dead);
+        for (size_t e = 0; e < sizeof of / sizeof *of; e++)
+            most = fmax(most, fabs(of[e][0] - of[e][1]) / fmax(fabs(of[e][1]), 1e-12));
+    }
+    return most;
+}
+
+/* The shape that s->cfg trains, for the rows of all ranks. */
+static dlrn_trainer *shape_of(dlrn_context *ctx, scene *s) {
+    dlrn_trainer *t = NULL;
+    CHECK_OK(ctx, dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t));
+    s->whole = t->dict;
+    return t;
+}
+
+/* A configuration on 1 to 4 ranks against one process. */
+static void check_ranks(const dlrn_train_config *cfg, const float *x, const float *y, int64_t n,
+                        int64_t steps, int64_t budget, double limit) {
+    static scene plain, other;
+    dlrn_context *ctx = test_context(NULL, 1);
+    plain.cfg = other.cfg = *cfg;
+    plain.x = other.x = x;
+    plain.y = other.y = y;
+    plain.n = other.n = n;
+    plain.steps = other.steps = steps;
+    plain.budget = other.budget = budget;
+    dlrn_trainer *a = shape_of(ctx, &plain), *b = shape_of(ctx, &other);
+    run(&plain, 0, 1, NULL);
+    for (int ranks = 1; ranks <= 4; ranks++) {
+        const char *worst = "";
+        run(&other, ranks, 1, NULL);
+        const double off = distance(other.whole, plain.whole, &worst);
+        const double figures = stats_apart(&other, &plain, ranks);
+        if (getenv("RANKS_FIGURES"))
+            printf("  %-22s %d ranks: weights %.2g (%s), figures %.2g, dead %d, aux %.3g\n",
+                   cfg->recipe, ranks, off, worst, figures, (int)plain.stats[0][steps - 1].dead,
+                   plain.stats[0][steps - 1].auxiliary_loss);
+        if (ranks == 1)
+            CHECK_MSG(off == 0 && figures == 0, "%s: one rank has other bits", cfg->recipe);
+        CHECK_MSG((off <= limit && figures <= limit) || getenv("RANKS_FIGURES"),
+                  "%s, %d ranks: weights are off by %.3g (%s), figures by %.3g", cfg->recipe, ranks,
+                  off, worst, figures);
+        CHECK_MSG(!memcmp(plain.since, other.since, sizeof plain.since), "%s, %d ranks: counters",
+                  cfg->recipe, ranks);
+    }
+    dlrn_trainer_destroy(a);
+    dlrn_trainer_destroy(b);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(recipes) {
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    make_rows(random_y, STEPS * ROWS, WIDTH, 2);
+    for (int i = 0; dlrn_recipe(i); i++) {
+        const char *recipe = dlrn_recipe(i)->name;
+        const int clt = strstr(recipe, "clt") != NULL, maps = strstr(recipe, "transcoder") || clt;
+        /* 7 groups, the last one short; of cross-layer transcoders 4 in each part */
+        const dlrn_train_config cfg = small_config(recipe, clt ? 2 * 180 : 300);
+        if (getenv("RANKS_ONLY") && !strstr(recipe, getenv("RANKS_ONLY"))) continue;
+        check_ranks(&cfg, random_x, maps ? random_y : NULL, ROWS, STEPS, 0, 1e-6);
+    }
+}
+
+/* What recipes leave at its default above. */
+static void ghosts(dlrn_train_config *cfg) {
+    cfg->ghost_threshold = 1;
+    cfg->sparsity_penalty = 5;
+    cfg->lr = 0.02;
+    cfg->warmup_steps = cfg->sparsity_warmup_steps = 0;
+}
+static void entropy(dlrn_train_config *cfg) {
+    cfg->sparsity = DLRN_SPARSITY_ENTROPY;
+}
+static void steered(dlrn_train_config *cfg) {
+    cfg->target_l0 = 20;
+    cfg->loss = DLRN_LOSS_LAYERS;
+}
+static void fvu(dlrn_train_config *cfg) {
+    cfg->loss = DLRN_LOSS_FVU;
+    cfg->scale_rows = DLRN_ON;
+}
+static void clipped(dlrn_train_config *cfg) {
+    cfg->clip = 0.01;
+}
+static void compat(dlrn_train_config *cfg) {
+    cfg->compat = DLRN_ON;
+    cfg->log_steps = 5;
+    cfg->resample_steps = uses(cfg->recipe, "resample_steps") ? 4 : -1;
+}
+static void multi(dlrn_train_config *cfg) {
+    cfg->multi_top_k = DLRN_ON;
+}
+static void multi_compat(dlrn_train_config *cfg) {
+    cfg->multi_top_k = cfg->compat = DLRN_ON;
+}
+static void by_group(dlrn_train_config *cfg) {
+    cfg->auxk_by_group = DLRN_ON;
+    cfg->dead_steps = 1;
+}
+static void fraction(dlrn_train_config *cfg) {
+    cfg->k_fraction = 0.5;
+}
+static void scaled(dlrn_train_config *cfg) {
+    cfg->scale_rows = DLRN_ON;
+}
+
+static const struct {
+    const char *recipe;
+    void (*set)(dlrn_train_config *cfg);
+    int64_t features, budget;
+} variants[] = {{"reference", ghosts, 300, 0},
+                {"reference", ghosts, 100, 3000},
+                {"reference", entropy, 300, 0},
+                {"reference", entropy, 300, 3000}, /* several waves */
+                {"reference", steered, 100, 0},    /* fewer groups than ranks */
+                {"reference", fvu, 300, 3000},
+                {"reference", compat, 300, 0},
+                {"dl-top_k", clipped, 100, 3000},
+                {"dl-batch_top_k", clipped, 100, 0},
+                {"dl-batch_top_k", scaled, 300, 1000},
+                {"dl-matryoshka", scaled, 100, 3000},
+                {"dl-jump_relu", compat, 100, 0},
+                {"dl-gated", scaled, 100, 3000},
+                {"sl-batchtopk", fraction, 300, 0},
+                {"sl-matryoshka", by_group, 300, 0},
+                {"sl-abstopk", scaled, 100, 3000},
+                {"sl-jumprelu-tanh", scaled, 100, 3000},
+                {"sp-topk", multi, 300, 0},
+                {"sp-topk", multi_compat, 100, 3000},
+                {"sp-skip_transcoder", multi_compat, 300, 0},
+                {"sp-groupmax", compat, 100, 3000},
+                {"clt-topk", scaled, 96, 1000},
+                {"clt-batch_top_k", scaled, 200, 1000},
+                {"clt-jumprelu", compat, 96, 0}};
+
+TEST(settings) {
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    make_rows(random_y, STEPS * ROWS, WIDTH, 2);
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        const char *recipe = variants[i].recipe;
+        const int maps = strstr(recipe, "transcoder") || strstr(recipe, "clt");
+        dlrn_train_config cfg = small_config(recipe, variants[i].features);
+        if (getenv("RANKS_ONLY") && !strstr(recipe, getenv("RANKS_ONLY"))) continue;
+        variants[i].set(&cfg);
+        check_ranks(&cfg, random_x, maps ? random_y : NULL, ROWS, 12, variants[i].budget, 1e-6);
+    }
+}
+
+/* ---- The same R, the same bits ---- */
+
+static uint64_t hash_params(uint64_t hash, const dlrn_dictionary *dict) {
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        if (dict->param[role])
+            hash = hash_of(hash, dict->param[role],
+                           (size_t)dlrni_role_size(dict, role) * sizeof(float));
+    for (int64_t i = 0; i < dict->n_parts; i++) hash = hash_params(hash, dict->part[i].dict);
+    return hash;
+}
+
+/* Rows for two stretches, which screens and guesses are for. */
+enum { MANY = 2100 };
+static float many_x[3 * MANY * WIDTH];
+
+/* Three ranks, again and again: with other threads, kernels, waves. */
+static void check_bits(const char *recipe, int64_t n, int64_t features) {
+    static scene s;
+    dlrn_context *ctx = test_context(NULL, 1);
+    s.cfg = small_config(recipe, features);
+    s.x = many_x;
+    s.y = NULL;
+    s.n = n;
+    s.steps = 3;
+    s.budget = 0;
+    dlrn_trainer *shape = shape_of(ctx, &s);
+    uint64_t want = 0;
+    for (int i = 0; i < 4; i++) {
+        s.budget = i == 3 ? 20000 : 0;
+        run(&s, 3, i == 1 ? 2 : 1, i == 2 ? "scalar" : NULL);
+        uint64_t hash = hash_params(0, s.whole);
+        for (int64_t step = 0; step < s.steps; step++)
+            hash = hash_of(hash, &s.stats[0][step], sizeof s.stats[0][0]);
+        if (!i) want = hash;
+        CHECK_MSG(hash == want, "%s: other bits with other %s", recipe,
+                  i == 1   ? "threads"
+                  : i == 2 ? "kernels"
+                           : "waves");
+    }
+    dlrn_trainer_destroy(shape);
+    dlrn_context_destroy(ctx);
+}
+
+TEST(bits) {
+    static const char *const names[] = {"reference",      "dl-top_k",     "dl-batch_top_k",
+                                        "dl-matryoshka",  "dl-jump_relu", "sp-groupmax",
+                                        "clt-batch_top_k"};
+    make_rows(many_x, 3 * MANY, WIDTH, 5);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        check_bits(names[i], i < 3 ? MANY : 200, 300);
+}
+
+/* Large batches against one process. */
+TEST(large_batches) {
+    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k"};
+    make_rows(many_x, 3 * MANY, WIDTH, 5);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        dlrn_train_config cfg = small_config(names[i], 300);
+        check_ranks(&cfg, many_x, NULL, MANY, 3, 0, 1e-6);
+    }
+}
+
+/* ---- Traffic ---- The manual's formula: bytes that a step gives to the collective, on each rank.
+   A status is 8 bytes. */
+
+static int64_t step_bytes(const char *recipe, int64_t n, int64_t d) {
+    const int64_t status = 4, figures = 3;
+    int64_t bytes = 4 * n * d + 8 * (status + figures) + 4 * d; /* x_hat, figures, center */
+    if (!strcmp(recipe, "dl-standard")) return bytes + 8 * n;       /* the sums for L1 */
+    bytes += 8;                                                  /* dead features for AuxK */
+    if (!strcmp(recipe, "dl-top_k") || !strcmp(recipe, "sl-topk")) bytes += 512 * n + 8;
+    if (!strcmp(recipe, "dl-batch_top_k") || !strcmp(recipe, "dl-matryoshka"))
+        bytes += 8 + 3 * 8 * (2048 + 1 + 1);
+    if (!strcmp(recipe, "dl-matryoshka")) bytes += 4 * 4 * n * d;
+    return bytes + 8 + 16; /* clipping: memory, norm */
+}
+
+TEST(traffic) {
+    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k",
+                                        "dl-matryoshka"};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (int ranks = 2; ranks <= 4; ranks++) {
+            static scene s;
+            dlrn_context *ctx = test_context(NULL, 1);
+            s.cfg = small_config(names[i], 300);
+            s.cfg.dead_rows = s.cfg.dead_rows > 0 ? 100000 : s.cfg.dead_rows;
+            s.x = random_x;
+            s.n = ROWS;
+            s.steps = 8;
+            dlrn_trainer *shape = shape_of(ctx, &s);
+            run(&s, ranks, 1, NULL);
+            CHECK_MSG(s.per_step == step_bytes(names[i], ROWS, WIDTH),
+                      "%s, %d ranks: %d bytes in a step, expected %d", names[i], ranks,
+                      (int)s.per_step, (int)step_bytes(names[i], ROWS, WIDTH));
+            for (int r = 0; r < ranks; r++)
+                CHECK(!memcmp(&ranks_traffic[r], &ranks_counted[r], sizeof ranks_counted[r]));
+            dlrn_trainer_destroy(shape);
+            dlrn_context_destroy(ctx);
+        }
+}
+
+/* ---- A rank that fails ---- */
+
+static int64_t grants[RANKS_MAX]; /* allocations of each rank that are left; below 0: no limit */
+
+static void *granting_alloc(void *user, size_t size) {
+    int64_t *left = &grants[*(int *)user];
+    if (*left == 0) return NULL;
+    if (*left > 0) --*left;
+    return malloc(size);
+}
+
+static void granting_release(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+/* One step of a new trainer, again where memory ran out: as the manual says, no rank has moved. */
+static void failing_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    s->status[rank] = dlrn_trainer_create(ctx, &s->cfg, NULL, NULL, &t);
+    for (int64_t step = 0; s->status[rank] == DLRN_OK && step < s->steps; step++)
+        s->status[rank] =
+            dlrn_trainer_step_on(t, s->x + step * s->n * s->cfg.d_in, NULL, s->n, NULL);
+    snprintf(s->error[rank], 300, "%.290s", s->status[rank] ? dlrn_error(ctx) : "");
+    dlrn_trainer_destroy(t);
+}
+
+/* The allocator of one rank fails at call number `at`: returns whether it was reached. */
+static int check_failure(scene *s, int failing, int64_t at) {
+    ranks_setup setup = {0};
+    setup.ranks = 3;
+    setup.alloc = granting_alloc;
+    setup.release = granting_release;
+    for (int r = 0; r < RANKS_MAX; r++) grants[r] = r == failing ? at : -1;
+    ranks_run(&setup, failing_body, s);
+    if (s->status[failing] == DLRN_OK) return 0;
+    for (int r = 0; r < 3; r++) {
+        CHECK_MSG(s->status[r] == DLRN_ERR_MEMORY, "%s, allocation %d of rank %d: rank %d: %s",
+                  s->cfg.recipe, (int)at, failing, r, s->error[r]);
+        CHECK_STR(s->error[r], "out of memory");
+        if (r != failing) CHECK_STR(s->error[r], failing == 1 ? "rank 1: " : "rank 2: ");
+    }
+    return 1;
+}
+
+TEST(failures) {
+    static const char *const names[] = {"reference", "dl-top_k", "dl-batch_top_k", "sp-groupmax",
+                                        "sl-matryoshka", "clt-batch_top_k"};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        static scene s;
+        s.cfg = small_config(names[i], strstr(names[i], "clt") ? 200 : 150);
+        s.x = random_x;
+        s.n = ROWS;
+        s.steps = 5; /* features die, and the auxiliary pass takes memory */
+        /* the context itself is the first allocation */
+        for (int64_t at = 1; check_failure(&s, 1 + (int)(at % 2), at); at += at < 20 ? 1 : 5) {
+        }
+    }
+}
+
+/* An init of another span. */
+static void other_span_body(void *arg, int rank, dlrn_context *ctx) {
+    scene *s = (scene *)arg;
+    dlrn_trainer *t = NULL;
+    s->status[rank] = dlrn_trainer_create(ctx, &s->cfg, s->init, NULL, &t);
+    snprintf(s->error[rank], 300, "%.290s", s->status[rank] ? dlrn_error(ctx) : "");
+    dlrn_trainer_destroy(t);
+}
+
+TEST(init_of_another_span) {
+    static scene s;
+    dlrn_context *ctx = test_context(NULL, 1);
+    dlrn_dictionary *dict = NULL;
+    ranks_setup setup = {0};
+    setup.ranks = 2;
+    s.cfg = small_config("reference", 100);
+    CHECK_OK(ctx, new_autoencoder(ctx, WIDTH, 100, 1, &dict));
+    s.init = dict;
+    ranks_run(&setup, other_span_body, &s);
+    for (int r = 0; r < 2; r++) {
+        CHECK_STATUS(s.status[r], DLRN_ERR_SHAPE);
+        CHECK_STR(s.error[r], "expected the 48 features of rank 0, from 0 on, found 100 from 0 on");
+    }
+    dlrn_dictionary_destroy(dict);
+    dlrn_context_destroy(ctx);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(creation);
+    RUN(recipes);
+    RUN(settings);
+    RUN(bits);
+    RUN(large_batches);
+    RUN(traffic);
+    RUN(failures);
+    RUN(init_of_another_span);
     return TEST_END();
 }

@@ -61,7 +61,7 @@ static void fill(float *p, int64_t n, float scale) {
 static dlrn_dictionary *make(const char *family, int64_t d_out) {
     dlrn_dictionary *dict = NULL;
     const dlrni_family *row = dlrni_family_named(family);
-    CHECK_OK(ctx, dlrni_dictionary_alloc(ctx, row, D, d_out, F, &dict));
+    CHECK_OK(ctx, dlrni_span_alloc(ctx, row, D, d_out, F, &dict));
     for (int role = 0; role < DLRN_ROLE_COUNT; role++)
         if (dict->param[role])
             fill(dict->param[role], dlrni_role_size(dict, role), role == DLRN_ENCODER ? 1.0f : .5f);
@@ -524,7 +524,7 @@ static dlrn_dictionary *make_set(dlrn_gate gate) {
         dlrn_part *part = &dict->part[i];
         part->in_at = part->out_at = i * D;
         part->feature_at = i * F;
-        CHECK_OK(ctx, dlrni_dictionary_alloc(ctx, dlrni_family_named("Layer"), D, (LAYERS - i) * D,
+        CHECK_OK(ctx, dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (LAYERS - i) * D,
                                              F, &part->dict));
         for (int role = 0; role < DLRN_ROLE_COUNT; role++)
             if (part->dict->param[role])

@@ -307,6 +307,18 @@ LM_API void lm_documents_free(lm_documents *d);
 LM_API dlrn_status lm_text_source(lm_model *m, lm_tokenizer *tok, doc_reader *docs,
                                   const lm_reading *how, lm_tap tap, dlrn_source *out);
 
+/* The next run of a text source at once, for programs that share a text out among processes: each
+   makes all runs, and the model runs some of them. Not to be mixed with reads, unless a seek is
+   between them. */
+typedef struct lm_text_rows {
+    const float *x, *y;        /* [rows][width], until the next call; y NULL without a target */
+    const unsigned char *keep; /* [rows] 1: the row counts                                    */
+    int64_t rows;
+    uint64_t position; /* of the first row; each row after it is one further */
+} lm_text_rows;
+/* is_run 0: the model does not run, x, y and keep are NULL. */
+LM_API dlrn_status lm_text_next(dlrn_source *source, int is_run, lm_text_rows *out);
+
 /* The same documents as a language model for the library's evaluation. */
 typedef struct lm_judge {
     lm_model *model;           /* borrowed          */
@@ -971,13 +983,19 @@ static dlrn_status lm_text_batch(lm_text *t) {
     return DLRN_OK;
 }
 
-/* Runs the next documents. A run that was stopped is repeated: its documents are kept. */
-static dlrn_status lm_text_fill(lm_text *t) {
-    t->rows = t->given = 0;
-    if (t->stage != LM_WAITING) LM_TRY(lm_text_batch(t));
+static dlrn_status lm_text_compute(lm_text *t) {
     lm_batch batch = {t->batch.id, t->batch.start, t->batch.count};
     LM_TRY(lm_run(t->m, &batch, &t->tap, 1, lm_keep_rows, t, 0));
-    LM_TRY(lm_choose(t->m, &t->how.choice, &batch, t->x, lm_site_width(t->m, t->tap.x), t->keep));
+    return lm_choose(t->m, &t->how.choice, &batch, t->x, lm_site_width(t->m, t->tap.x), t->keep);
+}
+
+/* Makes the next run, and runs it if is_run is 1. One that was stopped is repeated: its documents
+   are kept. */
+static dlrn_status lm_text_fill(lm_text *t, int is_run) {
+    t->rows = t->given = 0;
+    if (t->stage != LM_WAITING) LM_TRY(lm_text_batch(t));
+    if (is_run) LM_TRY(lm_text_compute(t));
+    t->rows = t->batch.start[t->batch.count];
     t->stage = LM_DONE;
     t->given = t->skip < t->rows ? t->skip : t->rows;
     t->skip = 0;
@@ -1000,7 +1018,7 @@ static dlrn_status lm_text_read(void *user, int64_t max_rows, float *x, float *y
     *n = 0;
     while (*n < max_rows) {
         if (t->given == t->rows) {
-            dlrn_status s = t->failed != DLRN_OK ? t->failed : lm_text_fill(t);
+            dlrn_status s = t->failed != DLRN_OK ? t->failed : lm_text_fill(t, 1);
             if (s != DLRN_OK && s != DLRN_END && s != DLRN_STOPPED) t->failed = s;
             if (s == DLRN_END || (s != DLRN_OK && *n)) break;
             if (s != DLRN_OK) return s;
@@ -1030,6 +1048,23 @@ static dlrn_status lm_text_position(void *user, uint64_t *position) {
                          (unsigned long long)at.document);
     *position = at.document << lm_row_bits(t) | (uint64_t)at.row;
     return DLRN_OK;
+}
+
+LM_API dlrn_status lm_text_next(dlrn_source *source, int is_run, lm_text_rows *out) {
+    lm_text *t = (lm_text *)source->user;
+    memset(out, 0, sizeof *out);
+    dlrn_status s = t->failed != DLRN_OK ? t->failed : lm_text_fill(t, is_run);
+    if (s != DLRN_OK && s != DLRN_END && s != DLRN_STOPPED) t->failed = s;
+    if (s != DLRN_OK) return s;
+    out->rows = t->rows - t->given;
+    if (is_run) {
+        out->x = t->x + t->given * lm_site_width(t->m, t->tap.x);
+        out->y = t->y ? t->y + t->given * lm_site_width(t->m, t->tap.y) : NULL;
+        out->keep = t->keep + t->given;
+    }
+    s = lm_text_position(t, &out->position);
+    t->given = t->rows;
+    return s;
 }
 
 /* Goes to a document; its first rows are skipped when it is run. */

@@ -15,7 +15,8 @@
    paths.h    files, folders, patterns      train.h    train
    choose.h   rows that count               eval.h     eval
    edit.h     one feature changed           features.h features
-   figure.h   SVG: axes, curves, bars       effect.h   effect
+   ranks.h    several ranks, over MPI       effect.h   effect
+   figure.h   SVG: axes, curves, bars
                                             steer.h    steer
                                             compare.h  compare
                                             plot.h     plot
@@ -43,9 +44,16 @@
 #include "../lm/lm.h"
 #define LOOK_IMPLEMENTATION
 #include "../look/look.h"
+#ifdef DICTLEARN_MPI
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "../mpi.h"
+#endif
 
 #include "args.h"
 #include "process.h"
+#include "ranks.h"
 #include "output.h"
 #include "figure.h"
 #include "recipes.h"
@@ -266,6 +274,7 @@ static int open_context(const command *c, const options *o, dlrn_context **ctx) 
     cfg.threads = (int)o->threads;
     cfg.kernels = o->kernels;
     cfg.stop = stopping;
+    cfg.collective = ranks;
     dlrn_status s = dlrn_context_create(&cfg, ctx);
     if (s == DLRN_OK) return 0;
     if (s == DLRN_ERR_MEMORY)
@@ -304,29 +313,68 @@ static const command *find_command(const char *name) {
 /* Runs a command whose options are parsed. The exit status. */
 static int run_command(const command *c, const options *o) {
     dlrn_context *ctx = NULL;
-    int status = open_context(c, o, &ctx);
+    int status = ranks_agree_status(open_context(c, o, &ctx));
     if (status) return status;
     status = c->run(ctx, o);
+    (void)!ranks_hear_stop(ctx);
+    ranks_tell_traffic(ctx, o->quiet);
     dlrn_context_destroy(ctx);
     return end_output(status);
 }
 
-int main(int argc, char **argv) {
+/* Commands that several ranks can run together. 0, or the exit status of a wrong call. */
+static int check_ranks(const command *c) {
+    if (!ranks_several() || c->bit == C_TRAIN || c->bit == C_EVAL || c->bit == C_ENCODE) return 0;
+    fprintf(stderr,
+            "dictlearn: %s: expected one process, found %d ranks: several run train, eval and "
+            "encode\n",
+            c->name, ranks.ranks);
+    return 2;
+}
+
+/* Whether every rank can read the command's rows, and all have the same words, of which some may
+   stand in files. 0, or an exit status. */
+static int check_shared(const command *c, const options *o) {
+    const char *once = o->data && comes_once(o->data)   ? o->data
+                       : o->text && comes_once(o->text) ? o->text
+                                                        : NULL;
+    uint64_t sum = 0;
+    if (once && ranks_several())
+        return usage_error(c->name, "expected a file that every rank can read, found a pipe", once);
+    for (int i = 0; i < o->argc; i++) sum = sum * 31 + ranks_sum_of(o->argv[i], strlen(o->argv[i]));
+    if (ranks_are_equal(sum)) return 0;
+    fprintf(stderr,
+            "dictlearn: %s: expected the same flags on all ranks, found others: see the "
+            "files of --config and --save-dir on each machine\n",
+            c->name);
+    return 1;
+}
+
+/* The command line. The exit status. */
+static int run_words(int argc, char **argv) {
     options o;
     recalled saved;
-    let_threads_sleep(argv);
-    if (!open_streams()) return 1;
-    note_signals();
     if (argc > 1 && print_about(argv[1])) return end_output(0);
     const command *c = find_command(argc > 1 ? argv[1] : NULL);
-    if (!c) return 2;
+    if (!c || check_ranks(c)) return 2;
     /* a first pass takes the flags of any recipe: which one it is may stand behind them, or in a
        file */
     int status = parse_options(c, argc - 2, (const char *const *)argv + 2, "", &o);
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);
-    status = recall(c, &o, &saved);
+    status = ranks_agree_status(recall(c, &o, &saved));
+    if (!status) status = ranks_agree_status(check_shared(c, &o));
+    if (!is_first()) o.quiet = 1;
     if (!status) status = run_command(c, &o);
     recalled_free(&saved);
     return status;
+}
+
+int main(int argc, char **argv) {
+    let_threads_sleep(argv);
+    if (!open_streams()) return 1;
+    int status = ranks_begin(&argc, &argv);
+    note_signals();
+    if (!status) status = run_words(argc, argv);
+    return ranks_end(status);
 }

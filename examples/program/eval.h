@@ -243,9 +243,9 @@ static dlrn_status write_histogram(dlrn_context *ctx, const dlrn_evaluator *e, c
     page text;
     if (!strcmp(path, "-")) return print_histogram(e);
     dlrn_status s = dlrn_evaluator_histogram(e, BINS, edge, count);
-    if (s == DLRN_OK && ends_with(path, ".svg"))
-        return draw_histogram(ctx, path, edge, count, never);
-    if (s == DLRN_OK) s = page_open(ctx, &text);
+    if (s != DLRN_OK || !is_first()) return s;
+    if (ends_with(path, ".svg")) return draw_histogram(ctx, path, edge, count, never);
+    s = page_open(ctx, &text);
     if (s != DLRN_OK) return s;
     fputs("from,to,features\n", text.f);
     for (int b = 0; b < BINS; b++)
@@ -394,15 +394,52 @@ static dlrn_status read_texts(model_text *mt, const options *o, int64_t rows, in
     return s == DLRN_END ? DLRN_OK : s;
 }
 
+/* The documents from `i` on that the model runs at once. */
+static lm_batch next_batch(const lm_documents *texts, int64_t i) {
+    int64_t end = i + 1;
+    while (end < texts->count && texts->start[end + 1] - texts->start[i] <= LM_BATCH_TOKENS) end++;
+    const lm_batch batch = {texts->id, texts->start + i, end - i};
+    return batch;
+}
+
+/* visit_texts on several ranks: they run a batch each, and then visit all of them in order. */
+static dlrn_status visit_shared(model_text *mt, const lm_documents *texts, int64_t rows,
+                                lm_visit visit, void *user) {
+    lm_batch *batch = (lm_batch *)dlrn_alloc(mt->ctx, ranks.ranks, sizeof *batch);
+    dlrn_status s = dlrn_agree(mt->ctx, batch ? DLRN_OK : DLRN_ERR_MEMORY);
+    for (int64_t i = 0; i < texts->count && texts->start[i] < rows && s == DLRN_OK;) {
+        kept_rows all;
+        int count = 0;
+        for (; count < ranks.ranks && i < texts->count && texts->start[i] < rows; count++) {
+            batch[count] = next_batch(texts, i);
+            i += batch[count].sequences;
+        }
+        s = ranks_tell_stop(mt->ctx);
+        if (s == DLRN_OK && stopping(NULL)) s = DLRN_STOPPED;
+        if (s != DLRN_OK) break;
+        s = ranks_run_batches(mt->ctx, mt->model, &mt->tap, batch, count, &all);
+        float *x = all.x, *y = all.y ? all.y : all.x;
+        for (int b = 0; b < count && s == DLRN_OK; b++) {
+            const int64_t n = batch[b].start[batch[b].sequences] - batch[b].start[0];
+            mt->visited = &batch[b];
+            s = visit(user, 0, x, y, n);
+            x += n * all.d;
+            y += n * (all.d_out ? all.d_out : all.d);
+        }
+        kept_free(mt->ctx, &all);
+    }
+    dlrn_free(mt->ctx, batch);
+    return s;
+}
+
 /* Runs the model over whole documents until `rows` rows were visited. */
 static dlrn_status visit_texts(model_text *mt, const lm_documents *texts, int64_t rows,
                                lm_visit visit, void *user) {
     dlrn_status s = DLRN_OK;
-    for (int64_t i = 0, end; i < texts->count && texts->start[i] < rows && s == DLRN_OK; i = end) {
-        for (end = i + 1;
-             end < texts->count && texts->start[end + 1] - texts->start[i] <= LM_BATCH_TOKENS;)
-            end++;
-        lm_batch batch = {texts->id, texts->start + i, end - i};
+    if (ranks_several()) return visit_shared(mt, texts, rows, visit, user);
+    for (int64_t i = 0; i < texts->count && texts->start[i] < rows && s == DLRN_OK;) {
+        const lm_batch batch = next_batch(texts, i);
+        i += batch.sequences;
         mt->visited = &batch;
         s = stopping(NULL) ? DLRN_STOPPED : lm_run(mt->model, &batch, &mt->tap, 1, visit, user, 0);
     }
@@ -429,7 +466,10 @@ static dlrn_status evaluate_model(model_text *mt, const options *o, int64_t rows
     lm_documents texts;
     row_feed fed = {mt, j, rows};
     memset(&texts, 0, sizeof texts);
-    dlrn_status s = read_texts(mt, o, rows, documents, &texts);
+    dlrn_status s = dlrn_agree(mt->ctx, read_texts(mt, o, rows, documents, &texts));
+    if (s == DLRN_OK && ranks_several())
+        s = ranks_compare(mt->ctx, texts.id, (size_t)texts.start[texts.count] * sizeof *texts.id,
+                          o->text);
     if (s == DLRN_OK) s = visit_texts(mt, &texts, rows, feed_rows, &fed);
     if (s == DLRN_OK) s = judged_finish(j);
     if (s == DLRN_OK && documents) s = judge_losses(mt, o, &texts, documents, j);
@@ -493,7 +533,8 @@ static dlrn_status evaluate(dlrn_context *ctx, const options *o, const dlrn_dict
     if (s == DLRN_OK) s = measure(o, dict, mt, f, e, &r);
     if (s == DLRN_OK && o->json) print_eval_json(o, &r);
     if (s == DLRN_OK && !o->json) print_eval_table(o, &r);
-    if (s == DLRN_OK && o->histogram) s = write_histogram(ctx, e, o->histogram, r.m.dead);
+    if (s == DLRN_OK && o->histogram)
+        s = dlrn_agree(ctx, write_histogram(ctx, e, o->histogram, r.m.dead));
     dlrn_evaluator_destroy(e);
     return s;
 }
@@ -523,7 +564,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     feed_init(&f, ctx, o);
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
     if (s == DLRN_OK && o->model) s = check_one_site(o, dict);
-    if (s == DLRN_OK && o->model) s = model_text_open(ctx, o, 1, &mt);
+    if (s == DLRN_OK && o->model) s = dlrn_agree(ctx, model_text_open(ctx, o, 1, &mt));
     if (s == DLRN_OK) {
         f.width = dict->d_in;
         f.target_width = dict->d_out;

@@ -37,15 +37,22 @@ static int open_streams(void) {
 /* Ctrl-C, SIGTERM and SIGHUP only set stop_asked, to the number of the first of them; the work ends
    at the next place where that is safe. While stop_held is set they wait. */
 static volatile sig_atomic_t stop_asked, stop_held;
+/* Of several ranks, which must stop at the same place: what they have agreed on. -1: alone. */
+static int stop_agreed = -1;
 
 static void on_signal(int number) {
     if (!stop_asked) stop_asked = number;
 }
 
+/* The signal that stops the work; 0: none. */
+static int stop_signal(void) {
+    return stop_agreed < 0 ? (int)stop_asked : stop_agreed;
+}
+
 /* The exit status of a command that a signal has stopped: what a shell reports for a process that
    the signal has killed, so that a loop of runs ends with Ctrl-C. */
 static int stopped_status(void) {
-    return stop_asked ? 128 + (int)stop_asked : 1;
+    return stop_signal() ? 128 + stop_signal() : 1;
 }
 
 /* A write to a pipe that nobody reads, or beyond the limit of a file's size (ulimit -f), fails with
@@ -69,13 +76,13 @@ static void note_signals(void) {
 
 /* Standard output failed, so further results would be lost. */
 static int output_failed(void) {
-    return !stop_asked && ferror(stdout);
+    return !stop_signal() && ferror(stdout);
 }
 
 /* Asked between pieces of work, also by the library and the model runner. */
 static int stopping(void *user) {
     (void)user;
-    return (stop_asked && !stop_held) || output_failed();
+    return (stop_signal() && !stop_held) || (stop_agreed < 0 && output_failed());
 }
 
 /* If standard output failed because nobody reads the pipe any more, ends the process by SIGPIPE:
@@ -107,7 +114,7 @@ static int fail(dlrn_context *ctx) {
         end_if_unread();
         if (strncmp(dlrn_error(ctx), "standard output: ", 17)) return 1; /* end_output tells it */
     }
-    int stopped = stop_asked && !stop_held;
+    int stopped = stop_signal() && !stop_held;
     fprintf(stderr, "dictlearn: %s\n",
             stopped ? "stopped before it was done: nothing was saved" : dlrn_error(ctx));
     clearerr(stdout); /* told */

@@ -137,10 +137,31 @@ static dlrn_status next_block(array *in, const dlrn_source *source, int64_t done
     return s;
 }
 
+/* write_block on several ranks, each of which has the codes of its own features: rank 0 writes
+   them all. */
+static dlrn_status write_shared(const dlrn_dictionary *dict, int64_t n, const float *x, float *y,
+                                dlrn_sparse *codes, int sparse, dlrn_writer *w) {
+    dlrn_sparse all;
+    memset(&all, 0, sizeof all);
+    dlrn_status s = dlrn_encode_sparse(dict, x, n, codes);
+    if (s == DLRN_OK) s = ranks_join_codes(dict->ctx, codes, &all);
+    if (s == DLRN_OK && is_first() && sparse) s = dlrn_csr_append(w, &all);
+    if (s == DLRN_OK && is_first() && !sparse) {
+        memset(y, 0, (size_t)(n * all.cols) * sizeof *y);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t k = all.row_ptr[i]; k < all.row_ptr[i + 1]; k++)
+                y[i * all.cols + all.col[k]] = all.val[k];
+        s = dlrn_npy_append(w, y, n);
+    }
+    ranks_free_codes(dict->ctx, &all);
+    return dlrn_agree(dict->ctx, s);
+}
+
 /* A row step for a block, or with --sparse the encoding to codes; then writes what came out. */
 static dlrn_status write_block(const dlrn_dictionary *dict, const array *in, int64_t done,
                                int64_t n, row_step step, const float *x, float *y,
                                dlrn_sparse *codes, int sparse, dlrn_writer *w) {
+    if (ranks_several()) return write_shared(dict, n, x, y, codes, sparse, w);
     dlrn_status s = in->is_codes ? decode_rows(dict, &in->codes, done, n, y)
                     : sparse     ? dlrn_encode_sparse(dict, x, n, codes)
                                  : step(dict, x, n, y);
@@ -161,9 +182,10 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     dlrn_status s = dlrn_tensor_alloc(ctx, max, in->width, &x);
     if (s != DLRN_OK) return s;
     s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : max > BLOCK ? max : BLOCK, out_width, &y);
-    if (s == DLRN_OK)
+    if (s == DLRN_OK && is_first())
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
                       : dlrn_npy_create_layers(ctx, o->out, out_width, layers, in->rows, &w);
+    s = dlrn_agree(ctx, s);
     while (s == DLRN_OK) {
         int64_t n = 0;
         s = next_block(in, &source, done, max, x.data, &n);
@@ -173,7 +195,10 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
         if (s == DLRN_OK) tell_rows(o, done, in->rows, started, &told);
     }
     tell_end();
-    s = close_writer(w, s == DLRN_END ? DLRN_OK : feed_failed(&in->feed, s));
+    s = s == DLRN_END ? DLRN_OK : feed_failed(&in->feed, s);
+    const int good = s == DLRN_OK; /* the same on all ranks */
+    if (is_first()) s = close_writer(w, s);
+    if (good) s = dlrn_agree(ctx, s);
     dlrn_sparse_free(&codes);
     dlrn_free(ctx, x.data);
     dlrn_free(ctx, y.data);
@@ -200,7 +225,7 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
         check_suffix(name, o->out, o->sparse ? ".npz" : ".npy", "") || check_array_flags(name, o))
         return 2;
     dlrn_status s = load_dictionary(ctx, o->dict, o, &dict);
-    const int64_t width = s != DLRN_OK ? 0 : features_in ? dict->features : dict->d_in;
+    const int64_t width = s != DLRN_OK ? 0 : features_in ? dict->span_of : dict->d_in;
     if (s == DLRN_OK) s = array_open(ctx, o, features_in, width, &in);
     if (s == DLRN_OK) s = expect_width(ctx, in.feed.x_name, width, in.width);
     if (s == DLRN_OK && dict->heads && in.rows < 0)
@@ -209,9 +234,8 @@ static int run_rows(dlrn_context *ctx, const options *o, const char *name, int f
                       "together",
                       in.feed.x_name);
     if (s == DLRN_OK)
-        s = features_out
-                ? stream_rows(ctx, dict, o, &in, dict->features, dict->feature_layers, step)
-                : stream_rows(ctx, dict, o, &in, dict->d_out, dict->layers, step);
+        s = features_out ? stream_rows(ctx, dict, o, &in, dict->span_of, dict->feature_layers, step)
+                         : stream_rows(ctx, dict, o, &in, dict->d_out, dict->layers, step);
     array_close(ctx, &in);
     dlrn_dictionary_destroy(dict);
     return s == DLRN_OK ? 0 : fail(ctx);

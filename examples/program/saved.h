@@ -22,9 +22,18 @@ static void trained_close(trained *t) {
     dlrn_dictionary_destroy(t->owned);
 }
 
+/* Makes a folder, if it is not there. */
+static dlrn_status make_folder(dlrn_context *ctx, const char *path) {
+    dlrn_status s = DLRN_OK;
+    if (is_first() && mkdir(path, 0777) != 0 && errno != EEXIST)
+        s = dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path, strerror(errno));
+    return dlrn_agree(ctx, s);
+}
+
 /* Removes the files of a folder, and the folder. */
 static void delete_folder(const char *path) {
     char name[4600];
+    if (!is_first()) return;
     DIR *dir = opendir(path);
     for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) {
         snprintf(name, sizeof name, "%s/%s", path, e->d_name);
@@ -43,7 +52,7 @@ static int is_library_config(const char *name) {
 /* Moves the files of a folder into another one, over those that are there. */
 static dlrn_status move_files(dlrn_context *ctx, const char *from, const char *to) {
     char old_path[4800], new_path[4800];
-    for (int configs = 0; configs < 2; configs++) {
+    for (int configs = 0; configs < 2 && is_first(); configs++) {
         DIR *dir = opendir(from);
         if (!dir)
             return dlrn_fail(ctx, DLRN_ERR_IO, "%s: cannot read this folder: %s", from,
@@ -75,16 +84,13 @@ static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *fol
     snprintf(part, sizeof part, "%s/" LIBRARY_PART, folder);
     snprintf(config, sizeof config, "%s/config.json", part);
     delete_folder(part);
-    if (mkdir(part, 0777) != 0)
-        return dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", part,
-                         strerror(errno));
-    dlrn_status s = dlrn_save_as(dict, part, &how, note, size);
+    dlrn_status s = make_folder(dict->ctx, part);
+    if (s == DLRN_OK) s = dlrn_save_as(dict, part, &how, note, size);
     *within = s == DLRN_OK && (dict->n_parts || dlrn_file_exists(dict->ctx, config) == 1);
     snprintf(to, sizeof to, *within ? "%s/%s" : "%s", folder, library);
-    if (*within && mkdir(to, 0777) != 0 && errno != EEXIST)
-        s = dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", to,
-                      strerror(errno));
-    if (s == DLRN_OK) s = move_files(dict->ctx, part, to);
+    if (s == DLRN_OK) s = ranks_first_of(dict->ctx, s, within);
+    if (s == DLRN_OK && *within) s = make_folder(dict->ctx, to);
+    if (s == DLRN_OK) s = dlrn_agree(dict->ctx, move_files(dict->ctx, part, to));
     delete_folder(part);
     return s;
 }
@@ -96,11 +102,14 @@ static dlrn_status save_for_library(const dlrn_dictionary *dict, const char *fol
 static dlrn_status save_learning(const dlrn_dictionary *dict, const char *path) {
     const dlrn_save_options how = {"dictionary_learning", 0};
     char file[4400];
+    dlrn_status none = DLRN_OK;
     snprintf(file, sizeof file, "%s.pt", path);
-    if (dlrn_file_exists(dict->ctx, file) ==
-        2) /* it would go into the folder, where nobody looks */
-        return dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder",
-                         file);
+    if (is_first() && dlrn_file_exists(dict->ctx, file) ==
+                          2) /* it would go into the folder, where nobody looks */
+        none =
+            dlrn_fail(dict->ctx, DLRN_ERR_IO, "%s: expected a file to write, found a folder", file);
+    none = dlrn_agree(dict->ctx, none);
+    if (none != DLRN_OK) return none;
     if (dict->n_parts) return dlrn_save(dict, file);
     dlrn_status s = dlrn_save_as(dict, file, &how, NULL, 0);
     return s == DLRN_ERR_UNSUPPORTED && dict->d_in != dict->d_out && !dict->param[DLRN_SKIP]

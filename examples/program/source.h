@@ -118,12 +118,13 @@ static dlrn_status feed_open(feed *f, int64_t epochs) {
     const options *o = f->o;
     dlrn_status s = paths_expand(f->ctx, o->data, &f->x_paths);
     if (s == DLRN_OK && o->target) s = paths_expand(f->ctx, o->target, &f->y_paths);
-    if (s != DLRN_OK) return s;
-    s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, f->width, epochs, &f->inner);
+    if (s == DLRN_OK)
+        s = open_rows(f, &f->x_paths, o->target ? &f->y_paths : NULL, f->width, epochs, &f->inner);
     f->all_rows = f->inner.rows;
     if (s == DLRN_OK && chooses_rows(o))
         s = choose_rows(f->ctx, o, f->x_name, &f->inner, &f->left_out);
-    return s == DLRN_OK && f->held_out ? feed_shorten(f) : s;
+    if (s == DLRN_OK && f->held_out) s = feed_shorten(f);
+    return dlrn_agree(f->ctx, s);
 }
 
 static void feed_close(feed *f) {
@@ -152,10 +153,25 @@ static const char *feed_locate(feed *f, const path_list *list, const char *name,
     return name;
 }
 
+/* Whether all numbers are finite. On their bits, 16 at a time, which compilers turn into vectors: every
+   row goes through this. */
+static int all_finite(const float *x, int64_t n) {
+    int64_t at = 0;
+    for (; n - at >= 16; at += 16) {
+        uint32_t bits[16], most = 0;
+        memcpy(bits, x + at, sizeof bits);
+        for (int i = 0; i < 16; i++) most |= (bits[i] & 0x7fffffffu) + 0x00800000u;
+        if (most >> 31) return 0; /* an exponent of ones */
+    }
+    while (at < n && x[at] - x[at] == 0) at++;
+    return at >= n;
+}
+
 /* The library checks its rows, too, but does not know their file. The number of rows of x [n][d]
    before the first that is not finite; that one becomes the feed's error. first: row 0's number. */
 static int64_t feed_check(feed *f, const path_list *list, const char *name, const float *x,
                           int64_t n, int64_t d, uint64_t first) {
+    if (all_finite(x, n * d)) return n;
     for (int64_t i = 0; i < n * d; i++) {
         if (x[i] - x[i] == 0) continue; /* finite */
         uint64_t row = first + (uint64_t)(i / d);
@@ -180,18 +196,37 @@ static dlrn_status feed_cut(feed *f, const float *x, const float *y, uint64_t fi
     return DLRN_ERR_VALUE;
 }
 
+/* On several ranks, which all read the files: they must have read the same. */
+static dlrn_status feed_agree(feed *f, dlrn_status s, const float *x, const float *y, int64_t *n) {
+    const dlrn_source *in = &f->inner;
+    uint64_t sum[4] = {(uint64_t)*n, (uint64_t)s, 0, 0};
+    sum[2] = ranks_sum_of(x, (size_t)(*n * in->d_in) * sizeof *x);
+    if (y) sum[3] = ranks_sum_of(y, (size_t)(*n * in->d_out) * sizeof *y);
+    const dlrn_status same = ranks_compare(f->ctx, sum, sizeof sum, f->x_name);
+    if (same == DLRN_OK) return s;
+    *n = 0;
+    if (same != DLRN_ERR_VALUE) return same;
+    if (s != DLRN_OK && *f->error) (void)!dlrn_fail(f->ctx, s, "%s", f->error);
+    const dlrn_status all = dlrn_agree(f->ctx, s);
+    if (all == DLRN_OK) (void)!ranks_compare(f->ctx, sum, sizeof sum, f->x_name);
+    snprintf(f->error, sizeof f->error, "%s", dlrn_error(f->ctx));
+    return all == DLRN_OK ? same : all;
+}
+
 /* Reads up to `want` rows from the inner source. */
 static dlrn_status feed_piece(feed *f, int64_t want, float *x, float *y, int64_t *n) {
     dlrn_source *in = &f->inner;
     uint64_t first = (uint64_t)f->rows;
-    dlrn_status s = DLRN_OK;
+    dlrn_status s = ranks_tell_stop(f->ctx);
     *n = 0;
+    if (s != DLRN_OK) return s;
     if (stopping(NULL)) return DLRN_STOPPED;
     if (f->from_array && in->position) s = in->position(in->user, &first);
     if (s == DLRN_OK) s = in->read(in->user, want, x, y, n);
     if (s != DLRN_OK && stopping(NULL))
         return DLRN_STOPPED; /* Ctrl-C also ends the program that writes our input */
     if (s == DLRN_OK) s = feed_cut(f, x, y, first, n);
+    if (ranks_several() && f->from_array) s = feed_agree(f, s, x, y, n);
     f->rows += *n;
     return s;
 }

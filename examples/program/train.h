@@ -29,7 +29,8 @@ typedef struct train_run {
     int told_written;       /* how the dictionary is written is told */
     const char *class_name; /* in dictionary_learning; NULL: not known yet */
     page config;            /* config.json, ready to be written     */
-    FILE *log;              /* NULL until the first step is done    */
+    FILE *log;              /* NULL until the first step is done, and on ranks but rank 0 */
+    int logs;               /* 1: the log is open, there            */
     int lock;               /* a file that is open; -1: none        */
     size_t had_folders;     /* bytes of --save-dir that were there  */
     int others;             /* an older run's files are still there */
@@ -181,6 +182,7 @@ static const char *state_name(const train_run *r) {
 static dlrn_status open_folder(train_run *r) {
     const options *o = r->o;
     r->had_folders = strlen(o->save_dir);
+    if (!is_first()) return DLRN_OK;
     if (o->resume && !run_has(r->ctx, o, state_name(r))) return fail_resume(r);
     dlrn_status s = o->resume ? DLRN_OK : make_folders(r->ctx, o->save_dir, &r->had_folders);
     if (s == DLRN_OK) s = lock_folder(r->ctx, o->save_dir, &r->lock);
@@ -197,6 +199,7 @@ static dlrn_status open_folder(train_run *r) {
 /* Removes the files of the older run that a save of this one does not replace. */
 static void remove_others(const options *o) {
     char path[4200];
+    if (!is_first()) return;
     run_path(o, WHOLE_STATE, path, sizeof path);
     remove(path);
     run_path(o, SHARED_STATE, path, sizeof path);
@@ -207,7 +210,7 @@ static void remove_others(const options *o) {
 static dlrn_status write_config(train_run *r) {
     char path[4200];
     run_path(r->o, "config.json", path, sizeof path);
-    return dlrn_file_write(r->ctx, path, r->config.text, r->config.size);
+    return is_first() ? dlrn_file_write(r->ctx, path, r->config.text, r->config.size) : DLRN_OK;
 }
 
 /* Keeps the dictionary after this step: checkpoints/ae_STEP.pt, or where dictionary_learning has no
@@ -215,16 +218,16 @@ static dlrn_status write_config(train_run *r) {
 static dlrn_status save_snapshot(train_run *r, const dlrn_dictionary *dict, int64_t step) {
     char path[4200], name[64];
     run_path(r->o, "checkpoints", path, sizeof path);
-    if (mkdir(path, 0777) != 0 && errno != EEXIST)
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
-                         strerror(errno));
+    dlrn_status s = make_folder(r->ctx, path);
+    if (s != DLRN_OK) return s;
     snprintf(name, sizeof name, "checkpoints/ae_%lld", (long long)step);
     run_path(r->o, name, path, sizeof path);
-    dlrn_status s = save_learning(dict, path);
-    if (s != DLRN_ERR_UNSUPPORTED) return s;
-    if (mkdir(path, 0777) != 0 && errno != EEXIST)
-        return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot make this folder: %s", path,
-                         strerror(errno));
+    s = save_learning(dict, path);
+    if (s == DLRN_ERR_UNSUPPORTED)
+        s = make_folder(r->ctx, path);
+    else
+        return s;
+    if (s != DLRN_OK) return s;
     return save_for_library(dict, path, r->recipe->layout, &(int){0}, NULL, 0);
 }
 
@@ -238,6 +241,7 @@ static void tell_written(train_run *r, const char *what, const char *why) {
 /* Removes the files that an older run wrote for a library, which may be another than this run's. */
 static void remove_library(const options *o) {
     char path[4200];
+    if (!is_first()) return;
     for (size_t i = 0; i < sizeof library_files / sizeof *library_files; i++) {
         run_path(o, library_files[i], path, sizeof path);
         remove(path);
@@ -259,7 +263,7 @@ static dlrn_status save_dictionary(train_run *r, const dlrn_dictionary *dict) {
     const int no_file = s == DLRN_ERR_UNSUPPORTED;
     if (r->others && (no_file || s == DLRN_OK)) remove_library(r->o);
     strcat(path, ".pt");
-    if (r->others && no_file) remove(path);
+    if (r->others && no_file && is_first()) remove(path);
     snprintf(why, sizeof why, "%s", no_file ? dlrn_error(r->ctx) : "");
     if ((s != DLRN_OK && !no_file) || !library || !strcmp(library, "dictionary_learning")) return s;
     s = save_for_library(dict, r->o->save_dir, library, &within, note, sizeof note);
@@ -288,25 +292,29 @@ static dlrn_status save_state(train_run *r) {
     return s;
 }
 
+/* Puts the log in the place of an older run's. */
+static dlrn_status place_log(train_run *r) {
+    char path[4200], part[4200];
+    run_path(r->o, "log.jsonl.part", part, sizeof part);
+    run_path(r->o, "log.jsonl", path, sizeof path);
+    r->others = 0;
+    if (!is_first()) return DLRN_OK;
+    remove(path);
+    if (!r->log || rename(part, path) == 0) return DLRN_OK;
+    return dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be put in place: %s", path, strerror(errno));
+}
+
 /* Saves all of the run. The state comes last, so whoever resumes from it finds everything that
    belongs to it. snapshot: a step to keep the dictionary of, or -1. */
 static dlrn_status save_checkpoint(train_run *r, int64_t snapshot) {
-    char path[4200], part[4200];
     trained now;
     dlrn_status s = trained_open(r->t, &now);
     if (s == DLRN_OK) s = save_dictionary(r, now.dict);
     if (s == DLRN_OK && r->others)
         remove_others(r->o); /* before their config is replaced by one that is not their state's */
     if (s == DLRN_OK && !r->saved) s = write_config(r);
-    if (s == DLRN_OK && r->others) {
-        run_path(r->o, "log.jsonl.part", part, sizeof part);
-        run_path(r->o, "log.jsonl", path, sizeof path);
-        remove(path);
-        if (r->log && rename(part, path) != 0)
-            s = dlrn_fail(r->ctx, DLRN_ERR_IO, "%s: cannot be put in place: %s", path,
-                          strerror(errno));
-        r->others = 0;
-    }
+    if (s == DLRN_OK && r->others) s = place_log(r);
+    s = dlrn_agree(r->ctx, s);
     if (s == DLRN_OK) r->saved = 1;
     if (s == DLRN_OK && snapshot >= 0) s = save_snapshot(r, now.dict, snapshot);
     trained_close(&now);
@@ -379,6 +387,7 @@ static dlrn_status write_log(train_run *r, const dlrn_train_stats *s, double rat
 /* Removes the log and the folders of a run that has saved nothing. */
 static void leave_nothing(train_run *r) {
     char path[4200];
+    if (!is_first()) return;
     run_path(r->o, r->others ? "log.jsonl.part" : "log.jsonl", path, sizeof path);
     if (r->log) remove(path);
     unlock_folder(r->o->save_dir, &r->lock);
@@ -445,12 +454,14 @@ static double rate_of(const train_run *r, double now) {
 /* Logs a step, at the mean rate of this process. */
 static dlrn_status log_step(train_run *r, const dlrn_train_stats *s) {
     r->logged = s->step;
-    return write_log(r, s, rate_of(r, seconds()));
+    return dlrn_agree(r->ctx, is_first() ? write_log(r, s, rate_of(r, seconds())) : DLRN_OK);
 }
 
 /* After each step of a run: its figures, and the log if it is due. */
 static dlrn_status note_step(train_run *r, const dlrn_train_stats *s) {
-    dlrn_status status = r->log ? DLRN_OK : open_log(r);
+    dlrn_status status = DLRN_OK;
+    if (!r->logs) status = dlrn_agree(r->ctx, is_first() ? open_log(r) : DLRN_OK);
+    r->logs = status == DLRN_OK;
     r->rows += s->rows;
     r->last = *s;
     return status == DLRN_OK && s->step % r->o->train.log_steps == 0 ? log_step(r, s) : status;
@@ -569,7 +580,7 @@ static void drop_rows(train_stream *in, uint64_t weights) {
 /* Bytes of a run's weights and of their two moments. */
 static uint64_t weights_of(const train_run *r) {
     const dlrn_dictionary *dict = dlrn_trainer_describe(r->t).dictionary;
-    return (uint64_t)dict->features * (uint64_t)(dict->d_in + dict->d_out) * 12;
+    return (uint64_t)dict->span_of * (uint64_t)(dict->d_in + dict->d_out) * 12;
 }
 
 /* Logs the last step, saves and says so. An error that ended the run stays the run's error. */
@@ -580,7 +591,7 @@ static dlrn_status end_run(train_run *r, dlrn_status why) {
     if (state.steps == r->first) return end_idle_run(r, why, state.steps);
     snprintf(error, sizeof error, "%s", dlrn_error(r->ctx));
     if (state.broken) return why; /* the last good checkpoint stays */
-    if (r->log && r->logged != r->last.step) s = log_step(r, &r->last);
+    if (r->logs && r->logged != r->last.step) s = log_step(r, &r->last);
     if (why == DLRN_END) drop_rows(r->in, weights_of(r));
     dlrn_status saved = save_checkpoint(r, -1);
     if (s == DLRN_OK) s = saved;
@@ -601,6 +612,8 @@ static dlrn_status run_steps(train_run *r) {
     dlrn_status s = DLRN_OK;
     r->in->started = r->in->told = seconds();
     while (s == DLRN_OK) {
+        s = ranks_tell_stop(r->ctx);
+        if (s != DLRN_OK) break;
         s = stopping(NULL) ? DLRN_STOPPED : dlrn_trainer_step(r->t, &stats);
         if (s == DLRN_OK) s = on_step(r, &stats);
     }
@@ -618,7 +631,7 @@ static dlrn_status count_features(const train_run *r, int64_t d, const dlrn_dict
     const int64_t expansion = o->expansion ? o->expansion : 16;
     /* a crosscoder has one set of features for all layers, a transcoder one for each */
     const int64_t width = strcmp(r->recipe->family, "CrossLayerTranscoder") ? d / r->in->layers : d;
-    *features = o->dict_size ? o->dict_size : init && !o->expansion ? init->features : 0;
+    *features = o->dict_size ? o->dict_size : init && !o->expansion ? init->span_of : 0;
     if (*features) return DLRN_OK;
     if (expansion > INT32_MAX / width)
         return dlrn_fail(r->ctx, DLRN_ERR_ARGUMENT,
@@ -637,9 +650,9 @@ static dlrn_status check_init(const train_run *r, const dlrn_dictionary *init,
         return dlrn_fail(r->ctx, DLRN_ERR_UNSUPPORTED,
                          "%s: expected a dictionary of family %s for recipe %s, found %s", name,
                          r->recipe->family, cfg->recipe, init->family);
-    if (init->d_in == cfg->d_in && init->d_out == d_out && init->features == cfg->features)
+    if (init->d_in == cfg->d_in && init->d_out == d_out && init->span_of == cfg->features)
         return DLRN_OK;
-    if (init->d_in == cfg->d_in && init->features == cfg->features)
+    if (init->d_in == cfg->d_in && init->span_of == cfg->features)
         return dlrn_fail(
             r->ctx, DLRN_ERR_SHAPE,
             "%s: expected a dictionary with outputs of width %lld, as the targets have, "
@@ -649,7 +662,7 @@ static dlrn_status check_init(const train_run *r, const dlrn_dictionary *init,
                      "%s: expected a dictionary of width %lld, as the activations have, with %lld "
                      "features, found width %lld with %lld features",
                      name, (long long)cfg->d_in, (long long)cfg->features, (long long)init->d_in,
-                     (long long)init->features);
+                     (long long)init->span_of);
 }
 
 /* The flags as the library's settings. init: --init's dictionary, or NULL. */
@@ -905,7 +918,8 @@ static dlrn_status settle_run(train_run *r, const dlrn_source *source) {
     dlrn_status s = r->o->init ? load_init(r, &r->init) : DLRN_OK;
     if (s == DLRN_OK) s = train_settings(r, source, r->init, &r->cfg);
     if (s == DLRN_OK) s = make_config(r, &r->cfg);
-    return s == DLRN_OK && r->o->resume ? check_resumed(r) : s;
+    if (s == DLRN_OK && r->o->resume) s = check_resumed(r);
+    return dlrn_agree(r->ctx, s);
 }
 
 /* Makes the trainer: new, from --init, or from the saved state. */
@@ -948,8 +962,8 @@ static void close_run(train_run *r) {
 static dlrn_status train_on(train_run *r) {
     train_stream *in = r->in;
     dlrn_source source = feed_source(&in->feed);
-    dlrn_status s = open_folder(r);
-    if (s == DLRN_OK) s = open_buffer(in, &source);
+    dlrn_status s = ranks_first_of(r->ctx, open_folder(r), &r->others);
+    if (s == DLRN_OK) s = dlrn_agree(r->ctx, open_buffer(in, &source));
     if (s == DLRN_OK) s = settle_run(r, &source);
     if (s == DLRN_OK) s = open_trainer(r);
     if (s == DLRN_OK) s = run_steps(r);
@@ -1030,13 +1044,17 @@ static dlrn_status open_stream(train_stream *in, dlrn_context *ctx, const option
     if (!o->quiet) fprintf(stderr, "%s\n", dlrn_context_describe(ctx).text);
     dlrn_status s = o->model ? model_text_open(ctx, o, 1, &in->mt)
                              : find_layers(&in->feed, recipe, &in->layers);
+    s = dlrn_agree(ctx, s);
     in->feed.held_out = o->held_out;
     if (s == DLRN_OK)
         s = o->model ? lm_text_source(in->mt.model, in->mt.tok, in->mt.docs, &in->mt.reading,
                                       in->mt.tap, &in->feed.inner)
                      : feed_open(&in->feed, o->epochs);
+    if (s == DLRN_OK && o->model && ranks_several())
+        s = shared_open(ctx, &in->mt.left_out, &in->feed.inner);
     if (s == DLRN_OK && !o->model) s = check_layers(&in->feed, recipe, in->layers);
-    return s == DLRN_OK && o->skip_nonfinite ? feed_keep_finite(&in->feed) : s;
+    if (s == DLRN_OK && o->skip_nonfinite) s = feed_keep_finite(&in->feed);
+    return dlrn_agree(ctx, s);
 }
 
 /* Says what of the rows was left out. */
