@@ -117,7 +117,8 @@ TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD=
 
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
         coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers \
-        bench-check bench-readme bench-cores frontier readme help python-test llama llama-test smollm bench-llama page-test \
+        bench-check bench-readme bench-cores frontier readme help python-test llama llama-test smollm bench-llama \
+        page-test \
         page-pictures chromium clean mpi mpi-test format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 

@@ -25982,7 +25982,7 @@ DLRNI_INTERNAL void dlrni_output_gradient(void *arg, int64_t task, int worker) {
     }
 }
 
-/* Task: adds the groups' parts of the center's gradient to job.to [d_in], in the order of groups. */
+/* Task: adds the groups' parts of the center's gradient to job.to [d_in], in order. */
 DLRNI_INTERNAL void dlrni_center_gradient(void *arg, int64_t task, int worker) {
     const dlrni_bias_job *j = (const dlrni_bias_job *)arg;
     const dlrni_work *w = &j->t->w;
@@ -25992,8 +25992,8 @@ DLRNI_INTERNAL void dlrni_center_gradient(void *arg, int64_t task, int worker) {
         j->t->ctx->k->axpy(1.0f, w->center_part + g * d + at, j->to + at, width);
 }
 
-/* Runs one of the two over all columns: shared out among the threads, at least 64 in a task, so that
-   a kernel has several sums under way. */
+/* Runs one of the two over all columns: shared out among the threads, at least 64 in a task, so
+   that a kernel has several sums under way. */
 DLRNI_INTERNAL void dlrni_each_column(dlrn_trainer *t, int64_t d, int64_t rows,
                                       dlrn_parallel_body body, float *to) {
     const int64_t each = dlrni_round_up(dlrni_ceil_div(d, t->ctx->threads), DLRNI_LANES);

@@ -9,9 +9,9 @@
    says how loops are cut. But its loops come to a parallel_for of this program, which runs the
    tasks one by one. Times are processor time of this thread, so that other programs do not count.
 
-   Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY is
-   the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the time
-   since the loop before. Short loops, which the library keeps on the calling thread, are in it. */
+   Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
+   is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
+   time since the loop before. Short loops, which the library keeps on the calling thread, are in it. */
 #define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 
@@ -25,10 +25,10 @@ enum { POOL = 1 << 20, L0 = 100, K = 64, CONTEXT = 128 };
 
 static struct {
     int on;
-    double last, cost;     /* the clock at the end of the last loop; what reading the clock takes */
-    double *times;         /* [room] ns: for each loop its serial time, then its tasks            */
-    intptr_t *body;        /* [loops] */
-    int64_t *tasks;        /* [loops] */
+    double last, cost; /* the clock at the end of the last loop; what reading the clock takes */
+    double *times;     /* [room] ns: for each loop its serial time, then its tasks            */
+    intptr_t *body;    /* [loops] */
+    int64_t *tasks;    /* [loops] */
     int64_t loops, n, room, loops_room;
 } record;
 
@@ -58,8 +58,10 @@ void recorder(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
     }
     if (record.loops == record.loops_room) {
         record.loops_room = 2 * record.loops_room + 64;
-        record.body = (intptr_t *)realloc(record.body, (size_t)record.loops_room * sizeof(intptr_t));
-        record.tasks = (int64_t *)realloc(record.tasks, (size_t)record.loops_room * sizeof(int64_t));
+        record.body =
+            (intptr_t *)realloc(record.body, (size_t)record.loops_room * sizeof(intptr_t));
+        record.tasks =
+            (int64_t *)realloc(record.tasks, (size_t)record.loops_room * sizeof(int64_t));
         if (!record.body || !record.tasks) exit(1);
     }
     record.body[record.loops] = (intptr_t)body - (intptr_t)recorder;
@@ -208,7 +210,8 @@ static void record_uses(const run *r) {
             continue;
         }
         if (i >= 0) begin();
-        if (!strcmp(r->what, "encode")) must(r->ctx, dlrn_encoder_run(e, x, r->n, NULL, &codes, NULL));
+        if (!strcmp(r->what, "encode"))
+            must(r->ctx, dlrn_encoder_run(e, x, r->n, NULL, &codes, NULL));
         if (!strcmp(r->what, "evaluate")) must(r->ctx, dlrn_evaluator_add(v, x, NULL, r->n));
         if (i >= 0) end();
     }
@@ -244,7 +247,8 @@ int main(int argc, char **argv) {
     dlrn_context_config cfg = {0};
     dlrn_rng rng = {3, 1, 0};
     run r = {0};
-    if (argc != 7) return fprintf(stderr, "usage: cores WHAT ROWS WIDTH FEATURES THREADS REPEATS\n"), 2;
+    if (argc != 7)
+        return fprintf(stderr, "usage: cores WHAT ROWS WIDTH FEATURES THREADS REPEATS\n"), 2;
     char *colon = strchr(argv[1], ':');
     if (colon) *colon = 0;
     r.what = argv[1], r.recipe = colon ? colon + 1 : NULL;
