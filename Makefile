@@ -119,7 +119,7 @@ TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD=
         coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers \
         bench-check bench-readme bench-cores frontier readme help python-test llama llama-test smollm bench-llama \
         page-test \
-        page-pictures chromium clean mpi mpi-test format fuzz fuzz-afl fuzz-merge fuzz-replay
+        page-pictures chromium clean mpi mpi-test bench-mpi format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
 all: $(PROGRAMS) ## the program build/dictlearn and the examples
@@ -500,6 +500,9 @@ bench-features: $(BUILD)/dictlearn $(BUILD)/dashboard/ready ## features beside t
 
 frontier: $(BUILD)/dictlearn ## dictionaries of each recipe at equal L0, 20 minutes (TEXT=FILE; else a model writes it)
 	python3 bench/frontier.py $(BUILD) $(if $(TEXT),--text '$(TEXT)') $(FRONTIER)
+
+bench-mpi: $(BUILD)/dictlearn $(BUILD)/dictlearn-mpi ## steps on two ranks, on two hosts, and their model (root, tc)
+	python3 bench/mpi.py $(BUILD) --readme
 
 bench-peers: $(BUILD)/peers/ready ## build/peers with PyTorch, NumPy and OpenBLAS, to be measured in turns with ours
 

@@ -14,8 +14,9 @@
    >>threads.
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
-                    options, memory, threads, speed, errors, trust, limits, compat, names in Python,
-                    surveys, words of the code, how to add a family, layout, recipe or kernel set
+                    options, memory, threads, speed, ranks, errors, trust, limits, compat, names in
+                    Python, surveys, words of the code, how to add a family, layout, recipe or
+                    kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -672,9 +673,9 @@
    (3.84 million rows), d 512 and f32, half of that with DLRN_BF16. dlrn_encode() fills an array of
    n * F floats; dlrn_encode_sparse() stores only active features. If you reuse an encoder and its
    codes, it stops allocating after its first batches. Rows in files (dlrn_source_open) pass
-   through: shards of 100 GB take a few MB. What a growing file cannot hold yet, such as codes
-   before they are counted, waits in a temporary file, in the folder that TMPDIR names or else
-   beside the target.
+   through: shards of 100 GB take a few MB, beside pages of the system's cache. What a growing file
+   cannot hold yet, such as codes before they are counted, waits in a temporary file, in the folder
+   that TMPDIR names or else beside the target.
 
    ---- THREADS ------------------------------------------------------------------------------------
 
@@ -698,6 +699,12 @@
    features: their cost grows with L0, not with F. (Adam still visits every weight.) For many calls
    with few rows, dlrn_encoder_prepare() keeps the encoder's weights in low precision.
 
+   A file of rows that the system can map is read by all threads, and the system is asked for the
+   next 8 MB, so that the disk works while rows are computed. Where that is not possible (standard
+   input, pipes, a host's own files) the calling thread reads, between computations. A batch of a
+   buffer is copied in the order in which its rows lie in memory; which rows it has, and in which
+   order, depends on the seed alone.
+
    `make bench` measures your machine, as fractions of the hardware's limits; bench/README.md has a
    table. A plain `cc -O2` is enough: kernels for each instruction set are compiled by attributes
    and chosen at run time.
@@ -718,6 +725,81 @@
    -ffast-math is an #error: it would remove the checks for NaN and infinity. Weights, moments and
    thresholds are f32; losses and metrics are summed in f64. f16, bf16 and f64 in files are
    converted to f32 when they are read; dictionaries are saved as f32.
+
+   ---- RANKS --------------------------------------------------------------------------------------
+
+   Several processes, called ranks, can hold one dictionary together: their contexts are made with a
+   dlrn_collective (examples/mpi.h makes it from MPI). Each rank owns a span: a run of whole groups
+   of 48 features, with encoder rows, atoms, moments and counters (dict->features of dict->span_of,
+   from dict->span_at on). Each part of a cross-layer transcoder is divided into spans. All ranks
+   make the same calls in the same order, with the same rows, configuration and seed; all get the
+   same status, figures and x_hat. Weights to start from (`init`) are given span by span.
+
+   A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
+   begins with output bias and skip. These shares of x_hat are summed over the ranks, in stretches
+   of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
+   several ranks. All ranks then compute the same losses, and the same gradients of output bias and
+   skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
+   the collective, on each rank, for any F:
+
+       x_hat          4 n d_out; as much for each nested group but the last, and for the second
+                      reconstruction of gated families and of multi_top_k
+       center         4 d_in
+       figures        24; with AuxK or ghosts 8 for each such loss
+       penalties      l1, lp, power, tanh, step, quadratic 8 n; entropy 24 n; others 0; while the
+                      exponent falls 8 n more
+       top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row ends
+       group_max      8 n k
+       batch_top_k    49,208; 8 n more if entries are equal where the batch ends
+       dead features  AuxK 512 n, ghosts 4 n; and 4 n d_out
+       clipping       16
+       statuses       8 each: four in every step; one for clipping, for a selection, for dead
+                      features
+
+   dlrn_context_describe() has counted what was sent. Selections are exact: on the same
+   pre-activations as those of one process; among equal entries, the lower feature stays.
+
+   A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
+   ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
+   of no collective. Two numbers of ranks differ, because x_hat is added up from other parts, and
+   each part is rounded to f32: after 40 steps by less than 1e-6 of the largest weight. Where two
+   numbers decide that are as near as that (at a gate, a cut, a sign), a run may take another way.
+
+   Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
+   matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
+   the buffer, of biases and of a skip. top_k takes (12 k + 92) n bytes, with up to k entries of
+   each row on each rank.
+
+   If one rank fails (memory, a file, a callback), all fail with its status; on the others the
+   message begins with "rank 2: ". If the collective itself fails, no later call succeeds: resume
+   from a checkpoint.
+
+   ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
+
+   Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
+   mapped; of a tensor that is stored in another order or type a rank holds 16 rows at a time
+   beside what it keeps. An .npz that is compressed is unpacked whole. What is folded into weights
+   (norms, scales, thresholds) is folded feature by feature, so the numbers are those of one
+   process. Ranks that find different dictionaries get an error.
+
+   Saving, and checkpoints: rank 0 writes one file, byte for byte that of one process with the same
+   numbers; the others need not see its folder. They send their rows in blocks of 4 MB, or one row
+   of the file where that is more; two such blocks are all that a rank holds. The file appears when
+   it is complete: if a rank fails before, the older one stays. Any number of ranks resumes a
+   checkpoint, also one that another number wrote. The buffer's rows are those of rank 0: all have
+   the same.
+
+   Features: f and codes hold a rank's own features, codes under their numbers in the whole; x_hat
+   comes out complete on every rank. dlrn_gather_codes() puts the codes of all ranks together. Which
+   features a selection keeps is exact. MatchingPursuit, GatedTopK, Temporal and IdentityDict need
+   all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
+
+   Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
+   over features (l1, entropy) are added up rank by rank. A language model is run by each rank on
+   documents of its own (dlrn_language_model.documents: how many, which may be none). At each edit
+   the ranks gather their rows, encode and decode them together, and each takes its own back. So all
+   models must edit the same sites in the same order. Cross-entropies are means over the tokens of
+   all.
 
    ---- ERRORS -------------------------------------------------------------------------------------
 
@@ -1026,8 +1108,8 @@
    uses, which the program reads. What a recipe needs beyond the rules that exist:
    - A setting is a field of dlrn_train_config, a line of the list in room settings with its range,
      its default if that is not 0, and a flag of the program. A rule is a field of dlrni_rules.
-   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, and dlrni_penalty_row
-     if its slope needs a sum over the row (all in room loss).
+   - A loss: dlrni_loss_of. A penalty: dlrni_penalty_of, dlrni_penalty_slope, dlrni_penalty_row if
+     its slope needs a sum over the row, and dlrni_row_sums, for several ranks (all in room loss).
    - A gate: dlrni_trained_value (room loss) and its slopes (room backward, dlrni_jump_slopes is an
      example).
    - An auxiliary loss: a block like AuxK's (room auxiliary).
@@ -1566,6 +1648,7 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
    otherwise in the family's first. The path's suffix sets the format: .pt (opens in
    dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
    file stays until the new one is complete; a pipe or device is written to directly.
+   Over ranks all call it, with their own features, and rank 0 writes.
    DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
@@ -1608,7 +1691,8 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
    with avx512vnni, 0.75 times with avx512bf16. Does nothing where that would not pay. The results
    are the same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
-/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features; codes,
+/* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
+   ranks F is this rank's, dict->features); codes,
    the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
    is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
    selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
@@ -1632,6 +1716,11 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
+/* Over ranks codes hold this rank's features. Puts together those that all ranks have of the same
+   rows, in the order of one process. Every rank receives them all, also one that passes `all` NULL
+   because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
+DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
+                                                  const dlrn_sparse *codes, dlrn_sparse *all);
 /* Frees codes and leaves them zeroed, ready for use. */
 DLRN_API void dlrn_sparse_free(dlrn_sparse *codes);
 
@@ -1942,13 +2031,13 @@ typedef struct dlrn_recipe_info {
 DLRN_API const dlrn_recipe_info *dlrn_recipe(int index);
 
 /* Creates a trainer. init: the weights to start from, copied (the dictionary may belong to any
-   context); NULL: random ones, by cfg.seed. buffer: where _step takes its batches from; borrowed,
-   and must outlive the trainer. It may be NULL if you only call _step_on; a resampling then draws
-   from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is out of range, by name; _SHAPE:
-   sizes that do not agree; _UNSUPPORTED: init is of a family, or has parameters, parts or a
-   formula, that the recipe cannot train. Its scales are kept: rows are given raw, and losses are in
-   its scale. If the recipe ranks features in another way, thresholds are multiplied by the norms.
- */
+   context), on several ranks this rank's span; NULL: random ones, by cfg.seed. buffer: where _step
+   takes its batches from; borrowed, and must outlive the trainer. It may be NULL if you only call
+   _step_on; a resampling then draws from the rows of its step. DLRN_ERR_ARGUMENT: a setting that is
+   out of range, by name; _SHAPE: sizes that do not agree; _UNSUPPORTED: init is of a family, or has
+   parameters, parts or a formula, that the recipe cannot train. Its scales are kept: rows are given
+   raw, and losses are in its scale. If the recipe ranks features in another way, thresholds are
+   multiplied by the norms. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_trainer_create(dlrn_context *ctx, const dlrn_train_config *cfg,
                                                     const dlrn_dictionary *init,
                                                     dlrn_buffer *buffer, dlrn_trainer **out);
@@ -1980,8 +2069,8 @@ typedef struct dlrn_trainer_info {
     int64_t steps;                   /* number of steps done                                   */
     float *m[DLRN_ROLE_COUNT], *v[DLRN_ROLE_COUNT]; /* Adam's moments, by role; with signum m
                         holds the z of sign descent, and v is NULL                            */
-    int64_t *since_fired; /* [F] steps since the feature was last active, or rows if the recipe
-                             counts rows (cfg.dead_rows)                                     */
+    int64_t *since_fired; /* [F], on several ranks of the span: steps since the feature was last
+                             active, or rows if the recipe counts rows (cfg.dead_rows)       */
     int broken; /* 1: a step failed while it was writing the weights. Some have moved, others have
                    not: do not use the dictionary, and do not save it                        */
 } dlrn_trainer_info;
@@ -2123,7 +2212,8 @@ typedef struct dlrn_language_model {
     const char *(*error)(void *user); /* the reason why a call failed; may be NULL */
     void *user;                       /* passed to each callback                   */
     int64_t sites;                    /* number of sites that it calls edit for    */
-    int64_t documents;                /* copied to dlrn_metrics.documents          */
+    int64_t documents; /* copied to dlrn_metrics.documents. Over ranks: of this rank, and the
+                          metrics have the sum; with 0 its cross_entropy is not called            */
 } dlrn_language_model;
 
 /* How to evaluate. The last column: defaults. */
@@ -2196,7 +2286,8 @@ typedef enum dlrn_weight {
 /* Computes them all: mean [DLRN_WEIGHT_COUNT], over the features that have a value, and each
    [DLRN_WEIGHT_COUNT][F], which may be NULL. Takes F^2 (d_in + d_out) multiplications, so seconds
    for F = 32768. In a dictionary of parts the features of one part are compared with each other
-   alone, since other parts read or write other layers. */
+   alone, since other parts read or write other layers. Over ranks F is that of all (span_of), and
+   each rank gets all figures. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean,
                                                     float *each);
 #endif /* DICTLEARN_NO_TRAINING */
@@ -2373,6 +2464,13 @@ typedef enum dlrn_matmul_op {
 enum { DLRN_MATMUL_WORK = 512 * 48 };
 DLRN_API DLRN_CHECK dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
                                             dlrn_tensor b, float beta, dlrn_tensor c, float *work);
+/* The same on the context's threads, without a BLAS. `then` is called once for each block of c when
+   it is finished, while it is in the cache, on the thread that computed it: c [row + i][col + j] is
+   block [i][j], and `then` may change it. For what follows a product: a bias, an activation. */
+typedef void (*dlrn_matmul_body)(void *arg, int64_t row, int64_t col, dlrn_tensor block);
+DLRN_API DLRN_CHECK dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op,
+                                                 dlrn_tensor a, dlrn_tensor b, float beta,
+                                                 dlrn_tensor c, dlrn_matmul_body then, void *arg);
 /* The next three take vectors of n numbers, give the same bits with every kernel set, and may be
    called inside a body of dlrn_parallel_for.
    The scalar product of a and b: */
@@ -2817,6 +2915,7 @@ typedef struct dlrni_set {
     const char *name;
     const dlrni_kernel_table *k;
     const dlrni_screen *screen[2]; /* NULL: none */
+    double candidate;              /* cost of recomputing one, see dlrni_choose_screen */
 } dlrni_set;
 
 /* dlrn_context_describe hands out the names of the sets, so a context stores them; a declaration
@@ -2828,6 +2927,7 @@ struct dlrn_context {
     dlrni_set set;               /* in force                     */
     const dlrni_kernel_table *k; /* its kernels                  */
     int threads;                 /* workers of dlrn_parallel_for */
+    int64_t near_bytes;          /* of rows that many sums share: half of a second cache */
     dlrn_traffic traffic;        /* of cfg.collective            */
     int agreed;                  /* 1: all ranks know the last failure (dlrni_agree) */
     char error[1024]; /* of the last failure; needs no memory when memory has run out    */
@@ -3467,11 +3567,12 @@ struct dlrni_kernel_table {
 /* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
    names the number of the feature that it is multiplied by. */
 typedef struct dlrni_screen_row {
-    float unit;    /* of the feature's bias          */
-    float error;   /* of the feature's rounded norm  */
-    float norm;    /* of the feature's error         */
-    float floor;   /* of the feature's 1 / scale     */
-    int32_t shift; /* added to a sum of integers     */
+    float unit;    /* of the feature's bias                  */
+    float error;   /* of the feature's rounded norm          */
+    float norm;    /* of the feature's error                 */
+    float floor;   /* of the feature's 1 / scale             */
+    float given;   /* the floor itself, from which that came */
+    int32_t shift; /* added to a sum of integers             */
 } dlrni_screen_row;
 
 /* How far rounding moved a row x to x^. Room screen makes the factors from it. */
@@ -3487,14 +3588,16 @@ typedef struct dlrni_rounding {
    of a tile in the first two caches, in units of a multiply-add at the f32 peak of the same
    vectors:
 
-                        int8   bf16   int16 (AVX-512)   int16 (AVX2)   f32
-     in the table       0.27   0.53   0.72              0.72           1.00   measured on Zen 4
-     another processor  0.26   1.99   1.01              0.71           1.01   a Xeon with AMX
-     its set amx        0.10   0.20   -                 -              -      the same
+                        int8   int16 (VNNI)   bf16   bytes   int16 (AVX-512, AVX2)   f32
+     in the table       0.27   0.53           0.53   0.45    0.72                    1.00   Zen 4
+     another processor  0.26   0.52           1.99   0.56    1.01 (AVX2: 0.71)       1.01   a Xeon
+     its set amx        0.10   -              0.20   -       -                       -      with AMX
 
-   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 does 2,
-   which gives 0.53 likewise. int16 needs two instructions for two. On that Xeon vdpbf16ps is slow,
-   so its bf16 screen costs more than the dense product. A tile of amx is so fast that its panel
+   int8 does 4 multiply-adds per instruction, at 94 % of its peak: 1 / (4 x 0.94). bf16 and int16
+   with VNNI do 2, which gives 0.53 likewise; int16 without it needs two instructions for two, and
+   bytes 18 for 32. The 0.45 for bytes is an estimate: nobody has measured it on Zen 4 (the Xeon
+   takes 0.45 with AVX2). On that Xeon vdpbf16ps is slow, so its bf16 screen costs more than the
+   dense product. A tile of amx is so fast that its panel
    does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
    table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
    of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
@@ -3513,6 +3616,13 @@ struct dlrni_screen {
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
                  const dlrni_screen_row *row, uint64_t *mask);
+    /* For a screen that checks the candidates of a coarser one. sum [count] = the sums of products
+       of x[i] and w[i], rounded rows of `bytes`, to within 8 units of 2^-24 of the product of their
+       norms. NULL: it checks none. */
+    void (*pairs)(const unsigned char *const *x, const unsigned char *const *w, int64_t bytes,
+                  int64_t count, float *sum);
+    const dlrni_screen *check; /* what its own candidates may be checked with; NULL: nothing */
+    int block; /* a word of the format's own comes before so many elements; 0: nowhere */
 };
 
 /* DLRNI_LANES: lanes of a vector. DLRNI_GROUP: features of a group, columns of a packed panel. 48
@@ -3551,6 +3661,7 @@ typedef struct dlrni_set_row {
     const char *name;
     int (*runs)(void);
     const dlrni_kernel_table *k;
+    double candidate; /* cost of recomputing one, see dlrni_choose_screen */
     struct {
         const dlrni_screen *screen;
         int (*runs)(void); /* NULL: wherever the set runs */
@@ -3558,35 +3669,38 @@ typedef struct dlrni_set_row {
 } dlrni_set_row;
 
 static const dlrni_set_row dlrni_sets[] = {
-    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, {{NULL, NULL}}},
+    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, 4, {{NULL, NULL}}},
 #if DLRNI_X86
     {"avx2",
      dlrni_avx2_runs,
      &dlrni_avx2_kernels,
-     {{&dlrni_avx2_screen_int16, NULL}, {&dlrni_avx2_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
     {"avx512",
      dlrni_avx512_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512_screen_int16, NULL}, {&dlrni_avx512_screen_f32, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
     {"avx512bf16",
      dlrni_avx512bf16_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512bf16_screen, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
     {"avx512vnni",
      dlrni_avx512vnni_runs,
      &dlrni_avx512_kernels,
-     {{&dlrni_avx512vnni_screen, NULL},
-      {&dlrni_avx512bf16_screen, dlrni_avx512bf16_runs},
-      {&dlrni_avx512_screen_int16, NULL}}},
+     4,
+     {{&dlrni_avx512vnni_screen, NULL}, {&dlrni_avx512vnni_screen_int16, NULL}}},
 #endif
 #if DLRNI_AMX
     {"amx",
      dlrni_amx_runs,
      &dlrni_avx512_kernels,
+     7,
      {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
 #endif
 #if DLRNI_NEON
-    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, {{&dlrni_neon_screen_f32, NULL}}},
+    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, 4, {{&dlrni_neon_screen_f32, NULL}}},
 #endif
 #if DLRNI_NEON_BYTES
     {"neondot",
@@ -3613,6 +3727,7 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
     memset(set, 0, sizeof *set);
     set->name = row->name;
     set->k = row->k;
+    set->candidate = row->candidate;
     for (int c = 0; c < 3 && n < 2; c++)
         if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
             set->screen[n++] = row->choice[c].screen;
@@ -3687,6 +3802,17 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
            dlrni_collective_is_whole(&cfg->collective);
 }
 
+/* Bytes of a core's second cache. cpuid's leaf 0x80000006 has it in KB, from all makers of x86. */
+DLRNI_INTERNAL int64_t dlrni_second_cache(void) {
+    int64_t kb = 0;
+#if DLRNI_X86 && defined(__x86_64__)
+    unsigned a = 0x80000006u, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    kb = (int64_t)(c >> 16);
+#endif
+    return (kb ? kb : 512) << 10;
+}
+
 /* The set is chosen once: later changes of DICTLEARN_KERNELS affect only later contexts. */
 DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn_context **out) {
     dlrn_context_config cfg;
@@ -3707,6 +3833,7 @@ DLRN_API dlrn_status dlrn_context_create(const dlrn_context_config *config, dlrn
 #ifndef _OPENMP
     if (!cfg.parallel_for) ctx->threads = 1; /* scratch is sized by threads: none for absent ones */
 #endif
+    ctx->near_bytes = dlrni_second_cache() / 2;
     dlrni_describe(ctx);
     *out = ctx;
     return DLRN_OK;
@@ -3872,33 +3999,38 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 
 /* ---- Products ----
 
-   Dense products. A task computes a block of c: up to 1024 rows, up to 8 panels of 48 columns. It
-   walks the depth in slices of 512:
+   Dense products. The right side is cut into panels of 48 columns and slices of 512 steps of the
+   depth. All threads pack a wave of them, 16 MB at the most. Then a task computes up to 256 rows
+   of c: slice by slice it copies its rows of a, and all panels of the slice pass by them:
 
-            depth                        8 panels of 48
+            depth                        panels of 48
          +--------+--------+         +----+----+ ... +----+
      a   | slice  |        |     b   |    |    |     |    |  slice
          | copied |        |         +----+----+ ... +----+
-         +--------+--------+         packed one at a time; all rows of the slice pass by it
+         +--------+--------+         packed once for all tasks; the next one is prefetched
 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
-   would evict one another. A packed panel is read in one run from the second cache. Measured on Zen
-   4, two cores, as a share of the peak, 2048 x 8192 x 512: NT 0.92, NN 0.90, TN 0.90; without the
-   copy, TN 0.74. With 256 rows a task and slices of 128, packing and starting a tile weigh more:
-   0.80, 0.78, 0.76. To measure elsewhere: `make bench`, rows gemm. A panel (depth x 48 x 4 = 96 KB)
-   must leave most of the second cache free; the copied rows take 2 MB at the most. */
+   would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
+   second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
+   up to 512 rows, 0.82 with 1024, which fill the cache. There and on two threads, beside tasks of
+   1024 rows that pack each panel for themselves: NT, NN, TN of 2048 x 8192 x 512 1.12, 1.14 and
+   1.18 times as fast, TN of 8192 x 512 x 2048 1.15 times. Measured on Zen 4 with 1024 rows: NT
+   0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
+   bench`, rows gemm. */
 
 enum {
-    DLRNI_GEMM_ROWS = 1024,    /* of a task at the most: share the packing of a panel          */
-    DLRNI_GEMM_ROWS_MIN = 128, /* below, packing a panel costs too much beside its product     */
-    DLRNI_GEMM_PANELS = 8,     /* of a task: share the copied rows; 4 to 8: TN 0.80 to 0.83   */
+    DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
+    DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
+    DLRNI_GEMM_CHUNK =
+        24, /* rows between two prefetches of the next panel: whole tiles in all sets */
+    DLRNI_GEMM_WAVE = 1 << 22, /* numbers that are packed at one time                            */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
 };
 
-/* c [m][n] = op(a, b) (+ c), cut into blocks_m x blocks_n tasks. NN, NT and TN differ only in how a
-   and b are packed; one kernel computes all three. */
+/* c [m][n] = op(a, b) (+ c). NN, NT and TN differ only in how a and b are packed; one kernel
+   computes all three. */
 typedef struct dlrni_gemm_job {
     const dlrni_kernel_table *k;
     dlrn_matmul_op op;
@@ -3906,9 +4038,13 @@ typedef struct dlrni_gemm_job {
     const float *a, *b;
     float *c;
     int beta;
-    int64_t rows, blocks_m, blocks_n; /* rows of a task; blocks of rows, of columns           */
-    int copies_a;                     /* whether a task copies its rows of a                  */
-    float *work;                      /* [workers][work_size]: a panel, then the copied rows  */
+    dlrn_matmul_body then; /* NULL, or for each finished block of c */
+    void *arg;
+    int64_t slices, first, panels; /* of the depth; first column and panels of this wave       */
+    int64_t rows, blocks;          /* rows of a task; blocks of rows                           */
+    int64_t run, runs;             /* panels of a task; runs of panels                         */
+    float *packed; /* [slices][panels][DLRN_MATMUL_WORK]; NULL: tasks pack their own panels */
+    float *work;   /* [workers][work_size]: a panel, then the copied rows                   */
     int64_t work_size;
 } dlrni_gemm_job;
 
@@ -3973,6 +4109,10 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
     for (int64_t p = 0; p < depth; p++) {
         for (int64_t q = 0; q < DLRNI_GROUP && p + AHEAD < depth; q += DLRNI_LANES)
             DLRNI_PREFETCH_FAR(b + (p + AHEAD) * ldb + q);
+        if (n == DLRNI_GROUP) { /* a few moves: a call of memcpy takes longer */
+            memcpy(panel + p * DLRNI_GROUP, b + p * ldb, DLRNI_GROUP * sizeof(float));
+            continue;
+        }
         memcpy(panel + p * DLRNI_GROUP, b + p * ldb, (size_t)n * sizeof(float));
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
     }
@@ -3988,35 +4128,79 @@ DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t
         memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
 }
 
-/* Task: one block of c. Successive tasks keep the block of the larger operand, which is then still
-   in the cache: `down` walks through the rows of c first, else through its columns. The sums of an
-   element go through the depth in order, slice after slice, starting from c, so that the size of a
-   slice does not change a bit. */
-DLRNI_INTERNAL void dlrni_gemm_block(void *arg, int64_t task, int worker) {
+/* Steps of slice s. */
+DLRNI_INTERNAL int64_t dlrni_gemm_depth(const dlrni_gemm_job *j, int64_t s) {
+    return dlrni_min(DLRNI_GEMM_DEPTH, j->depth - s * DLRNI_GEMM_DEPTH);
+}
+
+/* Columns of panel p of the wave. */
+DLRNI_INTERNAL int64_t dlrni_gemm_width(const dlrni_gemm_job *j, int64_t p) {
+    return dlrni_min(DLRNI_GROUP, j->n - j->first - p * DLRNI_GROUP);
+}
+
+/* panel = slice s of panel p. */
+DLRNI_INTERNAL void dlrni_gemm_pack(const dlrni_gemm_job *j, int64_t s, int64_t p, float *panel) {
+    const int64_t at = j->first + p * DLRNI_GROUP, from = s * DLRNI_GEMM_DEPTH;
+    const int64_t n = dlrni_gemm_width(j, p), depth = dlrni_gemm_depth(j, s);
+    if (j->op == DLRN_NT)
+        dlrni_pack_rows(j->k, j->b + at * j->ldb + from, j->ldb, n, depth, panel);
+    else
+        dlrni_pack_cols(j->b + from * j->ldb + at, j->ldb, n, depth, panel);
+}
+
+DLRNI_INTERNAL float *dlrni_gemm_packed(const dlrni_gemm_job *j, int64_t s, int64_t p) {
+    return j->packed + (s * j->panels + p) * DLRN_MATMUL_WORK;
+}
+
+/* Task: packs one panel's slice of the wave. */
+DLRNI_INTERNAL void dlrni_gemm_pack_task(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int down = j->m < j->n;
-    int64_t i0 = (down ? task % j->blocks_m : task / j->blocks_n) * j->rows,
-            m = dlrni_min(j->rows, j->m - i0);
-    int64_t j0 = (down ? task / j->blocks_m : task % j->blocks_n) * DLRNI_GEMM_PANELS * DLRNI_GROUP;
-    int64_t j1 = dlrni_min(j0 + DLRNI_GEMM_PANELS * DLRNI_GROUP, j->n);
-    int64_t row = j->op == DLRN_TN ? 1 : j->lda, col = j->op == DLRN_TN ? j->lda : 1;
-    float *c = j->c + i0 * j->ldc, *panel = j->work + worker * j->work_size;
-    float *copy = j->copies_a ? panel + DLRN_MATMUL_WORK : NULL;
-    if (copy) row = DLRNI_GEMM_STRIDE, col = 1;
-    for (int64_t i = 0; i < m && !j->beta && !j->depth; i++) /* a sum of nothing is 0 */
-        memset(c + i * j->ldc + j0, 0, (size_t)(j1 - j0) * sizeof *c);
-    for (int64_t p = 0; p < j->depth; p += DLRNI_GEMM_DEPTH) {
-        int64_t depth = dlrni_min(DLRNI_GEMM_DEPTH, j->depth - p);
-        const float *a = copy ? copy : j->a + i0 * row + p * col;
-        if (copy) dlrni_pack_left(j, i0, m, p, depth, copy);
-        for (int64_t at = j0; at < j1; at += DLRNI_GROUP) {
-            int64_t n = dlrni_min(DLRNI_GROUP, j1 - at);
-            if (j->op == DLRN_NT)
-                dlrni_pack_rows(j->k, j->b + at * j->ldb + p, j->ldb, n, depth, panel);
-            else
-                dlrni_pack_cols(j->b + p * j->ldb + at, j->ldb, n, depth, panel);
+    const int64_t s = task / j->panels, p = task % j->panels;
+    (void)worker;
+    dlrni_gemm_pack(j, s, p, dlrni_gemm_packed(j, s, p));
+}
+
+/* The product of m copied rows of a with a packed panel, while `next`, the panel that follows,
+   comes to the second cache: without, each panel would begin with a wait for the memory. */
+DLRNI_INTERNAL void dlrni_gemm_panel(const dlrni_gemm_job *j, int64_t m, int64_t n, int64_t depth,
+                                     const float *a, const float *panel, const float *next,
+                                     int beta, float *c) {
+    const int64_t chunks = dlrni_ceil_div(m, DLRNI_GEMM_CHUNK), numbers = depth * DLRNI_GROUP;
+    const int64_t each = dlrni_ceil_div(numbers, chunks * DLRNI_LANES) * DLRNI_LANES;
+    for (int64_t q = 0; q < chunks; q++) {
+        const int64_t i = q * DLRNI_GEMM_CHUNK, end = dlrni_min((q + 1) * each, numbers);
+        for (int64_t at = q * each; at < end; at += DLRNI_LANES) DLRNI_PREFETCH_FAR(next + at);
+        j->k->outer(dlrni_min(DLRNI_GEMM_CHUNK, m - i), n, depth, a + i * DLRNI_GEMM_STRIDE,
+                    DLRNI_GEMM_STRIDE, 1, panel, beta, c + i * j->ldc, j->ldc);
+    }
+}
+
+/* Task: a block of rows of c by a run of panels. The sums of an element go through the depth in
+   order, slice after slice, starting from c, so that the size of a slice does not change a bit. */
+DLRNI_INTERNAL void dlrni_gemm_task(void *arg, int64_t task, int worker) {
+    const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
+    const int64_t i0 = task / j->runs * j->rows, m = dlrni_min(j->rows, j->m - i0);
+    const int64_t p0 = task % j->runs * j->run, p1 = dlrni_min(p0 + j->run, j->panels);
+    float *own = j->work + worker * j->work_size, *copy = own + DLRN_MATMUL_WORK;
+    for (int64_t s = 0; s < j->slices; s++) {
+        const int64_t depth = dlrni_gemm_depth(j, s);
+        dlrni_pack_left(j, i0, m, s * DLRNI_GEMM_DEPTH, depth, copy);
+        for (int64_t p = p0; p < p1; p++) {
+            const int64_t at = j->first + p * DLRNI_GROUP, n = dlrni_gemm_width(j, p);
+            const int last = s + 1 == j->slices, more = p + 1 < p1;
+            const float *panel = own, *next = own;
+            float *c = j->c + i0 * j->ldc + at;
+            if (j->packed) {
+                panel = dlrni_gemm_packed(j, s, p);
+                next = more   ? panel + DLRN_MATMUL_WORK
+                       : last ? panel
+                              : dlrni_gemm_packed(j, s + 1, p0);
+            } else {
+                dlrni_gemm_pack(j, s, p, own);
+            }
             /* from the second slice on, c holds the sums so far */
-            j->k->outer(m, n, depth, a, row, col, panel, j->beta || p, c + at, j->ldc);
+            dlrni_gemm_panel(j, m, n, depth, copy, panel, next, j->beta || s, c);
+            if (last && j->then) j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
         }
     }
 }
@@ -4051,27 +4235,71 @@ DLRNI_INTERNAL dlrn_status dlrni_matmul_check(dlrn_context *ctx, dlrn_matmul_op 
     return DLRN_OK;
 }
 
-/* Cuts the product into tasks: the largest blocks that still give four tasks a thread, because the
-   last task to end decides how long all take. */
-DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int threads) {
-    job->blocks_n = dlrni_ceil_div(job->n, DLRNI_GEMM_PANELS * DLRNI_GROUP);
+/* Cuts a wave into tasks: the largest blocks that still give four tasks a thread, because the last
+   task to end decides how long all take. Runs of few panels copy their rows of a for little. */
+DLRNI_INTERNAL void dlrni_gemm_plan(dlrni_gemm_job *job, int64_t panels, int threads) {
+    enum { RUN_MIN = 4 };
+    const int64_t wanted = 4 * (int64_t)threads;
     job->rows = DLRNI_GEMM_ROWS;
-    while (job->rows > DLRNI_GEMM_ROWS_MIN &&
-           dlrni_ceil_div(job->m, job->rows) * job->blocks_n < 4 * threads)
+    do {
+        job->blocks = dlrni_ceil_div(job->m, job->rows);
+        job->runs = dlrni_max(
+            dlrni_min(dlrni_ceil_div(wanted, job->blocks), dlrni_ceil_div(panels, RUN_MIN)), 1);
+        if (job->blocks * job->runs >= wanted || job->rows == DLRNI_GEMM_ROWS_MIN) break;
         job->rows /= 2;
-    job->blocks_m = dlrni_ceil_div(job->m, job->rows);
+    } while (1);
+    job->run = dlrni_ceil_div(panels, job->runs);
+    job->runs = dlrni_ceil_div(panels, job->run);
 }
 
-/* On the context's threads. Every thread has a panel and a copy of its rows of a, which are
-   allocated anew each time: a product is long, and a context keeps no scratch. */
+/* A product of depth 0, which has no task: a sum of nothing is 0. */
+DLRNI_INTERNAL void dlrni_gemm_nothing(const dlrni_gemm_job *j) {
+    for (int64_t i = 0; i < j->m && !j->beta; i++)
+        memset(j->c + i * j->ldc, 0, (size_t)j->n * sizeof *j->c);
+    if (j->then && j->m && j->n) j->then(j->arg, 0, 0, dlrn_view(j->c, j->m, j->n, j->ldc));
+}
+
+/* Wave after wave. Where all rows are in one block, a panel is used once, and the task that uses it
+   packs it. */
+DLRNI_INTERNAL void dlrni_gemm_waves(dlrn_context *ctx, dlrni_gemm_job *job, int64_t wave) {
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t p = 0; p < all; p += wave) {
+        job->first = p * DLRNI_GROUP;
+        job->panels = dlrni_min(wave, all - p);
+        dlrni_gemm_plan(job, job->panels, ctx->threads);
+        const int64_t columns = dlrni_min(job->panels * DLRNI_GROUP, job->n - job->first);
+        if (job->packed)
+            dlrni_parallel_for(ctx, job->slices * job->panels, dlrni_ns(job->depth, columns),
+                               dlrni_gemm_pack_task, job);
+        dlrni_parallel_for(ctx, job->blocks * job->runs,
+                           dlrni_ns(job->m, columns) * (double)job->depth / 16, dlrni_gemm_task,
+                           job);
+    }
+}
+
+/* On the context's threads. Every thread has a panel and a copy of its rows of a. They and the
+   packed wave are allocated anew each time: a product is long, and a context keeps no scratch. */
 DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job *job) {
-    dlrni_gemm_plan(job, ctx->threads);
-    job->copies_a = 1;
-    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, job->rows) * DLRNI_GEMM_STRIDE;
+    const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    int64_t wave = all;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    if (!job->m || !job->n || !job->depth) return DLRN_OK;
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->work_size = DLRN_MATMUL_WORK + dlrni_min(job->m, DLRNI_GEMM_ROWS) * DLRNI_GEMM_STRIDE;
     job->work = DLRNI_NEW(ctx, float, ctx->threads * job->work_size);
     if (!job->work) return DLRN_ERR_MEMORY;
-    dlrni_parallel_for(ctx, job->blocks_m * job->blocks_n,
-                       dlrni_ns(job->m, job->n) * (double)job->depth / 16, dlrni_gemm_block, job);
+    if (job->m > DLRNI_GEMM_ROWS) {
+        const int64_t each = job->slices * DLRN_MATMUL_WORK; /* of a panel */
+        wave = dlrni_max(dlrni_min(DLRNI_GEMM_WAVE / each, all), 1);
+        wave = dlrni_ceil_div(all, dlrni_ceil_div(all, wave)); /* waves of one size */
+        job->packed = DLRNI_NEW(ctx, float, wave *each);
+        if (!job->packed) {
+            dlrn_free(ctx, job->work);
+            return DLRN_ERR_MEMORY;
+        }
+    }
+    dlrni_gemm_waves(ctx, job, wave);
+    dlrn_free(ctx, job->packed);
     dlrn_free(ctx, job->work);
     return DLRN_OK;
 }
@@ -4079,11 +4307,17 @@ DLRNI_INTERNAL dlrn_status dlrni_gemm_parallel(dlrn_context *ctx, dlrni_gemm_job
 /* On this thread alone, in the caller's `work`, which holds a panel and no copy of a: for the small
    products of a language model's attention, inside a task. */
 DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
-    dlrni_gemm_plan(job, 1);
-    job->work = work;
-    job->work_size = DLRN_MATMUL_WORK;
-    for (int64_t task = 0; task < job->blocks_m * job->blocks_n; task++)
-        dlrni_gemm_block(job, task, 0);
+    const int64_t row = job->op == DLRN_TN ? 1 : job->lda, col = job->op == DLRN_TN ? job->lda : 1;
+    if (!job->depth) dlrni_gemm_nothing(job);
+    job->slices = dlrni_ceil_div(job->depth, DLRNI_GEMM_DEPTH);
+    job->panels = dlrni_ceil_div(job->n, DLRNI_GROUP);
+    for (int64_t s = 0; s < job->slices; s++)
+        for (int64_t p = 0; p < job->panels; p++) {
+            dlrni_gemm_pack(job, s, p, work);
+            job->k->outer(job->m, dlrni_gemm_width(job, p), dlrni_gemm_depth(job, s),
+                          job->a + s * DLRNI_GEMM_DEPTH * col, row, col, work, job->beta || s,
+                          job->c + p * DLRNI_GROUP, job->ldc);
+        }
 }
 
 #ifdef DICTLEARN_CBLAS
@@ -4100,12 +4334,10 @@ DLRNI_INTERNAL int dlrni_gemm_blas(const dlrni_gemm_job *j) {
 }
 #endif
 
-/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
-   host's own products only. */
-DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
-                                 float beta, dlrn_tensor c, float *work) {
+/* The job of a product whose matrices fit. */
+DLRNI_INTERNAL dlrni_gemm_job dlrni_gemm_job_of(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                                dlrn_tensor b, float beta, dlrn_tensor c) {
     dlrni_gemm_job job;
-    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
     memset(&job, 0, sizeof job);
     job.k = ctx->k;
     job.op = op;
@@ -4119,6 +4351,15 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
     job.c = c.data;
     job.ldc = c.stride;
     job.beta = beta != 0.0f;
+    return job;
+}
+
+/* Training and encoding do not come here: they call the kernels. So a BLAS changes the bits of a
+   host's own products only. */
+DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a, dlrn_tensor b,
+                                 float beta, dlrn_tensor c, float *work) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
     if (work) { /* also with a BLAS, whose threads must not start inside a task */
         dlrni_gemm_serial(&job, work);
         return DLRN_OK;
@@ -4126,6 +4367,17 @@ DLRN_API dlrn_status dlrn_matmul(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tens
 #ifdef DICTLEARN_CBLAS
     if (dlrni_gemm_blas(&job)) return DLRN_OK;
 #endif
+    return dlrni_gemm_parallel(ctx, &job);
+}
+
+/* Never by a BLAS, which has no blocks to hand out. */
+DLRN_API dlrn_status dlrn_matmul_then(dlrn_context *ctx, dlrn_matmul_op op, dlrn_tensor a,
+                                      dlrn_tensor b, float beta, dlrn_tensor c,
+                                      dlrn_matmul_body then, void *arg) {
+    DLRNI_TRY(dlrni_matmul_check(ctx, op, a, b, beta, c));
+    dlrni_gemm_job job = dlrni_gemm_job_of(ctx, op, a, b, beta, c);
+    job.then = then;
+    job.arg = arg;
     return dlrni_gemm_parallel(ctx, &job);
 }
 
@@ -4588,6 +4840,13 @@ DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_di
     return s;
 }
 
+/* What several ranks do not do together. */
+DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *what) {
+    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a context alone, found %d ranks",
+                     what, dlrni_ranks(ctx));
+}
+
 /* Families that need all features at once cannot be shared out; an identity has none to share. */
 DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
     static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
@@ -4926,7 +5185,16 @@ DLRNI_INTERNAL dlrn_status dlrni_dictionary_copy(dlrn_context *ctx, const dlrn_d
    factor of the feature. Each is rounded up by 2^-9 of its size or more, the one with t_x towards
    0: this covers the rounding of the norms (d <= 2^15) and of the inequality. Where a norm is not 0
    but below 1e-12, underflow could hide something: the terms are set to infinity, and a sum that is
-   NaN keeps the feature. */
+   NaN keeps the feature.
+
+   The terms with |x - x^| and |w - w^| are a worst case: rounding errors that all point along the
+   other vector. They are a share of |w| |x|, while the product of vectors that have nothing to do
+   with each other is about |w| |x| / sqrt(d). So what a screen lets through grows with d. Of normal
+   numbers with 0.4 % active, int8 lets through 1.0 % at d 512, 2.9 % at 2304 and 6.1 % at 4096;
+   bytes 5.8 % and 13.6 % at the last two. Therefore candidates may be checked in a second stage:
+   the same inequality in int16, whose errors are 20 times smaller and more, for one pair of rows
+   after the other (0.47 % pass at 4096). A check costs about half of a recomputation, and its rows
+   must be rounded; dlrni_choose_screen decides whether that pays. */
 
 enum {
     DLRNI_SCREEN_DIM = 1 << 15, /* wider rows are not screened: integer sums stay below 2^31  */
@@ -4941,7 +5209,8 @@ DLRNI_INTERNAL int64_t dlrni_round_up(int64_t n, int64_t to) {
 /* Bytes of a rounded row of d numbers: whole cache lines, so that tiles never read a partial cache
    line. The padding is zeros, which change no sum. */
 DLRNI_INTERNAL int64_t dlrni_screen_width(const dlrni_screen *s, int64_t d) {
-    return dlrni_round_up(d * s->size, 64);
+    const int64_t words = s->block ? dlrni_ceil_div(d, s->block) : 0;
+    return dlrni_round_up((words ? words * s->block : d) * s->size + 4 * words, 64);
 }
 
 /* A norm from its square in f32, rounded up: 2^-9 covers the error of a sum of 2^15 squares. */
@@ -4962,18 +5231,20 @@ DLRNI_INTERNAL int dlrni_in_range(const dlrni_rounding *r, const float *x, int64
 DLRNI_INTERNAL void dlrni_screen_row_of(const dlrni_screen *s, const float *x, int64_t d, void *out,
                                         int64_t width, dlrni_screen_row *row) {
     dlrni_rounding r;
-    memset((char *)out + d * s->size, 0, (size_t)(width - d * s->size));
+    const int64_t whole = s->block ? 0 : d * s->size; /* bytes that are written without gaps */
+    memset((char *)out + whole, 0, (size_t)(width - whole));
     s->round(x, d, 0, out, &r);
     row->unit = 1 / r.scale;
     row->error = (float)(dlrni_norm_above(r.error) / (double)r.scale);
     row->norm = (float)(dlrni_norm_above(r.full) / (double)r.scale);
     row->shift = -128 * r.sum;
-    row->floor = 0;
+    row->floor = row->given = 0;
     if (!dlrni_in_range(&r, x, d)) row->error = row->norm = INFINITY;
 }
 
 /* The row's floor in the screen's scaled form: -t_x / s_x, rounded towards 0. */
 DLRNI_INTERNAL void dlrni_screen_set_floor(dlrni_screen_row *row, float floor) {
+    row->given = floor;
     row->floor = (float)(-(double)floor * (double)row->unit * (1 - 1.0 / 512));
 }
 
@@ -4989,6 +5260,19 @@ DLRNI_INTERNAL void dlrni_screen_feature(const dlrni_screen *s, const dlrni_roun
     coef[2 * DLRNI_GROUP] = (float)((dlrni_norm_above(r->error) + slack * full) / scale);
     coef[3 * DLRNI_GROUP] = (float)(1 / scale * (1 - 1.0 / 512));
     if (!ok || !(fabs(unit) <= 1e30)) coef[DLRNI_GROUP] = coef[2 * DLRNI_GROUP] = INFINITY;
+}
+
+/* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
+   of g only the sum's own error is taken: g has 12 units of 2^-24 to spare, because a canonical sum
+   needs d / 16 + 4. A total that is NaN keeps the candidate. */
+DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
+                                     float sum) {
+    const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
+    const double total = (double)sum + (double)row->unit * (double)coef[0] +
+                         (double)row->error * (double)coef[DLRNI_GROUP] +
+                         (double)row->norm * (double)coef[2 * DLRNI_GROUP] +
+                         of_row * (double)coef[3 * DLRNI_GROUP];
+    return total <= 0;
 }
 
 /* ---- Gates ----
@@ -5185,13 +5469,12 @@ DLRNI_INTERNAL double dlrni_ranked_above(float norm, float bias, float floor) {
     return (double)bias - share + fabs(share) / (1 << 20);
 }
 
-/* Packs features f0 .. f0 + n: panel [width / (size * packed)][DLRNI_GROUP][packed]; part
-   [DLRNI_GROUP][width] is scratch for their rounded rows. Where rows have floors, features must
-   not: they are added up. Thresholds are then left to the recomputation. */
-DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
-                                       const dlrni_gating *gate, int64_t f0, int64_t n,
-                                       int64_t width, unsigned char *part, unsigned char *panel,
-                                       float *coef) {
+/* Rounds features f0 .. f0 + n: part [DLRNI_GROUP][width], coef [DLRNI_SCREEN_TERMS][DLRNI_GROUP].
+   Where rows have floors, features must not: they are added up. Thresholds are then left to the
+   recomputation. */
+DLRNI_INTERNAL void dlrni_screen_features(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                          const dlrni_gating *gate, int64_t f0, int64_t n,
+                                          int64_t width, unsigned char *part, float *coef) {
     int64_t d = dict->d_in;
     memset(part, 0, (size_t)(DLRNI_GROUP * width));
     memset(coef, 0, DLRNI_SCREEN_TERMS * DLRNI_GROUP * sizeof *coef);
@@ -5206,6 +5489,14 @@ DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_diction
         dlrni_screen_feature(s, &r, d, dlrni_in_range(&r, w, d), above, coef + j);
         if (gate->norm) dlrni_screen_rank(gate->norm[f0 + j], above, coef + j);
     }
+}
+
+/* The same, packed: panel [width / (size * packed)][DLRNI_GROUP][packed]; part is scratch. */
+DLRNI_INTERNAL void dlrni_screen_panel(const dlrni_screen *s, const dlrn_dictionary *dict,
+                                       const dlrni_gating *gate, int64_t f0, int64_t n,
+                                       int64_t width, unsigned char *part, unsigned char *panel,
+                                       float *coef) {
+    dlrni_screen_features(s, dict, gate, f0, n, width, part, coef);
     DICTLEARN_ASSERT(s->size * s->packed == 4);
     dlrni_pack_rows(dict->ctx->k, (const float *)(const void *)part, width / 4, DLRNI_GROUP,
                     width / 4, (float *)(void *)panel); /* words of four bytes, as floats */
@@ -5299,7 +5590,8 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
    An entry is (row, feature, pre-activation) with pre above the floor (room screen). There are two
    ways to the same lists, bit for bit:
      dense     computes each tile of rows and features, and drops what does not exceed the floor;
-     screened  computes the candidates that a screen names.
+     screened  computes the candidates that a screen names, and that its check, where there is one,
+               has not ruled out.
    A full list only counts further entries; it is then enlarged and rebuilt. */
 
 enum {
@@ -5308,9 +5600,11 @@ enum {
     DLRNI_STRETCH = 2048,  /* rows of a list: as many as stay in the third cache       */
     DLRNI_STRETCH_BLOCKS = DLRNI_STRETCH / DLRNI_BLOCK,
     DLRNI_SHARE = 4, /* at most this many groups per task: their rows stay in the second cache */
-    DLRNI_BATCH_MAX = 1 << 24,   /* rows: row << shift must fit in 31 bits                */
-    DLRNI_NEAR_BYTES = 480 << 10 /* features of a task, in f32 and packed: half of a second cache of
-                                    1 MB (Zen 4); smaller caches want less                */
+    DLRNI_BATCH_MAX = 1 << 24,      /* rows: row << shift must fit in 31 bits                */
+    DLRNI_NEAR_BYTES = 480 << 10,   /* features of a task, in f32 and packed: half of a second cache
+                                     of 1 MB (Zen 4); smaller caches want less                   */
+    DLRNI_CHECKED_BYTES = 720 << 10 /* the same where the check's rows take the place of f32: they
+                                       are read more often than anything beside them             */
 };
 
 /* The entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -5318,7 +5612,8 @@ typedef struct dlrni_list {
     int32_t *key; /* [key_cap] row of the batch << DLRNI_GROUP_SHIFT | feature of the group */
     float *val;   /* [val_cap] pre-activation, for most recipes also the value              */
     int64_t key_cap, val_cap, count, candidates;
-    int whole; /* 0: the list is incomplete; count is the room it needs */
+    int64_t passed; /* candidates that passed the check */
+    int whole;      /* 0: the list is incomplete; count is the room it needs */
     int32_t start[DLRNI_STRETCH_BLOCKS + 1];
 } dlrni_list;
 
@@ -5380,12 +5675,18 @@ typedef struct dlrni_encoding {
     unsigned char *rounded;       /* [n] rows of `width` bytes: xc in the screen's format         */
     dlrni_screen_row *row;        /* [n]                                                          */
     int64_t width;
+    const dlrni_screen *check;  /* its candidates are checked with this first; NULL: they are not */
+    unsigned char *fine;        /* [n] rows of `fine_width` bytes: xc in the check's format       */
+    dlrni_screen_row *fine_row; /* [n]                                                            */
+    int64_t fine_width;
     dlrni_list *lists;      /* [stretches][groups]                                                */
     int64_t first, wave;    /* groups in hand: first .. first + wave; first -1: none              */
+    int64_t from, to;       /* stretches in hand: usually all                                     */
     int64_t share;          /* groups of a task                                                   */
     unsigned char *scratch; /* [threads][scratch_bytes]                                           */
     double active;          /* share of features active in the last batch; -1: not known          */
     double let_through[2];  /* share of candidates, for each screen of the context; -1: not known */
+    double passed[2];       /* share of those that passed the screen's check; -1: not known       */
     dlrni_gating gate;
     int unscaled;   /* 1: values come ranked and without LOG_SCALE                        */
     int batch_best; /* set by a caller: 1: DLRN_SELECT_BATCH_TOP_K chooses among the lists of a
@@ -5410,7 +5711,7 @@ typedef struct dlrni_encoding {
     int64_t *tally;            /* [threads][DLRNI_TALLY] of dlrni_batch_cuts                 */
     int64_t tally_cap;
     int64_t scratch_bytes, scratch_cap, rounded_cap, row_cap, lists_cap;
-    int64_t floor_cap, best_cap, kept_cap;
+    int64_t floor_cap, best_cap, kept_cap, fine_cap, fine_row_cap;
 } dlrni_encoding;
 
 /* Nothing is known of the data yet (-1): the first batch works with guesses
@@ -5420,6 +5721,7 @@ DLRNI_INTERNAL void dlrni_encoding_init(dlrni_encoding *c, const dlrn_dictionary
     c->dict = dict;
     c->groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
     c->active = c->let_through[0] = c->let_through[1] = c->cut_share = c->last_cut = -1;
+    c->passed[0] = c->passed[1] = -1;
 }
 
 /* Frees all lists that were ever made: a shorter batch keeps those of a longer one. */
@@ -5431,8 +5733,9 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists, c->rounded,      c->row,   c->scratch,   c->floor,    c->best,
-                      c->kept,  c->gate.derived, c->tally, c->joint.key, c->inner.key};
+    void *blocks[] = {c->lists,    c->rounded,   c->row,          c->scratch, c->floor,
+                      c->best,     c->kept,      c->gate.derived, c->tally,   c->fine,
+                      c->fine_row, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -5620,15 +5923,16 @@ DLRNI_INTERNAL float dlrni_row_floor(const dlrni_encoding *c, int64_t row) {
 typedef struct dlrni_packed_group {
     dlrni_list *list;
     int64_t f0;
-    uint64_t valid; /* bits of the features that there are */
-    unsigned char *packed;
-    float *coef; /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP] */
+    uint64_t valid;               /* bits of the features that there are */
+    unsigned char *packed, *fine; /* fine: [DLRNI_GROUP] rows for the check              */
+    float *coef, *fine_coef;      /* [DLRNI_SCREEN_TERMS][DLRNI_GROUP]                   */
 } dlrni_packed_group;
 
 /* Bytes of scratch for n packed groups and the rows that they are packed from. */
 DLRNI_INTERNAL int64_t dlrni_packed_bytes(const dlrni_encoding *c, int64_t n) {
     const int64_t coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP * (int64_t)sizeof(float);
-    return n * (DLRNI_GROUP * c->width + coefs) + DLRNI_GROUP * c->width;
+    const int64_t fine = c->check ? DLRNI_GROUP * c->fine_width + coefs : 0;
+    return n * (DLRNI_GROUP * c->width + coefs + fine) + DLRNI_GROUP * c->width;
 }
 
 /* Writes the features whose bits are set, ascending; returns how many. Bit 0 is feature f0. */
@@ -5643,10 +5947,38 @@ DLRNI_INTERNAL int64_t dlrni_features_of(uint64_t mask, int64_t f0, int32_t *fea
 enum { DLRNI_WAITING = 2 * DLRNI_SHARE * DLRNI_GROUP };
 typedef struct dlrni_waiting {
     const float *x[DLRNI_WAITING], *w[DLRNI_WAITING]; /* rows of xc and of the encoder */
+    const unsigned char *fine_x[DLRNI_WAITING], *fine_w[DLRNI_WAITING]; /* rounded for the check */
     float sum[DLRNI_WAITING];
     int32_t key[DLRNI_WAITING], group[DLRNI_WAITING];
     int64_t count, of[DLRNI_SHARE]; /* all, and those of each group */
 } dlrni_waiting;
+
+/* Where a candidate's row and feature are read: once it has passed the check, or without one. */
+DLRNI_INLINE void dlrni_read_f32(const dlrni_encoding *c, int64_t row, int64_t feature,
+                                 dlrni_waiting *wait, int64_t at) {
+    const int64_t d = c->dict->d_in;
+    wait->x[at] = c->xc + row * d;
+    wait->w[at] = c->dict->param[DLRN_ENCODER] + feature * d;
+}
+
+/* Removes from the waiting candidates those that the check rules out. */
+DLRNI_INTERNAL void dlrni_check_waiting(const dlrni_encoding *c, const dlrni_packed_group *group,
+                                        dlrni_waiting *wait) {
+    int64_t to = 0;
+    c->check->pairs(wait->fine_x, wait->fine_w, c->fine_width, wait->count, wait->sum);
+    for (int64_t p = 0; p < wait->count; p++) {
+        const int32_t key = wait->key[p], g = wait->group[p];
+        const int64_t row = dlrni_key_row(key), feature = dlrni_key_feature(key);
+        if (dlrni_check_drops(c->fine_row + row, c->row[row].given, group[g].fine_coef + feature,
+                              wait->sum[p]))
+            continue;
+        dlrni_read_f32(c, row, group[g].f0 + feature, wait, to);
+        wait->key[to] = key;
+        wait->group[to++] = g;
+        group[g].list->passed++;
+    }
+    wait->count = to;
+}
 
 /* Computes what waits, in f32 and the canonical order, and lists what exceeds its floor. Each entry
    is written, and the count says whether it stays: a branch here would be mispredicted. A NaN
@@ -5654,6 +5986,7 @@ typedef struct dlrni_waiting {
 DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_group *group,
                                     dlrni_waiting *wait) {
     const float *threshold = c->gate.threshold, *bias = c->dict->param[DLRN_ENCODER_BIAS];
+    if (c->check) dlrni_check_waiting(c, group, wait);
     c->dict->ctx->k->pairs(wait->x, wait->w, c->dict->d_in, wait->count, wait->sum);
     for (int64_t p = 0; p < wait->count; p++) {
         const dlrni_packed_group *g = group + wait->group[p];
@@ -5678,16 +6011,17 @@ DLRNI_INTERNAL void dlrni_recompute(const dlrni_encoding *c, const dlrni_packed_
    apart. */
 DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_group *group, int64_t n,
                                 int64_t row, const uint64_t *mask, dlrni_waiting *wait) {
-    const dlrn_dictionary *dict = c->dict;
-    const int64_t d = dict->d_in;
     if (wait->count + n * DLRNI_GROUP > DLRNI_WAITING) dlrni_recompute(c, group, wait);
     for (int64_t g = 0; g < n; g++) {
         uint64_t left = mask[g * DLRNI_SCREEN_ROWS] & group[g].valid;
         const int64_t first = wait->count;
         for (; left; left &= left - 1) {
             const int feature = dlrni_lowest_bit(left);
-            wait->x[wait->count] = c->xc + row * d;
-            wait->w[wait->count] = dict->param[DLRN_ENCODER] + (group[g].f0 + feature) * d;
+            if (c->check) {
+                wait->fine_x[wait->count] = c->fine + row * c->fine_width;
+                wait->fine_w[wait->count] = group[g].fine + feature * c->fine_width;
+            } else
+                dlrni_read_f32(c, row, group[g].f0 + feature, wait, wait->count);
             wait->key[wait->count] = (int32_t)(row << DLRNI_GROUP_SHIFT | feature);
             wait->group[wait->count++] = (int32_t)g;
         }
@@ -5700,11 +6034,14 @@ DLRNI_INTERNAL void dlrni_await(const dlrni_encoding *c, const dlrni_packed_grou
 }
 
 /* Packs those of n groups whose lists must be made, or takes their prepared panels; returns how
-   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients. */
+   many. Scratch: the rows of the group being packed, n panels, n sets of coefficients; with a check
+   n groups of rows and their coefficients, too. */
 DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *lists, int64_t n,
                                          int64_t group, unsigned char *scratch,
                                          dlrni_packed_group *out) {
     int64_t count = 0, packed = DLRNI_GROUP * c->width, coefs = DLRNI_SCREEN_TERMS * DLRNI_GROUP;
+    const int64_t fine = DLRNI_GROUP * c->fine_width;
+    float *coef = (float *)(void *)(scratch + packed * (1 + n));
     for (int64_t g = 0; g < n; g++) {
         if (lists[g].whole) continue;
         int64_t width = dlrni_group_width(c, group + g);
@@ -5719,9 +6056,14 @@ DLRNI_INTERNAL int64_t dlrni_pack_groups(const dlrni_encoding *c, dlrni_list *li
             continue;
         }
         p->packed = scratch + packed * (1 + g);
-        p->coef = (float *)(void *)(scratch + packed * (1 + n)) + g * coefs;
+        p->coef = coef + g * coefs;
         dlrni_screen_panel(c->screen, c->dict, &c->gate, p->f0, width, c->width, scratch, p->packed,
                            p->coef);
+        if (!c->check) continue;
+        p->fine = (unsigned char *)(coef + 2 * n * coefs) + fine * g;
+        p->fine_coef = coef + (n + g) * coefs;
+        dlrni_screen_features(c->check, c->dict, &c->gate, p->f0, width, c->fine_width, p->fine,
+                              p->fine_coef);
     }
     return count;
 }
@@ -5854,13 +6196,13 @@ DLRNI_INTERNAL void dlrni_list_dense(const dlrni_encoding *c, dlrni_list *list, 
    its rows stay in the third cache. */
 DLRNI_INTERNAL void dlrni_list_task(void *arg, int64_t task, int worker) {
     dlrni_encoding *c = (dlrni_encoding *)arg;
-    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = task / tasks;
+    int64_t tasks = dlrni_ceil_div(c->wave, c->share), stretch = c->from + task / tasks;
     int64_t at = task % tasks * c->share, group = c->first + at;
     int64_t r0 = stretch * DLRNI_STRETCH, r1 = dlrni_min(r0 + DLRNI_STRETCH, c->n);
     int64_t n = dlrni_min(c->share, c->wave - at);
     dlrni_list *lists = &c->lists[stretch * c->groups + group];
     for (int64_t g = 0; g < n; g++)
-        if (!lists[g].whole) lists[g].count = lists[g].candidates = 0;
+        if (!lists[g].whole) lists[g].count = lists[g].candidates = lists[g].passed = 0;
     if (c->screen) dlrni_list_screened(c, lists, n, group, r0, r1, dlrni_scratch(c, worker));
     for (int64_t g = 0; g < n && !c->screen; g++)
         dlrni_list_dense(c, &lists[g], group + g, r0, r1,
@@ -5878,6 +6220,9 @@ DLRNI_INTERNAL void dlrni_screen_block(void *arg, int64_t block, int worker) {
     for (int64_t i = block * DLRNI_BLOCK; i < end; i++)
         dlrni_screen_row_of(c->screen, c->xc + i * d, d, c->rounded + i * c->width, c->width,
                             c->row + i);
+    for (int64_t i = block * DLRNI_BLOCK; i < end && c->check; i++)
+        dlrni_screen_row_of(c->check, c->xc + i * d, d, c->fine + i * c->fine_width, c->fine_width,
+                            c->fine_row + i);
 }
 
 /* Rounds all rows for the screen, once for all groups. */
@@ -5887,6 +6232,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     if (!DLRNI_GROW(ctx, &c->rounded, &c->rounded_cap, 0, (c->n + beyond) * c->width) ||
         !DLRNI_GROW(ctx, &c->row, &c->row_cap, 0, c->n + beyond))
         return DLRN_ERR_MEMORY;
+    if (c->check && (!DLRNI_GROW(ctx, &c->fine, &c->fine_cap, 0, c->n * c->fine_width) ||
+                     !DLRNI_GROW(ctx, &c->fine_row, &c->fine_row_cap, 0, c->n)))
+        return DLRN_ERR_MEMORY;
     /* zeros, so that no result depends on what the memory held */
     memset(c->rounded + c->n * c->width, 0, (size_t)(beyond * c->width));
     memset(c->row + c->n, 0, (size_t)beyond * sizeof *c->row);
@@ -5895,30 +6243,51 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_round(dlrni_encoding *c) {
     return DLRN_OK;
 }
 
-/* The cheapest way for rows like those seen last; NULL: dense. Costs are relative to the dense
-   product at the peak of f32. A screen that was not taken slowly forgets what it let through, so
-   that it is tried again. */
+/* What an element of the product costs with screen number i, in units of the dense product at the
+   peak of f32; *checks: whether it is less if candidates are checked. `expected`: the share of
+   candidates where nothing is known.
+
+   Zen 4, 2048 x 512 x 8192: recomputing a candidate costs 4, since its row comes from the second
+   cache. A Xeon with AMX, whose f32 peak is twice as high: 6 at d 512, 7.5 at 4096. A check reads
+   half as much, but leaves the f32 rows of those that pass outside the caches: on that Xeon it
+   costs 3.7 at d 4096, and what passes 4 times as much as before. So a check counts as more than
+   half. To measure another machine, force each way and compare the encoder's rows of `make bench`.
+*/
+DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double expected,
+                                        int *checks) {
+    const double recompute = c->dict->ctx->set.candidate, check = 0.62 * recompute;
+    const double round = 0.01; /* of features and rows, for a check */
+    const dlrni_screen *s = c->dict->ctx->set.screen[i];
+    const double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
+    const double passed = fmin(c->passed[i] >= 0 ? c->passed[i] : expected, share);
+    const double without = recompute * share, with = round + check * share + recompute * passed;
+    *checks = s->check && with < without;
+    return (double)s->cost + (*checks ? with : without);
+}
+
+/* The cheapest way for rows like those seen last; NULL: dense. Also sets what candidates are
+   checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
+   again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
-    /* Costs are per element of the product (Zen 4, 2048 x 512 x 8192): the dense way 1.35,
-       recomputing a candidate 4, since its row comes from the second cache. To measure another
-       machine, force each way and compare the encoder's rows of `make bench`. */
-    const double dense = 1.35, recompute = 4;
+    const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
     const double few = 0.03;        /* active: assumed until something is known                  */
     const double slack = 1.5;       /* candidates of an active feature, as seen with int8        */
     const double forget = 1.0 / 64; /* per batch                                                 */
+    const double expected = c->active >= 0 ? slack * c->active : few;
     const dlrni_screen *best = NULL;
     double min = dense;
+    c->check = NULL;
     if (!dlrni_screenable(c->dict) || n < DLRNI_SCREEN_MIN) return NULL;
     for (int i = 0; i < 2; i++) {
         const dlrni_screen *s = c->dict->ctx->set.screen[i];
-        double expected = c->active >= 0 ? slack * c->active : few;
+        int checks;
         if (!s) continue;
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
-        double share = c->let_through[i] >= 0 ? c->let_through[i] : expected;
-        double cost = (double)s->cost + recompute * share;
+        const double cost = dlrni_screen_cost(c, i, expected, &checks);
         if (cost >= min) continue;
         best = s;
+        c->check = checks ? s->check : NULL;
         min = cost;
     }
     return best;
@@ -5943,7 +6312,8 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->first = -1;
     /* cuts of the old rows are void */
     c->cut_known = c->made_all = 0;
-    c->stretches = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->stretches = c->to = dlrni_ceil_div(n, DLRNI_STRETCH);
+    c->from = 0;
     lists = c->groups * c->stretches;
     /* existing lists keep their arrays */
     if (!DLRNI_GROW(ctx, &c->lists, &c->lists_cap, used, lists)) return DLRN_ERR_MEMORY;
@@ -5953,6 +6323,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encoding_begin(dlrni_encoding *c, float *xc, in
     c->width = c->screen ? dlrni_screen_width(c->screen, c->dict->d_in) : 0;
     /* panels are of one format only */
     if (c->ready && c->ready->screen != c->screen) c->ready = NULL;
+    /* prepared for the first screen alone */
+    if (c->ready || !c->screen) c->check = NULL;
+    c->fine_width = c->check ? dlrni_screen_width(c->check, c->dict->d_in) : 0;
     return c->screen ? dlrni_encoding_round(c) : DLRN_OK;
 }
 
@@ -5968,7 +6341,7 @@ DLRNI_INTERNAL int dlrni_list_grow(dlrn_context *ctx, dlrni_list *list, int64_t 
 DLRNI_INTERNAL dlrn_status dlrni_first_room(dlrni_encoding *c, double share) {
     int64_t all = dlrni_min(c->n, DLRNI_STRETCH) * DLRNI_GROUP;
     int64_t entries = (int64_t)(share * (double)all) + DLRNI_GROUP;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             if (!dlrni_list_grow(c->dict->ctx, &c->lists[s * c->groups + g], 0, entries))
                 return DLRN_ERR_MEMORY;
@@ -5983,7 +6356,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
     /* all rows of a stretch in full, and one appended */
     const int64_t max = (DLRNI_STRETCH + 1) * row;
     *missing = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             dlrni_list *list = &c->lists[s * c->groups + g];
             int64_t need = list->count + row, cap = dlrni_min(list->key_cap, list->val_cap);
@@ -6000,7 +6373,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_room(dlrni_encoding *c, int64_t *missing) 
 /* Entries of the lists in hand, or how many there would be with enough room. */
 DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].count;
     return total;
@@ -6009,7 +6382,7 @@ DLRNI_INTERNAL int64_t dlrni_wave_entries(const dlrni_encoding *c) {
 /* Candidates of the lists in hand: how well the screen does (dlrni_encoding_learn). */
 DLRNI_INTERNAL int64_t dlrni_wave_candidates(const dlrni_encoding *c) {
     int64_t total = 0;
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = c->first; g < c->first + c->wave; g++)
             total += c->lists[s * c->groups + g].candidates;
     return total;
@@ -6023,18 +6396,21 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    c->share =
-        dlrni_min(DLRNI_NEAR_BYTES / (DLRNI_GROUP * (c->width + 4 * c->dict->d_in)), DLRNI_SHARE);
+    /* read for candidates, and room for it; two groups of d 2304 in place of one take 0.92 times as
+       long (a Xeon with AMX) */
+    const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in;
+    const int64_t near = c->check ? DLRNI_CHECKED_BYTES : DLRNI_NEAR_BYTES;
+    c->share = dlrni_min(near / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
     /* more than the 3 % of dlrni_choose_screen, on purpose: too much room costs less than a
        second pass */
     if (c->screen && c->active < 0) DLRNI_TRY(dlrni_first_room(c, 0.05));
-    for (int64_t s = 0; s < c->stretches; s++)
+    for (int64_t s = c->from; s < c->to; s++)
         for (int64_t g = first; g < first + c->wave; g++) c->lists[s * c->groups + g].whole = 0;
     while (missing) {
-        dlrni_parallel_for(ctx, c->stretches * dlrni_ceil_div(c->wave, c->share),
+        dlrni_parallel_for(ctx, (c->to - c->from) * dlrni_ceil_div(c->wave, c->share),
                            dlrni_ns(c->n, c->wave * DLRNI_GROUP) * (double)c->dict->d_in / 16,
                            dlrni_list_task, c);
         /* the groups after the new end are made by a later call, in the same memory */
@@ -6045,13 +6421,24 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     return DLRN_OK;
 }
 
+/* Of the candidates of the lists in hand, the share that passed the check. */
+DLRNI_INTERNAL double dlrni_wave_passed(const dlrni_encoding *c) {
+    int64_t passed = 0;
+    for (int64_t s = 0; s < c->stretches; s++)
+        for (int64_t g = c->first; g < c->first + c->wave; g++)
+            passed += c->lists[s * c->groups + g].passed;
+    return (double)passed / (double)dlrni_max(dlrni_wave_candidates(c), 1);
+}
+
 /* After a whole batch: its shares are the guess for the next one. */
 DLRNI_INTERNAL void dlrni_encoding_learn(dlrni_encoding *c, int64_t active, int64_t candidates) {
     double all = (double)c->n * (double)dlrni_max(c->dict->features, 1); /* a rank may have none */
     c->active = (double)active / all;
     for (int i = 0; i < 2; i++)
-        if (c->screen && c->screen == c->dict->ctx->set.screen[i])
+        if (c->screen && c->screen == c->dict->ctx->set.screen[i]) {
             c->let_through[i] = (double)candidates / all;
+            if (c->check) c->passed[i] = dlrni_wave_passed(c) * c->let_through[i];
+        }
 }
 
 /* ---- Lists by row ---- */
@@ -6134,7 +6521,7 @@ DLRNI_INTERNAL void dlrni_block_fill(const dlrni_encoding *c, int64_t block, con
    the lists, which are far apart in memory. */
 DLRNI_INTERNAL int64_t dlrni_block_max(const dlrni_encoding *c) {
     int64_t max = 0;
-    for (int64_t s = 0; s < c->stretches; s++) {
+    for (int64_t s = c->from; s < c->to; s++) {
         int64_t n[DLRNI_STRETCH_BLOCKS] = {0};
         for (int64_t g = c->first; g < c->first + c->wave; g++) {
             const int32_t *start = c->lists[s * c->groups + g].start;
@@ -6636,7 +7023,8 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_quota(dlrn_context *ctx, dlrni_joint *j, 
     }
     if (s == DLRN_OK && tied) s = dlrni_gather_ranks(ctx, all + ranks * j->n, bytes, all);
     for (int64_t i = 0; s == DLRN_OK && tied && i < j->n; i++) {
-        for (int r = 0; r < rank; r++) j->left[i] -= dlrni_min(all[r * j->n + i], j->left[i]);
+        for (int r = 0; r < rank; r++)
+            j->left[i] -= (int32_t)dlrni_min(all[r * j->n + i], j->left[i]);
         j->left[i] = (int32_t)dlrni_min(j->left[i], all[ranks * j->n + i]);
     }
     dlrn_free(ctx, bytes);
@@ -6969,7 +7357,7 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_equals(dlrni_batch_job *j, int64_t budget
    ranks. */
 
 /* The row where the equals that stay end, from the counts of all ranks. */
-DLRNI_INTERNAL dlrn_status dlrni_joint_end(dlrni_batch_job *j, int64_t budget) {
+DLRNI_INTERNAL dlrn_status dlrni_joint_equal_row(dlrni_batch_job *j, int64_t budget) {
     dlrn_context *ctx = j->c[0]->dict->ctx;
     int32_t *equals = j->c[0]->kept;
     int64_t *sum = DLRNI_NEW(ctx, int64_t, j->n);
@@ -7031,7 +7419,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
 /* The entries equal to the cut that stay. Usually that is all of them, and all ranks know it. */
 DLRNI_INTERNAL dlrn_status dlrni_joint_ends(dlrni_batch_job *j, int64_t budget) {
     if (j->equals <= j->left) return DLRN_OK;
-    DLRNI_TRY(dlrni_joint_end(j, budget));
+    DLRNI_TRY(dlrni_joint_equal_row(j, budget));
     return dlrni_joint_last(j, budget);
 }
 
@@ -7479,7 +7867,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_common_cut(dlrni_common_cut *j) {
 
 /* How many of its equals this rank keeps, by row and part: those of lower parts go first, and in a
    part those of lower ranks; in a batch those of earlier rows. */
-DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
+DLRNI_INTERNAL dlrn_status dlrni_deal_equals(dlrni_common_cut *j) {
     dlrn_context *ctx = j->dict->ctx;
     const int64_t ranks = dlrni_ranks(ctx), own = ctx->cfg.collective.rank,
                   cells = j->rows * j->parts;
@@ -7509,7 +7897,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_equals(dlrni_common_cut *j) {
     return DLRN_OK;
 }
 
-/* Drops what is not chosen, and entries of 0. */
+/* Keeps the entries that are chosen; those of 0 go. */
 DLRNI_INTERNAL void dlrni_keep_common(dlrni_common_cut *j) {
     dlrn_sparse *codes = j->choice.codes;
     int64_t at = 0, to = 0;
@@ -7587,7 +7975,7 @@ DLRNI_INTERNAL dlrn_status dlrni_select_together(const dlrn_dictionary *dict, dl
     if (s == DLRN_OK && j.rows) s = dlrni_common_begin(&j);
     s = dlrni_agree(ctx, s);
     if (s == DLRN_OK && j.rows) s = dlrni_find_common_cut(&j);
-    if (s == DLRN_OK && j.rows) s = dlrni_share_equals(&j);
+    if (s == DLRN_OK && j.rows) s = dlrni_deal_equals(&j);
     if (s == DLRN_OK && j.rows) dlrni_keep_common(&j);
     void *blocks[] = {j.choice.mean, j.key, j.zero, j.cut, j.count, j.equals, j.left, j.bytes};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
@@ -8166,6 +8554,7 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     c->ready = e->prepared;
     c->screen = c->ready ? c->ready->screen : NULL;
     c->width = c->ready ? c->ready->width : 0;
+    c->check = NULL; /* few candidates: not worth a format of their own */
     /* rows in the screen's format, as the panels are */
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
@@ -8399,6 +8788,101 @@ DLRN_API dlrn_status dlrn_encode_sparse(const dlrn_dictionary *dict, const float
 DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, int64_t n,
                                   float *x_hat, dlrn_sparse *codes) {
     return dlrni_run_once(dict, x, n, NULL, codes, x_hat);
+}
+
+/* ---- Codes of all ranks ---- */
+
+/* The codes of all ranks as they arrive, one rank's after another's. */
+typedef struct dlrni_gathered {
+    int64_t *size;    /* [ranks][2] rows and entries of each */
+    int64_t *bytes;   /* [ranks]                             */
+    int64_t *row_ptr; /* [ranks][rows + 1]                   */
+    int64_t *at;      /* [ranks] entries already merged      */
+    int32_t *col;     /* of all                              */
+    float *val;       /* of all                              */
+} dlrni_gathered;
+
+DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
+    void *blocks[] = {g->size, g->bytes, g->row_ptr, g->at, g->col, g->val};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+}
+
+/* How many rows and entries each rank has. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
+                                              dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx);
+    const int64_t mine[2] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0};
+    g->size = DLRNI_NEW(ctx, int64_t, 2 * ranks);
+    g->bytes = DLRNI_NEW(ctx, int64_t, ranks);
+    g->at = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
+    DLRNI_TRY(dlrni_agree(ctx, g->size && g->bytes && g->at ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, mine, g->bytes, g->size));
+    for (int64_t r = 0; r < ranks; r++)
+        if (g->size[2 * r] != g->size[0])
+            return dlrn_fail(ctx, DLRN_ERR_SHAPE,
+                             "dlrn_gather_codes: expected %lld rows on all ranks, found %lld",
+                             (long long)g->size[0], (long long)g->size[2 * r]);
+    return DLRN_OK;
+}
+
+/* Three gatherings: where rows begin, columns, values. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_entries(dlrn_context *ctx, const dlrn_sparse *codes,
+                                                dlrni_gathered *g) {
+    const int64_t ranks = dlrni_ranks(ctx), rows = codes->rows;
+    int64_t nnz = 0;
+    for (int64_t r = 0; r < ranks; r++) nnz += g->size[2 * r + 1];
+    g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
+    g->col = DLRNI_NEW(ctx, int32_t, nnz);
+    g->val = DLRNI_NEW(ctx, float, nnz);
+    DLRNI_TRY(dlrni_agree(ctx, g->row_ptr && g->col && g->val ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (rows + 1) * (int64_t)sizeof *g->row_ptr;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->row_ptr, g->bytes, g->row_ptr));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[2 * r + 1] * (int64_t)sizeof *g->col;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->col, g->bytes, g->col));
+    return dlrni_gather_ranks(ctx, codes->val, g->bytes, g->val); /* as wide as columns */
+}
+
+/* Merges row i of all ranks, by column: where there are parts a rank has several runs of them. */
+DLRNI_INTERNAL void dlrni_merge_row(const dlrni_gathered *g, int64_t ranks, int64_t i,
+                                    dlrn_sparse *all) {
+    int64_t to = all->row_ptr[i];
+    for (;;) {
+        int64_t best = -1, from = 0, before = 0;
+        for (int64_t r = 0; r < ranks; before += g->size[2 * r++ + 1]) {
+            const int64_t p = before + g->at[r];
+            if (g->at[r] == g->row_ptr[r * (all->rows + 1) + i + 1]) continue;
+            if (best >= 0 && g->col[p] > g->col[from]) continue;
+            best = r;
+            from = p;
+        }
+        if (best < 0) break;
+        g->at[best]++;
+        all->col[to] = g->col[from];
+        all->val[to++] = g->val[from];
+    }
+    all->row_ptr[i + 1] = to;
+}
+
+DLRN_API dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict, const dlrn_sparse *codes,
+                                       dlrn_sparse *all) {
+    const int64_t ranks = dlrni_ranks(dict->ctx), rows = codes->rows;
+    dlrn_context *ctx = dict->ctx;
+    dlrni_gathered g;
+    int64_t nnz = 0;
+    memset(&g, 0, sizeof g);
+    dlrn_status s = dlrni_gather_sizes(ctx, codes, &g);
+    if (s == DLRN_OK && rows) s = dlrni_gather_entries(ctx, codes, &g);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[2 * r + 1];
+    if (s == DLRN_OK && all) s = dlrni_sparse_begin(ctx, all, codes->cols);
+    if (s == DLRN_OK && all) s = dlrni_sparse_reserve(ctx, all, rows, nnz);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && all) {
+        all->rows = rows;
+        for (int64_t i = 0; i < rows; i++) dlrni_merge_row(&g, ranks, i, all);
+    }
+    dlrni_gathered_free(ctx, &g);
+    return s;
 }
 
 /* ------------------------------------------------------------------------------------------ */
@@ -9161,6 +9645,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
                                                int role, const int64_t *list, int64_t n,
                                                int64_t k) {
     const char *const place = "dlrn_nearest";
+    DLRNI_TRY(dlrni_expect_alone(a->ctx, place));
     DLRNI_REQUIRE_IN(a->ctx, place, role == DLRN_ENCODER || role == DLRN_DECODER,
                      "role: expected DLRN_ENCODER or DLRN_DECODER");
     DLRNI_REQUIRE_IN(a->ctx, place, k > 0, "k: expected a number from 1");
@@ -10021,8 +10506,8 @@ typedef struct dlrni_sink {
     dlrn_status status;
     int silent; /* 1: another rank writes the file; this one only sends what it holds of it */
     int ended;  /* 1: all ranks know that it has failed                                    */
-    const struct dlrni_shared *shared; /* [n_shared] what is held by all ranks, or NULL    */
-    int64_t n_shared;
+    const struct dlrni_held *held; /* [n_held] what is held by all ranks, or NULL    */
+    int64_t n_held;
     unsigned char *block; /* for a block of it: two times block_bytes                      */
     int64_t block_bytes;
 } dlrni_sink;
@@ -11123,21 +11608,21 @@ DLRNI_INTERNAL dlrn_status dlrni_tensor_bytes(dlrn_context *ctx, const dlrn_tens
 /* Numbers of a tensor that the ranks hold together, each for its own features. The data of a tensor
    may be a list of these instead of numbers: the writer then gets them from the ranks, a block at a
    time. */
-typedef struct dlrni_shared {
+typedef struct dlrni_held {
     const void *own;  /* this rank's first number, of its first feature                   */
     int64_t features; /* of all ranks                                                     */
     int64_t stride;   /* numbers from one feature to the next                             */
     int64_t width;    /* numbers of a feature that are written, one after another         */
     int turned;       /* 0: the file has [features][width], 1: [width][features]          */
     int more;         /* 1: the tensor goes on with the next of the list                  */
-} dlrni_shared;
+} dlrni_held;
 
-enum { DLRNI_SHARED_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
+enum { DLRNI_HELD_BYTES = 1 << 22 }; /* of a block, or one row of the file if that is more */
 
 /* What of its own features first .. first + n, or of the numbers first .. first + n of each feature
    if it is turned, a rank sends: in the order of the file. */
-DLRNI_INTERNAL void dlrni_shared_pack(const dlrni_shared *s, int64_t own, int64_t first, int64_t n,
-                                      int64_t size, unsigned char *to) {
+DLRNI_INTERNAL void dlrni_held_pack(const dlrni_held *s, int64_t own, int64_t first, int64_t n,
+                                    int64_t size, unsigned char *to) {
     const unsigned char *from = (const unsigned char *)s->own;
     const size_t row = (size_t)(s->width * size);
     if (!s->turned)
@@ -11154,7 +11639,7 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                                         dlrn_dtype dtype);
 
 /* A block that rank r sends to the first, `bytes` of it; its own are there already. */
-DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
+DLRNI_INTERNAL void dlrni_held_send(dlrni_sink *o, int64_t r, int64_t bytes) {
     const dlrn_status s = r ? dlrni_from_rank(o->ctx, (int)r, o->block, bytes) : DLRN_OK;
     if (s == DLRN_OK) return;
     o->status = s;
@@ -11163,7 +11648,7 @@ DLRNI_INTERNAL void dlrni_shared_send(dlrni_sink *o, int64_t r, int64_t bytes) {
 
 /* Rows of features, rank by rank. A rank that cannot write goes on to take what the others send:
    they learn of it at the next tensor. */
-DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_held_rows(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     const int64_t size = dlrni_dtype_size(dtype);
     const int64_t step = dlrni_max(o->block_bytes / (s->width * size), 1);
     for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
@@ -11171,15 +11656,15 @@ DLRNI_INTERNAL void dlrni_shared_rows(dlrni_sink *o, const dlrni_shared *s, dlrn
         dlrni_span_of_rank(o->ctx, r, s->features, &at, &n);
         for (int64_t i = 0; i < n && !o->ended; i += step) {
             const int64_t rows = dlrni_min(step, n - i);
-            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, n, i, rows, size, o->block);
-            dlrni_shared_send(o, r, rows * s->width * size);
+            if (r == o->ctx->cfg.collective.rank) dlrni_held_pack(s, n, i, rows, size, o->block);
+            dlrni_held_send(o, r, rows * s->width * size);
             dlrni_sink_elements(o, o->block, rows * s->width, dtype);
         }
     }
 }
 
 /* Rows with a number of each feature, some at a time: each rank sends its columns. */
-DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_held_turned(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     const int64_t size = dlrni_dtype_size(dtype), F = s->features;
     const int64_t step = dlrni_max(o->block_bytes / (F * size), 1);
     unsigned char *rows = o->block + o->block_bytes;
@@ -11188,8 +11673,8 @@ DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dl
         for (int64_t r = 0; r < dlrni_ranks(o->ctx) && !o->ended; r++) {
             int64_t at, own;
             dlrni_span_of_rank(o->ctx, r, F, &at, &own);
-            if (r == o->ctx->cfg.collective.rank) dlrni_shared_pack(s, own, i, n, size, o->block);
-            dlrni_shared_send(o, r, n * own * size);
+            if (r == o->ctx->cfg.collective.rank) dlrni_held_pack(s, own, i, n, size, o->block);
+            dlrni_held_send(o, r, n * own * size);
             for (int64_t k = 0; k < n && !o->silent; k++)
                 memcpy(rows + (k * F + at) * size, o->block + k * own * size, (size_t)(own * size));
         }
@@ -11198,28 +11683,28 @@ DLRNI_INTERNAL void dlrni_shared_turned(dlrni_sink *o, const dlrni_shared *s, dl
 }
 
 /* A tensor that the ranks hold together. First all learn whether one of them has failed. */
-DLRNI_INTERNAL void dlrni_sink_shared(dlrni_sink *o, const dlrni_shared *s, dlrn_dtype dtype) {
+DLRNI_INTERNAL void dlrni_sink_held(dlrni_sink *o, const dlrni_held *s, dlrn_dtype dtype) {
     if (o->ended) return;
     o->status = dlrni_agree(o->ctx, o->status);
     o->ended = o->status != DLRN_OK;
     for (int more = !o->ended; more && !o->ended; more = s++->more) {
         if (s->turned)
-            dlrni_shared_turned(o, s, dtype);
+            dlrni_held_turned(o, s, dtype);
         else
-            dlrni_shared_rows(o, s, dtype);
+            dlrni_held_rows(o, s, dtype);
     }
 }
 
 /* Whether a tensor's data is a list of these. */
-DLRNI_INTERNAL int dlrni_is_shared(const void *data, const dlrni_shared *shared, int64_t n) {
+DLRNI_INTERNAL int dlrni_is_held(const void *data, const dlrni_held *held, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        if (data == &shared[i]) return 1;
+        if (data == &held[i]) return 1;
     return 0;
 }
 
 /* The bytes that a block of these must have room for. */
-DLRNI_INTERNAL int64_t dlrni_shared_block(const dlrni_shared *s, int64_t n) {
-    int64_t bytes = DLRNI_SHARED_BYTES;
+DLRNI_INTERNAL int64_t dlrni_held_block(const dlrni_held *s, int64_t n) {
+    int64_t bytes = DLRNI_HELD_BYTES;
     for (int64_t i = 0; i < n; i++)
         bytes = dlrni_max(bytes, 8 * (s[i].turned ? s[i].features : s[i].width));
     return bytes;
@@ -11231,9 +11716,9 @@ DLRNI_INTERNAL void dlrni_sink_elements(dlrni_sink *o, const void *data, int64_t
                                         dlrn_dtype dtype) {
     const int size = (int)dlrni_dtype_size(dtype);
     const unsigned char *p = (const unsigned char *)data;
-    for (int64_t i = 0; i < o->n_shared; i++)
-        if (data == &o->shared[i]) {
-            dlrni_sink_shared(o, &o->shared[i], dtype);
+    for (int64_t i = 0; i < o->n_held; i++)
+        if (data == &o->held[i]) {
+            dlrni_sink_held(o, &o->held[i], dtype);
             return;
         }
     if (dlrni_little_endian() || size == 1) {
@@ -14383,20 +14868,20 @@ DLRN_API dlrn_status dlrn_archive_write(dlrn_context *ctx, const char *path,
 }
 
 /* The same by all ranks together: rank 0 writes the file, and the others send what they hold of
-   it. Each passes the same tensors but for `own` of the shared ones; only rank 0 needs the data of
-   the others. s: whether this rank has come so far. */
+   it. Each passes the same tensors but for `own` of those that the ranks hold; only rank 0 needs
+   the data of the others. s: whether this rank has come so far. */
 DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const char *path,
                                                         const dlrn_tensor_out *tensors,
                                                         int64_t count, const char *const *metadata,
-                                                        const dlrni_shared *shared,
-                                                        int64_t n_shared, dlrn_status s) {
+                                                        const dlrni_held *held, int64_t n_held,
+                                                        dlrn_status s) {
     const int writes = ctx->cfg.collective.rank == 0;
     dlrni_sink o;
     if (dlrni_ranks(ctx) == 1)
         return s == DLRN_OK ? dlrn_archive_write(ctx, path, tensors, count, metadata) : s;
     memset(&o, 0, sizeof o);
     if (s == DLRN_OK) s = dlrni_check_archive(ctx, path, tensors, count, metadata);
-    const int64_t bytes = dlrni_shared_block(shared, s == DLRN_OK ? n_shared : 0);
+    const int64_t bytes = dlrni_held_block(held, s == DLRN_OK ? n_held : 0);
     unsigned char *block = s == DLRN_OK ? DLRNI_NEW(ctx, unsigned char, 2 * bytes) : NULL;
     if (s == DLRN_OK && !block) s = DLRN_ERR_MEMORY;
     const int opened = s == DLRN_OK && writes;
@@ -14404,8 +14889,8 @@ DLRNI_INTERNAL dlrn_status dlrni_archive_write_together(dlrn_context *ctx, const
     const int is_open = opened && s == DLRN_OK;
     o.ctx = ctx;
     o.silent = !writes;
-    o.shared = shared;
-    o.n_shared = n_shared;
+    o.held = held;
+    o.n_held = n_held;
     o.block = block;
     o.block_bytes = bytes;
     o.status = dlrni_agree(ctx, s);
@@ -17559,7 +18044,7 @@ DLRNI_INTERNAL dlrn_status dlrni_load_path(dlrn_context *ctx, const char *path,
     return s;
 }
 
-/* A CRC of what all ranks hold alike: sizes, formula and biases. */
+/* A CRC of sizes, formula and biases, which all ranks have alike. */
 DLRNI_INTERNAL uint32_t dlrni_digest(const dlrn_dictionary *dict, uint32_t crc) {
     static const int roles[] = {DLRN_OUTPUT_BIAS, DLRN_INPUT_BIAS, DLRN_SKIP};
     const dlrn_formula *f = &dict->formula;
@@ -17687,8 +18172,8 @@ typedef struct dlrni_saving {
     float *turned[DLRNI_STORED_MAX];            /* owned copies, or NULL */
     dlrni_file_number number[DLRNI_STORED_MAX]; /* tensors are written from memory */
     int64_t count;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; owned, NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; owned, NULL: alone */
+    int64_t n_held;
     const char *path; /* for errors */
 } dlrni_saving;
 
@@ -17803,9 +18288,9 @@ DLRNI_INTERNAL void dlrni_turn_stored(const dlrn_dictionary *dict, const dlrni_s
 
 /* One of the shared tensors of a list that has room for it. own: this rank's numbers, `stride` from
    feature to feature. */
-DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const void *own,
-                                         int64_t features, int64_t stride, int64_t width) {
-    dlrni_shared *s = &list[(*n)++];
+DLRNI_INTERNAL dlrni_held *dlrni_add_held(dlrni_held *list, int64_t *n, const void *own,
+                                          int64_t features, int64_t stride, int64_t width) {
+    dlrni_held *s = &list[(*n)++];
     s->own = own;
     s->features = features;
     s->stride = stride;
@@ -17815,8 +18300,8 @@ DLRNI_INTERNAL dlrni_shared *dlrni_share(dlrni_shared *list, int64_t *n, const v
 }
 
 /* A parameter with numbers of each feature, as the ranks hold it: t->data becomes the list. */
-DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
-                                              dlrn_tensor_out *to, dlrni_saving *s) {
+DLRNI_INTERNAL dlrn_status dlrni_hold_stored(const dlrn_dictionary *dict, const dlrni_stored *t,
+                                             dlrn_tensor_out *to, dlrni_saving *s) {
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
     const int64_t F = dict->span_of, width = dlrni_extent(dict, dlrni_role_table[role].cols);
     const int64_t D = dict->d_in / dict->layers, layers = dlrni_is_by_layer(t) ? dict->layers : 1;
@@ -17829,10 +18314,10 @@ DLRNI_INTERNAL dlrn_status dlrni_share_stored(const dlrn_dictionary *dict, const
         dlrni_log_thresholds(dict, logs);
         own = logs;
     }
-    to->data = &s->shared[s->n_shared];
+    to->data = &s->held[s->n_held];
     for (int64_t m = 0; m < layers; m++) {
-        dlrni_shared *piece =
-            dlrni_share(s->shared, &s->n_shared, own + m * D, F, width, layers > 1 ? D : width);
+        dlrni_held *piece =
+            dlrni_add_held(s->held, &s->n_held, own + m * D, F, width, layers > 1 ? D : width);
         piece->turned = !is_log && !dlrni_is_by_layer(t) && dlrni_is_turned(t);
         piece->more = m + 1 < layers;
     }
@@ -17860,8 +18345,8 @@ DLRNI_INTERNAL dlrn_status dlrni_add_stored(const dlrn_dictionary *dict, const d
         dlrni_number_to_file(&dict->formula, t->is, &s->number[s->count], to);
     /* archives are written in row order, so a copy is needed */
     const int is_log = t->is == DLRNI_IS_LOG_THRESHOLD, role = is_log ? DLRN_THRESHOLD : t->is;
-    if (s->shared && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
-        DLRNI_TRY(dlrni_share_stored(dict, t, to, s));
+    if (s->held && role < DLRN_ROLE_COUNT && dlrni_role_table[role].rows == 'F') {
+        DLRNI_TRY(dlrni_hold_stored(dict, t, to, s));
         s->count++;
         return DLRN_OK;
     }
@@ -17905,21 +18390,21 @@ DLRNI_INTERNAL dlrn_status dlrni_write_row(const dlrn_dictionary *dict, const dl
     memset(&saving, 0, sizeof saving);
     saving.path = path;
     if (dlrni_ranks(ctx) > 1) {
-        saving.shared = DLRNI_NEW(ctx, dlrni_shared, DLRNI_STORED_MAX * dict->layers);
-        if (!saving.shared) s = DLRN_ERR_MEMORY;
+        saving.held = DLRNI_NEW(ctx, dlrni_held, DLRNI_STORED_MAX * dict->layers);
+        if (!saving.held) s = DLRN_ERR_MEMORY;
     }
     for (int i = 0; row->tensor[i].name && s == DLRN_OK; i++)
         if (dlrni_is_stored(dict, row, &row->tensor[i]))
             s = dlrni_add_stored(dict, &row->tensor[i], &saving);
     /* no file is touched before all tensors have passed */
     for (int64_t i = 0; i < saving.count && s == DLRN_OK; i++)
-        if (!dlrni_is_shared(saving.tensor[i].data, saving.shared, saving.n_shared))
+        if (!dlrni_is_held(saving.tensor[i].data, saving.held, saving.n_held))
             s = dlrni_check_stored(ctx, path, &saving.tensor[i]);
     s = dlrni_archive_write_together(ctx, path, saving.tensor, saving.count,
-                                     alone && dlrni_is_ambiguous(row) ? stated : NULL,
-                                     saving.shared, saving.n_shared, s);
+                                     alone && dlrni_is_ambiguous(row) ? stated : NULL, saving.held,
+                                     saving.n_held, s);
     for (int i = 0; i < DLRNI_STORED_MAX; i++) dlrn_free(ctx, saving.turned[i]);
-    dlrn_free(ctx, saving.shared);
+    dlrn_free(ctx, saving.held);
     return s;
 }
 
@@ -18477,7 +18962,7 @@ DLRNI_INTERNAL int dlrni_writes_files(const dlrn_context *ctx) {
 }
 
 /* The place that the first rank has found, on all; s: what it met. */
-DLRNI_INTERNAL dlrn_status dlrni_share_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
+DLRNI_INTERNAL dlrn_status dlrni_agree_place(dlrn_context *ctx, dlrn_status s, dlrni_place *place) {
     DLRNI_TRY(dlrni_agree(ctx, s));
     return dlrni_from_rank(ctx, 0, place, (int64_t)sizeof *place);
 }
@@ -18669,9 +19154,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
     const int n = atoms ? 1 : part->param[DLRN_THRESHOLD] ? 4 : 3;
     char path[4096], name[4][32];
     dlrn_tensor_out t[4], own;
-    dlrni_shared shared[4];
+    dlrni_held shared[4];
     dlrn_status s = DLRN_OK;
-    int64_t n_shared = 0;
+    int64_t n_held = 0;
     memset(t, 0, sizeof t);
     for (int k = 0; k < n; k++) {
         dlrni_print(name[k], sizeof name[k], "%s_%lld", atoms ? "W_dec" : names[k], (long long)i);
@@ -18690,9 +19175,9 @@ DLRNI_INTERNAL dlrn_status dlrni_write_layer(const dlrn_dictionary *dict, const 
         if (sizes[k] == F && k != 2) own.shape[0] = part->features;
         s = dlrni_check_stored(dict->ctx, path, &own);
         if (ranks > 1 && k != 2)
-            t[k].data = dlrni_share(shared, &n_shared, data[k], F, width, width);
+            t[k].data = dlrni_add_held(shared, &n_held, data[k], F, width, width);
     }
-    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_shared, s);
+    return dlrni_archive_write_together(dict->ctx, path, t, n, NULL, shared, n_held, s);
 }
 
 /* The files of all layers, the first layer's encoder last but for the config: without it a reader
@@ -18722,15 +19207,15 @@ typedef struct dlrni_llama_out {
     char (*name)[64];
     float *numbers; /* of all tensors but the biases of x_hat; over ranks of thresholds alone */
     int64_t count, used;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; NULL: alone */
+    int64_t n_held;
 } dlrni_llama_out;
 
 /* Adds a tensor, whose last `ndim` of the sizes [3] count; returns where its numbers go. */
 DLRNI_INTERNAL float *dlrni_llama_add(dlrni_llama_out *out, const char *name, int64_t layer,
                                       int ndim, const int64_t *sizes) {
     dlrn_tensor_out *t = &out->tensor[out->count];
-    float *numbers = out->shared ? NULL : out->numbers + out->used;
+    float *numbers = out->held ? NULL : out->numbers + out->used;
     int64_t n = 1;
     memset(t, 0, sizeof *t);
     dlrni_print(out->name[out->count], sizeof out->name[0], layer < 0 ? "%s" : "%s.%lld", name,
@@ -18773,35 +19258,34 @@ DLRNI_INTERNAL void dlrni_llama_gather(const dlrn_dictionary *dict, dlrni_llama_
 
 /* A tensor whose slice i = 0 .. n - 1 of the first dimension the ranks hold together: `width`
    numbers of each feature of part i, or of its thresholds' logarithms. */
-DLRNI_INTERNAL void dlrni_llama_share(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
-                                      int64_t n, int64_t width, int64_t target) {
+DLRNI_INTERNAL void dlrni_llama_hold(const dlrn_dictionary *dict, dlrni_llama_out *out, int role,
+                                     int64_t n, int64_t width, int64_t target) {
     const int64_t L = dict->layers;
-    out->tensor[out->count - 1].data = &out->shared[out->n_shared];
+    out->tensor[out->count - 1].data = &out->held[out->n_held];
     for (int64_t i = 0; i < n; i++) {
         const dlrn_dictionary *part = dict->part[i].dict;
         const float *own = part->param[role];
         const int64_t stride = role == DLRN_DECODER ? (L - i) * width : width;
         if (role == DLRN_DECODER) own += (target - i) * width;
         if (role == DLRN_THRESHOLD) own = out->numbers + dict->part[i].feature_at;
-        dlrni_shared *s =
-            dlrni_share(out->shared, &out->n_shared, own, part->span_of, stride, width);
+        dlrni_held *s = dlrni_add_held(out->held, &out->n_held, own, part->span_of, stride, width);
         s->turned = role == DLRN_ENCODER;
         s->more = i + 1 < n;
     }
 }
 
 /* All tensors of the ranks together, as dlrni_llama_gather puts them together alone. */
-DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
+DLRNI_INTERNAL void dlrni_llama_hold_all(const dlrn_dictionary *dict, dlrni_llama_out *out) {
     const int64_t L = dict->layers, d = dict->d_in / L, F = dict->span_of / L;
     const int64_t encoder[3] = {L, d, F}, vectors[3] = {0, L, F}, bias[3] = {0, 0, d};
     dlrni_llama_add(out, "W_E", -1, 3, encoder);
-    dlrni_llama_share(dict, out, DLRN_ENCODER, L, d, 0);
+    dlrni_llama_hold(dict, out, DLRN_ENCODER, L, d, 0);
     dlrni_llama_add(out, "b_E", -1, 2, vectors);
-    dlrni_llama_share(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
+    dlrni_llama_hold(dict, out, DLRN_ENCODER_BIAS, L, 1, 0);
     for (int64_t t = 0; t < L; t++) {
         const int64_t atoms[3] = {t + 1, F, d};
         dlrni_llama_add(out, "W_D", t, 3, atoms);
-        dlrni_llama_share(dict, out, DLRN_DECODER, t + 1, d, t);
+        dlrni_llama_hold(dict, out, DLRN_DECODER, t + 1, d, t);
         dlrni_llama_add(out, "b_D", t, 1, bias);
         out->tensor[out->count - 1].data = dict->param[DLRN_OUTPUT_BIAS] + t * d;
     }
@@ -18809,7 +19293,7 @@ DLRNI_INTERNAL void dlrni_llama_share_all(const dlrn_dictionary *dict, dlrni_lla
     dlrni_llama_add(out, "activation_function.log_jumprelu_threshold", -1, 2, vectors);
     for (int64_t i = 0; i < L; i++)
         dlrni_log_thresholds(dict->part[i].dict, out->numbers + dict->part[i].feature_at);
-    dlrni_llama_share(dict, out, DLRN_THRESHOLD, L, 1, 0);
+    dlrni_llama_hold(dict, out, DLRN_THRESHOLD, L, 1, 0);
 }
 
 /* The weights, and then the config. */
@@ -18826,24 +19310,24 @@ DLRNI_INTERNAL dlrn_status dlrni_write_llama(const dlrn_dictionary *dict, const 
     out.tensor = DLRNI_NEW(ctx, dlrn_tensor_out, most);
     out.name = (char(*)[64])dlrn_alloc(ctx, most, sizeof out.name[0]);
     out.numbers = DLRNI_NEW(ctx, float, numbers);
-    if (!alone) out.shared = DLRNI_NEW(ctx, dlrni_shared, 3 * L + L * (L + 1) / 2);
-    const int made = out.tensor && out.name && out.numbers && (alone || out.shared);
+    if (!alone) out.held = DLRNI_NEW(ctx, dlrni_held, 3 * L + L * (L + 1) / 2);
+    const int made = out.tensor && out.name && out.numbers && (alone || out.held);
     dlrn_status s = made ? DLRN_OK : DLRN_ERR_MEMORY;
     if (s == DLRN_OK && alone) dlrni_llama_gather(dict, &out);
-    if (s == DLRN_OK && !alone) dlrni_llama_share_all(dict, &out);
+    if (s == DLRN_OK && !alone) dlrni_llama_hold_all(dict, &out);
     for (int64_t i = 0; i < out.count && s == DLRN_OK && alone; i++)
         s = dlrni_check_stored(ctx, place->weights, &out.tensor[i]);
     for (int64_t i = 0; i < L && s == DLRN_OK && !alone; i++)
         s = dlrni_check_savable(dict->part[i].dict, place->weights);
     if (s == DLRN_OK && dlrni_writes_files(ctx))
         s = dlrni_begin_config(dict, p, place->config, &config);
-    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.shared,
-                                     out.n_shared, s);
+    s = dlrni_archive_write_together(ctx, place->weights, out.tensor, out.count, NULL, out.held,
+                                     out.n_held, s);
     if (s == DLRN_OK && config)
         s = dlrn_writer_close(config);
     else if (config)
         dlrn_writer_abort(config);
-    dlrn_free(ctx, out.shared);
+    dlrn_free(ctx, out.held);
     dlrn_free(ctx, out.tensor);
     dlrn_free(ctx, out.name);
     dlrn_free(ctx, out.numbers);
@@ -18861,7 +19345,7 @@ DLRNI_INTERNAL dlrn_status dlrni_find_set_place(const dlrn_dictionary *dict, con
         place->in_folder = dlrn_file_exists(dict->ctx, path) == 2;
         place->taken = dlrni_is_in_folder(dict->ctx, path, name, file, sizeof file);
     }
-    return dlrni_share_place(dict->ctx, s, place);
+    return dlrni_agree_place(dict->ctx, s, place);
 }
 
 /* A dictionary of several layers; folds: what was folded. */
@@ -18913,7 +19397,7 @@ DLRNI_INTERNAL dlrn_status dlrni_save_unranked(const dlrn_dictionary *dict, cons
     dlrn_status s = DLRN_OK;
     if (dlrni_writes_files(dict->ctx))
         s = dlrni_find_place(dict, path, target, options ? options->layer : 0, &place);
-    DLRNI_TRY(dlrni_share_place(dict->ctx, s, &place));
+    DLRNI_TRY(dlrni_agree_place(dict->ctx, s, &place));
     DLRNI_TRY(dlrni_plan_save(dict, path, target, &plan));
     /* readers scale the weights of a path with this word in it */
     if (!strcmp(target->library, "gemma_scope") && strstr(place.weights, "embedding/"))
@@ -19067,8 +19551,9 @@ DLRNI_INTERNAL dlrn_status dlrni_read_features(const dlrni_loading *l, dlrni_mat
 
 /* A number for each feature of this rank, from a tensor of one dimension, or from a row of one of
    two. */
-DLRNI_INTERNAL dlrn_status dlrni_read_numbers(const dlrni_loading *l, const dlrni_entry *e,
-                                              int64_t row, const dlrn_dictionary *dict, float *to) {
+DLRNI_INTERNAL dlrn_status dlrni_read_by_feature(const dlrni_loading *l, const dlrni_entry *e,
+                                                 int64_t row, const dlrn_dictionary *dict,
+                                                 float *to) {
     const int last = e->info.ndim - 1;
     dlrni_matrix_part s = dlrni_slice_of(e, -1, last, last ? row : 0, 0);
     s.at += dict->span_at * s.col_step;
@@ -19082,7 +19567,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_vector(const dlrni_loading *l, const dlrni
                                              int64_t row, dlrn_dictionary *dict, int role) {
     if (!dict->param[role]) DLRNI_TRY(dlrni_param_alloc(dict, role));
     if (dlrni_role_table[role].rows == 'F')
-        return dlrni_read_numbers(l, e, row, dict, dict->param[role]);
+        return dlrni_read_by_feature(l, e, row, dict, dict->param[role]);
     const int last = e->info.ndim - 1;
     return dlrni_read_slice(l, dlrni_slice_of(e, -1, last, last ? row : 0, 0), dict->param[role],
                             dlrni_role_size(dict, role));
@@ -19659,7 +20144,7 @@ DLRNI_INTERNAL dlrn_status dlrni_llama_encoder(const dlrni_loading *l, const dlr
     dlrn_status status = layer ? DLRN_OK : DLRN_ERR_MEMORY;
     memset(sum, 0, (size_t)F * sizeof *sum);
     for (int64_t m = 0; m < L && status == DLRN_OK; m++) {
-        status = dlrni_read_numbers(l, e, m, part, layer);
+        status = dlrni_read_by_feature(l, e, m, part, layer);
         for (int64_t j = 0; j < F && status == DLRN_OK; j++) sum[j] += layer[j];
     }
     dlrn_free(l->a->ctx, layer);
@@ -19892,7 +20377,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pair_atoms(const dlrni_loading *l, const dlrni_
         DLRNI_TRY(dlrni_set_tensor(l, name, 1, &features, &e));
         float *factor = DLRNI_NEW(l->a->ctx, float, F);
         dlrn_status status = factor ? DLRN_OK : DLRN_ERR_MEMORY;
-        if (status == DLRN_OK) status = dlrni_read_numbers(l, e, 0, part, factor);
+        if (status == DLRN_OK) status = dlrni_read_by_feature(l, e, 0, part, factor);
         float *offset = part->param[DLRN_DECODER_OFFSET], *atom = part->param[DLRN_DECODER];
         if (status == DLRN_OK && i && !offset) {
             status = dlrni_param_alloc(part, DLRN_DECODER_OFFSET);
@@ -20093,8 +20578,8 @@ typedef struct dlrni_part_tensors {
     int64_t *table;
     float *scales;
     int64_t count;
-    dlrni_shared *shared; /* [n_shared] what the ranks hold together; NULL: alone */
-    int64_t n_shared;
+    dlrni_held *held; /* [n_held] what the ranks hold together; NULL: alone */
+    int64_t n_held;
 } dlrni_part_tensors;
 
 /* Adds the parameters of the whole (part -1) or of a part. */
@@ -20117,9 +20602,9 @@ DLRNI_INTERNAL void dlrni_describe_part(const dlrn_dictionary *dict, int64_t par
         t->shape[0] = dlrni_whole_extent(dict, shape->rows);
         t->shape[1] = t->ndim == 2 ? dlrni_extent(dict, shape->cols) : 0;
         const int64_t width = dlrni_extent(dict, shape->cols);
-        if (to->shared && shape->rows == 'F')
-            t->data = dlrni_share(to->shared, &to->n_shared, dict->param[role], dict->span_of,
-                                  width, width);
+        if (to->held && shape->rows == 'F')
+            t->data = dlrni_add_held(to->held, &to->n_held, dict->param[role], dict->span_of, width,
+                                     width);
     }
 }
 
@@ -20132,9 +20617,9 @@ DLRNI_INTERNAL dlrn_status dlrni_list_parts(const dlrn_dictionary *dict, dlrni_p
     to->name = DLRNI_NEW(ctx, dlrni_tensor_name, max);
     to->table = DLRNI_NEW(ctx, int64_t, rows * DLRNI_PART_COLUMNS);
     to->scales = DLRNI_NEW(ctx, float, rows * 3);
-    if (dlrni_ranks(ctx) > 1) to->shared = DLRNI_NEW(ctx, dlrni_shared, max);
+    if (dlrni_ranks(ctx) > 1) to->held = DLRNI_NEW(ctx, dlrni_held, max);
     if (!to->tensor || !to->name || !to->table || !to->scales ||
-        (dlrni_ranks(ctx) > 1 && !to->shared))
+        (dlrni_ranks(ctx) > 1 && !to->held))
         return DLRN_ERR_MEMORY;
     dlrn_tensor_out table = {DLRNI_PART_TABLE, DLRN_I64, 1, {rows * DLRNI_PART_COLUMNS}, to->table};
     dlrn_tensor_out scales = {DLRNI_PART_SCALES, DLRN_F32, 2, {rows, 3}, to->scales};
@@ -20162,13 +20647,13 @@ DLRNI_INTERNAL dlrn_status dlrni_save_parts(const dlrn_dictionary *dict, const c
                              dict->part[i].dict->family);
     dlrn_status s = dlrni_list_parts(dict, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        if (!dlrni_is_shared(list.tensor[i].data, list.shared, list.n_shared))
+        if (!dlrni_is_held(list.tensor[i].data, list.held, list.n_held))
             s = dlrni_check_stored(dict->ctx, path, &list.tensor[i]);
-    for (int64_t i = 0; list.shared && i < dict->n_parts && s == DLRN_OK; i++)
+    for (int64_t i = 0; list.held && i < dict->n_parts && s == DLRN_OK; i++)
         s = dlrni_check_savable(dict->part[i].dict, path);
-    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.shared,
-                                     list.n_shared, s);
-    dlrn_free(dict->ctx, list.shared);
+    s = dlrni_archive_write_together(dict->ctx, path, list.tensor, list.count, NULL, list.held,
+                                     list.n_held, s);
+    dlrn_free(dict->ctx, list.held);
     dlrn_free(dict->ctx, list.tensor);
     dlrn_free(dict->ctx, list.name);
     dlrn_free(dict->ctx, list.table);
@@ -21889,15 +22374,16 @@ typedef struct dlrni_aux {
        dead [from[l] .. from[l + 1]). */
     int64_t losses, from[DLRN_GROUPS_MAX + 1];
     int64_t all[DLRN_GROUPS_MAX]; /* dead features of each loss, on all ranks             */
-    float *pre;        /* several ranks: [rows][dead] of the rows in hand                  */
-    dlrni_joint joint; /* and where their selections end                                   */
-    int64_t pre_cap;
+    dlrni_joint joint;            /* several ranks: where the selections of rows in hand end */
     float *e;            /* [losses][n][d_out] their output, then its distance from the residual */
+    float *pre;          /* [n][features of a loss] pre-activations, loss after loss, if kept; on
+                            several ranks [rows][count] of the rows in hand            */
+    int kept;            /* whether pre holds those of this batch                      */
     dlrni_aux_row *row;  /* [losses][n]                                                */
     int64_t first, sums; /* dead [first .. first + sums) have their sums in memory         */
     float *grad;         /* by tasks: atoms' [..][d_out], encoder rows' [..][d_in]      */
     double *bias_grad;   /* [DLRNI_AUX_SUMS]                                           */
-    int64_t e_cap, row_cap;
+    int64_t e_cap, row_cap, pre_cap;
 } dlrni_aux;
 
 /* One auxiliary loss of a batch, a part of dlrni_aux: some dead features, and the residual that
@@ -21907,6 +22393,7 @@ typedef struct dlrni_aux_loss {
     int64_t count, all;  /* here; on all ranks               */
     const float *rest;   /* [n][d_out] x_hat - y, of the features so far */
     float *e;            /* [n][d_out] as in dlrni_aux       */
+    float *pre;          /* [n][count], or NULL: not kept    */
     dlrni_aux_row *row;
 } dlrni_aux_loss;
 
@@ -23620,6 +24107,7 @@ typedef struct dlrni_sums {
     const int64_t *start, *end; /* [n_out] an output's entries start .. end  */
     const int32_t *idx;         /* which row of base                         */
     int64_t base_ld, out_ld;    /* rows of base and of out are so far apart  */
+    int64_t near_rows;          /* rows of base that stay in the second cache; 0: not known */
 } dlrni_sums;
 
 /* In how many rows of base an output has `entries` entries, on average: a measure of how much
@@ -23678,19 +24166,57 @@ DLRNI_INTERNAL void dlrni_sums_chunk_add(const dlrni_kernel_table *k, const dlrn
     }
 }
 
+/* Few rows of base at a time pay if an output has 4 entries in them: for each few rows it is loaded
+   and stored once more. Measured on a Xeon whose second cache delivers 110 GB/s and the third 25:
+   384 outputs of 25 entries in 2048 rows, d 512, take 38 ns an entry with 512 rows at a time and 55
+   with all; outputs of 6 entries 83 and 71. To tune it, time both ways at such densities. */
+enum { DLRNI_SUMS_SHARED = 4 };
+
+/* How many rows of d numbers stay in the second cache while sums share them. */
+DLRNI_INTERNAL int64_t dlrni_near_rows(const dlrn_context *ctx, int64_t d) {
+    return ctx->near_bytes / (d * (int64_t)sizeof(float));
+}
+
+/* dlrni_sums_add for sparse outputs: each gathers its own rows. Where outputs share rows that stay
+   in the second cache, all outputs take those first. With x [n_out][d] it also forms dot[p] = <base
+   row of entry p, its output's row of x>: a row is near when it is added after its product. */
+DLRNI_INTERNAL void dlrni_sums_walk(const dlrni_kernel_table *k, const dlrni_sums *g,
+                                    const float *base, const float *coef, float *out,
+                                    const float *x, float *dot) {
+    const int shared =
+        g->near_rows < g->rows && dlrni_sums_chunk(g, DLRNI_SUMS_SHARED) <= g->near_rows;
+    const int64_t height = shared ? g->near_rows : g->rows, stop = g->first + g->rows;
+    int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
+    memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
+    for (int64_t r0 = g->first; r0 < stop; r0 += height) {
+        dlrni_sums_advance(g->n_out, g->end, g->idx, dlrni_min(r0 + height, stop), from, to);
+        for (int64_t o = 0; o < g->n_out; o++) {
+            const int64_t p = from[o], n = to[o] - p;
+            float *sum = out + o * g->out_ld;
+            if (!n) continue;
+            if (x) k->dots(x + o * g->d, g->d, base, g->base_ld, g->idx + p, n, dot + p);
+            if (x || shared)
+                k->gather_near(sum, g->d, base, g->base_ld, 0, g->idx + p, coef + p, n);
+            else
+                k->gather_axpy(sum, g->d, base, g->base_ld, g->idx + p, coef + p, n);
+        }
+    }
+}
+
+/* Whether outputs are too sparse for packed chunks: packing pays if an output uses about 4 of the
+   24 packed rows, on average (Zen 4). To tune it, time both ways near the density where they are
+   equal. */
+DLRNI_INTERNAL int dlrni_sums_sparse(const dlrni_sums *g) {
+    return dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS;
+}
+
 /* Two ways to the same bits: each output gathers its own rows, or packed chunks of rows serve all.
    Either way an output adds its rows in ascending order. */
 DLRNI_INTERNAL void dlrni_sums_add(const dlrni_kernel_table *k, const dlrni_sums *g,
                                    const float *base, const float *coef, float *out) {
     int64_t from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
-    /* packing pays if an output uses about 4 of the 24 packed rows, on average (Zen 4). To tune it,
-       time both ways near the density where they are equal. */
-    if (dlrni_sums_chunk(g, 4) > DLRNI_SUMS_ROWS) { /* sparse: every output walks alone */
-        for (int64_t o = 0; o < g->n_out; o++) {
-            int64_t p = g->start[o];
-            k->gather_axpy(out + o * g->out_ld, g->d, base, g->base_ld, g->idx + p, coef + p,
-                           g->end[o] - p);
-        }
+    if (dlrni_sums_sparse(g)) {
+        dlrni_sums_walk(k, g, base, coef, out, NULL, NULL);
         return;
     }
     memcpy(to, g->start, (size_t)g->n_out * sizeof *to);
@@ -23790,15 +24316,19 @@ DLRNI_INTERNAL dlrni_slab dlrni_slab_of(const dlrn_trainer *t, int64_t task, int
     return b;
 }
 
-/* Rows of a slab. Where many features are active it is 4 blocks tall, so that more rows share each
-   atom. Many threads get parts of blocks, down to 16 rows, so that there are 4 tasks for each: with
+/* Rows of a slab. It is 4 blocks tall where many features are active, so that more rows share each
+   atom; also where a row has several of the atoms that stay in the second cache (dlrni_sums_walk),
+   if all threads have enough such slabs. Many threads get parts of blocks, down to 16 rows, so that there are 4 tasks for each: with
    fewer rows, finding their entries in the lists of all groups takes as long as the sums. */
 DLRNI_INTERNAL int64_t dlrni_slab_rows(const dlrn_trainer *t) {
     const dlrni_work *w = &t->w;
     /* entries if all features were active */
     const double all = (double)w->batch.n * (double)(w->codes.wave * DLRNI_GROUP);
-    const int dense = (double)dlrni_wave_entries(&w->codes) > DLRNI_DENSE * all;
-    int64_t rows = dense ? 4 * DLRNI_BLOCK : DLRNI_BLOCK;
+    const double share = (double)dlrni_wave_entries(&w->codes) / all;
+    const double near_atoms = (double)dlrni_near_rows(t->ctx, t->dict->d_out);
+    const int many = w->batch.n >= (int64_t)4 * t->ctx->threads * 4 * DLRNI_BLOCK;
+    const int tall = share > DLRNI_DENSE || (share * near_atoms >= DLRNI_SUMS_SHARED && many);
+    int64_t rows = tall ? 4 * DLRNI_BLOCK : DLRNI_BLOCK;
     /* over several ranks a loop has the rows of one stretch */
     const int64_t n = dlrni_ranks(t->ctx) > 1 ? dlrni_min(w->batch.n, DLRNI_STRETCH) : w->batch.n;
     while (rows > 16 && n < 4 * t->ctx->threads * rows) rows /= 2;
@@ -24129,7 +24659,8 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     memcpy(to, slab->at, (size_t)slab->rows * sizeof *to);
     for (int64_t l = 0; l < levels; l++) {
         const int64_t end = b->levels ? dlrni_min(b->level_end[l], f1) : f1;
-        dlrni_sums g = {slab->rows, d, f0, f1 - f0, from, to, slab->col, d, b->e_ld};
+        dlrni_sums g = {slab->rows, d,         f0, f1 - f0, from,
+                        to,         slab->col, d,  b->e_ld, dlrni_near_rows(t->ctx, d)};
         /* in an earlier wave; of several ranks, one may have no feature of the first levels */
         if (end < f0 || (end == f0 && f0 > 0)) continue;
         dlrni_sums_advance(slab->rows, slab->at + 1, slab->col, end, from, to);
@@ -24196,9 +24727,11 @@ DLRNI_INTERNAL void dlrni_decode_second(dlrn_trainer *t, const dlrni_slab *b, in
     const int64_t d = t->dict->d_out, f0 = c->first * DLRNI_GROUP;
     const float *skip = dlrni_second_skip(t) ? t->dict->param[DLRN_SKIP] : NULL;
     float *e = batch->e2 + b->i0 * d;
-    dlrni_sums g = {
-        b->rows, d, f0, dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0), b->at, b->at + 1,
-        b->col,  d, d};
+    dlrni_sums g = {b->rows, d,
+                    f0,      dlrni_min(c->wave * DLRNI_GROUP, t->dict->features - f0),
+                    b->at,   b->at + 1,
+                    b->col,  d,
+                    d,       dlrni_near_rows(t->ctx, d)};
     if (first) dlrni_begin_rows(t, skip, b->i0, b->rows, e);
     /* zero_picks: entries that are off */
     for (int64_t p = 0; p < b->at[b->rows]; p++) b->pre[p] = b->pre[p] > 0 ? b->pre[p] : 0;
@@ -24424,16 +24957,16 @@ DLRNI_INTERNAL dlrn_status dlrni_sum_figures(dlrn_trainer *t) {
 }
 
 /* Arrays [n][d_out] that are summed over ranks: x_hat, its levels, a second one. */
-DLRNI_INTERNAL int64_t dlrni_shares(const dlrn_trainer *t) {
+DLRNI_INTERNAL int64_t dlrni_summed_arrays(const dlrn_trainer *t) {
     const dlrni_batch *b = &t->w.batch;
     return (b->levels > 1 ? b->levels : 1) + (b->e2 != NULL);
 }
 
-/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_shares]. */
+/* Begins the sums of the rows i0 .. i0 + rows; request [dlrni_summed_arrays]. */
 DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
                                             void **request) {
     const dlrni_batch *b = &t->w.batch;
-    const int64_t d = t->dict->d_out, shares = dlrni_shares(t);
+    const int64_t d = t->dict->d_out, shares = dlrni_summed_arrays(t);
     for (int64_t a = 0; a < shares; a++) {
         float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
         DLRNI_TRY(
@@ -24459,7 +24992,7 @@ DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
 /* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
    for, too: memory must not be freed under a sum. */
 DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
-    const int64_t n = t->w.batch.n, shares = dlrni_shares(t);
+    const int64_t n = t->w.batch.n, shares = dlrni_summed_arrays(t);
     void **request = t->w.request;
     for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
         for (int64_t a = 0; a < shares; a++, request++) {
@@ -24474,26 +25007,58 @@ DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
     return s;
 }
 
-/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
-   sums its own figures. s: whether this rank has come so far. */
-DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s) {
+/* Room for the sums of a batch. */
+DLRNI_INTERNAL dlrn_status dlrni_sums_room(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_shares(t);
-    const int64_t requests = shares * dlrni_ceil_div(n, DLRNI_STRETCH);
-    if (s == DLRN_OK &&
-        (!DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) ||
-         !DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)))
-        s = DLRN_ERR_MEMORY;
-    DLRNI_TRY(dlrni_agree(t->ctx, s));
-    memset(w->request, 0, (size_t)requests * sizeof *w->request);
-    void **request = w->request;
-    for (int64_t i0 = 0; i0 < n && s == DLRN_OK; i0 += DLRNI_STRETCH, request += shares) {
-        const int64_t rows = dlrni_min(DLRNI_STRETCH, n - i0);
-        if (!t->part) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
-        if (!t->whole) s = dlrni_begin_sums(t, i0, rows, request);
+    const int64_t requests = dlrni_summed_arrays(t) * dlrni_ceil_div(w->batch.n, DLRNI_STRETCH);
+    if (dlrni_ranks(t->ctx) == 1) return DLRN_OK;
+    return DLRNI_GROW(t->ctx, &w->message, &w->message_cap, 0, dlrni_message_size(t)) &&
+                   DLRNI_GROW(t->ctx, &w->request, &w->request_cap, 0, requests)
+               ? DLRN_OK
+               : DLRN_ERR_MEMORY;
+}
+
+/* Whether the rows are encoded stretch by stretch, each while the sums of the one before are under
+   way: no selection compares them, and the last batch says that all lists fit. */
+DLRNI_INTERNAL int dlrni_encodes_late(const dlrn_trainer *t) {
+    const dlrni_encoding *c = &t->w.codes;
+    return dlrni_ranks(t->ctx) > 1 && !t->whole && c->groups && c->stretches > 1 && t->w.nnz >= 0 &&
+           t->w.wave == c->groups && !dlrni_selects(c->dict) && !dlrni_by_batch(c);
+}
+
+/* The lists of the stretch that begins with row i0. */
+DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
+    dlrni_encoding *c = &t->w.codes;
+    c->from = i0 / DLRNI_STRETCH;
+    c->to = c->from + 1;
+    DLRNI_TRY(dlrni_make_lists(c, 0, c->groups, INT64_MAX));
+    return dlrni_slab_room(t);
+}
+
+/* Decodes the last wave and sums x_hat over ranks, and the figures. A part only adds its atoms, and
+   sums its own figures. s: whether this rank has come so far; if not, it takes part in the sums
+   until all know. late: there are no lists yet. */
+DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
+    dlrni_work *w = &t->w;
+    const int64_t n = w->batch.n, shares = dlrni_summed_arrays(t),
+                  all = dlrni_ceil_div(n, DLRNI_STRETCH);
+    dlrn_status sums = DLRN_OK;
+    memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
+    for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
+        const int64_t i0 = i * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, n - i0);
+        if (late && s == DLRN_OK) s = dlrni_late_stretch(t, i0);
+        if (!t->part && s == DLRN_OK) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
+        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * shares);
     }
-    if (s == DLRN_OK) s = dlrni_sum_figures(t);
-    return t->whole ? s : dlrni_end_sums(t, s);
+    w->codes.from = 0;
+    w->codes.to = w->codes.stretches;
+    if (late && s == DLRN_OK) {
+        dlrni_count_wave(t);
+        dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
+    }
+    if (sums == DLRN_OK) sums = dlrni_agree(t->ctx, s);
+    if (sums == DLRN_OK) sums = dlrni_sum_figures(t);
+    return t->whole ? sums : dlrni_end_sums(t, sums);
 }
 
 /* The lists of the wave that begins with group `first`, counted, and scratch for its slabs. */
@@ -24512,7 +25077,9 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     const int alone = dlrni_ranks(t->ctx) == 1;
     dlrn_status s;
     int64_t first = 0;
+    const int late = dlrni_encodes_late(t);
     w->nnz = w->zeros = w->candidates = 0;
+    if (late) return dlrni_sum_waves(t, DLRN_OK, 1);
     do { /* once on a rank without features, too */
         s = dlrni_next_wave(t, first);
         first += w->wave;
@@ -24523,7 +25090,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct(dlrn_trainer *t) {
     w->active = w->nnz;
     /* the next batch chooses its screen by this one */
     if (s == DLRN_OK && w->codes.groups) dlrni_encoding_learn(&w->codes, w->nnz, w->candidates);
-    return alone ? s : dlrni_sum_waves(t, s);
+    return alone ? s : dlrni_sum_waves(t, s, 0);
 }
 
 /* ---- The batch ---- */
@@ -24703,9 +25270,12 @@ DLRNI_INTERNAL int64_t dlrni_count_dead(const dlrn_trainer *t) {
    done. */
 
 enum {
-    DLRNI_AUX_ROWS = 128, /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
-    DLRNI_AUX_SUMS = 4096 /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
-                             bytes for each                                                     */
+    DLRNI_AUX_ROWS = 128,  /* rows per block; with d = 512, xc and e take 512 KB: a second cache  */
+    DLRNI_AUX_SUMS = 4096, /* dead features whose sums are kept: bounds the memory, 4 (d_in + d_out)
+                              bytes for each                                                    */
+    /* Pre-activations that forward keeps for backward: 64 MB. If there are more, backward computes
+       them again, which is a sixth of the products. */
+    DLRNI_AUX_KEPT = 1 << 24
 };
 
 /* Copies the rows row [count] of a matrix [.][d] into to [count][d]: kernels need them
@@ -24773,6 +25343,7 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
     one.e = a->e + loss * width;
+    one.pre = a->kept ? a->pre + a->from[loss] * b->n : NULL;
     one.row = a->row + loss * b->n;
     return one;
 }
@@ -24797,6 +25368,7 @@ DLRNI_INTERNAL void dlrni_aux_rows_task(void *arg, int64_t task, int worker) {
                       a.count);
     }
     if (!a.count) return; /* nothing of this nested group is dead */
+    if (a.pre) memcpy(a.pre + r0 * a.count, f, (size_t)(rows * a.count) * sizeof *f);
     /* the values replace the pre-activations in place */
     for (int64_t i = 0; i < rows; i++) block->begin_row(t, &a, r0 + i, f + i * a.count, rank);
     dlrni_aux_decode(t, &a, f, rows, panel, a.e + r0 * d_out);
@@ -24811,6 +25383,9 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_room(dlrn_trainer *t) {
     /* sized for the worst case at once: the number of dead features changes at every step */
     if (!a->grad && !(a->grad = DLRNI_NEW(t->ctx, float, max *d))) return DLRN_ERR_MEMORY;
     if (!a->bias_grad && !(a->bias_grad = DLRNI_NEW(t->ctx, double, max))) return DLRN_ERR_MEMORY;
+    a->kept = dlrni_ranks(t->ctx) == 1 && t->w.batch.n <= DLRNI_AUX_KEPT / a->count;
+    if (a->kept && !DLRNI_GROW(t->ctx, &a->pre, &a->pre_cap, 0, t->w.batch.n * a->count))
+        return DLRN_ERR_MEMORY;
     if (!DLRNI_GROW(t->ctx, &a->e, &a->e_cap, 0, rows * t->dict->d_out) ||
         !DLRNI_GROW(t->ctx, &a->row, &a->row_cap, 0, rows))
         return DLRN_ERR_MEMORY;
@@ -25039,8 +25614,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_forward(dlrn_trainer *t, dlrn_train_stats *
 
 /* ---- Backward ---- */
 
-/* A group of dead features, over blocks of rows. The forward values are computed again, since
-   [n][dead] would be too large to keep. */
+/* A group of dead features, over blocks of rows. */
 typedef struct dlrni_aux_group {
     const int32_t *feature; /* [count] ascending */
     int64_t count;
@@ -25091,12 +25665,18 @@ DLRNI_INTERNAL void dlrni_aux_group_rows(const dlrn_trainer *t, dlrni_aux_group 
     const dlrni_aux *a = &t->w.aux;
     const int64_t d = t->dict->d_in, at = h->feature - a->dead;
     const float *xc = t->w.batch.xc + r0 * d;
-    dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
+    if (!a->kept)
+        dlrni_aux_pre(t->dict, xc, rows, h->encoder, h->feature, h->count, h->f, DLRNI_GROUP);
     for (int64_t l = 0; l < a->losses; l++) {
         const dlrni_aux_loss one = dlrni_aux_loss_at(t, l);
         const int64_t j0 = dlrni_max(a->from[l] - at, 0);
         const int64_t j1 = dlrni_min(a->from[l + 1] - at, h->count);
-        if (j0 < j1) dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
+        if (j0 >= j1) continue;
+        for (int64_t i = 0; i < rows && one.pre; i++)
+            memcpy(h->f + i * DLRNI_GROUP + j0,
+                   one.pre + (r0 + i) * one.count + at + j0 - a->from[l],
+                   (size_t)(j1 - j0) * sizeof *h->f);
+        dlrni_aux_loss_rows(t, h, &one, j0, j1, r0, rows);
     }
     dlrni_aux_outer(t->ctx->k, h, 0, h->count, h->slope, xc, rows, d, h->encoder_grad);
 }
@@ -25138,7 +25718,8 @@ DLRNI_INTERNAL void dlrni_aux_group_task(void *arg, int64_t task, int worker) {
     part = h.slope + DLRNI_AUX_ROWS * DLRNI_GROUP;
     h.bias_grad = a->bias_grad + at;
     memset(h.bias_grad, 0, (size_t)h.count * sizeof(double));
-    dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
+    if (!a->kept)
+        dlrni_collect_rows(t->dict->param[DLRN_ENCODER], h.feature, h.count, d, h.encoder);
     dlrni_collect_rows(t->dict->param[DLRN_DECODER], h.feature, h.count, d_out, h.atom);
     /* the first run needs no second array */
     dlrni_aux_group_run(t, &h, 0, dlrni_min(run, n), sum);
@@ -25501,7 +26082,8 @@ DLRNI_INTERNAL void dlrni_visit_dots(const dlrn_trainer *t, const dlrni_visit *v
     const dlrni_kernel_table *k = t->ctx->k;
     int64_t d = t->dict->d_out, ld = t->w.batch.e_ld, from[DLRNI_OUTPUTS], to[DLRNI_OUTPUTS];
     const float *atom = t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d;
-    const dlrni_sums g = {j1 - j0, d, v->first, v->rows, v->at + j0, v->at + j0 + 1, v->row, ld, d};
+    const dlrni_sums g = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
+                          v->at + j0 + 1, v->row, ld,       d,       0};
     float tile[ROWS * DLRNI_GROUP];
     /* Zen 4: the tile is faster if an output has 4 entries among 12 rows. To tune this, time both
        ways at densities from 0.1 to 0.5. */
@@ -25565,7 +26147,6 @@ DLRNI_INTERNAL void dlrni_plain_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         const int inner = dlrni_is_inner(t, i, v->f0 + j, v->val[p]);
         double slope = inner ? (double)(c[i] * v->slope[p]) : 0;
         slope = dlrni_value_slope(t, v, j, i, slope, inner ? (double)f : 0);
-        v->coef[p] = inner ? f * c[i] : 0;
         if (v->slope2) slope += dlrni_second_slope(t, v, p, f);
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
@@ -25614,7 +26195,6 @@ DLRNI_INTERNAL void dlrni_jump_slopes(const dlrn_trainer *t, dlrni_visit *v, int
         if (within && window == DLRNI_WINDOW_INPUT) slope += (level * df + count) / e;
         off -= on;
         if (lift > 0) slope += dlrni_not_below(v, j, u * unrank, level, lift);
-        v->coef[p] = (float)f * c[i];
         v->slope[p] = (float)slope;
         bias += (double)v->slope[p];
     }
@@ -25644,7 +26224,6 @@ DLRNI_INTERNAL void dlrni_gated_slopes(const dlrn_trainer *t, dlrni_visit *v, in
         v->scalar[DLRN_VALUE_BIAS][j] += df;
         v->scalar[DLRN_LOG_SCALE][j] += df * u * scale;
         v->scalar[DLRN_ENCODER_BIAS][j] += by_pi;
-        v->coef[p] = f * c[i];
         v->coef2[p] = t->rules.gate_frozen ? 0 : v->val[p] * c2[i];
         v->slope[p] = (float)(by_pi + df * scale);
         v->lift[j] += (double)v->slope[p];
@@ -25673,23 +26252,41 @@ DLRNI_INTERNAL int64_t dlrni_level_run(const dlrn_trainer *t, const dlrni_visit 
     return dlrni_min(b->level_end[*level] - v->f0, v->width);
 }
 
+/* coef of the entries of the features j0 .. j1: their values times their rows' c. */
+DLRNI_INTERNAL void dlrni_visit_coefs(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
+                                      const float *c) {
+    const int has_values = dlrni_has_values(t);
+    for (int64_t j = j0; j < j1; j++)
+        for (int64_t p = v->at[j]; p < v->at[j + 1]; p++) {
+            const float pre = v->val[p];
+            const int64_t i = v->row[p];
+            v->coef[p] = (has_values ? dlrni_trained_value(t, i, v->f0 + j, pre) : pre) * c[i];
+        }
+}
+
 /* Slopes and atoms of the features j0 .. j1 of a visit on its stretch; they belong to one level. */
 DLRNI_INTERNAL void dlrni_visit_level(const dlrn_trainer *t, dlrni_visit *v, int64_t j0, int64_t j1,
                                       int64_t level) {
     const int64_t d = t->dict->d_out;
     const int64_t ld = t->w.batch.e_ld;
     const dlrni_sums out = {j1 - j0,        d,      v->first, v->rows, v->at + j0,
-                            v->at + j0 + 1, v->row, ld,       d};
+                            v->at + j0 + 1, v->row, ld,       d,       dlrni_near_rows(t->ctx, d)};
     const float *c, *base = dlrni_level_base(t, level, &c);
     float *atoms = v->run[DLRN_DECODER] + j0 * d;
-    dlrni_visit_dots(t, v, j0, j1, base, v->slope);
+    const int sparse = dlrni_sums_sparse(&out);
+    dlrni_visit_coefs(t, v, j0, j1, c);
+    if (sparse)
+        dlrni_sums_walk(t->ctx->k, &out, base, v->coef, atoms,
+                        t->dict->param[DLRN_DECODER] + (v->f0 + j0) * d, v->slope);
+    else
+        dlrni_visit_dots(t, v, j0, j1, base, v->slope);
     if (v->slope2) dlrni_visit_dots(t, v, j0, j1, t->w.batch.e2, v->slope2);
     for (int64_t j = j0; j < j1; j++) switch (t->rules.gate) {
         case DLRN_GATE_JUMP_SIGNED: dlrni_jump_slopes(t, v, j, c); break;
         case DLRN_GATE_GATED: dlrni_gated_slopes(t, v, j, c); break;
         default: dlrni_plain_slopes(t, v, j, c);
         }
-    dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
+    if (!sparse) dlrni_sums_add(t->ctx->k, &out, base, v->coef, atoms);
     if (v->coef2 && !t->rules.gate_frozen)
         dlrni_sums_add(t->ctx->k, &out, t->w.batch.e2, v->coef2, atoms);
 }
@@ -25710,7 +26307,8 @@ DLRNI_INTERNAL void dlrni_visit_stretch(const dlrn_trainer *t, dlrni_visit *v, i
     }
     /* atoms are sums of rows of e, encoder rows sums of rows of xc, over the same entries */
     const int64_t d = t->dict->d_in;
-    const dlrni_sums in = {v->width, d, v->first, v->rows, v->at, v->at + 1, v->row, d, d};
+    const dlrni_sums in = {v->width,  d,      v->first, v->rows, v->at,
+                           v->at + 1, v->row, d,        d,       dlrni_near_rows(t->ctx, d)};
     dlrni_sums_add(t->ctx->k, &in, b->xc, v->slope, v->run[DLRN_ENCODER]);
     /* counted in stretches, so runs do not depend on threads or waves */
     if (stretch % DLRNI_RUN == DLRNI_RUN - 1) dlrni_visit_end_run(t, v);
@@ -25912,14 +26510,17 @@ DLRNI_INTERNAL int64_t dlrni_update_max(const dlrni_update *u) {
 
 /* The lists of the wave that begins with group `first`, and how many groups a task has. Several go
    through the rows together if the rows do not stay in a cache from one group to the next (several
-   stretches), or if each group uses nearly all of them. */
+   stretches), if each group uses nearly all of them, or if a feature has several of the rows that
+   stay in the second cache. */
 DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     dlrn_trainer *t = u->t;
     const dlrni_encoding *c = &t->w.codes;
     DLRNI_TRY(dlrni_load_wave(t, first));
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
-    int together = c->stretches > 1 || c->active > DLRNI_DENSE;
+    const double near_rows = (double)dlrni_near_rows(t->ctx, t->dict->d_in);
+    int together =
+        c->stretches > 1 || c->active > DLRNI_DENSE || c->active * near_rows >= DLRNI_SUMS_SHARED;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     u->first = first;
     u->end = first + c->wave;
@@ -27693,6 +28294,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_part(dlrn_trainer *t, int64_t i, const fl
     p->step = t->step;
     p->anneal = t->anneal;
     DLRNI_TRY(dlrni_batch_room(p, all->n));
+    DLRNI_TRY(dlrni_sums_room(p));
     b->e = all->e + part->out_at;
     b->e_ld = t->dict->d_out;
     b->level = all->level ? all->level + part->out_at : NULL;
@@ -27730,7 +28332,7 @@ DLRNI_INTERNAL dlrn_status dlrni_reconstruct_parts(dlrn_trainer *t, const float 
         t->w.candidates += t->part[i]->w.candidates;
     }
     t->w.active = t->w.nnz;
-    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK);
+    if (dlrni_ranks(t->ctx) > 1) return dlrni_sum_waves(t, DLRN_OK, 0);
     dlrn_parallel_for(t->ctx, blocks, dlrni_error_block, t);
     return DLRN_OK;
 }
@@ -28298,10 +28900,10 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable_parts(dlrn_context *ctx,
 }
 
 /* Whether a dictionary holds the features that this rank trains. */
-DLRNI_INTERNAL dlrn_status dlrni_check_share(dlrn_context *ctx, const dlrn_dictionary *init) {
+DLRNI_INTERNAL dlrn_status dlrni_check_own_rows(dlrn_context *ctx, const dlrn_dictionary *init) {
     int64_t at, n;
     for (int64_t i = 0; i < init->n_parts; i++)
-        DLRNI_TRY(dlrni_check_share(ctx, init->part[i].dict));
+        DLRNI_TRY(dlrni_check_own_rows(ctx, init->part[i].dict));
     if (init->n_parts) return DLRN_OK;
     dlrni_rank_span(ctx, init->span_of, &at, &n);
     if (init->span_at == at && init->features == n) return DLRN_OK;
@@ -28329,7 +28931,7 @@ DLRNI_INTERNAL dlrn_status dlrni_check_trainable(dlrn_context *ctx, const dlrn_t
                   ? dlrni_check_trainable_parts(ctx, cfg, &rules, init)
                   : dlrni_check_trainable_formula(ctx, init));
     if (init->d_in == cfg->d_in && init->d_out == cfg->d_out && init->span_of == cfg->features)
-        return dlrni_check_share(ctx, init);
+        return dlrni_check_own_rows(ctx, init);
     return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                      "dlrn_trainer_create: expected a dictionary of %lld x %lld (output %lld), "
                      "found %lld x %lld (output %lld)",
@@ -28506,6 +29108,7 @@ DLRNI_INTERNAL dlrn_status dlrni_forward_begin(dlrn_trainer *t, const float *x, 
     DLRNI_TRY(dlrni_scale_target(t, y ? y : x, n));
     dlrni_set_levels(t);
     DLRNI_TRY(dlrni_level_room(t, n));
+    DLRNI_TRY(dlrni_sums_room(t));
     dlrni_update_view(t);
     if (t->cfg.loss == DLRN_LOSS_FVU)
         w->batch.total_variance = dlrni_total_variance(t, w->batch.y, n);
@@ -28873,7 +29476,10 @@ typedef struct dlrni_checkpoint_floats {
     float **data;            /* [count] the same memory, not const: resuming fills it; owned */
     dlrni_tensor_name *name; /* [count] the tensors point to these; owned */
     float *scale;            /* [n_parts] scale_in of the parts; owned, NULL without parts */
-    int64_t count;           /* of the roles that the dictionary has */
+    int64_t *first, *rows; /* [count] of each that this rank has; rows -1: all. Owned, one block */
+    int64_t count;         /* of the roles that the dictionary has */
+    dlrni_held *held;      /* [n_held] what the ranks hold together; owned, NULL: alone */
+    int64_t n_held;
 } dlrni_checkpoint_floats;
 
 DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_floats *list) {
@@ -28881,6 +29487,8 @@ DLRNI_INTERNAL void dlrni_checkpoint_free(dlrn_context *ctx, dlrni_checkpoint_fl
     dlrn_free(ctx, list->data);
     dlrn_free(ctx, list->name);
     dlrn_free(ctx, list->scale);
+    dlrn_free(ctx, list->first);
+    dlrn_free(ctx, list->held);
 }
 
 /* Adds the roles of a trainer. Names are the role's, with the prefix m. or v. for moments, and the
@@ -28895,6 +29503,9 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
         for (int of = 0; of < 3 && data[0]; of++) {
             if (!data[of]) continue; /* signum has no second moments */
             const int64_t i = out->count++;
+            const dlrni_role *shape = &dlrni_role_table[role];
+            const int shared = out->held && shape->rows == 'F';
+            const int64_t width = dlrni_extent(t->dict, shape->cols);
             dlrn_tensor_out *tensor = &out->tensor[i];
             dlrni_print(out->name[i].text, sizeof out->name[i].text, "%s%s%s", prefix[of],
                         dlrni_role_table[role].name, number);
@@ -28902,10 +29513,14 @@ DLRNI_INTERNAL void dlrni_checkpoint_add(const dlrn_trainer *t, int64_t part,
             tensor->name = out->name[i].text;
             tensor->data = data[of];
             tensor->dtype = DLRN_F32;
-            tensor->ndim = dlrni_role_table[role].cols == '1' ? 1 : 2;
-            tensor->shape[0] = dlrni_extent(t->dict, dlrni_role_table[role].rows);
-            if (tensor->ndim == 2)
-                tensor->shape[1] = dlrni_extent(t->dict, dlrni_role_table[role].cols);
+            tensor->ndim = shape->cols == '1' ? 1 : 2;
+            tensor->shape[0] = dlrni_whole_extent(t->dict, shape->rows);
+            if (tensor->ndim == 2) tensor->shape[1] = width;
+            out->first[i] = shared ? t->dict->span_at : 0;
+            out->rows[i] = shared ? t->dict->features : -1;
+            if (shared)
+                tensor->data = dlrni_add_held(out->held, &out->n_held, data[of], t->dict->span_of,
+                                              width, width);
         }
     }
 }
@@ -28918,8 +29533,13 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_list(const dlrn_trainer *t,
     out->tensor = DLRNI_NEW_ZERO(t->ctx, dlrn_tensor_out, max + DLRNI_CHECKPOINT_MORE);
     out->data = DLRNI_NEW(t->ctx, float *, max);
     out->name = DLRNI_NEW(t->ctx, dlrni_tensor_name, max);
+    out->first = DLRNI_NEW(t->ctx, int64_t, 2 * max);
+    if (dlrni_ranks(t->ctx) > 1 &&
+        !(out->held = DLRNI_NEW(t->ctx, dlrni_held, max + dlrni_max(t->n_parts, 1))))
+        return DLRN_ERR_MEMORY;
     if (t->n_parts && !(out->scale = DLRNI_NEW(t->ctx, float, t->n_parts))) return DLRN_ERR_MEMORY;
-    if (!out->tensor || !out->data || !out->name) return DLRN_ERR_MEMORY;
+    if (!out->tensor || !out->data || !out->name || !out->first) return DLRN_ERR_MEMORY;
+    out->rows = out->first + max;
     for (int64_t i = 0; i < t->n_parts; i++)
         out->scale[i] = (float)t->part[i]->dict->formula.scale_in;
     dlrni_checkpoint_add(t, -1, out);
@@ -28952,6 +29572,24 @@ DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_counters(const dlrn_trainer *t) 
     return out;
 }
 
+/* The same as the ranks hold them: those of each part one after another. */
+DLRNI_INTERNAL dlrn_tensor_out dlrni_held_counters(const dlrn_trainer *t,
+                                                   dlrni_checkpoint_floats *list) {
+    const dlrn_dictionary *dict = t->dict;
+    dlrn_tensor_out out = dlrni_checkpoint_counters(t);
+    if (!list->held) return out;
+    out.data = &list->held[list->n_held];
+    if (!dict->n_parts)
+        dlrni_add_held(list->held, &list->n_held, t->since_fired, dict->span_of, 1, 1);
+    for (int64_t i = 0; i < dict->n_parts; i++) {
+        const dlrn_part *part = &dict->part[i];
+        dlrni_held *s = dlrni_add_held(list->held, &list->n_held, t->since_fired + part->feature_at,
+                                       part->dict->span_of, 1, 1);
+        s->more = i + 1 < dict->n_parts;
+    }
+    return out;
+}
+
 /* The buffer's unread rows x (which 0) or y (1), in the stored type: half the size where they are
    f16 or bf16. */
 DLRNI_INTERNAL dlrn_tensor_out dlrni_checkpoint_rows(const dlrn_buffer *b, int which,
@@ -28974,7 +29612,7 @@ DLRNI_INTERNAL int64_t dlrni_checkpoint_others(const dlrn_trainer *t,
                                                dlrni_checkpoint_floats *list) {
     int64_t count = list->count;
     if (t->n_parts) list->tensor[count++] = dlrni_checkpoint_scales(list->scale, t->n_parts);
-    list->tensor[count++] = dlrni_checkpoint_counters(t);
+    list->tensor[count++] = dlrni_held_counters(t, list);
     for (int k = 0; state && state->rows && k < 2 && state->rows_of[k]; k++)
         list->tensor[count++] = dlrni_checkpoint_rows(t->buffer, k, state);
     return count;
@@ -29152,26 +29790,30 @@ DLRNI_INTERNAL dlrn_status dlrni_write_checkpoint(const dlrn_trainer *t, const c
     }
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     if (s == DLRN_OK) count = dlrni_checkpoint_others(t, state, &list);
-    if (s == DLRN_OK) s = dlrn_archive_write(t->ctx, path, list.tensor, count, metadata);
+    s = dlrni_archive_write_together(t->ctx, path, list.tensor, count, metadata, list.held,
+                                     list.n_held, s);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
 
 DLRN_API dlrn_status dlrn_trainer_save_alone(const dlrn_trainer *t, const char *path) {
-    DLRNI_TRY(dlrni_check_saving(t, path));
+    DLRNI_TRY(dlrni_agree(t->ctx, dlrni_check_saving(t, path)));
     return dlrni_write_checkpoint(t, path, NULL);
 }
 
+/* The buffer is the same on all ranks: only the one that writes copies it. */
 DLRN_API dlrn_status dlrn_trainer_save(const dlrn_trainer *t, const char *path) {
+    const int exports = t->buffer && dlrni_writes_files(t->ctx);
     dlrni_buffer_state state;
-    DLRNI_TRY(dlrni_check_saving(t, path));
-    /* rows of step_on are the caller's */
-    if (!t->buffer) return dlrni_write_checkpoint(t, path, NULL);
-    /* a copy in logical order: takes as much memory again as the unread rows */
-    dlrn_status s = dlrni_buffer_export(t->buffer, &state);
+    dlrn_status s = dlrni_check_saving(t, path);
+    memset(&state, 0, sizeof state);
+    /* a copy in logical order: takes as much memory again as the unread rows. Those of step_on are
+       the caller's */
+    if (s == DLRN_OK && exports) s = dlrni_buffer_export(t->buffer, &state);
+    s = dlrni_agree(t->ctx, s);
     /* the state is freed either way */
-    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, &state);
-    dlrni_buffer_state_free(t->ctx, &state);
+    if (s == DLRN_OK) s = dlrni_write_checkpoint(t, path, exports ? &state : NULL);
+    if (exports) dlrni_buffer_state_free(t->ctx, &state);
     return s;
 }
 
@@ -29200,10 +29842,11 @@ DLRN_API dlrn_status dlrn_buffer_save(const dlrn_buffer *b, int64_t step, const 
     if (!dlrni_has_suffix(path, ".safetensors")) /* other forms have no metadata */
         return dlrn_fail(b->ctx, DLRN_ERR_ARGUMENT, "%s: expected a name ending in .safetensors",
                          path);
+    if (!dlrni_writes_files(b->ctx)) return dlrni_agree(b->ctx, DLRN_OK);
     dlrn_status s = dlrni_buffer_export(b, &state);
     if (s == DLRN_OK) s = dlrni_write_buffer(b, step, path, &state);
     dlrni_buffer_state_free(b->ctx, &state);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 /* ---- Reading ----
@@ -29502,16 +30145,18 @@ DLRNI_INTERNAL dlrn_status dlrni_check_moments(dlrn_archive *a, const char *name
     return DLRN_OK;
 }
 
-/* Reads a tensor of the list, whose names say what it is: m. and v. begin those of moments. */
+/* Reads rows of a tensor of the list (-1: all), whose names say what it is: m. and v. begin those
+   of moments. */
 DLRNI_INTERNAL dlrn_status dlrni_read_listed(dlrn_archive *a, const dlrn_tensor_out *want,
-                                             float *data) {
+                                             int64_t first, int64_t rows, float *data) {
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(a->ctx, a, want, &where));
     /* the shape was compared: it fits */
-    DLRNI_TRY(dlrn_archive_read(a, where, 0, -1, data));
-    const int64_t n = dlrn_archive_tensor(a, where)->numel;
+    DLRNI_TRY(dlrn_archive_read(a, where, first, rows, data));
+    const int64_t numel = dlrn_archive_tensor(a, where)->numel, width = numel / want->shape[0];
+    const int64_t n = rows < 0 ? numel : rows * width;
     return want->name[1] == '.' ? dlrni_check_moments(a, want->name, data, n)
-                                : dlrni_check_weights(a, want->name, data, 0, n);
+                                : dlrni_check_weights(a, want->name, data, first * width, n);
 }
 
 /* Reads into the trainer's own memory, tensor by tensor. Parameters must be finite; moments must be
@@ -29520,7 +30165,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_floats(dlrn_trainer *t, dlrn_archive *a) {
     dlrni_checkpoint_floats list;
     dlrn_status s = dlrni_checkpoint_list(t, &list);
     for (int64_t i = 0; i < list.count && s == DLRN_OK; i++)
-        s = dlrni_read_listed(a, &list.tensor[i], list.data[i]);
+        s = dlrni_read_listed(a, &list.tensor[i], list.first[i], list.rows[i], list.data[i]);
     dlrni_checkpoint_free(t->ctx, &list);
     return s;
 }
@@ -29531,7 +30176,15 @@ DLRNI_INTERNAL dlrn_status dlrni_read_counters(dlrn_trainer *t, dlrn_archive *a)
     int64_t where;
     DLRNI_TRY(dlrni_checkpoint_find(t->ctx, a, &counters, &where));
     /* as integers: a float would round large counts */
-    DLRNI_TRY(dlrni_archive_read_i64(a, where, t->since_fired));
+    const dlrni_entry *e = &a->entries[where];
+    const dlrn_dictionary *dict = t->dict;
+    if (!dict->n_parts)
+        dlrni_entry_read(t->ctx, e, dict->span_at, dict->features, NULL, t->since_fired);
+    int64_t before = 0;
+    for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of)
+        dlrni_entry_read(t->ctx, e, before + dict->part[i].dict->span_at,
+                         dict->part[i].dict->features, NULL,
+                         t->since_fired + dict->part[i].feature_at);
     for (int64_t f = 0; f < t->dict->features; f++)
         if (t->since_fired[f] < 0 || t->since_fired[f] > INT64_MAX / 4)
             return dlrni_checkpoint_lacks(a, t->ctx, counters.name);
@@ -29699,7 +30352,7 @@ DLRNI_INTERNAL dlrn_status dlrni_read_part_scales(dlrn_context *ctx, dlrn_archiv
     float *scale = DLRNI_NEW(ctx, float, n);
     if (!scale) return DLRN_ERR_MEMORY;
     const dlrn_tensor_out want = dlrni_checkpoint_scales(scale, n);
-    dlrn_status s = dlrni_read_listed(a, &want, scale);
+    dlrn_status s = dlrni_read_listed(a, &want, 0, -1, scale);
     for (int64_t i = 0; i < n && s == DLRN_OK; i++) {
         dict->part[i].dict->formula.scale_in = (double)scale[i];
         if (!dlrni_is_scale((double)scale[i])) s = dlrni_checkpoint_lacks(a, ctx, want.name);
@@ -29730,8 +30383,8 @@ DLRNI_INTERNAL dlrn_status dlrni_checkpoint_dictionary(dlrn_context *ctx, dlrn_a
     dlrn_free(ctx, json);
     if (s == DLRN_OK && dlrni_family_named(recipe->info.family)->formula.k) {
         /* k comes from the file */
-        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->features);
-        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->features);
+        s = dlrni_check_k(ctx, (*out)->formula.k, (*out)->span_of);
+        if (s == DLRN_OK) s = dlrni_check_select(ctx, &(*out)->formula, (*out)->span_of);
         if (s != DLRN_OK)
             s = dlrni_fail_in(ctx, DLRN_ERR_FORMAT, a->path, "formula", dlrn_error(ctx));
     }
@@ -29784,12 +30437,13 @@ DLRNI_INTERNAL dlrn_status dlrni_resume_from(dlrn_context *ctx, dlrn_archive *a,
 DLRN_API dlrn_status dlrn_trainer_resume(dlrn_context *ctx, const char *path,
                                          const dlrn_train_config *cfg, dlrn_buffer *buffer,
                                          dlrn_trainer **out) {
-    dlrn_archive *a;
+    dlrn_archive *a = NULL;
     *out = NULL;
     /* any archive opens here; the format is checked next */
-    DLRNI_TRY(dlrn_archive_open(ctx, path, &a));
-    dlrn_status s = dlrni_resume_from(ctx, a, cfg, buffer, out);
+    dlrn_status s = dlrn_archive_open(ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_resume_from(ctx, a, cfg, buffer, out);
     dlrn_archive_close(a);
+    s = dlrni_agree(ctx, s);
     if (s == DLRN_OK) return s;
     dlrn_trainer_destroy(*out); /* half read, or NULL */
     *out = NULL;
@@ -29814,11 +30468,11 @@ DLRNI_INTERNAL dlrn_status dlrni_read_buffer(dlrn_buffer *b, dlrn_archive *a, in
 }
 
 DLRN_API dlrn_status dlrn_buffer_resume(dlrn_buffer *b, const char *path, int64_t *step) {
-    dlrn_archive *a;
-    DLRNI_TRY(dlrn_archive_open(b->ctx, path, &a));
-    dlrn_status s = dlrni_read_buffer(b, a, step);
+    dlrn_archive *a = NULL;
+    dlrn_status s = dlrn_archive_open(b->ctx, path, &a);
+    if (s == DLRN_OK) s = dlrni_read_buffer(b, a, step);
     dlrn_archive_close(a);
-    return s;
+    return dlrni_agree(b->ctx, s);
 }
 
 DLRNI_COLD_END
@@ -29849,14 +30503,17 @@ struct dlrn_evaluator {
     int64_t rows, nnz, cosines, ratios; /* rows, active features, rows with a cosine, a ratio  */
     double *mean_y, *var_y;             /* [d_out] mean and sum of squared deviations of y ... */
     double *mean_r, *var_r;             /* ... and of y - x_hat                                */
-    int64_t *fired;                     /* [F] rows on which each feature is not 0             */
+    int64_t *fired;  /* [F] rows on which each feature is not 0; over ranks of all, by this one */
+    int64_t *total;  /* [F] over ranks: of all ranks; NULL: alone                              */
+    double *row_sum; /* [batch_size] over ranks: sum of |f| of each row                        */
     double squared, norm, sparsity, cosine, ratio, dot, norm2_x_hat; /* sums over rows         */
     double l1, norm_y, norm_x_hat;                                   /* also sums over rows    */
     dlrni_legacy_batch open_batch;
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
-    int partly;                /* 1: rows of a call that failed are counted */
+    double *of_row; /* [batch_size][4] ||y||^2, ||x_hat||^2, <y, x_hat>, ||y - x_hat||^2 */
+    int partly;     /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
@@ -29870,7 +30527,10 @@ DLRN_API void dlrn_evaluator_destroy(dlrn_evaluator *e) {
     /* with var_y, mean_r and var_r: one block */
     dlrn_free(e->ctx, e->mean_y);
     dlrn_free(e->ctx, e->fired);
+    dlrn_free(e->ctx, e->total);
+    dlrn_free(e->ctx, e->row_sum);
     dlrn_free(e->ctx, e->x_hat);
+    dlrn_free(e->ctx, e->of_row);
     dlrn_free(e->ctx, e->layer);
     dlrn_free(e->ctx, e->open_batch.square); /* with its mean */
     dlrn_free(e->ctx, e->open_batch.y);
@@ -29898,9 +30558,15 @@ DLRNI_INTERNAL dlrn_status dlrni_legacy_batch_alloc(dlrn_context *ctx, int64_t s
 DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     int64_t d = e->dict->d_out;
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
-    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->features);
+    e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->span_of);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
-    if (!e->mean_y || !e->fired || !e->x_hat) return DLRN_ERR_MEMORY;
+    e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size * 4) : NULL;
+    if (!e->mean_y || !e->fired || !e->x_hat || !e->of_row) return DLRN_ERR_MEMORY;
+    if (dlrni_ranks(e->ctx) > 1) {
+        e->total = DLRNI_NEW(e->ctx, int64_t, e->dict->span_of);
+        e->row_sum = DLRNI_NEW(e->ctx, double, e->cfg.batch_size);
+        if (!e->total || !e->row_sum) return DLRN_ERR_MEMORY;
+    }
     if (e->dict->layers > 1) {
         e->layer = DLRNI_NEW_ZERO(e->ctx, dlrn_layer_metrics, e->dict->layers);
         if (!e->layer) return DLRN_ERR_MEMORY;
@@ -29912,8 +30578,8 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     return dlrn_encoder_create(e->dict, &e->encoder);
 }
 
-DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
-                                           dlrn_evaluator **out) {
+DLRNI_INTERNAL dlrn_status dlrni_evaluator_make(const dlrn_dictionary *dict,
+                                                const dlrn_eval_config *cfg, dlrn_evaluator **out) {
     /* errors go where the dictionary's go */
     dlrn_context *ctx = dict->ctx;
     const dlrn_eval_config defaults = dlrn_eval_defaults();
@@ -29943,6 +30609,15 @@ DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dl
     return s;
 }
 
+DLRN_API dlrn_status dlrn_evaluator_create(const dlrn_dictionary *dict, const dlrn_eval_config *cfg,
+                                           dlrn_evaluator **out) {
+    const dlrn_status s = dlrni_agree(dict->ctx, dlrni_evaluator_make(dict, cfg, out));
+    if (s == DLRN_OK) return s;
+    dlrn_evaluator_destroy(*out); /* another rank has failed */
+    *out = NULL;
+    return s;
+}
+
 /* Adds one value: `count` is the number of values with it. *square is the sum of squared deviations
    from the mean so far (Welford, 1962). */
 DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_t count) {
@@ -29951,20 +30626,37 @@ DLRNI_INTERNAL void dlrni_welford(double *mean, double *square, double x, int64_
     *square += off * (x - *mean);
 }
 
+/* The sum of the magnitudes of val [n]. */
+DLRNI_INTERNAL double dlrni_sum_of_sizes(const float *val, int64_t n) {
+    double sum = 0;
+    for (int64_t p = 0; p < n; p++) sum += fabs((double)val[p]);
+    return sum;
+}
+
+/* Over ranks: these sums of a batch, of all features. Only the entropy needs them by row. */
+DLRNI_INTERNAL dlrn_status dlrni_join_row_sums(const dlrn_evaluator *e, int64_t rows) {
+    const dlrn_sparse *c = &e->codes;
+    if (!e->total || e->cfg.sparsity == DLRN_SPARSITY_L1) return DLRN_OK;
+    for (int64_t i = 0; i < rows; i++)
+        e->row_sum[i] =
+            dlrni_sum_of_sizes(c->val + c->row_ptr[i], c->row_ptr[i + 1] - c->row_ptr[i]);
+    return dlrni_sum_ranks(e->ctx, DLRN_F64, e->row_sum, rows);
+}
+
 /* Adds one row's features to the sums: val [n], of the features col [n]. The sparsity is their L1
    norm or entropy, like the penalty of the reference. Magnitudes, since some families have negative
    features. A value may be 0, where a scale underflows: such a feature is not active. */
 DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, const float *val,
-                                        int64_t n) {
-    double sum = 0, entropy = 0;
+                                        int64_t n, int64_t row) {
+    double sum = dlrni_sum_of_sizes(val, n), entropy = 0;
     for (int64_t p = 0; p < n; p++) {
-        sum += fabs((double)val[p]);
         e->nnz += val[p] != 0;
         e->fired[col[p]] += val[p] != 0;
     }
     e->l1 += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) e->sparsity += sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return;
+    if (e->total) sum = e->row_sum[row];
     for (int64_t p = 0; p < n && sum > 0; p++) {
         double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
         entropy -= q * log(q + dlrni_entropy_eps);
@@ -30009,20 +30701,57 @@ DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y
     if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
-/* Adds one row, y [d_out] and x_hat [d_out], to the sums about the reconstruction. */
-DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const float *x_hat) {
-    int64_t d = e->dict->d_out, count = ++e->rows;
-    /* y.y, x_hat.x_hat, y.x_hat, r.r */
+/* A batch's rows, which are measured in two ways: each by itself, and each dimension over all of
+   them. */
+typedef struct dlrni_measuring {
+    dlrn_evaluator *e;
+    const float *y; /* [rows][d_out] */
+    int64_t rows;
+} dlrni_measuring;
+
+enum { DLRNI_MEASURED = 32 }; /* rows or dimensions of a task */
+
+/* The four sums of a row. */
+DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_t d, double *out) {
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
-        double a = (double)y[j], h = (double)x_hat[j], r = a - h;
+        const double a = (double)y[j], h = (double)x_hat[j], r = a - h;
         yy += a * a;
         hh += h * h;
         yh += a * h;
         rr += r * r;
-        dlrni_welford(&e->mean_y[j], &e->var_y[j], a, count);
-        dlrni_welford(&e->mean_r[j], &e->var_r[j], r, count);
     }
+    out[0] = yy;
+    out[1] = hh;
+    out[2] = yh;
+    out[3] = rr;
+}
+
+/* Task: some rows, or, after these, some dimensions. Every sum keeps its order. */
+DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
+    const dlrni_measuring *m = (const dlrni_measuring *)arg;
+    dlrn_evaluator *e = m->e;
+    const int64_t d = e->dict->d_out, row_tasks = dlrni_ceil_div(m->rows, DLRNI_MEASURED);
+    const int64_t from = (task < row_tasks ? task : task - row_tasks) * DLRNI_MEASURED;
+    const int64_t to = dlrni_min(from + DLRNI_MEASURED, task < row_tasks ? m->rows : d);
+    (void)worker;
+    if (task < row_tasks) {
+        for (int64_t i = from; i < to; i++)
+            dlrni_sums_of_row(m->y + i * d, e->x_hat + i * d, d, e->of_row + i * 4);
+        return;
+    }
+    for (int64_t i = 0; i < m->rows; i++)
+        for (int64_t j = from; j < to; j++) {
+            const double a = (double)m->y[i * d + j], r = a - (double)e->x_hat[i * d + j];
+            dlrni_welford(&e->mean_y[j], &e->var_y[j], a, e->rows + i + 1);
+            dlrni_welford(&e->mean_r[j], &e->var_r[j], r, e->rows + i + 1);
+        }
+}
+
+/* Adds one row y [d_out] and its four sums to the sums about the reconstruction. */
+DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const double *of_row) {
+    const double yy = of_row[0], hh = of_row[1], yh = of_row[2], rr = of_row[3];
+    e->rows++;
     /* the distance and its square are different losses: both are reported */
     e->squared += rr;
     e->norm += sqrt(rr);
@@ -30036,7 +30765,7 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const f
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
-    dlrni_legacy_batch_add(&e->open_batch, y, d, hh, yh, rr);
+    dlrni_legacy_batch_add(&e->open_batch, y, e->dict->d_out, hh, yh, rr);
 }
 
 /* Measures x [rows][d_in], y [rows][d_out], at most a batch. After an error no row of them is
@@ -30047,11 +30776,18 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     DLRNI_TRY(dlrn_encoder_run(e->encoder, x, rows, NULL, &e->codes, e->x_hat));
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
+    DLRNI_TRY(dlrni_join_row_sums(e, rows));
+    dlrni_measuring m = {e, y, rows};
+    /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
+    dlrni_parallel_for(e->ctx,
+                       dlrni_ceil_div(rows, DLRNI_MEASURED) + dlrni_ceil_div(d, DLRNI_MEASURED),
+                       dlrni_ns(rows, d) * 4, dlrni_measure_task, &m);
     for (int64_t i = 0; i < rows; i++) {
         /* CSR: the active features of row i */
         int64_t at = e->codes.row_ptr[i];
-        dlrni_measure_row(e, y + i * d, e->x_hat + i * d);
-        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at);
+        dlrni_measure_row(e, y + i * d, e->of_row + i * 4);
+        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at,
+                            i);
     }
     return DLRN_OK;
 }
@@ -30131,7 +30867,7 @@ DLRNI_INTERNAL void dlrni_saelens_figures(const dlrn_evaluator *e, const dlrn_me
 /* The share of the features that are active on more than `bound` of the rows; *part: their part of
    the sum of all densities. */
 DLRNI_INTERNAL double dlrni_denser_than(const dlrn_evaluator *e, double bound, double *part) {
-    int64_t features = 0, fired = 0, F = e->dict->features;
+    int64_t features = 0, fired = 0, F = e->dict->span_of;
     for (int64_t f = 0; f < F; f++) {
         if (!((double)e->fired[f] > bound * (double)e->rows)) continue;
         features++;
@@ -30160,7 +30896,7 @@ DLRNI_INTERNAL void dlrni_saebench_figures(const dlrn_evaluator *e, const dlrn_m
    so no row need be visited for it. */
 DLRNI_INTERNAL void dlrni_layer_figures(const dlrn_evaluator *e) {
     const dlrn_dictionary *dict = e->dict;
-    int64_t width = dict->d_out / dict->layers, own = dict->features / dict->layers;
+    int64_t width = dict->d_out / dict->layers, own = dict->span_of / dict->layers;
     double n = (double)e->rows;
     for (int64_t l = 0; e->layer && l < dict->layers; l++) {
         dlrn_layer_metrics *out = &e->layer[l];
@@ -30192,15 +30928,36 @@ DLRNI_INTERNAL void dlrni_no_cross_entropy(dlrn_metrics *out) {
     out->documents = out->tokens = 0;
 }
 
-DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+/* How often each feature has fired. */
+DLRNI_INTERNAL dlrn_status dlrni_total_fired(const dlrn_evaluator *e, const int64_t **fired) {
+    const int64_t F = e->dict->span_of;
+    *fired = e->total ? e->total : e->fired;
+    if (!e->total) return DLRN_OK;
+    memcpy(e->total, e->fired, (size_t)F * sizeof *e->total);
+    return dlrni_sum_ranks(e->ctx, DLRN_I64, e->total, F);
+}
+
+/* An evaluator with the sums over the features of all ranks. All others are sums over rows, which
+   every rank has seen. */
+DLRNI_INTERNAL dlrn_status dlrni_join_sums(const dlrn_evaluator *e, dlrn_evaluator *all) {
+    const int64_t *fired;
+    double sums[2] = {e->l1, e->sparsity};
+    *all = *e;
+    if (!e->total) return DLRN_OK;
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_F64, sums, 2));
+    DLRNI_TRY(dlrni_sum_ranks(e->ctx, DLRN_I64, &all->nnz, 1));
+    all->fired = e->total;
+    all->l1 = sums[0];
+    all->sparsity = sums[1];
+    return DLRN_OK;
+}
+
+/* The figures of an evaluator that has all sums. */
+DLRNI_INTERNAL void dlrni_figures_of(const dlrn_evaluator *e, dlrn_metrics *out) {
     /* all means are over rows */
     double n = (double)e->rows;
-    int64_t F = e->dict->features, alive = 0;
-    memset(out, 0, sizeof *out);
-    /* first, so that *out is defined even after an error */
-    dlrni_no_cross_entropy(out);
-    DLRNI_TRY(dlrni_check_evaluator(e));
-    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    int64_t F = e->dict->span_of, alive = 0;
     out->rows = e->rows; /* counts, then means over rows */
     out->fired = e->fired;
     out->l2_loss = e->norm / n;
@@ -30228,6 +30985,17 @@ DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out)
     dlrni_layer_figures(e);
     out->layers = e->dict->layers;
     out->layer = e->layer;
+}
+
+DLRN_API dlrn_status dlrn_evaluator_finish(dlrn_evaluator *e, dlrn_metrics *out) {
+    dlrn_evaluator all;
+    memset(out, 0, sizeof *out);
+    /* first, so that *out is defined even after an error */
+    dlrni_no_cross_entropy(out);
+    DLRNI_TRY(dlrni_check_evaluator(e));
+    DLRNI_REQUIRE(e->ctx, e->rows > 0, "no rows were added");
+    DLRNI_TRY(dlrni_join_sums(e, &all));
+    dlrni_figures_of(&all, out);
     return DLRN_OK;
 }
 
@@ -30249,12 +31017,14 @@ DLRNI_INTERNAL int64_t dlrni_bin_of(double frequency, int bins) {
 
 DLRN_API dlrn_status dlrn_evaluator_histogram(const dlrn_evaluator *e, int bins, double *edge,
                                               int64_t *count) {
+    const int64_t *fired;
     DLRNI_REQUIRE(e->ctx, bins > 0 && e->rows > 0, "needs at least one bin and one row");
+    DLRNI_TRY(dlrni_total_fired(e, &fired));
     memset(count, 0, (size_t)bins * sizeof *count);
     /* bins + 1 edges; NULL: not wanted */
     for (int b = 0; edge && b <= bins; b++) edge[b] = dlrni_bin_edge(b, bins);
-    for (int64_t f = 0; f < e->dict->features; f++) /* dead features have no logarithm */
-        if (e->fired[f]) count[dlrni_bin_of((double)e->fired[f] / (double)e->rows, bins)]++;
+    for (int64_t f = 0; f < e->dict->span_of; f++) /* dead features have no logarithm */
+        if (fired[f]) count[dlrni_bin_of((double)fired[f] / (double)e->rows, bins)]++;
     return DLRN_OK;
 }
 
@@ -30303,15 +31073,97 @@ DLRNI_INTERNAL double dlrni_mean_of_numbers(const float *x, int64_t n) {
     return count ? sum / (double)count : (double)NAN;
 }
 
+/* Over ranks: the largest cosines of this rank's rows with rows [n] of another rank, into max. */
+DLRNI_INTERNAL dlrn_status dlrni_near_others(const dlrn_dictionary *dict, int role,
+                                             const float *rows, int64_t n, const float *norm,
+                                             float *scratch, float *max) {
+    const int64_t F = dict->features, width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    float *other = scratch, *cosine = scratch + n;
+    dlrni_search s;
+    memset(&s, 0, sizeof s);
+    s.ctx = dict->ctx;
+    s.n = F;
+    const dlrni_directions a = {dict->param[role], F, width, norm}, b = {rows, n, width, other};
+    for (int64_t i = 0; i < n; i++) other[i] = dlrn_norm(dict->ctx, rows + i * width, width);
+    s.a = a;
+    s.b = b;
+    DLRNI_TRY(dlrni_run_search(&s, 1, 0, NULL, cosine));
+    for (int64_t i = 0; i < F; i++)
+        if (cosine[i] > max[i] || max[i] != max[i]) max[i] = cosine[i];
+    return DLRN_OK;
+}
+
+/* Over ranks: each sends its rows, a block at a time, to the others. */
+DLRNI_INTERNAL dlrn_status dlrni_maxima_of_ranks(const dlrn_dictionary *dict, int role,
+                                                 const float *norm, float *max) {
+    const int64_t width = dlrni_extent(dict, dlrni_role_table[role].cols);
+    const int64_t step = dlrni_max((1 << 20) / width, 1);
+    dlrn_context *ctx = dict->ctx;
+    float *rows = DLRNI_NEW(ctx, float, step *width);
+    float *scratch = DLRNI_NEW(ctx, float, step + dict->features);
+    dlrn_status s = dlrni_agree(ctx, rows && scratch ? DLRN_OK : DLRN_ERR_MEMORY);
+    for (int r = 0; r < dlrni_ranks(ctx) && s == DLRN_OK; r++) {
+        const int own = r == ctx->cfg.collective.rank;
+        int64_t at, n;
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &n);
+        for (int64_t i = 0; i < n && s == DLRN_OK; i += step) {
+            const int64_t m = dlrni_min(step, n - i);
+            const size_t size = (size_t)(m * width) * sizeof *rows;
+            if (own) memcpy(rows, dict->param[role] + i * width, size);
+            s = dlrni_from_rank(ctx, r, rows, (int64_t)size);
+            if (s == DLRN_OK && !own)
+                s = dlrni_near_others(dict, role, rows, m, norm, scratch, max);
+            s = dlrni_agree(ctx, s);
+        }
+    }
+    dlrn_free(ctx, rows);
+    dlrn_free(ctx, scratch);
+    return s;
+}
+
+/* The figures of a dictionary without parts over ranks: as dlrni_weights_of, of all features. */
+DLRNI_INTERNAL dlrn_status dlrni_weights_together(const dlrn_dictionary *dict, float *each,
+                                                  int64_t F) {
+    const int64_t n = dict->features, ranks = dlrni_ranks(dict->ctx);
+    dlrn_context *ctx = dict->ctx;
+    float *own = DLRNI_NEW(ctx, float, DLRN_WEIGHT_COUNT *n);
+    int64_t *bytes = DLRNI_NEW(ctx, int64_t, ranks), at;
+    dlrn_status s = own && bytes ? DLRN_OK : DLRN_ERR_MEMORY;
+    for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * n; i++) own[i] = (float)NAN;
+    if (s == DLRN_OK) s = dlrni_weights_of(dict, own, n);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK && dict->param[DLRN_ENCODER])
+        s = dlrni_maxima_of_ranks(dict, DLRN_ENCODER, own + DLRN_WEIGHT_ENCODER_NORM * n,
+                                  own + DLRN_WEIGHT_MAX_ENCODER * n);
+    if (s == DLRN_OK && dict->param[DLRN_DECODER])
+        s = dlrni_maxima_of_ranks(dict, DLRN_DECODER, own + DLRN_WEIGHT_DECODER_NORM * n,
+                                  own + DLRN_WEIGHT_MAX_DECODER * n);
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) {
+        dlrni_span_of_rank(ctx, r, dict->span_of, &at, &bytes[r]);
+        bytes[r] *= (int64_t)sizeof *own;
+    }
+    for (int i = 0; i < DLRN_WEIGHT_COUNT && s == DLRN_OK; i++)
+        s = dlrni_gather_ranks(ctx, own + i * n, bytes, each + i * F);
+    dlrn_free(ctx, own);
+    dlrn_free(ctx, bytes);
+    return s;
+}
+
 DLRN_API dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict, double *mean, float *each) {
-    const int64_t F = dict->features;
+    const int together = dlrni_ranks(dict->ctx) > 1;
+    const int64_t F = together ? dict->span_of : dict->features;
     float *own = each ? NULL : DLRNI_NEW(dict->ctx, float, DLRN_WEIGHT_COUNT *F);
-    dlrn_status s = each || own ? DLRN_OK : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(dict->ctx, each || own ? DLRN_OK : DLRN_ERR_MEMORY);
     if (!each) each = own;
     for (int64_t i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT * F; i++) each[i] = (float)NAN;
-    if (s == DLRN_OK && !dict->n_parts) s = dlrni_weights_of(dict, each, F);
-    for (int64_t p = 0; s == DLRN_OK && p < dict->n_parts; p++)
-        s = dlrni_weights_of(dict->part[p].dict, each + dict->part[p].feature_at, F);
+    int64_t at = 0; /* of the part among the features of all ranks */
+    for (int64_t p = dict->n_parts ? 0 : -1; s == DLRN_OK && p < dict->n_parts; p++) {
+        const dlrn_dictionary *of = p < 0 ? dict : dict->part[p].dict;
+        s = together ? dlrni_weights_together(of, each + at, F)
+                     : dlrni_weights_of(of, each + (p < 0 ? 0 : dict->part[p].feature_at), F);
+        at += of->span_of;
+        if (p < 0) break;
+    }
     for (int i = 0; s == DLRN_OK && i < DLRN_WEIGHT_COUNT; i++)
         mean[i] = dlrni_mean_of_numbers(each + i * F, F);
     dlrn_free(dict->ctx, own);
@@ -30329,6 +31181,18 @@ typedef struct dlrni_evaluation {
     float *x, *y; /* [batch_size][d]; y NULL: no target */
 } dlrni_evaluation;
 
+/* Whether the sources of all ranks have given as many rows. s: of reading them. */
+DLRNI_INTERNAL dlrn_status dlrni_same_rows(dlrn_context *ctx, dlrn_status s, int64_t n) {
+    int64_t count[2] = {n, -n};
+    if (dlrni_ranks(ctx) == 1) return s;
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    DLRNI_TRY(dlrni_max_ranks(ctx, DLRN_I64, count, 2));
+    if (count[0] == -count[1]) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
+                     "the source: expected the same rows on all ranks, found from %lld to %lld",
+                     (long long)-count[1], (long long)count[0]);
+}
+
 /* Reads and measures a batch at a time, until cfg.rows are measured or the source ends. */
 DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
     dlrn_evaluator *e = j->e;
@@ -30339,10 +31203,12 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_source(const dlrni_evaluation *j) {
         /* enough rows */
         if (want <= 0) return DLRN_OK;
         dlrn_status s = dlrni_source_read(e->ctx, j->source, want, j->x, j->y, &n);
-        if (s != DLRN_OK) return s == DLRN_END ? DLRN_OK : s;
+        DLRNI_TRY(dlrni_same_rows(e->ctx, s == DLRN_END ? DLRN_OK : s, n));
+        if (s == DLRN_END) return DLRN_OK;
         DLRNI_TRY(dlrn_evaluator_add(e, j->x, j->y, n));
         /* may stop the evaluation */
-        if (j->progress) DLRNI_TRY(j->progress(j->user, e->rows));
+        s = j->progress ? j->progress(j->user, e->rows) : DLRN_OK;
+        DLRNI_TRY(dlrni_agree(e->ctx, s));
     }
 }
 
@@ -30371,7 +31237,25 @@ typedef struct dlrni_splice {
     const dlrn_dictionary *const *dicts; /* [sites] borrowed */
     dlrn_encoder **encoders;             /* [sites] owned: scratch lasts for the whole pass */
     int64_t sites;
+    struct dlrni_turn *turn; /* [ranks] what each says at an edit; owned, NULL: alone   */
+    int64_t *bytes;          /* [ranks] scratch, owned                                  */
+    float *x, *x_hat;        /* rows of all ranks at an edit, owned                     */
+    int64_t x_cap, x_hat_cap;
+    int over;   /* 1: this pass is over, or has failed: no rank takes another turn      */
+    int theirs; /* 1: another rank has failed, not this one                             */
 } dlrni_splice;
+
+/* Over ranks each runs the model on its own documents. At an edit all bring their rows, encode and
+   decode them together, and each takes its own back. A rank whose documents are done comes without
+   rows until those of all are. */
+typedef enum dlrni_turn_state {
+    DLRNI_TURN_EDITS,
+    DLRNI_TURN_DONE,
+    DLRNI_TURN_FAILED
+} dlrni_turn_state;
+typedef struct dlrni_turn {
+    int64_t rows, site, state;
+} dlrni_turn;
 
 /* A model must edit only the sites that it has announced: the number becomes an index. */
 DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
@@ -30380,11 +31264,76 @@ DLRNI_INTERNAL dlrn_status dlrni_check_site(const dlrni_splice *s, int site) {
                      (long long)s->sites);
 }
 
+/* What all ranks want at this turn: the site of those that edit (-1: all are done), and how many
+   rows they bring. */
+DLRNI_INTERNAL dlrn_status dlrni_hear_ranks(dlrni_splice *s, dlrni_turn mine, int64_t *site,
+                                            int64_t *rows) {
+    const int ranks = dlrni_ranks(s->ctx);
+    *site = -1;
+    *rows = 0;
+    for (int r = 0; r < ranks; r++) s->bytes[r] = (int64_t)sizeof mine;
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, &mine, s->bytes, s->turn));
+    for (int r = 0; r < ranks; r++) {
+        const dlrni_turn *t = &s->turn[r];
+        if (t->state == DLRNI_TURN_FAILED) {
+            s->theirs = mine.state != DLRNI_TURN_FAILED;
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model of rank %d has failed",
+                             r);
+        }
+        if (t->state == DLRNI_TURN_DONE) continue;
+        if (*site >= 0 && *site != t->site)
+            return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK,
+                             "the language model: expected edits of one site on all ranks, found "
+                             "%lld and %lld",
+                             (long long)*site, (long long)t->site);
+        *site = t->site;
+        *rows += t->rows;
+    }
+    return DLRN_OK;
+}
+
+/* The rows of all ranks at a site, to s->x, and their reconstructions in s->x_hat; this rank's
+   begin at *at. */
+DLRNI_INTERNAL dlrn_status dlrni_edit_rows(dlrni_splice *s, int64_t site, int64_t rows,
+                                           const float *x, int64_t *at) {
+    const dlrn_dictionary *dict = s->dicts[site];
+    dlrn_status status = DLRN_OK;
+    *at = 0;
+    if (!DLRNI_GROW(s->ctx, &s->x, &s->x_cap, 0, rows * dict->d_in) ||
+        !DLRNI_GROW(s->ctx, &s->x_hat, &s->x_hat_cap, 0, rows * dict->d_out))
+        status = DLRN_ERR_MEMORY;
+    DLRNI_TRY(dlrni_agree(s->ctx, status));
+    for (int r = 0; r < dlrni_ranks(s->ctx); r++) {
+        s->bytes[r] = s->turn[r].rows * dict->d_in * (int64_t)sizeof *x;
+        if (r < s->ctx->cfg.collective.rank) *at += s->turn[r].rows;
+    }
+    DLRNI_TRY(dlrni_gather_ranks(s->ctx, x, s->bytes, s->x));
+    return dlrn_encoder_run(s->encoders[site], s->x, rows, NULL, NULL, s->x_hat);
+}
+
+/* This rank's turn: out [mine.rows][d_out] are the reconstructions of x. */
+DLRNI_INTERNAL dlrn_status dlrni_take_turn(dlrni_splice *s, dlrni_turn mine, const float *x,
+                                           float *out) {
+    int64_t site = -1, rows = 0, at = 0;
+    if (s->over)
+        return dlrn_fail(s->ctx, DLRN_ERR_CALLBACK, "the language model edits after a failure");
+    dlrn_status status = dlrni_hear_ranks(s, mine, &site, &rows);
+    if (status == DLRN_OK && site >= 0) status = dlrni_edit_rows(s, site, rows, x, &at);
+    s->over = status != DLRN_OK || site < 0;
+    if (status == DLRN_OK && mine.rows) {
+        const int64_t d = s->dicts[site]->d_out;
+        memcpy(out, s->x_hat + at * d, (size_t)(mine.rows * d) * sizeof *out);
+    }
+    return status;
+}
+
 /* Edit callback: out [n][d_out] = the reconstruction of x [n][d_in] at a site. */
 DLRNI_INTERNAL dlrn_status dlrni_splice_edit(void *user, int site, const float *x, float *out,
                                              int64_t n) {
-    const dlrni_splice *s = (const dlrni_splice *)user;
+    dlrni_splice *s = (dlrni_splice *)user;
+    const dlrni_turn mine = {n, site, DLRNI_TURN_EDITS};
     DLRNI_TRY(dlrni_check_site(s, site));
+    if (s->turn) return dlrni_take_turn(s, mine, x, out);
     return dlrn_encoder_run(s->encoders[site], x, n, NULL, NULL, out);
 }
 
@@ -30400,10 +31349,9 @@ DLRNI_INTERNAL dlrn_status dlrni_zero_edit(void *user, int site, const float *x,
     return DLRN_OK;
 }
 
-/* One pass of the model: *nats per token, over *tokens. */
-DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_language_model *lm,
-                                               const dlrn_edit *edit, double *nats,
-                                               int64_t *tokens) {
+/* One pass of the model on this rank: *nats per token, over *tokens. */
+DLRNI_INTERNAL dlrn_status dlrni_run_model(dlrn_context *ctx, const dlrn_language_model *lm,
+                                           const dlrn_edit *edit, double *nats, int64_t *tokens) {
     ctx->error[0] = 0; /* an old message must not pass for the model's */
     dlrn_status s = lm->cross_entropy(lm->user, edit, nats, tokens);
     /* NaN would spread to every figure below */
@@ -30417,17 +31365,44 @@ DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrn_context *ctx, const dlrn_lan
                                                 : NULL);
 }
 
+/* One pass over the documents of all ranks. turns: its edits are made together. */
+DLRNI_INTERNAL dlrn_status dlrni_cross_entropy(dlrni_splice *s, const dlrn_language_model *lm,
+                                               const dlrn_edit *edit, int turns, double *nats,
+                                               int64_t *tokens) {
+    dlrn_context *ctx = s->ctx;
+    dlrn_status status = DLRN_OK;
+    if (!s->turn) return dlrni_run_model(ctx, lm, edit, nats, tokens);
+    *nats = 0;
+    *tokens = 0;
+    s->over = s->theirs = 0;
+    /* a rank may have fewer documents than others, and none */
+    if (lm->documents) status = dlrni_run_model(ctx, lm, edit, nats, tokens);
+    while (turns && !s->over) {
+        const dlrni_turn mine = {0, 0, status == DLRN_OK ? DLRNI_TURN_DONE : DLRNI_TURN_FAILED};
+        const dlrn_status last = dlrni_take_turn(s, mine, NULL, NULL);
+        if (status == DLRN_OK) status = last;
+    }
+    /* the message is that of the rank that has failed first */
+    DLRNI_TRY(dlrni_agree(ctx, s->theirs ? DLRN_OK : status));
+    double sum = *nats * (double)*tokens;
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F64, &sum, 1));
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, tokens, 1));
+    *nats = sum / (double)*tokens;
+    if (*tokens > 0) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "the language model: expected tokens, found none");
+}
+
 /* The three passes of the model: unchanged, with the reconstructions, with zeros. */
 DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_language_model *lm,
                                               dlrn_metrics *out) {
     dlrn_edit reconstruct = {dlrni_splice_edit, splice}, zero = {dlrni_zero_edit, splice};
     dlrn_context *ctx = splice->ctx;
     int64_t tokens = 0;
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, NULL, &out->loss_original, &out->tokens));
-    DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &reconstruct, &out->loss_reconstructed, &tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, NULL, 0, &out->loss_original, &out->tokens));
+    DLRNI_TRY(dlrni_cross_entropy(splice, lm, &reconstruct, 1, &out->loss_reconstructed, &tokens));
     /* the third pass is skipped if the second already disagrees */
     if (tokens == out->tokens)
-        DLRNI_TRY(dlrni_cross_entropy(ctx, lm, &zero, &out->loss_zero, &tokens));
+        DLRNI_TRY(dlrni_cross_entropy(splice, lm, &zero, 0, &out->loss_zero, &tokens));
     /* losses over different tokens cannot be compared */
     if (tokens != out->tokens)
         return dlrn_fail(ctx, DLRN_ERR_CALLBACK,
@@ -30436,29 +31411,47 @@ DLRNI_INTERNAL dlrn_status dlrni_three_passes(dlrni_splice *splice, const dlrn_l
     /* what there is to recover; 0 if the site has no effect */
     double whole = out->loss_original - out->loss_zero;
     out->documents = lm->documents; /* as the model says */
+    DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_I64, &out->documents, 1));
     out->ce_diff = out->loss_reconstructed - out->loss_original;
     out->share_recovered =
         whole < 0 || whole > 0 ? (out->loss_reconstructed - out->loss_zero) / whole : (double)NAN;
     return DLRN_OK;
 }
 
+/* The encoders of all sites, and what turns need. */
+DLRNI_INTERNAL dlrn_status dlrni_splice_begin(dlrni_splice *s) {
+    const int64_t ranks = dlrni_ranks(s->ctx);
+    s->encoders = DLRNI_NEW_ZERO(s->ctx, dlrn_encoder *, s->sites);
+    if (!s->encoders) return DLRN_ERR_MEMORY;
+    if (ranks > 1) {
+        s->turn = DLRNI_NEW(s->ctx, dlrni_turn, ranks);
+        s->bytes = DLRNI_NEW(s->ctx, int64_t, ranks);
+        if (!s->turn || !s->bytes) return DLRN_ERR_MEMORY;
+    }
+    for (int64_t i = 0; i < s->sites; i++) {
+        DLRNI_TRY(dlrni_expect_rows_alone(s->dicts[i], "dlrn_loss_recovered"));
+        DLRNI_TRY(dlrn_encoder_create(s->dicts[i], &s->encoders[i]));
+    }
+    return DLRN_OK;
+}
+
 DLRN_API dlrn_status dlrn_loss_recovered(dlrn_context *ctx, const dlrn_dictionary *const *dicts,
                                          const dlrn_language_model *lm, dlrn_metrics *out) {
-    dlrni_splice splice = {ctx, dicts, NULL, lm->sites};
+    dlrni_splice splice;
+    memset(&splice, 0, sizeof splice);
+    splice.ctx = ctx;
+    splice.dicts = dicts;
+    splice.sites = lm->sites;
     /* defined even after an error; the other metrics stay */
     dlrni_no_cross_entropy(out);
     DLRNI_REQUIRE(ctx, lm->sites > 0, "the language model has no sites");
-    splice.encoders = DLRNI_NEW_ZERO(ctx, dlrn_encoder *, lm->sites);
-    dlrn_status s = splice.encoders ? DLRN_OK : DLRN_ERR_MEMORY;
-    for (int64_t i = 0; s == DLRN_OK && i < lm->sites; i++) {
-        s = dlrni_expect_rows_alone(dicts[i], "dlrn_loss_recovered");
-        if (s == DLRN_OK) s = dlrn_encoder_create(dicts[i], &splice.encoders[i]);
-    }
+    dlrn_status s = dlrni_agree(ctx, dlrni_splice_begin(&splice));
     if (s == DLRN_OK) s = dlrni_three_passes(&splice, lm, out);
     /* those not made are NULL */
     for (int64_t i = 0; splice.encoders && i < lm->sites; i++)
         dlrn_encoder_destroy(splice.encoders[i]);
-    dlrn_free(ctx, splice.encoders);
+    void *blocks[] = {splice.encoders, splice.turn, splice.bytes, splice.x, splice.x_hat};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     return s;
 }
 
@@ -30476,7 +31469,8 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
     j.x = DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_in);
     /* without a target the evaluator takes x */
     j.y = source->d_out ? DLRNI_NEW(ctx, float, j.e->cfg.batch_size * dict->d_out) : NULL;
-    dlrn_status s = j.x && (j.y || !source->d_out) ? dlrni_measure_source(&j) : DLRN_ERR_MEMORY;
+    dlrn_status s = dlrni_agree(ctx, j.x && (j.y || !source->d_out) ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_measure_source(&j);
     int stopped = s == DLRN_STOPPED && j.e->rows > 0; /* what was measured is still reported */
     if (s == DLRN_OK || stopped) {
         /* fails if there were no rows */
@@ -30606,6 +31600,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
+    DLRNI_TRY(dlrni_expect_alone(dict->ctx, place));
     /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};
@@ -32023,6 +33018,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 #undef DLRNI_TARGET_BEGIN
 #undef DLRNI_TARGET_END
 #undef DLRNI_TORCH_OPS
+#undef DLRNI_SPAN
 #undef DLRNI_TRY
 #undef DLRNI_UNROLL
 #undef DLRNI_UNUSED
@@ -32044,7 +33040,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      NAME_runs()           whether the processor can run it
      DLRNI_TARGET_BEGIN    the instructions that it is compiled for
      DLRNI_K(name)         puts the set's name before a name: all names below are written with it
-     tile sizes            an enum of the five sizes explained below
+     tile sizes            an enum of the sizes explained below
      v16                   a type of 64 bytes that holds 16 floats. A vector type without a size,
                            as SVE has, must be wrapped in an array of floats
      operations            see the next table
@@ -32069,8 +33065,9 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
    Macros that say what else a block has:
 
      DLRNI_HAS_SCREENS  nothing else is needed: the f32 screen is compiled, too
-     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, set_words, add_dot,
-                        float_of_words and store_int16: the int16 screen is compiled, too
+     DLRNI_HAS_INT16    words (a v16 of 32-bit integers), load_words, store_words, set_words,
+                        add_dot, float_of_words, store_int16, add_bytes, add_halves and store_bytes:
+                        the screens of int16 and of bytes are compiled instead
      DLRNI_HAS_F16      widen_f16(from, to, n) and widen_bf16, the same for bf16
      DLRNI_HAS_STREAM   stream(p, a), a store past the caches, p aligned to 64
      DLRNI_OWN_CRC32    the name of a function like dlrni_crc32 (room numbers)
@@ -32087,6 +33084,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
      outer_rows         outer and the screens: rows of a, at most DLRNI_SCREEN_ROWS
      outer_vectors      outer: v16s of the panel's columns, 1 or 3
      gather_vectors     gather_axpy: v16s of the output that stay in registers
+     byte_rows          the screen of bytes, where there is one: rows of a tile
 
    To measure another size, change it and compare `make bench`, rows gemm and step. No size changes
    a bit: each sum has its own order. The scalar set is the oracle: plain loops and dlrni_fma(). */
@@ -32271,7 +33269,8 @@ enum {
     DLRNI_K(nt_cols) = 3,
     DLRNI_K(outer_rows) = 6,
     DLRNI_K(outer_vectors) = 1,
-    DLRNI_K(gather_vectors) = 4
+    DLRNI_K(gather_vectors) = 4,
+    DLRNI_K(byte_rows) = 4
 };
 typedef struct DLRNI_K(v16) {
     __m256 lo, hi; /* lanes 0 to 7, 8 to 15 */
@@ -32428,6 +33427,37 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                         _mm256_permute4x64_epi64(both, 0xD8)); /* back in order */
 }
 
+/* For the screen of bytes: each word is two sums of 16 bits. sum + the products of two pairs of
+   bytes, row unsigned and w signed; they wrap around, see the screen. */
+#define DLRNI_ADD_BYTES(sum, row, w, t)                                                            \
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(row), "x"(w))
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m256i t;
+    DLRNI_ADD_BYTES(sum.lo, row.lo, w.lo, t);
+    DLRNI_ADD_BYTES(sum.hi, row.hi, w.hi, t);
+    return sum;
+}
+#undef DLRNI_ADD_BYTES
+/* sum, of 32 bits, + both halves of each word of a. */
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    const __m256i one = _mm256_set1_epi16(1);
+    sum.lo = _mm256_add_epi32(sum.lo, _mm256_madd_epi16(a.lo, one));
+    sum.hi = _mm256_add_epi32(sum.hi, _mm256_madd_epi16(a.hi, one));
+    return sum;
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm256_storeu_si256((__m256i *)(void *)p, a.lo);
+    _mm256_storeu_si256((__m256i *)(void *)(p + 32), a.hi);
+}
+/* Stores the lowest bytes of 16 whole numbers. */
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    __m256i both = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    both = _mm256_and_si256(_mm256_permute4x64_epi64(both, 0xD8), _mm256_set1_epi16(255));
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi16(_mm256_castsi256_si128(both),
+                                                            _mm256_extracti128_si256(both, 1)));
+}
+
 /* f16 to f32 on eight lanes. Exponent and fraction move up 13 bits, and the exponent's bias changes
    from 15 to 127: + 112. The exponent of infinity and NaN, 31, must become 255: + 112 once more. A
    subnormal has no leading 1: it is read with the exponent of 2^-14, as if it had one, and 2^-14 is
@@ -32451,7 +33481,7 @@ DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
     }
     if (at < n) dlrni_widen_plain(DLRN_F16, from + 2 * at, to + at, n - at); /* fewer than eight */
 }
-/* Past the caches: memory is not read first, as it is for a store into a line that is not cached. */
+/* Past the caches: memory is not read first, as it is for a line that is not cached. */
 DLRNI_INTERNAL void DLRNI_K(stream)(float *p, DLRNI_K(v16) a) {
     _mm256_stream_ps(p, a.lo);
     _mm256_stream_ps(p + 8, a.hi);
@@ -32467,9 +33497,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_COMPILE_BODIES
@@ -32504,7 +33534,8 @@ enum {
     DLRNI_K(nt_cols) = 6,
     DLRNI_K(outer_rows) = 8,
     DLRNI_K(outer_vectors) = 3,
-    DLRNI_K(gather_vectors) = 16
+    DLRNI_K(gather_vectors) = 16,
+    DLRNI_K(byte_rows) = 8
 };
 typedef __m512 DLRNI_K(v16);
 
@@ -32550,7 +33581,7 @@ DLRNI_INTERNAL uint32_t DLRNI_K(on)(DLRNI_K(v16) a) {
 /* Quarters of four lanes: two of a, then two of b. 0x44 takes 0 1, 0xEE 2 3, 0x88 0 2, 0xDD 1 3. */
 #define DLRNI_SHUFFLE(a, b, order) _mm512_maskz_shuffle_f32x4((__mmask16)0xFFFF, a, b, order)
 /* The same tree as in avx2, with half of the shuffles: four vectors end in the lanes of one. */
-DLRNI_INTERNAL void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
+DLRNI_INLINE void DLRNI_K(sum4)(const DLRNI_K(v16) *a, float *out) {
     __m512 AB = _mm512_add_ps(DLRNI_SHUFFLE(a[0], a[1], 0x44),
                               DLRNI_SHUFFLE(a[0], a[1], 0xEE)); /* +8: A, B: 8 lanes each */
     __m512 CD = _mm512_add_ps(DLRNI_SHUFFLE(a[2], a[3], 0x44), DLRNI_SHUFFLE(a[2], a[3], 0xEE));
@@ -32630,6 +33661,25 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
                             (__mmask16)0xFFFF, _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
 }
 
+/* For the screen of bytes: see avx2. */
+DLRNI_INTERNAL DLRNI_K(words)
+    DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
+    __m512i t;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(row), "v"(w));
+    return sum;
+}
+DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(a, _mm512_set1_epi16(1)));
+}
+DLRNI_INTERNAL void DLRNI_K(store_words)(unsigned char *p, DLRNI_K(words) a) {
+    _mm512_storeu_si512(p, a);
+}
+DLRNI_INTERNAL void DLRNI_K(store_bytes)(unsigned char *p, DLRNI_K(v16) a) {
+    _mm_storeu_si128((__m128i *)(void *)p,
+                     _mm512_maskz_cvtepi32_epi8((__mmask16)0xFFFF,
+                                                _mm512_maskz_cvtps_epi32((__mmask16)0xFFFF, a)));
+}
+
 /* f16 by the processor's own conversion. It would change a signalling NaN, so rows with any NaN are
    done again by the plain loop. Measured on Zen 4, rows of 512: 49 times as fast as that. */
 DLRNI_INTERNAL void DLRNI_K(widen_f16)(const char *from, float *to, int64_t n) {
@@ -32657,9 +33707,9 @@ DLRNI_INTERNAL void DLRNI_K(widen_bf16)(const char *from, float *to, int64_t n) 
     if (at < n) dlrni_widen_plain(DLRN_BF16, from + 2 * at, to + at, n - at);
 }
 
-#define DLRNI_HAS_SCREENS /* f32 */
-#define DLRNI_HAS_INT16   /* and int16, cheaper */
-#define DLRNI_HAS_F16     /* widen_f16, widen_bf16 */
+#define DLRNI_HAS_SCREENS
+#define DLRNI_HAS_INT16 /* int16 and bytes */
+#define DLRNI_HAS_F16   /* widen_f16, widen_bf16 */
 #define DLRNI_HAS_STREAM
 #define DLRNI_OWN_CRC32 dlrni_crc32_folded
 #define DLRNI_OWN_COLLECT /* compress is an instruction */
@@ -32780,7 +33830,7 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
 
 /* 8 rows, 2 bytes, 2 in a word, f32 sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512bf16_screen = {
-    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile};
+    "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile, NULL, NULL, 0};
 DLRNI_TARGET_END
 
 /* ---- avx512vnni: the kernels of avx512 and a screen ----
@@ -32851,44 +33901,80 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsign
 /* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
    % of the instruction's peak with the builtin, 94 % this way. */
 #define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-/* As the tile of bf16, with four numbers of one feature a word, and sums that start at the row's
-   shift. They become floats only at the end. */
+#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+/* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They
+   become floats only at the end. */
+#define DLRNI_VNNI_TILE(dp)                                                                        \
+    do {                                                                                           \
+        const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;     \
+        __m512i s[8][3];                                                                           \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);                 \
+        }                                                                                          \
+        for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */  \
+            __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),                   \
+                    w2 = _mm512_loadu_si512(w + 128);                                              \
+            DLRNI_UNROLL                                                                           \
+            for (int i = 0; i < 8; i++) {                                                          \
+                int32_t word; /* of a row */                                                       \
+                memcpy(&word, at + i * ld, sizeof word);                                           \
+                __m512i b = _mm512_set1_epi32(word);                                               \
+                dp(s[i][0], w0, b);                                                                \
+                dp(s[i][1], w1, b);                                                                \
+                dp(s[i][2], w2, b);                                                                \
+            }                                                                                      \
+        }                                                                                          \
+        DLRNI_UNROLL                                                                               \
+        for (int i = 0; i < 8; i++) {                                                              \
+            __m512 sum[3];                                                                         \
+            DLRNI_UNROLL                                                                           \
+            for (int v = 0; v < 3; v++)                                                            \
+                sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);                     \
+            mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);                                \
+        }                                                                                          \
+    } while (0)
 DLRNI_INTERNAL void dlrni_avx512vnni_tile(const void *panel, const void *x, int64_t ld,
                                           int64_t steps, const float *coef,
                                           const dlrni_screen_row *row, uint64_t *mask) {
-    const unsigned char *w = (const unsigned char *)panel, *at = (const unsigned char *)x;
-    __m512i s[8][3];
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) s[i][v] = _mm512_set1_epi32(row[i].shift);
-    }
-    for (int64_t p = 0; p < steps; p++, w += 4 * DLRNI_GROUP, at += 4) { /* a word of each */
-        __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64),
-                w2 = _mm512_loadu_si512(w + 128);
-        DLRNI_UNROLL
-        for (int i = 0; i < 8; i++) {
-            int32_t four; /* of a row */
-            memcpy(&four, at + i * ld, sizeof four);
-            __m512i b = _mm512_set1_epi32(four);
-            DLRNI_DPBUSD(s[i][0], w0, b);
-            DLRNI_DPBUSD(s[i][1], w1, b);
-            DLRNI_DPBUSD(s[i][2], w2, b);
-        }
-    }
-    DLRNI_UNROLL
-    for (int i = 0; i < 8; i++) {
-        __m512 sum[3];
-        DLRNI_UNROLL
-        for (int v = 0; v < 3; v++) sum[v] = _mm512_maskz_cvtepi32_ps((__mmask16)0xFFFF, s[i][v]);
-        mask[i] = dlrni_avx512_screen_mask(sum, coef, row + i);
-    }
+    DLRNI_VNNI_TILE(DLRNI_DPBUSD);
 }
+/* int16 as in avx512, signed on both sides, two numbers a word: the shift is 0. One instruction
+   where vpmaddwd and vpaddd are two. */
+DLRNI_INTERNAL void dlrni_avx512vnni_tile_int16(const void *panel, const void *x, int64_t ld,
+                                                int64_t steps, const float *coef,
+                                                const dlrni_screen_row *row, uint64_t *mask) {
+    DLRNI_VNNI_TILE(DLRNI_DPWSSD);
+}
+#undef DLRNI_VNNI_TILE
 #undef DLRNI_DPBUSD
+#undef DLRNI_DPWSSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen dlrni_avx512vnni_screen = {
-    "int8", 8, 1, 4, 0, 0.27f, dlrni_avx512vnni_round, dlrni_avx512vnni_tile};
+static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
+                                                     8,
+                                                     1,
+                                                     4,
+                                                     0,
+                                                     0.27f,
+                                                     dlrni_avx512vnni_round,
+                                                     dlrni_avx512vnni_tile,
+                                                     NULL,
+                                                     &dlrni_avx512_screen_int16,
+                                                     0};
+/* The same rows of int16. */
+static const dlrni_screen dlrni_avx512vnni_screen_int16 = {"int16",
+                                                           8,
+                                                           2,
+                                                           2,
+                                                           0,
+                                                           0.53f,
+                                                           dlrni_avx512_round_int16,
+                                                           dlrni_avx512vnni_tile_int16,
+                                                           dlrni_avx512_pairs_int16,
+                                                           NULL,
+                                                           0};
 DLRNI_TARGET_END
 
 #if DLRNI_AMX
@@ -32998,10 +34084,19 @@ DLRNI_INTERNAL void dlrni_amx_tile_bf16(const void *panel, const void *x, int64_
 #undef DLRNI_AMX_PRODUCT
 
 /* 32 rows; for their costs see struct dlrni_screen. */
-static const dlrni_screen dlrni_amx_screen_int8 = {
-    "int8", 32, 1, 4, 0, 0.10f, dlrni_avx512vnni_round, dlrni_amx_tile_int8};
+static const dlrni_screen dlrni_amx_screen_int8 = {"int8",
+                                                   32,
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.10f,
+                                                   dlrni_avx512vnni_round,
+                                                   dlrni_amx_tile_int8,
+                                                   NULL,
+                                                   &dlrni_avx512_screen_int16,
+                                                   0};
 static const dlrni_screen dlrni_amx_screen_bf16 = {
-    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16};
+    "bf16", 32, 2, 2, 1, 0.20f, dlrni_avx512bf16_round, dlrni_amx_tile_bf16, NULL, NULL, 0};
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
@@ -33497,13 +34592,33 @@ DLRNI_INTERNAL void DLRNI_K(nt_tile)(int64_t m, int64_t n, int64_t k, const floa
         for (int i = 0; i < ROWS && i < m; i++) c[i * ldc + j] = out[j * ROWS + i];
 }
 
-/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. */
+/* Tiles go down the rows of a first: the few rows of b stay in the first cache meanwhile. Two
+   tiles side by side use each row of a while it is in the first cache, too, if their rows of b fill
+   no more than half of it. */
 DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
                                      const float *b, int64_t ldb, float *c, int64_t ldc) {
-    for (int64_t j = 0; j < n; j += DLRNI_K(nt_cols))
-        for (int64_t i = 0; i < m; i += DLRNI_K(nt_rows))
-            DLRNI_K(nt_tile)(m - i, n - j, k, a + i * lda, lda, b + j * ldb, ldb, c + i * ldc + j,
-                             ldc);
+    enum { ROWS = DLRNI_K(nt_rows), COLS = DLRNI_K(nt_cols), HALF = 24 << 8 }; /* 24 KB */
+    const int64_t wide = 2 * COLS * k <= HALF ? 2 * COLS : COLS;
+    for (int64_t j = 0; j < n; j += wide)
+        for (int64_t i = 0; i < m; i += ROWS)
+            for (int64_t q = j; q < j + wide && q < n; q += COLS)
+                DLRNI_K(nt_tile)(m - i, n - q, k, a + i * lda, lda, b + q * ldb, ldb,
+                                 c + i * ldc + q, ldc);
+}
+
+/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. */
+DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
+                                      const float *const *x, int64_t at, const float *w) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
+    DLRNI_K(v16) r[VECTORS];
+    DLRNI_UNROLL
+    for (int v = 0; v < VECTORS; v++) r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
+    DLRNI_UNROLL
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) b = DLRNI_K(set1)(x[i][at]);
+        DLRNI_UNROLL
+        for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
+    }
 }
 
 /* A tile of outer_rows rows by outer_vectors vectors of columns, with all sums in registers:
@@ -33521,8 +34636,8 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
                                         int64_t ldc) {
-    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
-    DLRNI_K(v16) s[ROWS][VECTORS], w[VECTORS];
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), STEPS = 4 };
+    DLRNI_K(v16) s[ROWS][VECTORS];
     const float *x[ROWS];
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
@@ -33534,17 +34649,18 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
-    for (int64_t p = 0; p < k; p++) { /* one chain of multiply-adds for each element, p in order */
+    int64_t p = 0; /* one chain of multiply-adds for each element, p in order */
+    for (; col == 1 && p + STEPS <= k; p += STEPS) {
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            w[v] = DLRNI_K(load)(panel + p * DLRNI_GROUP + v * DLRNI_LANES);
-        DLRNI_UNROLL
-        for (int i = 0; i < ROWS; i++) {
-            DLRNI_K(v16) b = DLRNI_K(set1)(x[i][p * col]); /* by rows or by columns of a */
-            DLRNI_UNROLL
-            for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, w[v], s[i][v]);
-        }
+        for (int q = 0; q < STEPS; q++)
+            DLRNI_K(outer_step)(s, x, p + q, panel + (p + q) * DLRNI_GROUP);
     }
+    for (; row == 1 && m == ROWS && p < k; p++) { /* the numbers of a step lie side by side */
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) x[i] = a + p * col + i;
+        DLRNI_K(outer_step)(s, x, 0, panel + p * DLRNI_GROUP);
+    }
+    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, panel + p * DLRNI_GROUP);
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
@@ -33897,19 +35013,6 @@ DLRNI_INTERNAL uint64_t DLRNI_K(screen_mask)(const DLRNI_K(v16) sum[3], const fl
 }
 
 #ifdef DLRNI_HAS_SCREENS
-/* f32: nothing is rounded. The tile sums in another order than the canonical one; room screen
-   allows for that. It can pay because the dense way takes 1.35 times the product alone (room
-   candidates). */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
-                                       dlrni_rounding *r) {
-    (void)unsigned_; /* all formats but int8 are signed on both sides */
-    memcpy(out, x, (size_t)n * sizeof *x);
-    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
-    r->error = 0; /* x^ is x */
-    r->scale = 1;
-    r->sum = 0;
-}
-
 /* The masks of a tile from its sums [outer_rows][DLRNI_GROUP]. The sums pass through memory: with
    AVX2 they do not fit into the registers beside the factors. */
 DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
@@ -33920,6 +35023,21 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
         for (int v = 0; v < 3; v++) s[v] = DLRNI_K(load)(sum + v * DLRNI_LANES);
         mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
     }
+}
+#endif
+
+#if defined(DLRNI_HAS_SCREENS) && !defined(DLRNI_HAS_INT16)
+/* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than
+   the canonical one; room screen allows for that. It can pay because the dense way takes 1.35 times
+   the product alone (room candidates). */
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+                                       dlrni_rounding *r) {
+    (void)unsigned_; /* all formats but int8 are signed on both sides */
+    memcpy(out, x, (size_t)n * sizeof *x);
+    r->full = r->rounded = DLRNI_K(dot)(x, x, n);
+    r->error = 0; /* x^ is x */
+    r->scale = 1;
+    r->sum = 0;
 }
 
 /* The tile of outer, whose columns are features. */
@@ -33934,8 +35052,9 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
 
 /* outer_rows rows, 4 bytes, 1 in a word, f32 sums; the unit of cost: see struct dlrni_screen. */
 static const dlrni_screen DLRNI_K(screen_f32) = {
-    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32)};
-#endif /* DLRNI_HAS_SCREENS */
+    "f32", DLRNI_K(outer_rows), 4, 1, 1, 1.0f, DLRNI_K(round_f32), DLRNI_K(tile_f32), NULL, NULL,
+    0};
+#endif /* f32 */
 
 #ifdef DLRNI_HAS_INT16
 /* int16 with one scale per row, by which its norm becomes 46000 or its largest magnitude 32767,
@@ -34019,9 +35138,231 @@ DLRNI_INTERNAL void DLRNI_K(tile_int16)(const void *panel, const void *x, int64_
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
+/* Four pairs at a time, for rows that lie in the second cache, as kernel pairs reads them. Rows are
+   whole cache lines. The sums of lanes are exact; as floats, each is rounded once, and four more
+   times in the tree. */
+DLRNI_INTERNAL void DLRNI_K(pairs_int16)(const unsigned char *const *x,
+                                         const unsigned char *const *w, int64_t bytes,
+                                         int64_t count, float *sum) {
+    enum { ROWS = 4, STEP = 64 };
+    const int64_t ahead = dlrni_min(bytes, 2048); /* 8 KB of four rows */
+    for (int64_t q = 0; q < count; q += ROWS) {
+        DLRNI_K(words) s[ROWS];
+        DLRNI_K(v16) lanes[ROWS];
+        const unsigned char *a[ROWS], *b[ROWS], *next[ROWS], *next_row;
+        float out[ROWS];
+        int64_t p = 0;
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) {
+            a[i] = x[dlrni_min(q + i, count - 1)]; /* the last one repeats */
+            b[i] = w[dlrni_min(q + i, count - 1)];
+            next[i] = w[dlrni_min(q + ROWS + i, count - 1)] + ahead - bytes;
+            s[i] = DLRNI_K(set_words)(0);
+        }
+        /* neighbours share a row, or are of the next one */
+        next_row = x[dlrni_min(q + 2 * ROWS - 1, count - 1)] + ahead - bytes;
+        for (; p + ahead < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(b[i] + p + ahead);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+        }
+        for (; p < bytes; p += STEP) {
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_PREFETCH(next[i] + p);
+                s[i] = DLRNI_K(add_dot)(s[i], DLRNI_K(load_words)(b[i] + p),
+                                        DLRNI_K(load_words)(a[i] + p));
+            }
+            DLRNI_PREFETCH(next_row + p);
+        }
+        DLRNI_UNROLL
+        for (int i = 0; i < ROWS; i++) lanes[i] = DLRNI_K(float_of_words)(s[i]);
+        DLRNI_K(sum4)(lanes, out);
+        memcpy(sum + q, out, (size_t)dlrni_min(ROWS, count - q) * sizeof *out);
+    }
+}
+
 /* outer_rows rows, 2 bytes, 2 in a word, exact sums; for its cost see struct dlrni_screen. */
-static const dlrni_screen DLRNI_K(screen_int16) = {
-    "int16", DLRNI_K(outer_rows), 2, 2, 0, 0.72f, DLRNI_K(round_int16), DLRNI_K(tile_int16)};
+static const dlrni_screen DLRNI_K(screen_int16) = {"int16",
+                                                   DLRNI_K(outer_rows),
+                                                   2,
+                                                   2,
+                                                   0,
+                                                   0.72f,
+                                                   DLRNI_K(round_int16),
+                                                   DLRNI_K(tile_int16),
+                                                   DLRNI_K(pairs_int16),
+                                                   NULL,
+                                                   0};
+
+/* ---- Bytes ----
+
+   For sets without dot products of bytes. vpmaddubsw multiplies bytes of a row, unsigned, with
+   bytes of features, signed, and adds two products to 16 bits: four multiply-adds of f32 for two
+   instructions, if 16 bits are enough. Numbers are therefore at most 90, and a row's are stored
+   with 91 added, 1 to 181:
+     - two products do not saturate: 2 * 90 * 181 = 32580;
+     - 16 products are added before the sum is widened to 32 bits. It may wrap around on its way,
+       because its end fits: what the 91 add, 91 times the sum of the feature's 16 numbers, is
+       subtracted first (modulo 2^16; the word before each block of 32 numbers holds two such
+       starts), and the rest is below 181 * 181 < 2^15 (Cauchy and Schwarz), as 16 numbers of either
+       side have a norm of at most 179 before they are rounded, and of 2 more after it.
+   Which 16: of a block's eight words, either the first or the last two numbers of each. A scale for
+   a row makes its largest number 90, or the largest such norm 178, whichever needs the larger
+   scale; the last unit covers the rounding of the norm. */
+enum { DLRNI_K(byte_block) = 32 };
+
+/* The numbers of a block that its first sum holds. */
+static const float DLRNI_K(byte_half)[DLRNI_LANES] = {1, 1, 0, 0, 1, 1, 0, 0,
+                                                      1, 1, 0, 0, 1, 1, 0, 0};
+
+/* sum [4]: both halves of two blocks, whose vectors were added up to one each. */
+DLRNI_INLINE void DLRNI_K(byte_halves)(DLRNI_K(v16) first, DLRNI_K(v16) second, float *sum) {
+    const DLRNI_K(v16) half = DLRNI_K(load)(DLRNI_K(byte_half));
+    const DLRNI_K(v16) v[4] = {DLRNI_K(mul)(first, half), first, DLRNI_K(mul)(second, half),
+                               second};
+    DLRNI_K(sum4)(v, sum);
+    sum[1] -= sum[0];
+    sum[3] -= sum[2];
+}
+
+/* Up to 16 numbers from x + p, and none from x + n on. */
+DLRNI_INLINE DLRNI_K(v16) DLRNI_K(byte_load)(const float *x, int64_t p, int64_t n) {
+    return p + DLRNI_LANES <= n ? DLRNI_K(load)(x + p)
+           : p < n              ? DLRNI_K(load_part)(x + p, n - p)
+                                : DLRNI_K(set1)(0);
+}
+
+/* The scale of a row. Infinities make it infinite; a NaN shows in the norms. */
+DLRNI_INTERNAL float DLRNI_K(byte_scale)(const float *x, int64_t n) {
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0);
+    DLRNI_K(v16) top = zero, v[4];
+    float largest = 0, square = 0, lane[DLRNI_LANES], sum[4];
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES) {
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            v[i] = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            top = DLRNI_K(max)(DLRNI_K(max)(v[i], DLRNI_K(minus)(zero, v[i])), top);
+        }
+        DLRNI_K(byte_halves)(DLRNI_K(fma)(v[0], v[0], DLRNI_K(mul)(v[1], v[1])),
+                             DLRNI_K(fma)(v[2], v[2], DLRNI_K(mul)(v[3], v[3])), sum);
+        for (int i = 0; i < 4; i++) square = fmaxf(square, sum[i]);
+    }
+    DLRNI_K(store)(lane, top);
+    for (int i = 0; i < DLRNI_LANES; i++) largest = fmaxf(largest, lane[i]);
+    largest = fmaxf(largest / 90.0f, sqrtf(square) / 178.0f);
+    return largest > 0 ? largest : 1; /* 1: a row of zeros */
+}
+
+/* Blocks of a word and 32 numbers; the word of a row is 0. */
+DLRNI_INTERNAL void DLRNI_K(round_bytes)(const float *x, int64_t n, int feature, void *out,
+                                         dlrni_rounding *r) {
+    enum { BLOCK = DLRNI_K(byte_block) + 4 };
+    const DLRNI_K(v16) zero = DLRNI_K(set1)(0), magic = DLRNI_K(set1)(12582912.0f), /* rounds */
+        add = DLRNI_K(set1)(feature ? 0.0f : 91.0f);
+    DLRNI_K(v16) full = zero, rounded = zero, error = zero, q[4];
+    unsigned char *to = (unsigned char *)out;
+    float sum[4];
+    r->scale = DLRNI_K(byte_scale)(x, n);
+    const DLRNI_K(v16) inverse = DLRNI_K(set1)(1 / r->scale), scale = DLRNI_K(set1)(-r->scale);
+    for (int64_t p = 0; p < n; p += 4 * DLRNI_LANES, to += 2 * BLOCK) { /* two blocks */
+        const int blocks = n - p > DLRNI_K(byte_block) ? 2 : 1;
+        DLRNI_UNROLL
+        for (int i = 0; i < 4; i++) {
+            const DLRNI_K(v16) a = DLRNI_K(byte_load)(x, p + i * DLRNI_LANES, n);
+            q[i] = DLRNI_K(minus)(DLRNI_K(fma)(a, inverse, magic), magic);
+            const DLRNI_K(v16) off = DLRNI_K(fma)(scale, q[i], a); /* a - scale q */
+            full = DLRNI_K(fma)(a, a, full);
+            rounded = DLRNI_K(fma)(q[i], q[i], rounded);
+            error = DLRNI_K(fma)(off, off, error);
+        }
+        for (int i = 0; i < 2 * blocks; i++)
+            DLRNI_K(store_bytes)(to + i / 2 * BLOCK + 4 + i % 2 * DLRNI_LANES,
+                                 DLRNI_K(add)(q[i], add));
+        if (!feature) continue;
+        DLRNI_K(byte_halves)(DLRNI_K(add)(q[0], q[1]), DLRNI_K(add)(q[2], q[3]), sum);
+        for (int i = 0; i < 2 * blocks; i++) { /* the starts; of a NaN: any */
+            const int32_t whole = fabsf(sum[i]) <= 1440 ? (int32_t)sum[i] : 0;
+            const uint16_t start = (uint16_t)(-91 * whole);
+            memcpy(to + i / 2 * BLOCK + i % 2 * 2, &start, sizeof start);
+        }
+    }
+    DLRNI_K(v16) all[4] = {full, rounded, error, zero};
+    float squares[4];
+    DLRNI_K(sum4)(all, squares);
+    r->full = squares[0];
+    r->rounded = r->scale * r->scale * squares[1]; /* the sum was of integers */
+    r->error = squares[2];
+    r->sum = 0;
+}
+
+/* byte_rows rows by 48 features. The sums of 32 bits are in memory: registers hold those of 16. */
+DLRNI_INTERNAL void DLRNI_K(tile_bytes)(const void *panel, const void *x, int64_t ld, int64_t steps,
+                                        const float *coef, const dlrni_screen_row *row,
+                                        uint64_t *mask) {
+    enum { ROWS = DLRNI_K(byte_rows), VECTORS = DLRNI_K(outer_vectors), BLOCK = 9 }; /* words */
+    unsigned char sum[ROWS][DLRNI_GROUP * 4];
+    memset(sum, 0, sizeof sum);
+    for (int first = 0; first < 3; first += VECTORS) {
+        const unsigned char *w = (const unsigned char *)panel + first * 64,
+                            *at = (const unsigned char *)x + 4;
+        for (int64_t p = 0; p + BLOCK <= steps; p += BLOCK, at += 4 * BLOCK) {
+            DLRNI_K(words) s[ROWS][VECTORS], a[VECTORS];
+            DLRNI_UNROLL
+            for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) s[i][v] = a[v];
+            }
+            w += 4 * DLRNI_GROUP;
+            for (int q = 0; q < 4 * BLOCK - 4; q += 4, w += 4 * DLRNI_GROUP) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) a[v] = DLRNI_K(load_words)(w + v * 64);
+                DLRNI_UNROLL
+                for (int i = 0; i < ROWS; i++) {
+                    int32_t four; /* of a row */
+                    memcpy(&four, at + i * ld + q, sizeof four);
+                    DLRNI_K(words) b = DLRNI_K(set_words)(four);
+                    DLRNI_UNROLL
+                    for (int v = 0; v < VECTORS; v++)
+                        s[i][v] = DLRNI_K(add_bytes)(s[i][v], b, a[v]);
+                }
+            }
+            DLRNI_UNROLL
+            for (int i = 0; i < ROWS; i++) {
+                DLRNI_UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    unsigned char *to = sum[i] + (first + v) * 64;
+                    DLRNI_K(store_words)(to, DLRNI_K(add_halves)(DLRNI_K(load_words)(to), s[i][v]));
+                }
+            }
+        }
+    }
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(v16) s[3];
+        DLRNI_UNROLL
+        for (int v = 0; v < 3; v++)
+            s[v] = DLRNI_K(float_of_words)(DLRNI_K(load_words)(sum[i] + v * 64));
+        mask[i] = DLRNI_K(screen_mask)(s, coef, row + i);
+    }
+}
+
+/* byte_rows rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
+static const dlrni_screen DLRNI_K(screen_bytes) = {"bytes",
+                                                   DLRNI_K(byte_rows),
+                                                   1,
+                                                   4,
+                                                   0,
+                                                   0.45f,
+                                                   DLRNI_K(round_bytes),
+                                                   DLRNI_K(tile_bytes),
+                                                   NULL,
+                                                   &DLRNI_K(screen_int16),
+                                                   DLRNI_K(byte_block)};
 #endif /* DLRNI_HAS_INT16 */
 #undef DLRNI_SWEEP
 #endif /* DLRNI_COMPILE_BODIES */

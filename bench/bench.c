@@ -530,6 +530,88 @@ static outcome measure_buffer(lab *l, const shape *s) {
     return o;
 }
 
+/* ---- rows of a file that the system has in its cache: read alone, against fread, and evaluated,
+   against rows in memory. How fast the disk is, and how well it works meanwhile, does not show */
+typedef struct streaming {
+    const lab *l;
+    dlrn_dictionary *ae;
+    char path[512];
+    int64_t rows, d;
+    float *x;    /* [rows][d] */
+    char *block; /* what fread fills, and rows that are read alone */
+} streaming;
+
+enum { STREAM_BLOCK = 4 << 20 };
+
+static dlrn_source streaming_open(const streaming *t) {
+    const char *paths[] = {t->path};
+    dlrn_source_desc desc = {0};
+    dlrn_source source;
+    desc.paths = paths, desc.n_paths = 1, desc.epochs = 1;
+    must(t->l->ctx, dlrn_source_open(t->l->ctx, &desc, &source));
+    return source;
+}
+
+static void streaming_read(void *arg) {
+    streaming *t = (streaming *)arg;
+    dlrn_source source = streaming_open(t);
+    dlrn_status s = DLRN_OK;
+    for (int64_t n; s == DLRN_OK;)
+        s = source.read(source.user, STREAM_BLOCK / 4 / t->d, (float *)(void *)t->block, NULL, &n);
+    if (s != DLRN_END) must(t->l->ctx, s);
+    dlrn_source_destroy(&source);
+}
+
+static void streaming_fread(void *arg) {
+    streaming *t = (streaming *)arg;
+    FILE *in = fopen(t->path, "rb");
+    if (!in) must(NULL, DLRN_ERR_IO);
+    while (fread(t->block, 1, STREAM_BLOCK, in) == STREAM_BLOCK) continue;
+    fclose(in);
+}
+
+static void streaming_evaluate(streaming *t, dlrn_source source) {
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    dlrn_metrics m;
+    cfg.rows = -1;
+    must(t->l->ctx, dlrn_evaluate(t->ae, &cfg, &source, NULL, NULL, NULL, &m));
+    dlrn_source_destroy(&source);
+}
+
+static void streaming_file(void *arg) {
+    streaming_evaluate((streaming *)arg, streaming_open((streaming *)arg));
+}
+
+static void streaming_memory(void *arg) {
+    streaming *t = (streaming *)arg;
+    dlrn_source source;
+    must(t->l->ctx, dlrn_source_from_array(t->l->ctx, t->x, NULL, t->rows, t->d, 0, 1, &source));
+    streaming_evaluate(t, source);
+}
+
+static outcome measure_stream(lab *l, const shape *s) {
+    streaming t = {l, NULL, "", s->rows, s->d, rows_new(l, l->ctx, s->rows, s->d), NULL};
+    dlrn_writer *w;
+    outcome o;
+    t.block = (char *)take(l->ctx, STREAM_BLOCK, 1);
+    snprintf(t.path, sizeof t.path, "%s/bench.npy", l->tmp);
+    must(l->ctx, dlrn_npy_create(l->ctx, t.path, s->d, s->rows, &w));
+    must(l->ctx, dlrn_npy_append(w, t.x, s->rows));
+    must(l->ctx, dlrn_writer_close(w));
+    if (s->features) {
+        t.ae = dictionary_new(l, l->ctx, s);
+        o = in_turns(l, streaming_file, &t, streaming_memory, &t);
+        o.ratio = o.seconds / o.yard;
+        dlrn_dictionary_destroy(t.ae);
+    } else {
+        o = in_turns(l, streaming_read, &t, streaming_fread, &t);
+        o.ratio = o.yard / o.seconds;
+    }
+    remove(t.path);
+    dlrn_free(l->ctx, t.x), dlrn_free(l->ctx, t.block);
+    return o;
+}
+
 /* ---- loading, against reading the file into a block of memory */
 typedef struct file {
     dlrn_context *ctx;
@@ -790,6 +872,8 @@ static void around_rows(lab *l) {
     static const kind decode = {"of read bandwidth", 1, 0.8, measure_decode_sparse, 0};
     static const kind evaluate = {"floors", 0, 0, measure_evaluate, 0};
     static const kind load = {"times reading", 0, 1, measure_load, 0};
+    static const kind rows = {"of fread", 1, 1, measure_stream, 0};
+    static const kind streamed = {"of the time in memory", 0, 1.05, measure_stream, 0};
     static const kind draw = {"of copy bandwidth", 1, 0.5, measure_buffer, 0};
     static const struct {
         const char *name;
@@ -812,6 +896,8 @@ static void around_rows(lab *l) {
     run_row(l, "evaluate.rows16384", &evaluate, 0, e);
     s.rows = 0, s.l0 = 0;
     run_row(l, "load.pt", &load, 0, s);
+    run_row(l, "stream.read", &rows, 0, (shape){.rows = 65536, .d = 512});
+    run_row(l, "stream.eval", &streamed, 0, e);
     for (int k = 16; k <= 22; k += 3)
         for (int i = 0; i < 3; i++) {
             shape b = {

@@ -66,6 +66,12 @@ static int has_recipe(const char *name) {
     return 0;
 }
 
+/* Whether a set has a screen of 8 or 16 bits. */
+static int screens_cheaply(const char *kernels) {
+    return !strcmp(kernels, "avx512vnni") || !strcmp(kernels, "avx512bf16") ||
+           !strcmp(kernels, "amx");
+}
+
 /* Goals are for kernels that screen in a cheaper format, at the widths of today's models. */
 static double trained_goal(const lab *l, int64_t d, int64_t F) {
     if (!screens_cheaply(dlrn_context_describe(l->ctx).kernels)) return 0;

@@ -5,12 +5,12 @@
        dlrn_context_create(&cfg, &ctx); // then every rank makes the same calls in the same order
        dlrn_context_destroy(ctx), mpi_collective_free(&cfg.collective), MPI_Finalize();
 
-   This folder must not be in the compiler's -I, for <mpi.h>. Make all calls on the thread of MPI_Init.
-   Sums are added here, in the order of the ranks: the same bits with any MPI. Each rank gets a block
-   of the numbers from all others, adds, and sends the sum back, 2 (ranks - 1) / ranks of the bytes;
-   up to MPI_SMALL bytes go to every rank, for one message's time. Sums that have begun move on in
-   later calls. A rank that waits for another one longer than stall_seconds fails, as do all later
-   calls; end the process then by _exit or MPI_Abort, since MPI may still use the numbers. */
+   This folder must not be in the compiler's -I, for <mpi.h>. Make all calls on MPI_Init's thread.
+   Sums are added here, in the order of the ranks: the same bits with any MPI. Each rank gets a
+   block of the numbers from all others, adds, and sends the sum back, 2 (ranks - 1) / ranks of the
+   bytes; up to MPI_SMALL bytes go to every rank, for one message's time. Sums that have begun move
+   on in later calls. A rank that waits longer than stall_seconds for another one fails, as do all
+   later calls; end the process then by _exit or MPI_Abort: MPI may still use the numbers. */
 #ifndef DICTLEARN_MPI_H
 #define DICTLEARN_MPI_H
 #include <mpi.h>
@@ -173,8 +173,8 @@ static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *
     mpi_ranks *m = (mpi_ranks *)user;
     const int64_t n = bytes < m->piece ? bytes : m->piece;
     mpi_call *c = mpi_new_call(m, data, 0);
-    int code = MPI_ERR_NO_MEM;
-    if (c) code = MPI_Ibcast(data, (int)n, MPI_BYTE, root, m->comm, &c->request[2 * root]);
+    int code = !c ? MPI_ERR_NO_MEM
+                  : MPI_Ibcast(data, (int)n, MPI_BYTE, root, m->comm, &c->request[2 * root]);
     m->sent += m->rank == root ? n * (m->ranks - 1) : 0;
     const dlrn_status s = mpi_await(m, ctx, code, c, "a broadcast");
     return s || bytes == n ? s : mpi_broadcast(user, ctx, root, (char *)data + n, bytes - n);
@@ -194,7 +194,7 @@ static int mpi_collective(MPI_Comm comm, double stall_seconds, dlrn_collective *
 /* Frees what mpi_collective has made, before MPI_Finalize. */
 static void mpi_collective_free(dlrn_collective *out) {
     mpi_ranks *m = (mpi_ranks *)out->user;
-    if (!m->broken && mpi_advance(m) == MPI_SUCCESS) MPI_Comm_free(&m->comm);
+    if (!m->broken && !mpi_advance(m)) MPI_Comm_free(&m->comm);
     free(m);
 }
 #endif

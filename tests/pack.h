@@ -1,5 +1,5 @@
-/* pack.h - the files of other libraries that tests open, packed in tests/golden/layouts.npz: unpack()
-   writes them to build/tmp/layouts. */
+/* pack.h - the files of other libraries that tests open, packed in tests/golden/layouts.npz:
+   unpack() writes them to build/tmp/layouts. */
 #ifndef DICTLEARN_TEST_PACK_H
 #define DICTLEARN_TEST_PACK_H
 

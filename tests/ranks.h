@@ -1,6 +1,6 @@
 /* ranks.h - several ranks in one process, for tests: each is a thread with a context of its own,
-   and a collective joins them. Sums are in rank order. A rank that ends while others wait for it, and
-   ranks that make different calls, give an error on all, so nothing hangs.
+   and a collective joins them. Sums are in rank order. A rank that ends while others wait for it,
+   and ranks that make different calls, give an error on all, so nothing hangs.
 
        static void body(void *arg, int rank, dlrn_context *ctx) { ... }
        ranks_setup setup = {0};

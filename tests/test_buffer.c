@@ -1233,6 +1233,45 @@ TEST(large_batches_come_as_a_list_gives_them) {
     dlrn_context_destroy(ctx);
 }
 
+/* Rows that come in are checked and stored in parts: of two bad rows the first is named, whichever
+   part is done first, and the rows before and after are where they belong. */
+TEST(large_reads_are_checked_in_order) {
+    enum { WIDTH = 500, READ = 2600 };
+    dlrn_context_config threads = {0};
+    dlrn_context *ctx = NULL;
+    threads.threads = 2;
+    CHECK_STATUS(dlrn_context_create(&threads, &ctx), DLRN_OK);
+    float *rows = (float *)malloc((size_t)READ * WIDTH * sizeof *rows);
+    for (int store = 0; store < 3; store++)
+        for (int bad = 0; bad < 2; bad++) {
+            dlrn_buffer_config cfg = config(READ / 10, READ / 10, 7, 2);
+            dlrn_source source;
+            dlrn_buffer *b = NULL;
+            const float *x, *y;
+            int64_t n, wrong = 0;
+            for (int64_t i = 0; i < READ * WIDTH; i++) rows[i] = (float)(i / WIDTH % 199);
+            if (bad) rows[2599 * WIDTH] = rows[41 * WIDTH + 3] = store == 1 ? 70000 : NAN;
+            cfg.store = store == 1 ? DLRN_F16 : store ? DLRN_BF16 : DLRN_F32;
+            cfg.shuffle = DLRN_OFF;
+            cfg.batch_rows = READ;
+            CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, NULL, READ, WIDTH, 0, 1, &source));
+            CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b));
+            dlrn_status s = dlrn_buffer_next(b, &x, &y, &n);
+            if (bad) {
+                CHECK_STATUS(s, DLRN_ERR_VALUE);
+                CHECK_MSG(strstr(dlrn_error(ctx), "row 41, column 3") != NULL, "%s",
+                          dlrn_error(ctx));
+            } else {
+                CHECK_OK(ctx, s);
+                for (int64_t i = 0; i < n * WIDTH; i++) wrong += x[i] != rows[i];
+                CHECK_MSG(n == READ && !wrong, "%d numbers differ", (int)wrong);
+            }
+            dlrn_buffer_destroy(b);
+        }
+    free(rows);
+    dlrn_context_destroy(ctx);
+}
+
 TEST(the_first_number_out_of_range_is_found) {
     static float x[80];
     static const float out[] = {NAN, -INFINITY, -65520.0f, 65520.0f};
@@ -1304,6 +1343,7 @@ int main(int argc, char **argv) {
     RUN(widening_is_exact_in_every_set);
     RUN(rows_are_fetched_exactly_in_every_set);
     RUN(large_batches_come_as_a_list_gives_them);
+    RUN(large_reads_are_checked_in_order);
     RUN(the_first_number_out_of_range_is_found);
     RUN(what_can_be_stored_is_accepted);
     return TEST_END();

@@ -352,7 +352,7 @@ TEST(sums_of_rows_go_in_order_in_every_set) {
                 }
             for (int i = 0; test_kernels(i); i++) {
                 dlrn_context *ctx = open_kernels(test_kernels(i), 1);
-                dlrni_sums g = {OUT, d, FIRST, ROWS, start, start + 1, idx, d, d};
+                dlrni_sums g = {OUT, d, FIRST, ROWS, start, start + 1, idx, d, d, 0};
                 fill(out, OUT * d, 33);
                 dlrni_sums_add(ctx->k, &g, base, coef, out);
                 CHECK_MSG(same_bits(out, want, OUT * d), "%s: width %d, one row of %d",

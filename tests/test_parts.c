@@ -28,8 +28,7 @@ static void fill(dlrn_dictionary *dict, int role, dlrn_rng *rng, int exact) {
 /* Part l reads layer l and writes to the layers from l on. */
 static dlrn_dictionary *make_part(dlrn_context *ctx, const kind *what, int l, dlrn_rng *rng) {
     dlrn_dictionary *part = NULL;
-    CHECK_OK(ctx,
-             dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (L - l) * D, OWN, &part));
+    CHECK_OK(ctx, dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (L - l) * D, OWN, &part));
     fill(part, DLRN_ENCODER, rng, what->exact);
     fill(part, DLRN_ENCODER_BIAS, rng, what->exact);
     fill(part, DLRN_DECODER, rng, what->exact);

@@ -1,6 +1,7 @@
-/* test_ranks_files.c - what several ranks read and write together: dictionaries of all layouts, each
-   rank with its features; features, reconstructions and figures as of one process; the same bytes
-   of files; checkpoints that any number of ranks resumes; one error for all. Ranks are threads. */
+/* test_ranks_files.c - what several ranks read and write together: dictionaries of all layouts,
+   each rank with its features; features, reconstructions and figures as of one process; the same
+   bytes of files; checkpoints that any number of ranks resumes; one error for all. Ranks are
+   threads. */
 #define DLRNI_SPAN 4 /* the files are small: features stay together by fours */
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
@@ -8,9 +9,17 @@
 #include "tests/pack.h"
 #include "tests/ranks.h"
 
+#include <dirent.h>
+
 enum { MAX = 1 << 16 };
 
 static dlrn_context *ctx;
+
+/* Instead of the C library's: hundreds of files need not survive a power cut. */
+int fsync(int file) {
+    (void)file;
+    return 0;
+}
 
 /* What a body found wrong, by rank; "": nothing. */
 static char wrong[RANKS_MAX][2048];
@@ -30,6 +39,65 @@ static void run_on(int ranks, void (*body)(void *, int, dlrn_context *), void *a
     setup.ranks = ranks;
     ranks_run(&setup, body, arg);
     for (int r = 0; r < ranks; r++) CHECK_MSG(!*wrong[r], "rank %d of %d: %s", r, ranks, wrong[r]);
+}
+
+/* ---- Files ---- */
+
+static const char *const places[2] = {"build/tmp/ranks/one", "build/tmp/ranks/many"};
+
+/* Removes all files of a folder, which is made if it is not there. */
+static void clear_folder(const char *folder) {
+    char path[600];
+    DIR *dir;
+    mkdir("build/tmp/ranks", 0777);
+    mkdir(folder, 0777);
+    CHECK((dir = opendir(folder)) != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        if (*e->d_name != '.') CHECK(remove(path) == 0);
+    }
+    closedir(dir);
+}
+
+static int count_files(const char *folder) {
+    int n = 0;
+    DIR *dir = opendir(folder);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) n += *e->d_name != '.';
+    closedir(dir);
+    return n;
+}
+
+static int same_bytes(const char *a, const char *b) {
+    char *one = NULL, *two = NULL;
+    size_t m = 0, n = 0;
+    int same = dlrn_file_read(ctx, a, &one, &m) == DLRN_OK;
+    same = same && dlrn_file_read(ctx, b, &two, &n) == DLRN_OK && m == n && !memcmp(one, two, n);
+    dlrn_free(ctx, one);
+    dlrn_free(ctx, two);
+    return same;
+}
+
+/* The ranks have written what one process has: the same files, no other, no temporary one. */
+static void check_folders(const char *what) {
+    char one[600], many[600];
+    DIR *dir = opendir(places[0]);
+    CHECK(dir != NULL);
+    for (struct dirent *e; (e = readdir(dir)) != NULL;) {
+        if (*e->d_name == '.') continue;
+        snprintf(one, sizeof one, "%s/%s", places[0], e->d_name);
+        snprintf(many, sizeof many, "%s/%s", places[1], e->d_name);
+        CHECK_MSG(same_bytes(one, many), "%s: %s: other bytes", what, e->d_name);
+    }
+    closedir(dir);
+    CHECK_MSG(count_files(places[0]) == count_files(places[1]), "%s: other files", what);
+}
+
+/* A file name in one of the places. */
+static const char *file_in(int which, const char *name) {
+    static char path[2][600];
+    snprintf(path[which], sizeof path[which], "%s/%s", places[which], name);
+    return path[which];
 }
 
 /* ---- Every layout ---- */
@@ -118,6 +186,46 @@ static void refused_body(void *arg, int rank, dlrn_context *own) {
     BODY_CHECK(rank, s == DLRN_ERR_UNSUPPORTED, "not refused: %s", dlrn_error(own));
 }
 
+/* ---- Saving ---- */
+
+typedef struct save_job {
+    const char *path, *to;
+    const dlrn_load_options *options;
+    const dlrn_save_options *as; /* NULL: dlrn_save */
+    dlrn_status want;
+} save_job;
+
+static dlrn_status save_as(const dlrn_dictionary *dict, const char *to,
+                           const dlrn_save_options *as) {
+    char note[256];
+    return as ? dlrn_save_as(dict, to, as, note, sizeof note) : dlrn_save(dict, to);
+}
+
+static void save_body(void *arg, int rank, dlrn_context *own) {
+    const save_job *j = (const save_job *)arg;
+    dlrn_dictionary *dict = NULL;
+    BODY_CHECK(rank, dlrn_load(own, j->path, j->options, &dict) == DLRN_OK, "%s", dlrn_error(own));
+    const dlrn_status s = save_as(dict, j->to, j->as);
+    dlrn_dictionary_destroy(dict);
+    BODY_CHECK(rank, s == j->want, "expected status %d, found %d: %s", (int)j->want, (int)s,
+               dlrn_error(own));
+}
+
+/* What one process writes of a dictionary, the ranks write. */
+static void check_saved(const dlrn_dictionary *dict, const char *path,
+                        const dlrn_load_options *options, const dlrn_save_options *as,
+                        const char *name) {
+    clear_folder(places[0]);
+    save_job j = {path, NULL, options, as, DLRN_OK};
+    j.want = save_as(dict, *name ? file_in(0, name) : places[0], as);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        clear_folder(places[1]);
+        j.to = *name ? file_in(1, name) : places[1];
+        run_on(ranks, save_body, &j);
+        check_folders(as ? as->layout : name);
+    }
+}
+
 static int64_t read_input(float *to) {
     char path[256];
     dlrn_archive *a = NULL;
@@ -146,8 +254,405 @@ static void test_line(void) {
     CHECK_OK(ctx, dlrn_forward(dict, x, j.n, x_hat, &codes));
     for (int ranks = 2; ranks <= 3; ranks++)
         run_on(ranks, is_refused(dict) ? refused_body : layout_body, &j);
+    if (!is_refused(dict)) {
+        dlrn_save_options as = {dict->layout, 0};
+        check_saved(dict, path, &row.options, NULL, "ae.safetensors");
+        check_saved(dict, path, &row.options, &as, "");
+    }
     dlrn_sparse_free(&codes);
     dlrn_dictionary_destroy(dict);
+}
+
+/* All formats, and for all libraries. */
+TEST(saving) {
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder",
+                                           "GatedAutoEncoder", "BatchTopKSAE"};
+    static const char *const names[] = {"ae.pt", "ae.safetensors", "ae.npz"};
+    const char *path = "build/tmp/ranks/whole.safetensors";
+    const dlrn_load_options none = {NULL, 0, 0, 0, DLRN_OFF};
+    for (int i = 0; i < 6; i++) {
+        dlrn_dictionary *dict = NULL;
+        dlrn_dictionary_desc desc;
+        memset(&desc, 0, sizeof desc);
+        desc.family = i < 5 ? families[i] : "CrossLayerTranscoder";
+        desc.d_in = 6;
+        desc.features = i < 5 ? 45 : 45 * 3;
+        desc.k = i == 1 || i == 4 ? 5 : 0;
+        desc.layers = i < 5 ? 0 : 3;
+        mkdir("build/tmp/ranks", 0777);
+        CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+        CHECK_OK(ctx, dlrn_save(dict, path));
+        for (int k = 0; k < 3; k++) check_saved(dict, path, &none, NULL, names[k]);
+        for (int k = 0; k < DLRNI_TARGETS; k++) {
+            dlrn_save_options as = {dlrni_target_table[k].library, 0};
+            check_saved(dict, path, &none, &as, "");
+        }
+        dlrn_dictionary_destroy(dict);
+    }
+}
+
+/* ---- Checkpoints ---- */
+
+enum { D = 6, ROWS = 64, BATCH = 16 };
+static float rows[ROWS * D];
+
+static void make_rows(void) {
+    dlrn_rng rng = {3, 0, 0};
+    for (int i = 0; i < ROWS * D; i++) rows[i] = dlrn_rng_normal(&rng);
+}
+
+typedef struct train_job {
+    const char *recipe, *from, *to; /* from NULL: a new one; to NULL: none is saved */
+    int steps, buffered;
+} train_job;
+
+static dlrn_train_config config_of(const char *recipe) {
+    dlrn_train_config cfg = dlrn_train_defaults(recipe);
+    cfg.d_in = D, cfg.features = 45, cfg.steps = 20, cfg.warmup_steps = 2, cfg.log_steps = -1;
+    cfg.resample_steps = -1;
+    if (cfg.k) cfg.k = 5;
+    if (!strncmp(recipe, "clt", 3)) cfg.layers = 3, cfg.features = 3 * 45;
+    return cfg;
+}
+
+static void train_body(void *arg, int rank, dlrn_context *own) {
+    const train_job *j = (const train_job *)arg;
+    dlrn_train_config cfg = config_of(j->recipe);
+    dlrn_buffer *b = NULL;
+    dlrn_trainer *t = NULL;
+    dlrn_status s = DLRN_OK;
+    if (j->buffered) {
+        dlrn_buffer_config want = dlrn_buffer_defaults();
+        dlrn_source source;
+        want.capacity = 32, want.read_rows = 8, want.batch_rows = BATCH, want.store = DLRN_BF16;
+        s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
+        if (s == DLRN_OK) s = dlrn_buffer_create(own, &want, &source, DLRN_OWNED, &b);
+    }
+    if (s == DLRN_OK)
+        s = j->from ? dlrn_trainer_resume(own, j->from, &cfg, b, &t)
+                    : dlrn_trainer_create(own, &cfg, NULL, b, &t);
+    for (int i = 0; i < j->steps && s == DLRN_OK; i++)
+        s = b ? dlrn_trainer_step(t, NULL) : dlrn_trainer_step_on(t, rows, NULL, BATCH, NULL);
+    if (s == DLRN_OK && j->to) s = dlrn_trainer_save(t, j->to);
+    BODY_CHECK(rank, s == DLRN_OK, "%s: %s", j->recipe, dlrn_error(own));
+    dlrn_trainer_destroy(t);
+    dlrn_buffer_destroy(b);
+}
+
+/* One process writes, two and three ranks resume and write the same bytes; two ranks go on, and one
+   and three resume what they write. */
+static void check_checkpoint(const char *recipe, int buffered) {
+    const char *const one = "build/tmp/ranks/one.safetensors";
+    const char *const two = "build/tmp/ranks/two.safetensors";
+    const char *const again = "build/tmp/ranks/again.safetensors";
+    train_job first = {recipe, NULL, one, 3, buffered}, on = {recipe, one, two, 2, buffered};
+    train_job copy = {recipe, one, again, 0, buffered};
+    run_on(1, train_body, &first);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        run_on(ranks, train_body, &copy);
+        CHECK_MSG(same_bytes(one, again), "%s: %d ranks write other bytes", recipe, ranks);
+    }
+    run_on(2, train_body, &on);
+    CHECK_MSG(!same_bytes(one, two), "%s: no step was made", recipe);
+    copy.from = two;
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        run_on(ranks, train_body, &copy);
+        CHECK_MSG(same_bytes(two, again), "%s: %d ranks resume other numbers", recipe, ranks);
+    }
+}
+
+TEST(checkpoints) {
+    static const char *const recipes[] = {"reference",    "dl-top_k",    "dl-batch_top_k",
+                                          "dl-jump_relu", "dl-gated",    "dl-p_anneal",
+                                          "clt-topk",     "clt-jumprelu"};
+    make_rows();
+    mkdir("build/tmp/ranks", 0777);
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
+        check_checkpoint(recipes[i], i % 2 == 1);
+}
+
+/* ---- Figures ---- */
+
+enum { DOCUMENTS = 7, TOKENS = 9, EVAL_ROWS = 60 };
+
+/* A model of one site, whose loss of a token is a function of what it goes on with. Each rank has
+   the documents first .. end. */
+typedef struct model {
+    int64_t first, end, d;
+    int fails; /* at its second document */
+} model;
+
+static dlrn_status cross_entropy(void *user, const dlrn_edit *edit, double *nats, int64_t *tokens) {
+    const model *m = (const model *)user;
+    float out[TOKENS * 16];
+    *nats = 0;
+    *tokens = 0;
+    for (int64_t doc = m->first; doc < m->end; doc++) {
+        const int64_t n = 3 + doc % 5, d = m->d;
+        const float *x = rows + doc * d;
+        if (m->fails && doc > m->first) return DLRN_ERR_CALLBACK;
+        memcpy(out, x, (size_t)(n * d) * sizeof *out);
+        if (edit) {
+            const dlrn_status s = edit->edit(edit->user, 0, x, out, n);
+            if (s != DLRN_OK) return s;
+        }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t c = 0; c < d; c++)
+                *nats += fabs((double)out[i * d + c] - (double)x[i * d + c] / 2);
+        *tokens += n;
+    }
+    if (*tokens) *nats /= (double)*tokens;
+    return DLRN_OK;
+}
+
+typedef struct figures {
+    dlrn_metrics m;
+    int64_t fired[3 * 45], count[6];
+    double mean[DLRN_WEIGHT_COUNT];
+    float each[DLRN_WEIGHT_COUNT * 3 * 45], decoded[EVAL_ROWS * D];
+    dlrn_sparse codes;
+} figures;
+
+typedef struct eval_job {
+    const char *path;
+    dlrn_sparsity sparsity;
+    int fails;
+    figures of[RANKS_MAX];
+} eval_job;
+
+static dlrn_status evaluate(dlrn_context *own, const eval_job *j, int rank, int ranks,
+                            figures *to) {
+    dlrn_dictionary *dict = NULL;
+    dlrn_evaluator *e = NULL;
+    dlrn_sparse codes;
+    dlrn_metrics m;
+    dlrn_eval_config cfg = dlrn_eval_defaults();
+    model model = {DOCUMENTS * rank / ranks, DOCUMENTS * (rank + 1) / ranks, D, 0};
+    dlrn_language_model lm = {cross_entropy, NULL, &model, 1, 0};
+    dlrn_source source;
+    cfg.batch_size = 13, cfg.sparsity = j->sparsity, cfg.rows = EVAL_ROWS, cfg.saelens_batch = 16;
+    if (ranks == 3) { /* one has no documents, one has most */
+        model.first = rank == 1 ? 0 : rank == 0 ? 5 : DOCUMENTS;
+        model.end = rank == 1 ? 5 : DOCUMENTS;
+    }
+    model.fails = j->fails && rank == 1;
+    lm.documents = model.end - model.first;
+    memset(&codes, 0, sizeof codes);
+    dlrn_status s = dlrn_load(own, j->path, NULL, &dict);
+    if (s == DLRN_OK) s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
+    if (s == DLRN_OK) s = dlrn_evaluate(dict, &cfg, &source, &lm, NULL, NULL, &to->m);
+    if (s == DLRN_OK) s = dlrn_evaluator_create(dict, &cfg, &e);
+    if (s == DLRN_OK) s = dlrn_evaluator_add(e, rows, NULL, EVAL_ROWS);
+    if (s == DLRN_OK) s = dlrn_evaluator_finish(e, &m);
+    if (s == DLRN_OK) memcpy(to->fired, m.fired, (size_t)dict->span_of * sizeof *to->fired);
+    if (s == DLRN_OK) s = dlrn_evaluator_histogram(e, 6, NULL, to->count);
+    if (s == DLRN_OK) s = dlrn_weight_figures(dict, to->mean, to->each);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(dict, rows, EVAL_ROWS, &codes);
+    if (s == DLRN_OK) s = dlrn_decode_sparse(dict, &codes, to->decoded);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, &codes, rank == 1 ? NULL : &to->codes);
+    dlrn_sparse_free(&codes);
+    dlrn_evaluator_destroy(e);
+    dlrn_dictionary_destroy(dict);
+    return s;
+}
+
+static void eval_body(void *arg, int rank, dlrn_context *own) {
+    eval_job *j = (eval_job *)arg;
+    figures *to = &j->of[rank];
+    const dlrn_status s = evaluate(own, j, rank, dlrn_context_describe(own).ranks, to);
+    if (j->fails) {
+        BODY_CHECK(rank, s == DLRN_ERR_CALLBACK && strstr(dlrn_error(own), "the language model"),
+                   "expected the model's error, found %d: %s", (int)s, dlrn_error(own));
+        return;
+    }
+    BODY_CHECK(rank, s == DLRN_OK, "%s", dlrn_error(own));
+    /* the context ends here: the codes are compared elsewhere */
+    dlrn_sparse copy = to->codes;
+    memset(&to->codes, 0, sizeof to->codes);
+    const int64_t n = copy.row_ptr ? copy.row_ptr[copy.rows] : 0;
+    to->codes.rows = copy.rows;
+    to->codes.cols = n; /* entries */
+    to->codes.col = (int32_t *)malloc((size_t)n * sizeof(int32_t) + 1);
+    to->codes.val = (float *)malloc((size_t)n * sizeof(float) + 1);
+    to->codes.row_ptr = (int64_t *)malloc((size_t)(copy.rows + 1) * sizeof(int64_t));
+    if (n) memcpy(to->codes.col, copy.col, (size_t)n * sizeof(int32_t));
+    if (n) memcpy(to->codes.val, copy.val, (size_t)n * sizeof(float));
+    if (copy.row_ptr)
+        memcpy(to->codes.row_ptr, copy.row_ptr, (size_t)(copy.rows + 1) * sizeof(int64_t));
+    dlrn_sparse_free(&copy);
+}
+
+static void free_figures(eval_job *j, int ranks) {
+    for (int r = 0; r < ranks; r++) {
+        free(j->of[r].codes.col);
+        free(j->of[r].codes.val);
+        free(j->of[r].codes.row_ptr);
+    }
+}
+
+static int close_to(double a, double b) {
+    return fabs(a - b) <= 1e-6 * fmax(fabs(b), 1e-3) || (a != a && b != b);
+}
+
+static void check_figures(const char *what, const figures *a, const figures *b) {
+#define SAME(field)                                                                                \
+    CHECK_MSG(close_to((double)a->m.field, (double)b->m.field), "%s: %s %.9g, expected %.9g",      \
+              what, #field, (double)a->m.field, (double)b->m.field)
+    SAME(rows);
+    SAME(mse_loss);
+    SAME(l2_loss);
+    SAME(sparsity_loss);
+    SAME(variance_explained);
+    SAME(variance_explained_per_dim);
+    SAME(l0);
+    SAME(share_alive);
+    SAME(cosine);
+    SAME(l2_ratio);
+    SAME(relative_reconstruction_bias);
+    SAME(dead);
+    SAME(dense);
+    SAME(saelens.l1);
+    SAME(saelens.explained_variance);
+    SAME(saelens.explained_variance_legacy);
+    SAME(saebench.frac_alive);
+    SAME(saebench.normalized_freq_over_1_percent);
+    SAME(loss_original);
+    SAME(loss_reconstructed);
+    SAME(loss_zero);
+    SAME(share_recovered);
+    SAME(documents);
+    SAME(tokens);
+#undef SAME
+    CHECK_MSG(!memcmp(a->fired, b->fired, sizeof a->fired), "%s: other features fired", what);
+    CHECK_MSG(!memcmp(a->count, b->count, sizeof a->count), "%s: another histogram", what);
+    CHECK_MSG(!memcmp(a->mean, b->mean, sizeof a->mean), "%s: other figures of weights", what);
+    CHECK_MSG(!memcmp(a->each, b->each, sizeof a->each), "%s: other figures of features", what);
+    CHECK_MSG(near(a->decoded, b->decoded, EVAL_ROWS * D), "%s: decoded otherwise", what);
+}
+
+static void check_gathered(const char *what, const dlrn_sparse *a, const dlrn_sparse *b) {
+    CHECK_MSG(a->rows == b->rows && a->cols == b->cols && b->cols > 0, "%s: other codes", what);
+    CHECK_MSG(!memcmp(a->row_ptr, b->row_ptr, (size_t)(a->rows + 1) * sizeof *a->row_ptr) &&
+                  !memcmp(a->col, b->col, (size_t)a->cols * sizeof *a->col) &&
+                  !memcmp(a->val, b->val, (size_t)a->cols * sizeof *a->val),
+              "%s: codes in another order", what);
+}
+
+static void check_evaluation(const char *family, dlrn_sparsity sparsity) {
+    static eval_job one, many;
+    dlrn_dictionary *dict = NULL;
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    memset(&one, 0, sizeof one);
+    desc.family = family, desc.d_in = D, desc.features = 3 * 45, desc.seed = 2;
+    if (!strcmp(family, "CrossLayerTranscoder")) desc.layers = 3;
+    if (strstr(family, "TopK")) desc.k = 5;
+    one.path = "build/tmp/ranks/whole.safetensors", one.sparsity = sparsity;
+    mkdir("build/tmp/ranks", 0777);
+    CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
+    CHECK_OK(ctx, dlrn_save(dict, one.path));
+    dlrn_dictionary_destroy(dict);
+    run_on(1, eval_body, &one);
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        memset(&many, 0, sizeof many);
+        many.path = one.path, many.sparsity = sparsity;
+        run_on(ranks, eval_body, &many);
+        for (int r = 0; r < ranks; r++) check_figures(family, &many.of[r], &one.of[0]);
+        for (int r = 0; r < ranks; r += 2)
+            check_gathered(family, &many.of[r].codes, &one.of[0].codes);
+        free_figures(&many, ranks);
+    }
+    free_figures(&one, 1);
+}
+
+TEST(figures) {
+    make_rows();
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_L1);
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_ENTROPY);
+    check_evaluation("AutoEncoderTopK", DLRN_SPARSITY_L1);
+    check_evaluation("CrossLayerTranscoder", DLRN_SPARSITY_L1);
+}
+
+/* ---- One error for all ---- */
+
+TEST(a_model_fails_on_one_rank) {
+    static eval_job j;
+    memset(&j, 0, sizeof j);
+    j.path = "build/tmp/ranks/whole.safetensors", j.fails = 1;
+    make_rows();
+    check_evaluation("AutoEncoder", DLRN_SPARSITY_L1); /* makes the file */
+    run_on(3, eval_body, &j);
+}
+
+static void missing_body(void *arg, int rank, dlrn_context *own) {
+    dlrn_dictionary *dict = NULL;
+    char path[300];
+    snprintf(path, sizeof path, "%s%s", (const char *)arg, rank == 1 ? ".gone" : "");
+    BODY_CHECK(rank, dlrn_load(own, path, NULL, &dict) == DLRN_ERR_IO && !dict,
+               "loaded without a file: %s", dlrn_error(own));
+    BODY_CHECK(rank, strstr(dlrn_error(own), ".gone: no such file"), "error: %s", dlrn_error(own));
+    BODY_CHECK(rank, rank == 1 || !strncmp(dlrn_error(own), "rank 1: ", 8), "error: %s",
+               dlrn_error(own));
+    /* all go on */
+    BODY_CHECK(rank, dlrn_load(own, (const char *)arg, NULL, &dict) == DLRN_OK, "%s",
+               dlrn_error(own));
+    dlrn_status s = dlrn_save(dict, "build/tmp/ranks/none/ae.safetensors");
+    BODY_CHECK(rank, s == DLRN_ERR_IO, "saved in no folder: %d", (int)s);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(a_file_is_missing_on_one_rank) {
+    char path[] = "build/tmp/ranks/whole.safetensors";
+    run_on(3, missing_body, path);
+}
+
+/* The `left`-th block of memory of one rank is not there. */
+static int64_t left[RANKS_MAX];
+
+static void *starved(void *user, size_t size) {
+    return --left[*(const int *)user] == 0 ? NULL : malloc(size);
+}
+
+static void fed(void *user, void *p) {
+    (void)user;
+    free(p);
+}
+
+static int finished; /* without a failure */
+
+static void starve_body(void *arg, int rank, dlrn_context *own) {
+    static const char *const to = "build/tmp/ranks/starved.safetensors";
+    dlrn_dictionary *dict = NULL;
+    dlrn_trainer *t = NULL;
+    float x_hat[EVAL_ROWS * D];
+    dlrn_status s = dlrn_load(own, (const char *)arg, NULL, &dict);
+    if (s == DLRN_OK) s = dlrn_forward(dict, rows, EVAL_ROWS, x_hat, NULL);
+    if (s == DLRN_OK) s = dlrn_save(dict, to);
+    if (s == DLRN_OK)
+        s = dlrn_trainer_resume(own, "build/tmp/ranks/one.safetensors", NULL, NULL, &t);
+    if (s == DLRN_OK) s = dlrn_trainer_save(t, to);
+    dlrn_trainer_destroy(t);
+    dlrn_dictionary_destroy(dict);
+    if (rank == 0) finished = s == DLRN_OK;
+    BODY_CHECK(rank, s == DLRN_OK || s == DLRN_ERR_MEMORY, "status %d: %s", (int)s,
+               dlrn_error(own));
+}
+
+TEST(no_memory_on_one_rank) {
+    char path[] = "build/tmp/ranks/whole.safetensors";
+    int n = 1;
+    check_checkpoint("dl-top_k", 0);
+    for (finished = 0; !finished && n < 4000; n++) {
+        ranks_setup setup;
+        memset(&setup, 0, sizeof setup);
+        memset(wrong, 0, sizeof wrong);
+        memset(left, 0, sizeof left);
+        setup.ranks = 2, setup.alloc = starved, setup.release = fed;
+        left[n % 2] = n / 2 + 2; /* the first is the context's own */
+        ranks_run(&setup, starve_body, path);
+        for (int r = 0; r < 2; r++) CHECK_MSG(!*wrong[r], "block %d: rank %d: %s", n, r, wrong[r]);
+    }
+    CHECK(finished && n > 100);
 }
 
 static void run_lines(void) {
@@ -162,6 +667,12 @@ static void run_lines(void) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
+    RUN(saving);
+    RUN(checkpoints);
+    RUN(figures);
+    RUN(a_model_fails_on_one_rank);
+    RUN(a_file_is_missing_on_one_rank);
+    RUN(no_memory_on_one_rank);
     run_lines();
     dlrn_context_destroy(ctx);
     return TEST_END();

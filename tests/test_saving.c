@@ -524,8 +524,8 @@ static dlrn_dictionary *make_set(dlrn_gate gate) {
         dlrn_part *part = &dict->part[i];
         part->in_at = part->out_at = i * D;
         part->feature_at = i * F;
-        CHECK_OK(ctx, dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (LAYERS - i) * D,
-                                             F, &part->dict));
+        CHECK_OK(ctx, dlrni_span_alloc(ctx, dlrni_family_named("Layer"), D, (LAYERS - i) * D, F,
+                                       &part->dict));
         for (int role = 0; role < DLRN_ROLE_COUNT; role++)
             if (part->dict->param[role])
                 fill(part->dict->param[role], dlrni_role_size(part->dict, role), .5f);

@@ -5,7 +5,13 @@
 #include "dictlearn.h"
 #include "test.h"
 
-enum { ROWS = 77, DIM_MOST = 200, FEATURES = 131 };
+enum {
+    ROWS = 77,
+    DIM_MOST = 200,
+    FEATURES = 131,
+    GROUP = 48,
+    TILE_MOST = 32
+}; /* as in the header */
 
 /* Kinds of numbers that a rounding bound may stumble over. */
 typedef enum kind {
@@ -162,22 +168,33 @@ static int same_codes(const dlrn_sparse *a, const dlrn_sparse *b) {
     return 1;
 }
 
-/* The lists of one screen, by row; returns how many candidates it had. */
-static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, const dlrn_dictionary *ae,
-                           float *x, dlrn_sparse *codes) {
+/* The lists of one screen, by row, with its check or without; returns how many candidates it had.
+   *passed: how many of them passed the check. */
+static int64_t encode_with(dlrn_context *ctx, const dlrni_screen *screen, int check,
+                           const dlrn_dictionary *ae, float *x, dlrn_sparse *codes,
+                           int64_t *passed) {
     dlrn_encoder *e = NULL;
+    dlrni_screen forced;
     CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
-    ctx->set.screen[0] = screen; /* the only one, and so cheap that it is taken */
+    if (screen) { /* so cheap that it is taken, and with so many candidates that the check pays */
+        forced = *screen;
+        forced.cost = -1e6f;
+        if (!check) forced.check = NULL;
+        e->c.let_through[0] = 0.5;
+        screen = &forced;
+    }
+    ctx->set.screen[0] = screen; /* the only one */
     ctx->set.screen[1] = NULL;
-    e->c.let_through[0] = screen ? -1e6 : -1;
     dlrni_encode_job job = {e, NULL, codes, 0};
     CHECK_OK(ctx, dlrni_sparse_begin(ctx, codes, ae->features));
     CHECK_OK(ctx, dlrni_encoding_begin(&e->c, x, ROWS));
-    CHECK(e->c.screen == screen);
+    CHECK(e->c.screen == screen && e->c.check == (screen ? screen->check : NULL));
     CHECK_OK(ctx, dlrni_encoding_load(&e->c, 0, e->c.groups, INT64_MAX));
     int64_t candidates = dlrni_wave_candidates(&e->c);
+    if (passed) *passed = (int64_t)(dlrni_wave_passed(&e->c) * (double)candidates + 0.5);
     CHECK_OK(ctx, dlrni_append_codes(&job));
     dlrn_encoder_destroy(e);
+    ctx->set.screen[0] = NULL;
     return candidates;
 }
 
@@ -188,17 +205,19 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
     dlrn_dictionary *ae = weights(scalar, d, FEATURES);
     dlrn_sparse want = {0}, got = {0};
     fill_all(scalar, ae, x, kinds, seed);
-    encode_with(scalar, NULL, ae, x, &want);
+    encode_with(scalar, NULL, 0, ae, x, &want, NULL);
     for (int i = 1; test_kernels(i); i++) /* 0 is the oracle */
-        for (int s = 0; s < 2; s++) {
+        for (int s = 0; s < 4; s++) {     /* each screen without its check, then with it */
             dlrn_context *ctx = open_kernels(test_kernels(i));
             dlrn_dictionary *same = weights(ctx, d, FEATURES);
-            const dlrni_screen *screen = ctx->set.screen[s];
+            const dlrni_screen *screen = ctx->set.screen[s % 2];
             fill_all(scalar, same, x, kinds, seed);
-            encode_with(ctx, screen, same, x, &got);
-            CHECK_MSG(same_codes(&want, &got), "%s, %s, d %d, kinds %#x, seed %d",
-                      dlrn_context_describe(ctx).kernels, screen ? screen->name : "dense", (int)d,
-                      kinds, (int)seed);
+            if (s < 2 || (screen && screen->check)) {
+                encode_with(ctx, screen, s / 2, same, x, &got, NULL);
+                CHECK_MSG(same_codes(&want, &got), "%s, %s, check %d, d %d, kinds %#x, seed %d",
+                          dlrn_context_describe(ctx).kernels, screen ? screen->name : "dense",
+                          s / 2, (int)d, kinds, (int)seed);
+            }
             dlrn_sparse_free(&got);
             dlrn_dictionary_destroy(same);
             dlrn_context_destroy(ctx);
@@ -286,6 +305,110 @@ TEST(widths_that_fill_no_vector) {
     formula_of = 0;
 }
 
+/* The whole number to which a screen rounds a. */
+static double rounded(const dlrni_screen *s, float a, float scale) {
+    const float inverse = 1 / scale; /* the sets of int8 round the product first */
+    return s->size == 1 && !s->block ? (double)rintf(a * inverse)
+                                     : rint((double)a * (double)inverse);
+}
+
+/* Rounded rows, and what they are rounded to. */
+typedef struct rounded_rows {
+    int64_t d, width;
+    float x[GROUP][DIM_MOST], scale[GROUP];
+    unsigned char bytes[GROUP][DIM_MOST * 4];
+    dlrni_screen_row row[GROUP];
+} rounded_rows;
+
+static void round_rows(const dlrni_screen *s, rounded_rows *r, unsigned kinds, int feature,
+                       uint64_t seed) {
+    int kind_of[KINDS], n = 0;
+    dlrn_rng rng = {seed, (uint64_t)feature, 0};
+    for (int k = 0; k < KINDS; k++)
+        if (kinds >> k & 1) kind_of[n++] = k;
+    r->width = dlrni_screen_width(s, r->d);
+    memset(r->row, 0, sizeof r->row);
+    memset(r->bytes, 0, sizeof r->bytes);
+    for (int i = 0; i < GROUP; i++) {
+        dlrni_rounding of;
+        fill_vector(r->x[i], r->d, (kind)kind_of[(i + (int)seed) % n], &rng);
+        s->round(r->x[i], r->d, feature, (unsigned char *)r->bytes + i * r->width, &of);
+        r->scale[i] = of.scale;
+        r->row[i].shift = -128 * of.sum;
+        r->row[i].unit = 1;
+    }
+}
+
+static double exact_sum(const dlrni_screen *s, const rounded_rows *x, int i, const rounded_rows *w,
+                        int j) {
+    double sum = 0;
+    for (int64_t p = 0; p < x->d; p++)
+        sum += rounded(s, x->x[i][p], x->scale[i]) * rounded(s, w->x[j][p], w->scale[j]);
+    return sum;
+}
+
+/* Integer tiles: the sum of each row and feature, found by a bias just above and just below it. */
+static void tile_is_exact(dlrn_context *ctx, const dlrni_screen *s, const rounded_rows *x,
+                          const rounded_rows *w, uint64_t seed) {
+    static unsigned char panel[GROUP * DIM_MOST * 4];
+    uint64_t mask[TILE_MOST];
+    dlrni_pack_rows(ctx->k, (const float *)(const void *)w->bytes, w->width / 4, GROUP,
+                    w->width / 4, (float *)(void *)panel);
+    for (int i = 0; i < s->rows; i++)
+        for (int above = 0; above < 2; above++) {
+            float coef[DLRNI_SCREEN_TERMS][GROUP] = {{0}};
+            for (int j = 0; j < GROUP; j++) {
+                const double sum = exact_sum(s, x, i, w, j), part = fabs(sum) / (1 << 20);
+                coef[0][j] = (float)(-sum + (above ? 1 : -1) * fmax(0.5, part));
+            }
+            s->tile(panel, x->bytes, x->width, x->width / 4, coef[0], x->row, mask);
+            CHECK_MSG(mask[i] == (above ? ((uint64_t)1 << GROUP) - 1 : 0),
+                      "%s, d %d, row %d, seed %d: %#llx", s->name, (int)x->d, i, (int)seed,
+                      (unsigned long long)mask[i]);
+        }
+}
+
+/* The sums of a check, to within what struct dlrni_screen says. */
+static void pairs_are_close(const dlrni_screen *s, const rounded_rows *x, const rounded_rows *w) {
+    const unsigned char *a[GROUP], *b[GROUP];
+    float sum[GROUP];
+    for (int n = 1; n <= GROUP; n += n == 1 ? 3 : 11) {
+        for (int j = 0; j < n; j++) {
+            a[j] = (const unsigned char *)x->bytes + j * 7 % GROUP * x->width;
+            b[j] = (const unsigned char *)w->bytes + j * w->width;
+        }
+        s->pairs(a, b, x->width, n, sum);
+        for (int j = 0; j < n; j++) {
+            const int i = j * 7 % GROUP;
+            const double norms = sqrt(exact_sum(s, x, i, x, i) * exact_sum(s, w, j, w, j));
+            CHECK(fabs((double)sum[j] - exact_sum(s, x, i, w, j)) <= norms * 8 / 16777216);
+        }
+    }
+}
+
+/* Sums of integers: no saturation, no overflow, whatever the numbers. */
+TEST(sums_of_integers_are_exact) {
+    static const int64_t widths[] = {2, 3, 16, 31, 32, 33, 64, 65, 100, 128, 161, 200};
+    static rounded_rows x, w;
+    const unsigned finite =
+        ((1u << KINDS) - 1) & ~(1u << NOT_FINITE | 1u << HUGE_ONES | 1u << DENORMAL);
+    for (int k = 1; test_kernels(k); k++)
+        for (int q = 0; q < 4; q++) {
+            dlrn_context *ctx = open_kernels(test_kernels(k));
+            const dlrni_screen *s = ctx->set.screen[q % 2];
+            if (q > 1 && s) s = s->check;
+            for (size_t i = 0; s && !s->sums && i < sizeof widths / sizeof *widths; i++)
+                for (uint64_t seed = 0; seed < KINDS; seed++) {
+                    x.d = w.d = widths[i];
+                    round_rows(s, &x, finite, 0, seed);
+                    round_rows(s, &w, seed % 2 ? finite : 1u << EQUAL | 1u << CANCEL, 1, seed / 2);
+                    tile_is_exact(ctx, s, &x, &w, seed);
+                    if (s->pairs) pairs_are_close(s, &x, &w);
+                }
+            dlrn_context_destroy(ctx);
+        }
+}
+
 /* A screen that lets everything through would pass all of the above. */
 TEST(screens_rule_out) {
     enum { WIDE = 32 * 48 + 3 }; /* so that a task takes several groups of features */
@@ -301,8 +424,12 @@ TEST(screens_rule_out) {
             for (int64_t p = 0; p < WIDE * 128; p++)
                 ae->param[DLRN_ENCODER][p] = dlrn_rng_normal(&rng) / sqrtf(128);
             for (int64_t j = 0; j < WIDE; j++) ae->param[DLRN_ENCODER_BIAS][j] = -2;
-            int64_t candidates = encode_with(ctx, screen, ae, x, &codes),
-                    active = codes.row_ptr[ROWS];
+            int64_t passed, candidates = encode_with(ctx, screen, 1, ae, x, &codes, &passed),
+                            active = codes.row_ptr[ROWS];
+            if (screen && screen->check)
+                CHECK_MSG(passed >= active && (double)passed < 1.1 * (double)active,
+                          "%s: %d passed the check for %d active", screen->name, (int)passed,
+                          (int)active);
             if (screen)
                 CHECK_MSG(candidates >= active &&
                               candidates < (screen->size == 1 ? 3 : 1.3) * (double)active,
@@ -353,8 +480,8 @@ TEST(long_batches) {
    sparse one, a finer one where the cheapest lets too much through, and that one is tried again
    later. */
 TEST(the_way_is_chosen_by_what_was_seen) {
-    static const dlrni_screen coarse = {"coarse", 8, 1, 4, 0, 0.27f, NULL, NULL};
-    static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL};
+    static const dlrni_screen coarse = {"coarse", 8, 1, 4, 0, 0.27f, NULL, NULL, NULL, NULL, 0};
+    static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL, NULL, NULL, 0};
     dlrn_context *ctx = open_kernels("scalar");
     dlrn_dictionary *ae = weights(ctx, 16, 64), *same = NULL;
     dlrni_encoding c;
@@ -402,8 +529,7 @@ TEST(prepared_the_same_bits) {
             CHECK_OK(ctx, dlrn_encoder_create(ae, &e));
             CHECK_OK(ctx, dlrn_encoder_prepare(e));
             const char *set = dlrn_context_describe(ctx).kernels;
-            CHECK((e->prepared != NULL) ==
-                  (!!strstr(set, "vnni") || !!strstr(set, "bf16") || !!strstr(set, "amx")));
+            CHECK((e->prepared != NULL) == (!!strstr(set, "avx") || !!strstr(set, "amx")));
             for (uint64_t seed = (uint64_t)formula_of; seed < 2 * KINDS; seed += FORMULAS) {
                 unsigned kinds = seed < KINDS ? 1u << seed : (1u << KINDS) - 1;
                 fill_all(scalar, plain, x, kinds, seed);
@@ -433,6 +559,7 @@ int main(int argc, char **argv) {
     RUN(top_k_is_what_a_sort_gives);
     RUN_LONG(kinds_of_numbers_together);
     RUN_LONG(widths_that_fill_no_vector);
+    RUN(sums_of_integers_are_exact);
     RUN(screens_rule_out);
     RUN(long_batches);
     RUN(the_way_is_chosen_by_what_was_seen);

@@ -589,6 +589,48 @@ TEST(memory_does_not_grow_with_a_file) {
     dlrn_context_destroy(host);
 }
 
+/* Rows of a mapped file are copied in pieces, by all threads, and later ones are asked for: from
+   any row on, in any number, over the end of the file and back, they are those of the file. */
+TEST(large_reads_of_a_mapped_file) {
+    enum { LONG = 2600, WIDE = 1000 };
+    static const int64_t sizes[] = {700, 1, 1300, 599, 2600, 64};
+    const char *path = tmp_path("large.npy");
+    dlrn_context_config threads = {0};
+    dlrn_context *c = NULL;
+    threads.threads = 3;
+    CHECK_STATUS(dlrn_context_create(&threads, &c), DLRN_OK);
+    uint16_t *half = (uint16_t *)malloc((size_t)LONG * WIDE * 2);
+    float *x = (float *)malloc((size_t)LONG * WIDE * 4);
+    for (int type = 0; type < 2; type++) {
+        dlrn_tensor_out t;
+        dlrn_source s;
+        dlrn_source_desc desc = desc_of(&path, 1);
+        int64_t at = 0, n, wrong = 0;
+        memset(&t, 0, sizeof t);
+        t.name = "", t.dtype = type ? DLRN_F16 : DLRN_F32, t.ndim = 2;
+        t.shape[0] = LONG, t.shape[1] = WIDE;
+        t.data = type ? (const void *)half : (const void *)x;
+        for (int64_t i = 0; i < LONG * WIDE; i++) {
+            x[i] = (float)(i % 2039); /* a prime: rows differ */
+            half[i] = dlrni_f32_to_f16(x[i]);
+        }
+        CHECK_OK(c, dlrn_archive_write(c, path, &t, 1, NULL));
+        desc.epochs = 0;
+        CHECK_OK(c, dlrn_source_open(c, &desc, &s));
+        for (int turn = 0; turn < 12; turn++, at += n) {
+            if (turn == 7) CHECK_OK(c, s.seek(s.user, (uint64_t)(at = 333)));
+            CHECK_OK(c, s.read(s.user, sizes[turn % 6], x, NULL, &n));
+            for (int64_t i = 0; i < n * WIDE; i++)
+                wrong += x[i] != (float)((at % LONG * WIDE + i) % 2039);
+        }
+        CHECK_MSG(!wrong && at > LONG, "type %d: %d numbers differ", type, (int)wrong);
+        dlrn_source_destroy(&s);
+    }
+    free(half);
+    free(x);
+    dlrn_context_destroy(c);
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     CHECK_STATUS(dlrn_context_create(NULL, &ctx), DLRN_OK);
@@ -608,6 +650,7 @@ int main(int argc, char **argv) {
     RUN(a_pipe_that_is_read_whole);
     RUN(pipes_that_are_refused);
     RUN(memory_does_not_grow_with_a_file);
+    RUN(large_reads_of_a_mapped_file);
     dlrn_context_destroy(ctx);
     return TEST_END();
 }

@@ -183,10 +183,10 @@ static dlrn_status gptneox_block(hf_pass *p, int64_t l) {
     /* With a parallel residual, the MLP's sites do not depend on the attention. */
     if (!parallel || !hf_done(p, LM_MLP_OUT, l) || hf_is_tapped(p, LM_ATTN_Z, l) ||
         hf_is_tapped(p, LM_ATTN_OUT, l)) {
-        hf_attention_heads(p, l);
+        LM_TRY(hf_attention_heads(p, l));
         LM_TRY(hf_reach(p, LM_ATTN_Z, l, m->mlp));
         if (hf_done(p, LM_ATTN_Z, l)) return DLRN_OK;
-        hf_attention_out(p, l);
+        LM_TRY(hf_attention_out(p, l));
         LM_TRY(hf_reach(p, LM_ATTN_OUT, l, m->att));
     }
     if (hf_done(p, LM_ATTN_OUT, l)) return DLRN_OK;
@@ -194,10 +194,10 @@ static dlrn_status gptneox_block(hf_pass *p, int64_t l) {
     hf_layer_norm(p, l, HF_NORM2);
     LM_TRY(hf_reach(p, LM_MLP_IN, l, m->a));
     if (hf_done(p, LM_MLP_IN, l)) return DLRN_OK;
-    hf_mlp_up(p, l);
+    LM_TRY(hf_mlp_up(p, l));
     LM_TRY(hf_reach(p, LM_MLP_HIDDEN, l, m->h));
     if (hf_done(p, LM_MLP_HIDDEN, l)) return DLRN_OK;
-    hf_mlp_down(p, l);
+    LM_TRY(hf_mlp_down(p, l));
     LM_TRY(hf_reach(p, LM_MLP_OUT, l, m->mlp));
     if (hf_done(p, LM_MLP_OUT, l)) return DLRN_OK;
     hf_add(p, m->mlp, parallel ? m->att : NULL);

@@ -13,7 +13,7 @@ typedef enum lm_width { LM_NARROW, LM_AVX2, LM_AVX512 } lm_width; /* of vectors 
 /* The width of vectors of a context's kernel set. */
 static lm_width lm_width_of(const dlrn_context *ctx) {
     const char *kernels = dlrn_context_describe(ctx).kernels;
-    if (!strncmp(kernels, "avx512", 6)) return LM_AVX512;
+    if (!strncmp(kernels, "avx512", 6) || !strcmp(kernels, "amx")) return LM_AVX512;
     return strcmp(kernels, "avx2") ? LM_NARROW : LM_AVX2;
 }
 

@@ -317,7 +317,7 @@ static int run_command(const command *c, const options *o) {
     if (status) return status;
     status = c->run(ctx, o);
     (void)!ranks_hear_stop(ctx);
-    ranks_tell_traffic(ctx, o->quiet);
+    ranks_tell_traffic(ctx, o->quiet || status);
     dlrn_context_destroy(ctx);
     return end_output(status);
 }

@@ -452,7 +452,8 @@ static dlrn_status judge_losses(model_text *mt, const options *o, lm_documents *
     dlrn_language_model lm;
     dlrn_status s = DLRN_OK;
     if (texts->count > documents) texts->count = documents;
-    lm_judge judge = {mt->model, texts, &mt->tap, 1, chooses_rows(o) ? &mt->reading.choice : NULL};
+    lm_documents own = ranks_share_documents(texts);
+    lm_judge judge = {mt->model, &own, &mt->tap, 1, chooses_rows(o) ? &mt->reading.choice : NULL};
     lm_language_model(&judge, &lm);
     for (int i = 0; i < j->count && s == DLRN_OK; i++)
         s = dlrn_loss_recovered(mt->ctx, &j->dict[i], &lm, &j->m[i]);

@@ -461,6 +461,16 @@ static dlrn_status shared_open(dlrn_context *ctx, int64_t *left_out, dlrn_source
     return t->run && t->part && t->bytes ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
+/* This rank's share of documents, whose losses it computes; borrowed. */
+static lm_documents ranks_share_documents(const lm_documents *texts) {
+    lm_documents own = *texts;
+    if (!ranks_several()) return own;
+    const int64_t from = texts->count * ranks.rank / ranks.ranks;
+    own.count = texts->count * (ranks.rank + 1) / ranks.ranks - from;
+    own.start += from;
+    return own;
+}
+
 /* Rows of a batch, copied as the model reaches the tap. */
 typedef struct kept_rows {
     float *x, *y; /* [n][d], [n][d_out]; y NULL: no target */
@@ -512,80 +522,5 @@ static dlrn_status ranks_run_batches(dlrn_context *ctx, lm_model *m, const lm_ta
     if (s == DLRN_OK && all->y) s = ranks_gather(ctx, own.y, bytes, all->y);
     kept_free(ctx, &own);
     dlrn_free(ctx, bytes);
-    return s;
-}
-
-/* ---- codes */
-
-static void ranks_free_codes(dlrn_context *ctx, dlrn_sparse *c) {
-    dlrn_free(ctx, c->row_ptr);
-    dlrn_free(ctx, c->col);
-    dlrn_free(ctx, c->val);
-}
-
-/* Puts a row's n codes in the order of their features: those of each rank are, and of all but
-   dictionaries of several parts all are already. */
-static void sort_codes(int32_t *col, float *val, int64_t n) {
-    for (int64_t i = 1; i < n; i++) {
-        const int32_t c = col[i];
-        const float v = val[i];
-        int64_t k = i;
-        for (; k > 0 && col[k - 1] > c; k--) col[k] = col[k - 1], val[k] = val[k - 1];
-        col[k] = c, val[k] = v;
-    }
-}
-
-/* Codes of the same rows, one rank after the other, become those of all features. ptr
-   [ranks][rows + 1]: row_ptr of each rank. */
-static void merge_codes(const int64_t *ptr, const int32_t *col, const float *val,
-                        dlrn_sparse *out) {
-    const int64_t rows = out->rows;
-    int64_t at = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t from = 0;
-        out->row_ptr[i] = at;
-        for (int r = 0; r < ranks.ranks; r++) {
-            const int64_t *p = ptr + r * (rows + 1), n = p[i + 1] - p[i];
-            memcpy(out->col + at, col + from + p[i], (size_t)n * sizeof *col);
-            memcpy(out->val + at, val + from + p[i], (size_t)n * sizeof *val);
-            from += p[rows];
-            at += n;
-        }
-        sort_codes(out->col + out->row_ptr[i], out->val + out->row_ptr[i], at - out->row_ptr[i]);
-    }
-    out->row_ptr[rows] = at;
-}
-
-/* The codes of all ranks, each of which has those of its own features. Free *all with
-   ranks_free_codes, also after an error. */
-static dlrn_status ranks_join_codes(dlrn_context *ctx, const dlrn_sparse *mine, dlrn_sparse *all) {
-    const int64_t rows = mine->rows, each = rows + 1;
-    int64_t *ptr = (int64_t *)dlrn_alloc(ctx, ranks.ranks * each, sizeof *ptr), total = 0;
-    int64_t *bytes = (int64_t *)dlrn_alloc(ctx, ranks.ranks, sizeof *bytes);
-    int32_t *col = NULL;
-    float *val = NULL;
-    dlrn_status s = dlrn_agree(ctx, ptr && bytes ? DLRN_OK : DLRN_ERR_MEMORY);
-    if (s == DLRN_OK) s = ranks_gather_records(ctx, mine->row_ptr, (size_t)each * sizeof *ptr, ptr);
-    for (int r = 0; s == DLRN_OK && r < ranks.ranks; r++) {
-        bytes[r] = ptr[r * each + rows] * (int64_t)sizeof *col;
-        total += ptr[r * each + rows];
-    }
-    if (s == DLRN_OK) {
-        col = (int32_t *)dlrn_alloc(ctx, total + 1, sizeof *col);
-        val = (float *)dlrn_alloc(ctx, total + 1, sizeof *val);
-        all->rows = rows, all->cols = mine->cols;
-        all->row_ptr = (int64_t *)dlrn_alloc(ctx, each, sizeof *all->row_ptr);
-        all->col = (int32_t *)dlrn_alloc(ctx, total + 1, sizeof *all->col);
-        all->val = (float *)dlrn_alloc(ctx, total + 1, sizeof *all->val);
-        const int have = col && val && all->row_ptr && all->col && all->val;
-        s = dlrn_agree(ctx, have ? DLRN_OK : DLRN_ERR_MEMORY);
-    }
-    if (s == DLRN_OK) s = ranks_gather(ctx, mine->col, bytes, col);
-    if (s == DLRN_OK) s = ranks_gather(ctx, mine->val, bytes, val);
-    if (s == DLRN_OK && is_first()) merge_codes(ptr, col, val, all);
-    dlrn_free(ctx, ptr);
-    dlrn_free(ctx, bytes);
-    dlrn_free(ctx, col);
-    dlrn_free(ctx, val);
     return s;
 }

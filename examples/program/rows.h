@@ -144,7 +144,7 @@ static dlrn_status write_shared(const dlrn_dictionary *dict, int64_t n, const fl
     dlrn_sparse all;
     memset(&all, 0, sizeof all);
     dlrn_status s = dlrn_encode_sparse(dict, x, n, codes);
-    if (s == DLRN_OK) s = ranks_join_codes(dict->ctx, codes, &all);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, codes, &all);
     if (s == DLRN_OK && is_first() && sparse) s = dlrn_csr_append(w, &all);
     if (s == DLRN_OK && is_first() && !sparse) {
         memset(y, 0, (size_t)(n * all.cols) * sizeof *y);
@@ -153,7 +153,7 @@ static dlrn_status write_shared(const dlrn_dictionary *dict, int64_t n, const fl
                 y[i * all.cols + all.col[k]] = all.val[k];
         s = dlrn_npy_append(w, y, n);
     }
-    ranks_free_codes(dict->ctx, &all);
+    dlrn_sparse_free(&all);
     return dlrn_agree(dict->ctx, s);
 }
 

@@ -153,8 +153,8 @@ static const char *feed_locate(feed *f, const path_list *list, const char *name,
     return name;
 }
 
-/* Whether all numbers are finite. On their bits, 16 at a time, which compilers turn into vectors: every
-   row goes through this. */
+/* Whether all numbers are finite. On their bits, 16 at a time, which compilers turn into vectors:
+   every row goes through this. */
 static int all_finite(const float *x, int64_t n) {
     int64_t at = 0;
     for (; n - at >= 16; at += 16) {
