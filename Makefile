@@ -118,7 +118,8 @@ TOOLS     = CC='$(CC)' CXX='$(CXX)' CFLAGS='$(CFLAGS)' OPENMP='$(OPENMP)' BUILD=
 
 .PHONY: all quick install python rust demo test kill test-of-tests mutants interop twin san tsan msan valgrind \
         coverage analyze matrix lint doctest venv bench bench-training bench-python bench-features bench-peers \
-        bench-check bench-readme frontier readme help python-test llama llama-test smollm bench-llama page-test \
+        bench-check bench-readme bench-cores frontier readme help python-test llama llama-test smollm bench-llama \
+        page-test \
         page-pictures chromium clean mpi mpi-test bench-mpi format fuzz fuzz-afl fuzz-merge fuzz-replay
 .DELETE_ON_ERROR:
 
@@ -510,6 +511,13 @@ $(BUILD)/peers/ready:
 	python3 -m venv $(BUILD)/peers
 	$(BUILD)/peers/bin/pip install --quiet --disable-pip-version-check $(PEERS)
 	@touch $@
+
+# Linked with the object that users link, whose functions it finds by name.
+$(BUILD)/cores: bench/cores.c $(BUILD)/dictlearn.o
+	$(CC) -std=c99 $(CFLAGS) $(OPENMP) $(INCLUDES) $< $(BUILD)/dictlearn.o -o $@ -lm
+
+bench-cores: $(BUILD)/cores ## how loops would do on many cores, simulated from the times of their tasks
+	python3 bench/cores.py $(BUILD)/cores --readme $(BENCH)
 
 bench-check: $(BUILD)/bench ## fails where a ratio is 25 % worse than on record, or a goal is missed unexplained
 	python3 bench/run.py $(BUILD) --check $(BENCH)

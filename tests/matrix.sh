@@ -258,6 +258,15 @@ at_hand i686-linux-gnu-gcc && machine "i686" "" "-static" i686-linux-gnu-gcc
 group="aarch64"
 at_hand aarch64-linux-gnu-gcc qemu-aarch64-static &&
     machine "aarch64" qemu-aarch64-static "-static" aarch64-linux-gnu-gcc
+# The sets neondot and neoni8mm are chosen at run time: a processor with neither, one with the first, one with both.
+all_tests=$tests all_levels=$levels levels=''
+if [ "$MATRIX" = short ]; then tests="core"; else tests="core screen"; fi
+for cpu in cortex-a57 neoverse-n1 max; do
+    group="aarch64, $cpu"
+    at_hand aarch64-linux-gnu-gcc qemu-aarch64-static &&
+        machine "aarch64-$cpu" "qemu-aarch64-static -cpu $cpu" "-static" aarch64-linux-gnu-gcc
+done
+tests=$all_tests levels=$all_levels
 # gcc for s390x sums floats in double under -std=c99 and then warns of each sum; fast gives them their own width back.
 group="s390x, big-endian"
 at_hand s390x-linux-gnu-gcc qemu-s390x-static &&

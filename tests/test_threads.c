@@ -162,6 +162,62 @@ TEST(the_hosts_threads_do_not_change_a_bit) {
     CHECK(hash == wanted());
 }
 
+/* ---- A host of many threads ---- */
+
+enum { MANY = 64 };
+
+/* Tasks in the reverse order, each on another worker. */
+static void backwards(void *user, int64_t tasks, dlrn_parallel_body body, void *arg) {
+    (void)user;
+    for (int64_t i = tasks; i-- > 0;) body(arg, i, (int)(i * 7 % MANY));
+}
+
+/* Steps of recipes whose loops are cut by the number of threads: selections, dead features with an
+   auxiliary loss, clipped gradients, nested groups. Rows repeat, so that blocks are many. */
+static dlrn_status many_recipes(dlrn_context *ctx, uint64_t *hash) {
+    static const char *const recipes[] = {"dl-batch_top_k",     "dl-top_k",      "dl-jump_relu",
+                                          "dl-gated",           "dl-matryoshka", "sp-topk",
+                                          "sp-skip_transcoder", "dl-p_anneal"};
+    enum { ROWS = 5 * N };
+    static float x[ROWS * D];
+    dlrn_status s = DLRN_OK;
+    *hash = 0;
+    for (int i = 0; i < ROWS * D; i++) x[i] = rows[i % (N * D)] + 0.01f * (float)(i / (N * D));
+    for (size_t r = 0; !s && r < sizeof recipes / sizeof *recipes; r++) {
+        dlrn_train_config cfg = dlrn_train_defaults(recipes[r]);
+        dlrn_trainer *t = NULL;
+        cfg.d_in = D, cfg.features = F, cfg.steps = 100;
+        if (cfg.k) cfg.k = 8;
+        if (cfg.dead_rows > 0) cfg.dead_rows = 1;
+        s = dlrn_trainer_create(ctx, &cfg, NULL, NULL, &t);
+        for (int i = 0; !s && i < 3; i++) s = dlrn_trainer_step_on(t, x, NULL, ROWS, NULL);
+        for (int role = 0; !s && role < DLRN_ROLE_COUNT; role++) {
+            const dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
+            if (ae->param[role])
+                add(hash, ae->param[role], sizeof(float) * (size_t)dlrni_role_size(ae, role));
+        }
+        dlrn_trainer_destroy(t);
+    }
+    return s;
+}
+
+TEST(many_threads_do_not_change_a_bit) {
+    uint64_t hash[3], life;
+    for (int i = 0; i < 3; i++) {
+        const int threads[] = {1, 2, MANY};
+        dlrn_context_config cfg = {0};
+        dlrn_context *ctx = NULL;
+        cfg.threads = threads[i], cfg.parallel_for = i == 2 ? backwards : NULL;
+        CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+        CHECK_OK(ctx, many_recipes(ctx, &hash[i]));
+        if (i == 2) CHECK_OK(ctx, whole_life(ctx, tmp_path("threads_many.safetensors"), &life));
+        dlrn_context_destroy(ctx);
+    }
+    CHECK(hash[1] == hash[0]);
+    CHECK(hash[2] == hash[0]);
+    CHECK(life == wanted());
+}
+
 /* ---- Contexts at the same time ---- */
 
 typedef struct life {
@@ -284,6 +340,7 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     for (int i = 0; i < N * D; i++) rows[i] = dlrn_rng_normal(&rng);
     RUN(the_hosts_threads_do_not_change_a_bit);
+    RUN(many_threads_do_not_change_a_bit);
     RUN_LONG(contexts_share_nothing);
     RUN(callbacks_run_on_the_callers_thread);
     return TEST_END();

@@ -364,7 +364,8 @@ static const flag flags[] = {
      "number of threads (default 0: all cores)"},
     {"--seed", F_INT, AT(seed), C_ALL, 0, 0, "N", "seed of all random numbers (default 0)"},
     {"--kernels", F_TEXT, AT(kernels), C_ALL, 0, TEXT_MAX, "NAME",
-     "auto (default), scalar, avx2, avx512, avx512bf16, avx512vnni, amx or neon"},
+     "auto (default), scalar, avx2, avx512, avx512bf16, avx512vnni, amx, neon, neondot or "
+     "neoni8mm"},
     {"--quiet", F_SWITCH, AT(quiet), C_ALL, 0, 0, "", "no progress on standard error"},
     {"--help", F_SWITCH, AT(help), C_ALL, 0, 0, "", "print this help"},
 };

@@ -1,0 +1,277 @@
+/* cores.c - records how a piece of work is cut into loops and tasks: one line for each loop, with
+   the time of each of its tasks, and the time between loops. bench/cores.py simulates from it how
+   long the work would take on many cores.
+
+       build/cores WHAT ROWS WIDTH FEATURES THREADS REPEATS
+
+   WHAT: step:RECIPE, auxk:RECIPE or ghosts:RECIPE (a tenth of the features is dead), encode,
+   evaluate, buffer, survey. The library is told that it has THREADS threads, since their number
+   says how loops are cut. But its loops come to a parallel_for of this program, which runs the
+   tasks one by one. Times are processor time of this thread, so that other programs do not count.
+
+   Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
+   is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
+   time since the loop before. Short loops, which the library keeps on the calling thread, are in it. */
+#define _POSIX_C_SOURCE 200809L
+#include "dictlearn.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { POOL = 1 << 20, L0 = 100, K = 64, CONTEXT = 128 };
+
+static struct {
+    int on;
+    double last, cost; /* the clock at the end of the last loop; what reading the clock takes */
+    double *times;     /* [room] ns: for each loop its serial time, then its tasks            */
+    intptr_t *body;    /* [loops] */
+    int64_t *tasks;    /* [loops] */
+    int64_t loops, n, room, loops_room;
+} record;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static void put(double ns) {
+    if (record.n == record.room) {
+        record.room = 2 * record.room + 1024;
+        record.times = (double *)realloc(record.times, (size_t)record.room * sizeof(double));
+        if (!record.times) exit(1);
+    }
+    record.times[record.n++] = ns > record.cost ? ns - record.cost : 0;
+}
+
+/* The context's parallel_for; its address is the anchor of the other addresses. */
+void recorder(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg);
+void recorder(void *user, int64_t n_tasks, dlrn_parallel_body body, void *arg) {
+    double from = now(), to;
+    (void)user;
+    if (!record.on) {
+        for (int64_t i = 0; i < n_tasks; i++) body(arg, i, 0);
+        return;
+    }
+    if (record.loops == record.loops_room) {
+        record.loops_room = 2 * record.loops_room + 64;
+        record.body =
+            (intptr_t *)realloc(record.body, (size_t)record.loops_room * sizeof(intptr_t));
+        record.tasks =
+            (int64_t *)realloc(record.tasks, (size_t)record.loops_room * sizeof(int64_t));
+        if (!record.body || !record.tasks) exit(1);
+    }
+    record.body[record.loops] = (intptr_t)body - (intptr_t)recorder;
+    record.tasks[record.loops++] = n_tasks;
+    put(from - record.last);
+    for (int64_t i = 0; i < n_tasks; i++) {
+        from = now();
+        body(arg, i, 0);
+        to = now();
+        put(to - from);
+    }
+    record.last = now();
+}
+
+static void begin(void) {
+    record.loops = record.n = 0;
+    record.on = 1;
+    record.last = now();
+}
+
+static void end(void) {
+    double serial = now() - record.last;
+    const double *t = record.times;
+    record.on = 0;
+    printf("begin\n");
+    for (int64_t i = 0; i < record.loops; i++) {
+        printf("%lld %.0f", (long long)record.body[i], *t++);
+        for (int64_t k = 0; k < record.tasks[i]; k++) printf(" %.0f", *t++);
+        printf("\n");
+    }
+    printf("end %.0f\n", serial);
+}
+
+static void must(const dlrn_context *ctx, dlrn_status s) {
+    if (s == DLRN_OK) return;
+    fprintf(stderr, "cores: %s\n", ctx ? dlrn_error(ctx) : dlrn_name(DLRN_NAMES_STATUS, (int)s));
+    exit(1);
+}
+
+/* Normal numbers, cut from a pool at random places. */
+static float *pool;
+static void fill(float *out, int64_t rows, int64_t d, float scale, dlrn_rng *rng) {
+    for (int64_t i = 0; i < rows; i++) {
+        const float *from = pool + dlrn_rng_below(rng, (uint64_t)(POOL - d));
+        for (int64_t c = 0; c < d; c++) out[i * d + c] = scale * from[c];
+    }
+}
+
+static float *rows_new(dlrn_context *ctx, int64_t n, int64_t d) {
+    dlrn_rng rng = {1, 1, 0};
+    float *x = (float *)dlrn_alloc(ctx, n * d, sizeof *x);
+    if (!x) must(NULL, DLRN_ERR_MEMORY);
+    fill(x, n, d, 1, &rng);
+    return x;
+}
+
+/* Pre-activations become normal of variance 1, and biases such that L0 of them are positive. */
+static void set_l0(dlrn_dictionary *ae) {
+    dlrn_rng rng = {2, 1, 0};
+    double low = 0, high = 9;
+    const double want = (double)L0 / (double)ae->features;
+    fill(ae->param[DLRN_ENCODER], ae->features, ae->d_in, 1 / sqrtf((float)ae->d_in), &rng);
+    for (int i = 0; i < 40; i++) {
+        double mid = (low + high) / 2;
+        *(0.5 * erfc(mid / sqrt(2.0)) > want ? &low : &high) = mid;
+    }
+    for (int64_t f = 0; f < ae->features; f++) ae->param[DLRN_ENCODER_BIAS][f] = -(float)low;
+    dlrn_dictionary_changed(ae);
+}
+
+typedef struct run {
+    dlrn_context *ctx;
+    const char *what; /* without what follows the colon */
+    const char *recipe;
+    int64_t n, d, features;
+    int repeats;
+} run;
+
+static void record_steps(const run *r) {
+    enum { WARM = 3 };
+    dlrn_train_config cfg = dlrn_train_defaults(r->recipe);
+    const int dead = strcmp(r->what, "step") != 0;
+    dlrn_trainer *t = NULL;
+    dlrn_train_stats stats;
+    cfg.d_in = r->d, cfg.features = r->features, cfg.lr = 1e-12, cfg.warmup_steps = 0;
+    cfg.log_steps = -1;
+    if (cfg.k) cfg.k = K;
+    if (cfg.target_l0 > 0) cfg.target_l0 = L0;
+    if (!strcmp(r->what, "ghosts")) cfg.ghost_threshold = 0;
+    if (!strcmp(r->what, "auxk")) cfg.dead_rows = r->n;
+    must(r->ctx, dlrn_trainer_create(r->ctx, &cfg, NULL, NULL, &t));
+    dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
+    if (!cfg.k) set_l0(ae);
+    for (int64_t f = 0; dead && f < r->features / 10; f++) ae->param[DLRN_ENCODER_BIAS][f] = -99;
+    dlrn_dictionary_changed(ae);
+    float *x = rows_new(r->ctx, r->n, r->d);
+    for (int i = 0; i < WARM + r->repeats; i++) {
+        if (i >= WARM) begin();
+        must(r->ctx, dlrn_trainer_step_on(t, x, NULL, r->n, &stats));
+        if (i >= WARM) end();
+    }
+    fprintf(stderr, "L0 %.1f, dead %.0f\n", stats.l0, (double)stats.dead);
+    dlrn_free(r->ctx, x);
+    dlrn_trainer_destroy(t);
+}
+
+static dlrn_status seen(void *user, const dlrn_feature_report *report) {
+    (void)user, (void)report;
+    return DLRN_OK;
+}
+
+static void survey_once(const run *r, const dlrn_dictionary *ae, const float *x) {
+    enum { REPORTED = 512 };
+    dlrn_survey *s = NULL;
+    const int64_t contexts = r->n / CONTEXT;
+    int64_t *start = (int64_t *)malloc((size_t)(contexts + 1) * sizeof *start), list[REPORTED];
+    int32_t *id = (int32_t *)malloc((size_t)r->n * sizeof *id);
+    if (!start || !id) exit(1);
+    for (int64_t i = 0; i <= contexts; i++) start[i] = i * CONTEXT;
+    for (int64_t i = 0; i < r->n; i++) id[i] = (int32_t)(i * 7919 % 1000);
+    for (int64_t i = 0; i < REPORTED; i++) list[i] = i;
+    begin();
+    must(r->ctx, dlrn_survey_create(ae, NULL, &s));
+    must(r->ctx, dlrn_survey_add(s, x, id, start, contexts, NULL));
+    must(r->ctx, dlrn_survey_report(s, list, REPORTED, seen, NULL));
+    end();
+    dlrn_survey_destroy(s);
+    free(start), free(id);
+}
+
+/* What needs a dictionary and rows. */
+static void record_uses(const run *r) {
+    dlrn_dictionary_desc desc = {NULL, r->d, 0, r->features, 0, 1, 0};
+    dlrn_dictionary *ae = NULL;
+    dlrn_encoder *e = NULL;
+    dlrn_evaluator *v = NULL;
+    dlrn_sparse codes = {0};
+    must(r->ctx, dlrn_dictionary_create(r->ctx, &desc, &ae));
+    set_l0(ae);
+    float *x = rows_new(r->ctx, r->n, r->d);
+    must(r->ctx, dlrn_encoder_create(ae, &e));
+    must(r->ctx, dlrn_evaluator_create(ae, NULL, &v));
+    for (int i = -1; i < r->repeats; i++) { /* the first run touches its memory */
+        if (!strcmp(r->what, "survey")) {
+            survey_once(r, ae, x);
+            continue;
+        }
+        if (i >= 0) begin();
+        if (!strcmp(r->what, "encode"))
+            must(r->ctx, dlrn_encoder_run(e, x, r->n, NULL, &codes, NULL));
+        if (!strcmp(r->what, "evaluate")) must(r->ctx, dlrn_evaluator_add(v, x, NULL, r->n));
+        if (i >= 0) end();
+    }
+    dlrn_sparse_free(&codes);
+    dlrn_encoder_destroy(e);
+    dlrn_evaluator_destroy(v);
+    dlrn_free(r->ctx, x);
+    dlrn_dictionary_destroy(ae);
+}
+
+/* features: the rows that the buffer holds. */
+static void record_buffer(const run *r) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    dlrn_buffer *buffer = NULL;
+    dlrn_source source;
+    const float *got, *y;
+    int64_t n;
+    float *x = rows_new(r->ctx, 8192, r->d);
+    must(r->ctx, dlrn_source_from_array(r->ctx, x, NULL, 8192, r->d, 0, 0, &source));
+    cfg.capacity = r->features, cfg.read_rows = 8192, cfg.batch_rows = r->n;
+    must(r->ctx, dlrn_buffer_create(r->ctx, &cfg, &source, DLRN_BORROWED, &buffer));
+    for (int i = -1; i < r->repeats; i++) { /* the first batch fills the buffer */
+        if (i >= 0) begin();
+        must(r->ctx, dlrn_buffer_next(buffer, &got, &y, &n));
+        if (i >= 0) end();
+    }
+    dlrn_buffer_destroy(buffer);
+    dlrn_source_destroy(&source);
+    dlrn_free(r->ctx, x);
+}
+
+int main(int argc, char **argv) {
+    dlrn_context_config cfg = {0};
+    dlrn_rng rng = {3, 1, 0};
+    run r = {0};
+    if (argc != 7)
+        return fprintf(stderr, "usage: cores WHAT ROWS WIDTH FEATURES THREADS REPEATS\n"), 2;
+    char *colon = strchr(argv[1], ':');
+    if (colon) *colon = 0;
+    r.what = argv[1], r.recipe = colon ? colon + 1 : NULL;
+    r.n = atoll(argv[2]), r.d = atoll(argv[3]), r.features = atoll(argv[4]);
+    r.repeats = atoi(argv[6]);
+    cfg.threads = atoi(argv[5]);
+    cfg.parallel_for = recorder;
+    must(NULL, dlrn_context_create(&cfg, &r.ctx));
+    pool = (float *)malloc(POOL * sizeof *pool);
+    if (!pool) return 1;
+    for (int64_t i = 0; i < POOL; i++) pool[i] = dlrn_rng_normal(&rng);
+    record.cost = HUGE_VAL;
+    for (int i = 0; i < 1000; i++) {
+        double t = now();
+        record.cost = fmin(record.cost, now() - t);
+    }
+    if (!strcmp(r.what, "buffer"))
+        record_buffer(&r);
+    else if (r.recipe)
+        record_steps(&r);
+    else
+        record_uses(&r);
+    free(pool), free(record.times), free(record.body), free(record.tasks);
+    dlrn_context_destroy(r.ctx);
+    return 0;
+}
