@@ -11,7 +11,7 @@
 
    Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
    is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
-   time since the loop before. Short loops, which the library keeps on the calling thread, are in it. */
+   time since the loop before, with short loops, which the library keeps on the calling thread. */
 #define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 
