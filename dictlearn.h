@@ -34425,9 +34425,9 @@ DLRNI_TARGET_END
 /* 6 rows, 1 byte, 4 in a word, exact sums. Their costs are those of int8 elsewhere; 0.14 is half,
    since smmla does twice as much. Nobody has measured them on a processor of their own. */
 static const dlrni_screen dlrni_neondot_screen = {
-    "int8", 6, 1, 4, 0, 0.27f, dlrni_neondot_round, dlrni_neondot_tile};
+    "int8", 6, 1, 4, 0, 0.27f, dlrni_neondot_round, dlrni_neondot_tile, NULL, NULL, 0};
 static const dlrni_screen dlrni_neoni8mm_screen = {
-    "int8", 6, 1, 4, 0, 0.14f, dlrni_neondot_round, dlrni_neoni8mm_tile};
+    "int8", 6, 1, 4, 0, 0.14f, dlrni_neondot_round, dlrni_neoni8mm_tile, NULL, NULL, 0};
 #endif /* DLRNI_NEON_BYTES */
 
 #endif /* DLRNI_NEON */
