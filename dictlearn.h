@@ -3706,10 +3706,12 @@ static const dlrni_set_row dlrni_sets[] = {
     {"neondot",
      dlrni_neondot_runs,
      &dlrni_neon_kernels,
+     4,
      {{&dlrni_neondot_screen, NULL}, {&dlrni_neon_screen_f32, NULL}}},
     {"neoni8mm",
      dlrni_neoni8mm_runs,
      &dlrni_neon_kernels,
+     4,
      {{&dlrni_neoni8mm_screen, NULL}, {&dlrni_neon_screen_f32, NULL}}},
 #endif
 };
@@ -6400,8 +6402,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     /* read for candidates, and room for it; two groups of d 2304 in place of one take 0.92 times as
        long (a Xeon with AMX) */
     const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in;
-    const int64_t near = c->check ? DLRNI_CHECKED_BYTES : DLRNI_NEAR_BYTES;
-    c->share = dlrni_min(near / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
+    const int64_t bytes = c->check ? DLRNI_CHECKED_BYTES : DLRNI_NEAR_BYTES;
+    c->share = dlrni_min(bytes / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
     DLRNI_TRY(dlrni_need_scratch(c, c->screen ? dlrni_packed_bytes(c, c->share) : tile));
