@@ -24332,7 +24332,8 @@ DLRNI_INTERNAL int64_t dlrni_slab_rows(const dlrn_trainer *t) {
     const double share = (double)dlrni_wave_entries(&w->codes) / all;
     const double near_atoms = (double)dlrni_rows_that_stay(t->ctx, t->dict->d_out);
     const int many = w->batch.n >= (int64_t)4 * t->ctx->threads * 4 * DLRNI_BLOCK;
-    const int tall = share > DLRNI_DENSE || (share * near_atoms >= DLRNI_SUMS_SHARED && many);
+    const int tall =
+        share > DLRNI_DENSE || (share * near_atoms >= (double)DLRNI_SUMS_SHARED && many);
     int64_t rows = tall ? 4 * DLRNI_BLOCK : DLRNI_BLOCK;
     /* over several ranks a loop has the rows of one stretch */
     const int64_t n = dlrni_ranks(t->ctx) > 1 ? dlrni_min(w->batch.n, DLRNI_STRETCH) : w->batch.n;
@@ -26525,8 +26526,8 @@ DLRNI_INTERNAL dlrn_status dlrni_update_begin(dlrni_update *u, int64_t first) {
     /* at least 4 tasks per thread, so that a long one does not leave the others idle */
     int64_t part = dlrni_max(c->wave / (4 * t->ctx->threads), 1);
     const double near_rows = (double)dlrni_rows_that_stay(t->ctx, t->dict->d_in);
-    int together =
-        c->stretches > 1 || c->active > DLRNI_DENSE || c->active * near_rows >= DLRNI_SUMS_SHARED;
+    int together = c->stretches > 1 || c->active > DLRNI_DENSE ||
+                   c->active * near_rows >= (double)DLRNI_SUMS_SHARED;
     u->groups = together ? dlrni_min(DLRNI_VISIT_GROUPS, part) : 1;
     u->first = first;
     u->end = first + c->wave;
