@@ -204,7 +204,7 @@ for compiler in gcc clang; do
     group="programs with $compiler"
     at_hand "$compiler" || continue
     for program in examples/program/dictlearn.c examples/[0-9][0-9]_*.c bench/*.c; do
-        case $program in bench/llama_*) continue ;; esac # needs llama.cpp
+        case $program in bench/llama_* | *_mpi.c) continue ;; esac # need llama.cpp, MPI
         cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples -I"$dir" "$program"
     done
     collect
