@@ -692,10 +692,11 @@
 
    The cost of a step is dominated by the encoder's product: 2 * rows * d * F operations. Nearly all
    of its results are negative. The product is therefore first computed in the cheapest format that
-   the processor offers (int8, bf16, int16, or f32 in another order), with a rigorous error bound.
+   the processor offers (8 bits, bf16, int16, or f32 in another order), with a rigorous error bound.
    Features that are certainly off are dropped; the rest, the candidates, are recomputed in f32. If
-   too many features survive, as in a new dictionary, f32 is used directly. The previous batch
-   decides; the results are the same bits either way. Decoding and the gradients touch only active
+   there are many, as in wide rows, they are first checked in int16, which rules out most of them.
+   If too many features survive, as in a new dictionary, f32 is used directly. The previous batch
+   decides; the results are the same bits each way. Decoding and the gradients touch only active
    features: their cost grows with L0, not with F. (Adam still visits every weight.) For many calls
    with few rows, dlrn_encoder_prepare() keeps the encoder's weights in low precision.
 
@@ -1686,10 +1687,10 @@ typedef struct dlrn_encoder dlrn_encoder;
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_create(const dlrn_dictionary *dict,
                                                     dlrn_encoder **out);
 DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
-/* Packs the weights into the low-precision format of SPEED, which takes a quarter to a half of
-   their bytes. Calls with few rows are then faster: one row of 512 x 32768 takes 0.39 times as long
-   with avx512vnni, 0.75 times with avx512bf16. Does nothing where that would not pay. The results
-   are the same bits. After dlrn_dictionary_changed() the next call packs again. */
+/* Packs the weights into the format of 8 bits that SPEED describes: a little more than a quarter of
+   their bytes. Calls with few rows are then faster: on a Zen 4 one row of 512 x 32768 takes 0.39
+   times as long with avx512vnni. Does nothing where that would not pay. The results are the same
+   bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
    ranks F is this rank's, dict->features); codes,
@@ -3597,11 +3598,11 @@ typedef struct dlrni_rounding {
    with VNNI do 2, which gives 0.53 likewise; int16 without it needs two instructions for two, and
    bytes 18 for 32. The 0.45 for bytes is an estimate: nobody has measured it on Zen 4 (the Xeon
    takes 0.45 with AVX2). On that Xeon vdpbf16ps is slow, so its bf16 screen costs more than the
-   dense product. A tile of amx is so fast that its panel
-   does not come from the second cache in time: 0.06 and 0.09 in the first two caches, and what the
-   table has where lists are made (2048 x 512 x 8192). To measure elsewhere: time `tile` on 64 rows
-   of d 512, one thread, in turns with a loop of independent multiply-adds. `make bench` (rows step)
-   with each DICTLEARN_KERNELS shows whether the choice is right. */
+   dense product. A tile of amx is so fast that its panel does not come from the second cache in
+   time: 0.06 and 0.09 in the first two caches, and what the table has where lists are made (2048 x
+   512 x 8192). To measure elsewhere: time `tile` on 64 rows of d 512, one thread, in turns with a
+   loop of independent multiply-adds. `make bench` (rows step) with each DICTLEARN_KERNELS shows
+   whether the choice is right. */
 struct dlrni_screen {
     const char *name;
     int rows;   /* of a tile                                                     */
@@ -3609,9 +3610,10 @@ struct dlrni_screen {
     int packed; /* elements of a feature that lie side by side in a panel        */
     int sums;   /* 1: the products are summed in f32; 0: exactly, in integers    */
     float cost; /* of an element of the product; 1: at the peak of f32 (see above) */
-    /* out [n] = x [n] rounded; unsigned_: out is 128 more, as one side of an integer product must
-       be */
-    void (*round)(const float *x, int64_t n, int unsigned_, void *out, dlrni_rounding *r);
+    /* out [n] = x [n] rounded. feature 1: x is a feature's row, 0: a row of the batch. Where an
+       instruction wants one side without signs, that side is stored with a number added: int8 adds
+       128 to features, bytes 91 to rows */
+    void (*round)(const float *x, int64_t n, int feature, void *out, dlrni_rounding *r);
     /* mask [rows]: bit j is 0 if feature j of the panel is certainly off on that row. x [rows], ld
        bytes apart; coef [4][DLRNI_GROUP]: the features' factors (room screen) */
     void (*tile)(const void *panel, const void *x, int64_t ld, int64_t steps, const float *coef,
@@ -4014,12 +4016,11 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
    The rows of a are copied close together. Rows a power of two apart share their cache sets and
    would evict one another. 256 rows of a slice (540 KB), a panel (96 KB) and the next one stay in a
    second cache of 1 MB. Measured on a Xeon with 2 MB, one thread, as a share of the peak: 0.98 with
-   up to 512 rows, 0.82 with 1024, which fill the cache. There on two threads, in turns
-   with tasks of 1024 rows that pack each panel for themselves, medians: NN and TN of 2048 x 8192 x
-   512 1.08 and 1.13 times as fast, NT 1.05, TN of 8192 x 512 x 2048 1.18, NN of 2048 x 512 x 8192
-   1.02, NT of 4096 x 2048 x 512 1.17. Measured on Zen 4 with 1024 rows: NT
-   0.92, NN 0.90, TN 0.90 of the peak; without the copy, TN 0.74. To measure elsewhere: `make
-   bench`, rows gemm. */
+   up to 512 rows, 0.82 with 1024, which fill the cache. There on two threads, in turns with tasks
+   of 1024 rows that pack each panel for themselves, medians: NN and TN of 2048 x 8192 x 512 1.08
+   and 1.13 times as fast, NT 1.05, TN of 8192 x 512 x 2048 1.18, NN of 2048 x 512 x 8192 1.02, NT
+   of 4096 x 2048 x 512 1.17. Tasks of 1024 rows, measured on Zen 4: NT 0.92, NN 0.90, TN 0.90 of
+   the peak; without the copy, TN 0.74. To measure elsewhere: `make bench`, rows gemm. */
 
 enum {
     DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
@@ -4262,8 +4263,8 @@ DLRNI_INTERNAL void dlrni_gemm_nothing(const dlrni_gemm_job *j) {
     if (j->then && j->m && j->n) j->then(j->arg, 0, 0, dlrn_view(j->c, j->m, j->n, j->ldc));
 }
 
-/* Wave after wave. Where all rows are in one block, a panel is used once, and the task that uses it
-   packs it. */
+/* Wave after wave. With few rows there is no packed wave: a panel is used by one task, or a few,
+   each of which packs it for itself. */
 DLRNI_INTERNAL void dlrni_gemm_waves(dlrn_context *ctx, dlrni_gemm_job *job, int64_t wave) {
     const int64_t all = dlrni_ceil_div(job->n, DLRNI_GROUP);
     for (int64_t p = 0; p < all; p += wave) {
@@ -5266,8 +5267,9 @@ DLRNI_INTERNAL void dlrni_screen_factors(const dlrni_screen *s, const dlrni_roun
 }
 
 /* Whether a check rules a candidate out: the inequality with the sum of a pair. In double, so that
-   of g only the sum's own error is taken: g has 12 units of 2^-24 to spare, because a canonical sum
-   needs d / 16 + 4. A total that is NaN keeps the candidate. */
+   of g only the sum's own error is taken: g has 11 units of 2^-24 to spare, because a canonical sum
+   needs d / 16, rounded up, and 4; a pair takes 8 at most (struct dlrni_screen). A total that is
+   NaN keeps the candidate. */
 DLRNI_INTERNAL int dlrni_check_drops(const dlrni_screen_row *row, float floor, const float *coef,
                                      float sum) {
     const double of_row = -(double)floor * (double)row->unit * (1 - 1.0 / 512);
@@ -5547,9 +5549,10 @@ DLRNI_INTERNAL dlrn_status dlrni_prepare_panels(const dlrn_dictionary *dict,
     dlrn_context *ctx = dict->ctx;
     const dlrni_screen *screen = ctx->set.screen[0];
     const int64_t d = dict->d_in, groups = dlrni_ceil_div(dict->features, DLRNI_GROUP);
-    const float max_cost = 0.6f; /* A tile costs as much for one row as for eight. Relative to f32,
-                                    one row of 512 x 32768 takes 1.2 with int16 (cost 0.72) and 0.39
-                                    with int8 (cost 0.27), on Zen 4. */
+    /* A tile costs as much for one row as for eight. Measured on Zen 4, one row of 512 x 32768, as
+       a share of f32: 0.39 with int8 (cost 0.27), 0.75 with bf16 (0.53), 1.2 with int16 (0.72).
+       Bytes (0.45) should lie between the first two; nobody has measured that. */
+    const float max_cost = 0.6f;
     *out = NULL;
     if (!screen || screen->cost > max_cost || !dlrni_screenable(dict)) return DLRN_OK;
     const int64_t width = dlrni_screen_width(screen, d), bytes = DLRNI_GROUP * width;
@@ -5607,7 +5610,8 @@ enum {
     DLRNI_NEAR_BYTES = 480 << 10,   /* features of a task, in f32 and packed: half of a second cache
                                      of 1 MB (Zen 4); smaller caches want less                   */
     DLRNI_CHECKED_BYTES = 720 << 10 /* the same where the check's rows take the place of f32: they
-                                       are read more often than anything beside them             */
+                                       are read more often than anything beside them (a Xeon with
+                                       a second cache of 2 MB)                                   */
 };
 
 /* The entries of one group on one stretch; those of its block of rows b begin at start[b]. */
@@ -6269,8 +6273,8 @@ DLRNI_INTERNAL double dlrni_screen_cost(const dlrni_encoding *c, int i, double e
 }
 
 /* The cheapest way for rows like those seen last; NULL: dense. Also sets what candidates are
-   checked with. A screen that was not taken slowly forgets what it let through, so that it is tried
-   again. */
+   checked with. A screen that was not taken slowly forgets what it let through, and a check what
+   passed it, so that both are tried again. */
 DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_t n) {
     const double dense = 1.35;      /* of the same unit: Zen 4, 2048 x 512 x 8192                */
     const double few = 0.03;        /* active: assumed until something is known                  */
@@ -6287,6 +6291,7 @@ DLRNI_INTERNAL const dlrni_screen *dlrni_choose_screen(dlrni_encoding *c, int64_
         if (!s) continue;
         /* drift towards what its format lets through at best */
         if (c->let_through[i] >= 0) c->let_through[i] += (expected - c->let_through[i]) * forget;
+        if (c->passed[i] >= 0) c->passed[i] += (expected - c->passed[i]) * forget;
         const double cost = dlrni_screen_cost(c, i, expected, &checks);
         if (cost >= min) continue;
         best = s;
@@ -6399,8 +6404,8 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     int64_t missing = 1, tile = DLRNI_BLOCK * DLRNI_GROUP * (int64_t)sizeof(float);
     c->first = first;
     c->wave = dlrni_min(wave, c->groups - first);
-    /* read for candidates, and room for it; two groups of d 2304 in place of one take 0.92 times as
-       long (a Xeon with AMX) */
+    /* what is read again for candidates, and how much may stay near. Two checked groups of d 2304
+       in a task take 0.92 times as long as one in each (a Xeon with AMX, second cache of 2 MB) */
     const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in;
     const int64_t bytes = c->check ? DLRNI_CHECKED_BYTES : DLRNI_NEAR_BYTES;
     c->share = dlrni_min(bytes / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
@@ -22115,14 +22120,14 @@ DLRNI_INTERNAL void dlrni_buffer_draw(dlrn_buffer *b, int64_t rows) {
    caches, so that f32 gains and f16 does not lose. */
 DLRNI_INTERNAL const int64_t *dlrni_order_visits(dlrn_buffer *b, int64_t rows) {
     enum { PARTS = 1024 };
-    int64_t end[PARTS + 1] = {0};
+    int64_t start[PARTS + 1] = {0};
     int shift = 0;
     while (b->used >> shift >= PARTS) shift++;
     for (int64_t i = 0; i < rows; i++)
-        end[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
-    for (int part = 0; part < PARTS; part++) end[part + 1] += end[part];
+        start[(*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift) + 1]++;
+    for (int part = 0; part < PARTS; part++) start[part + 1] += start[part];
     for (int64_t i = 0; i < rows; i++)
-        b->visit[end[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
+        b->visit[start[*dlrni_buffer_slot(b, b->unread + rows - 1 - i) >> shift]++] = i;
     return b->visit;
 }
 
@@ -33775,10 +33780,10 @@ DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512bf16")
 /* vcvtneps2bf16 rounds to nearest even and takes subnormals as zero; the difference counts as
    error. */
-DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int unsigned_, void *out,
+DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int feature, void *out,
                                            dlrni_rounding *r) {
     __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
-    (void)unsigned_; /* signed on both sides */
+    (void)feature; /* signed on both sides */
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
         __m512 a = _mm512_maskz_loadu_ps(part, x + p);
@@ -33871,9 +33876,9 @@ DLRNI_INTERNAL float dlrni_avx512vnni_scale(const float *x, int64_t n) {
 
 /* int8 with one scale a row. A NaN or an infinity converts to INT_MIN, which would overflow the
    sums, and is made -127; the norms keep it, so the screen drops nothing. */
-DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int unsigned_, void *out,
+DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int feature, void *out,
                                            dlrni_rounding *r) {
-    const __m512i flip = _mm512_set1_epi32(unsigned_ ? 128 : 0);
+    const __m512i flip = _mm512_set1_epi32(feature ? 128 : 0);
     __m512 full = _mm512_setzero_ps(), rounded = full, error = full;
     __m512i sum = _mm512_setzero_si512();
     float squares[4];
@@ -34296,14 +34301,14 @@ DLRNI_INTERNAL int8x16_t dlrni_neondot_bytes(dlrni_neon_v16 a) {
 
 /* int8 with one scale a row, signed for rows and features alike. What is not finite, or underflows
    with its scale, is so in the norms, too: the screen drops nothing. */
-DLRNI_INTERNAL void dlrni_neondot_round(const float *x, int64_t n, int unsigned_, void *out,
+DLRNI_INTERNAL void dlrni_neondot_round(const float *x, int64_t n, int feature, void *out,
                                         dlrni_rounding *r) {
     const float scale = dlrni_neondot_scale(x, n);
     const dlrni_neon_v16 zero = dlrni_neon_set1(0), magic = dlrni_neon_set1(12582912.0f),
                          inverse = dlrni_neon_set1(1 / scale), down = dlrni_neon_set1(-scale);
     dlrni_neon_v16 sums[4] = {zero, zero, zero, zero}; /* squares of norms; sum4 wants four */
     float squares[4];
-    (void)unsigned_;
+    (void)feature;
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         signed char whole[DLRNI_LANES]; /* the last vector may be longer than the row */
         const int64_t part = dlrni_min(DLRNI_LANES, n - p);
@@ -35038,9 +35043,9 @@ DLRNI_INTERNAL void DLRNI_K(screen_masks)(const float *sum, const float *coef,
 /* f32, for sets without a cheaper format: nothing is rounded. The tile sums in another order than
    the canonical one; room screen allows for that. It can pay because the dense way takes 1.35 times
    the product alone (room candidates). */
-DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int unsigned_, void *out,
+DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int feature, void *out,
                                        dlrni_rounding *r) {
-    (void)unsigned_; /* all formats but int8 are signed on both sides */
+    (void)feature; /* both sides are the same */
     memcpy(out, x, (size_t)n * sizeof *x);
     r->full = r->rounded = DLRNI_K(dot)(x, x, n);
     r->error = 0; /* x^ is x */
@@ -35069,14 +35074,14 @@ static const dlrni_screen DLRNI_K(screen_f32) = {
    whichever needs the larger scale. Rounding adds at most sqrt(d) / 2 to a norm: 91 for d = 2^15.
    So no sum of products of two rows, in any order, exceeds (46000 + 91)^2 < 2^31 (Cauchy and
    Schwarz). */
-DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int unsigned_, void *out,
+DLRNI_INTERNAL void DLRNI_K(round_int16)(const float *x, int64_t n, int feature, void *out,
                                          dlrni_rounding *r) {
     const DLRNI_K(v16) zero = DLRNI_K(set1)(0),
                        magic = DLRNI_K(set1)(12582912.0f); /* 1.5 * 2^23 rounds, as in exp */
     DLRNI_K(v16) rounded = zero, error = zero, top = zero;
     float largest = 0, squares[4], lane[DLRNI_LANES];
     int64_t p = 0;
-    (void)unsigned_;
+    (void)feature;
     for (; p + DLRNI_LANES <= n; p += DLRNI_LANES) { /* the first pass finds the largest */
         DLRNI_K(v16) a = DLRNI_K(load)(x + p);
         top = DLRNI_K(max)(DLRNI_K(max)(a, DLRNI_K(minus)(zero, a)), top); /* |a| */

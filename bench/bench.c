@@ -783,9 +783,10 @@ static void gemm_rows(lab *l) {
                 &dense, 0, at[i]);
 }
 
-/* What a kernel set is to reach. The sets with a screen of 8 bits are near what the machine can do:
-   0.26 floors for the screen, 0.09 for Adam's traffic, and what the sums of rows take from the
-   caches. A large F hides what does not grow with it. */
+/* What a kernel set is to reach. The sets with dot products of bytes are near what the machine can
+   do: 0.26 floors for the screen (0.1 with amx), 0.09 for Adam's traffic, and what the sums of rows
+   take from the caches. The other sets take two instructions for such a product. A large F hides
+   what does not grow with it. */
 static double step_goal(const char *kernels, int64_t B, int64_t F) {
     if (!strcmp(kernels, "avx512vnni") || !strcmp(kernels, "amx"))
         return F > 8192 ? (B > 2048 ? 0.42 : 0.45) : B > 2048 ? 0.55 : 0.6;

@@ -133,7 +133,8 @@ typedef struct hf_architecture {
 enum {
     HF_ROWS = 16,    /* rows of a parallel task                                    */
     HF_QUERIES = 32, /* queries that look at the keys together: one product        */
-    /* A tile of logits, 256 KB of rows of x and 196 KB of logits, stays in the second cache. */
+    /* 256 rows of x (512 KB at d 512) and a tile of their logits (196 KB) stay in a second cache of
+       1 MB. */
     HF_TILE_ROWS = 256,
     HF_TILE = 192,
     HF_PART = 16 * HF_TILE /* of the vocabulary that a task takes */
