@@ -695,6 +695,75 @@ TEST(failures) {
     }
 }
 
+/* A whole run in one call, whose progress callback may stop it on one rank. */
+typedef struct whole_run {
+    scene s;
+    int stops; /* the rank that stops after its second step, or -1 */
+    int steps[RANKS_MAX], has_dictionary[RANKS_MAX];
+} whole_run;
+
+typedef struct watched {
+    whole_run *run;
+    int rank;
+} watched;
+
+static dlrn_status watch(void *user, dlrn_trainer *t, const dlrn_train_stats *stats) {
+    const watched *w = (const watched *)user;
+    (void)t, (void)stats;
+    return ++w->run->steps[w->rank] == 2 && w->rank == w->run->stops ? DLRN_STOPPED : DLRN_OK;
+}
+
+static void whole_run_body(void *arg, int rank, dlrn_context *ctx) {
+    whole_run *run = (whole_run *)arg;
+    watched w = {run, rank};
+    dlrn_source source;
+    dlrn_dictionary *dict = NULL;
+    dlrn_status s = dlrn_source_from_array(ctx, random_x, NULL, STEPS * ROWS, WIDTH, 0, 0, &source);
+    const int opened = s == DLRN_OK;
+    s = dlrn_agree(ctx, s);
+    if (s == DLRN_OK) s = dlrn_train(ctx, &run->s.cfg, &source, watch, &w, &dict);
+    run->s.status[rank] = s;
+    snprintf(run->s.error[rank], 300, "%.290s", s ? dlrn_error(ctx) : "");
+    run->has_dictionary[rank] = dict != NULL;
+    dlrn_dictionary_destroy(dict);
+    if (opened) dlrn_source_destroy(&source);
+}
+
+/* One rank has no memory for its source, its buffer, its trainer or a step; or its callback stops
+   the run: all end with the same status. */
+TEST(whole_runs_that_end_on_one_rank) {
+    static whole_run run;
+    ranks_setup setup = {0};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    run.s.cfg = small_config("dl-top_k", 150);
+    run.s.cfg.steps = 4;
+    run.s.cfg.buffer.capacity = 4 * ROWS, run.s.cfg.buffer.read_rows = ROWS;
+    run.s.cfg.buffer.batch_rows = ROWS;
+    setup.ranks = 3;
+    setup.alloc = granting_alloc;
+    setup.release = granting_release;
+    for (int64_t at = 1, more = 1; more; at++) {
+        for (int r = 0; r < RANKS_MAX; r++) grants[r] = r == 1 ? at : -1;
+        run.stops = -1;
+        memset(run.steps, 0, sizeof run.steps);
+        ranks_run(&setup, whole_run_body, &run);
+        more = run.s.status[1] != DLRN_OK;
+        for (int r = 0; r < 3; r++)
+            CHECK_MSG(run.s.status[r] == (more ? DLRN_ERR_MEMORY : DLRN_OK) &&
+                          run.has_dictionary[r] == !more,
+                      "allocation %d: rank %d: %s", (int)at, r, run.s.error[r]);
+        CHECK(more || at > 20);
+    }
+    run.stops = 2;
+    grants[1] = -1;
+    memset(run.steps, 0, sizeof run.steps);
+    ranks_run(&setup, whole_run_body, &run);
+    for (int r = 0; r < 3; r++) {
+        CHECK_STATUS(run.s.status[r], DLRN_STOPPED);
+        CHECK(run.steps[r] == 2 && run.has_dictionary[r]);
+    }
+}
+
 /* An init of another span. */
 static void other_span_body(void *arg, int rank, dlrn_context *ctx) {
     scene *s = (scene *)arg;
@@ -733,6 +802,7 @@ int main(int argc, char **argv) {
     RUN(large_batches);
     RUN(traffic);
     RUN(failures);
+    RUN(whole_runs_that_end_on_one_rank);
     RUN(init_of_another_span);
     return TEST_END();
 }
