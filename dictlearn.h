@@ -744,20 +744,21 @@
 
        x_hat          4 n d_out; as much for each nested group but the last, and for the second
                       reconstruction of gated families and of multi_top_k
-       center         4 d_in
+       center         4 d_in, if there is one
        figures        24; with AuxK or ghosts 8 for each such loss; with pre_act 8
        penalties      l1, lp, power, tanh, step, quadratic 8 n; entropy 24 n; others 0; while the
                       exponent falls 8 n more
        top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row
                       ends; 8 if a row has fewer than k, and the rest again if a guess was too high
-       group_max      8 n k
+       group_max      8 n k, and 8 if a row has fewer than k
        batch_top_k    49,208, again if a guess was too high; 8 n more if entries are equal where
                       the batch ends; 524,296 more for the first batch of 512 rows or more
        dead features  AuxK 512 n, ghosts 4 n; and 4 n d_out
        clipping       16
        statuses       8 each: four in every step; one for rows from a buffer, for clipping, for
                       top_k or group_max, for dead features, for entropy, for pre_act
-       parts          figures, penalties, top_k and a status for each part; one status for all
+       parts          for each part its figures, penalties and top_k with their statuses, and one
+                      status more; one status for all
 
    A first step, scale_rows and a resampling send more. dlrn_context_describe() has counted what was
    sent. Selections are exact: on the same pre-activations as those of one process; among equal
@@ -8150,7 +8151,7 @@ DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
    stretch are summed while the next is decoded. */
 DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
     dlrn_context *ctx = j->dict->ctx;
-    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = 2048;
+    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = DLRNI_STRETCH;
     void *before = NULL, *request = NULL;
     dlrn_status s = DLRN_OK;
     j->share = 1;

@@ -590,36 +590,55 @@ TEST(large_batches) {
 /* ---- Traffic ---- The manual's formula: bytes that a step gives to the collective, on each rank.
    A status is 8 bytes. */
 
-static int64_t step_bytes(const char *recipe, int64_t n, int64_t d) {
-    const int64_t status = 4, figures = 3;
-    int64_t bytes = 4 * n * d + 8 * (status + figures) + 4 * d; /* x_hat, figures, center */
-    if (!strcmp(recipe, "dl-standard")) return bytes + 8 * n;   /* the sums for L1 */
-    bytes += 8;                                                 /* dead features for AuxK */
-    if (!strcmp(recipe, "dl-top_k") || !strcmp(recipe, "sl-topk")) bytes += 512 * n + 8;
-    if (!strcmp(recipe, "dl-batch_top_k") || !strcmp(recipe, "dl-matryoshka"))
-        bytes += 8 + 3 * 8 * (2048 + 1 + 1);
-    if (!strcmp(recipe, "dl-matryoshka")) bytes += 4 * 4 * n * d;
-    return bytes + 8 + 16; /* clipping: memory, norm */
-}
+enum {
+    STATUS = 8,
+    X_HAT = 4 * ROWS * WIDTH,
+    CENTER = 4 * WIDTH,
+    AUXILIARY = 8, /* features that are dead for it */
+    FIGURES = 24,
+    PLAIN = X_HAT + FIGURES + 4 * STATUS,
+    PENALTY = 8 * ROWS,
+    PRE_ACT = 8 + STATUS,
+    CLIPPING = 16 + STATUS,
+    TOP_K = 512 * ROWS + STATUS,
+    BATCH_TOP_K = 3 * 8 * (2048 + 1) + 4 * STATUS,
+    GROUP_MAX = 8 * ROWS * 10 + STATUS + 8, /* groups may be empty: rows have fewer than k */
+    PARTS = 2 * (FIGURES + STATUS)          /* a transcoder of two layers */
+};
+
+static const struct {
+    const char *recipe;
+    int64_t bytes;
+} sent[] = {{"reference", PLAIN + CENTER + PENALTY + AUXILIARY},
+            {"dl-standard", PLAIN + CENTER + PENALTY},
+            {"dl-p_anneal", PLAIN + CENTER + 2 * PENALTY},
+            {"dl-gated", PLAIN + CENTER + PENALTY + X_HAT},
+            {"dl-top_k", PLAIN + CENTER + AUXILIARY + TOP_K + CLIPPING},
+            {"dl-batch_top_k", PLAIN + CENTER + AUXILIARY + BATCH_TOP_K + CLIPPING},
+            {"dl-matryoshka", PLAIN + CENTER + AUXILIARY + BATCH_TOP_K + CLIPPING + 4 * X_HAT},
+            {"sl-jumprelu", PLAIN + CENTER + PENALTY + PRE_ACT + CLIPPING},
+            {"sp-topk", PLAIN + CENTER + AUXILIARY + TOP_K},
+            {"sp-groupmax", PLAIN + CENTER + AUXILIARY + GROUP_MAX},
+            {"sp-skip_transcoder", PLAIN + AUXILIARY + TOP_K},
+            {"clt-topk", PLAIN + STATUS + PARTS + 2 * TOP_K},
+            {"clt-batch_top_k", PLAIN + STATUS + PARTS + BATCH_TOP_K},
+            {"clt-jumprelu", PLAIN + STATUS + PARTS + 2 * (PENALTY + PRE_ACT)}};
 
 TEST(traffic) {
-    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k",
-                                        "dl-matryoshka"};
     make_rows(random_x, STEPS * ROWS, WIDTH, 1);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    for (size_t i = 0; i < sizeof sent / sizeof *sent; i++)
         for (int ranks = 2; ranks <= 4; ranks++) {
             static scene s;
             dlrn_context *ctx = test_context(NULL, 1);
-            s.cfg = small_config(names[i], 300);
+            s.cfg = small_config(sent[i].recipe, 300);
             s.cfg.dead_rows = s.cfg.dead_rows > 0 ? 100000 : s.cfg.dead_rows;
             s.x = random_x;
             s.n = ROWS;
             s.steps = 8;
             dlrn_trainer *shape = shape_of(ctx, &s);
             run(&s, ranks, 1, NULL);
-            CHECK_MSG(s.per_step == step_bytes(names[i], ROWS, WIDTH),
-                      "%s, %d ranks: %d bytes in a step, expected %d", names[i], ranks,
-                      (int)s.per_step, (int)step_bytes(names[i], ROWS, WIDTH));
+            CHECK_MSG(s.per_step == sent[i].bytes, "%s, %d ranks: %d bytes in a step, expected %d",
+                      sent[i].recipe, ranks, (int)s.per_step, (int)sent[i].bytes);
             for (int r = 0; r < ranks; r++)
                 CHECK(!memcmp(&ranks_traffic[r], &ranks_counted[r], sizeof ranks_counted[r]));
             dlrn_trainer_destroy(shape);
