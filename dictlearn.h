@@ -761,14 +761,14 @@
                       status more; one status for all
 
    A first step, scale_rows and a resampling send more. dlrn_context_describe() has counted what was
-   sent. Selections are exact: on the same pre-activations as those of one process; among equal
-   entries, the lower feature stays.
+   sent. Selections are exact: on the same pre-activations they are those of one process; among
+   equal entries, the lower feature stays.
 
    A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
    ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
-   of no collective. Two numbers of ranks differ, because x_hat is added up from other parts, and
-   each part is rounded to f32: after 40 steps by less than 1e-6 of the largest weight. Where two
-   numbers decide that are as near as that (at a gate, a cut, a sign), a run may take another way.
+   of no collective. With another number of ranks x_hat is added up from other parts, each rounded
+   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a cut
+   or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
    matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
@@ -782,8 +782,8 @@
 
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
 
-   Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
-   mapped; of a tensor that is stored in another order or type a rank holds 16 rows at a time
+   Loading, of all layouts: every rank opens the path itself and keeps its own features. The file is
+   mapped; where a tensor is stored in another order or type, a rank holds 16 of its rows at a time
    beside what it keeps. An .npz that is compressed is unpacked whole. What is folded into weights
    (norms, scales, thresholds) is folded feature by feature, so the numbers are those of one
    process. Ranks that find different dictionaries get an error.
@@ -1655,8 +1655,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
 /* Writes a dictionary, as f32: in the layout that dict->layout names if that is one of its family,
    otherwise in the family's first. The path's suffix sets the format: .pt (opens in
    dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
-   file stays until the new one is complete; a pipe or device is written to directly.
-   Over ranks all call it, with their own features, and rank 0 writes.
+   file stays until the new one is complete; a pipe or device is written to directly. Over ranks all
+   call it, each with its own features, and rank 0 writes.
    DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
@@ -1700,11 +1700,10 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
    are the same bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
-   ranks F is this rank's, dict->features); codes,
-   the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
-   is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
-   selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
-   give one document a call. */
+   ranks F is dict->features, this rank's); codes, the active ones as CSR (earlier contents are
+   replaced); x_hat [n][d_out], the reconstruction. x is not checked: a NaN in a row shows up in the
+   results of that row alone (or of others, where a selection compares rows). Where dict->heads is
+   above 0, the n rows are one sequence, in order: give one document a call. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
@@ -1724,8 +1723,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
-/* Over ranks codes hold this rank's features. Puts together those that all ranks have of the same
-   rows, in the order of one process. Every rank receives them all, also one that passes `all` NULL
+/* The codes of all ranks together, in the order of one process. codes: of this rank's features, for
+   the same rows on each rank. Every rank receives all of them, also one that passes `all` NULL
    because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
                                                   const dlrn_sparse *codes, dlrn_sparse *all);

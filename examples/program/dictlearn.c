@@ -16,8 +16,7 @@
    choose.h   rows that count               eval.h     eval
    edit.h     one feature changed           features.h features
    ranks.h    several ranks, over MPI       effect.h   effect
-   figure.h   SVG: axes, curves, bars
-                                            steer.h    steer
+   figure.h   SVG: axes, curves, bars       steer.h    steer
                                             compare.h  compare
                                             plot.h     plot
                                             sweep.h    sweep */
