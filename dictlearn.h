@@ -767,8 +767,8 @@
    A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
    ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
    of no collective. With another number of ranks x_hat is added up from other parts, each rounded
-   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a cut
-   or a sign hangs on a difference as small as that, the run may go on otherwise.
+   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a
+   cut or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
    matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
