@@ -745,26 +745,31 @@
 
        x_hat          4 n d_out; as much for each nested group but the last, and for the second
                       reconstruction of gated families and of multi_top_k
-       center         4 d_in
-       figures        24; with AuxK or ghosts 8 for each such loss
+       center         4 d_in, if there is one
+       figures        24; with AuxK or ghosts 8 for each such loss; with pre_act 8
        penalties      l1, lp, power, tanh, step, quadratic 8 n; entropy 24 n; others 0; while the
                       exponent falls 8 n more
-       top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row ends
-       group_max      8 n k
-       batch_top_k    49,208; 8 n more if entries are equal where the batch ends
+       top_k          512 n, for any k, also by size; 4 n more if entries are equal where a row
+                      ends; 8 if a row has fewer than k, and the rest again if a guess was too high
+       group_max      8 n k, and 8 if a row has fewer than k
+       batch_top_k    49,208, again if a guess was too high; 8 n more if entries are equal where
+                      the batch ends; 524,296 more for the first batch of 512 rows or more
        dead features  AuxK 512 n, ghosts 4 n; and 4 n d_out
        clipping       16
-       statuses       8 each: four in every step; one for clipping, for a selection, for dead
-                      features
+       statuses       8 each: four in every step; one for rows from a buffer, for clipping, for
+                      top_k or group_max, for dead features, for entropy, for pre_act
+       parts          for each part its figures, penalties and top_k with their statuses, and one
+                      status more; one status for all
 
-   dlrn_context_describe() has counted what was sent. Selections are exact: on the same
-   pre-activations as those of one process; among equal entries, the lower feature stays.
+   A first step, scale_rows and a resampling send more. dlrn_context_describe() has counted what was
+   sent. Selections are exact: on the same pre-activations they are those of one process; among
+   equal entries, the lower feature stays.
 
    A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
    ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
-   of no collective. Two numbers of ranks differ, because x_hat is added up from other parts, and
-   each part is rounded to f32: after 40 steps by less than 1e-6 of the largest weight. Where two
-   numbers decide that are as near as that (at a gate, a cut, a sign), a run may take another way.
+   of no collective. With another number of ranks x_hat is added up from other parts, each rounded
+   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a
+   cut or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
    matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
@@ -772,13 +777,14 @@
    each row on each rank.
 
    If one rank fails (memory, a file, a callback), all fail with its status; on the others the
-   message begins with "rank 2: ". If the collective itself fails, no later call succeeds: resume
-   from a checkpoint.
+   message begins with "rank 2: ". Each rank opens its sources alone, and takes its batches alone
+   with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. If the
+   collective itself fails, no later call succeeds: resume from a checkpoint.
 
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
 
-   Loading: every rank opens the path itself and keeps its own features, of all layouts. The file is
-   mapped; of a tensor that is stored in another order or type a rank holds 16 rows at a time
+   Loading, of all layouts: every rank opens the path itself and keeps its own features. The file is
+   mapped; where a tensor is stored in another order or type, a rank holds 16 of its rows at a time
    beside what it keeps. An .npz that is compressed is unpacked whole. What is folded into weights
    (norms, scales, thresholds) is folded feature by feature, so the numbers are those of one
    process. Ranks that find different dictionaries get an error.
@@ -810,7 +816,7 @@
    next failure on that context. DLRN_END and DLRN_STOPPED are answers, not failures. The header
    never prints, exits or aborts. dlrn_context_create() has no context to report to: it returns
    DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for an unknown kernel set, a negative number of threads, an
-   incomplete allocator or an incomplete dlrn_io.
+   incomplete allocator, an incomplete dlrn_io or an incomplete dlrn_collective.
 
    ---- WHAT IS TRUSTED ----------------------------------------------------------------------------
 
@@ -830,7 +836,8 @@
 
    ---- LIMITS -------------------------------------------------------------------------------------
 
-   One machine, its CPU; no GPU. f32 arithmetic, also on files in bf16. Up to 2^31 - 1 features.
+   CPUs, of one machine or of several (RANKS); no GPU. f32 arithmetic, also on files in bf16. Up to
+   2^31 - 1 features.
    What it opens: see FILES OF OTHER LIBRARIES; more is opened than trained (TRAINING has the
    recipes). Selections that compare rows (batch_top_k, standardise) depend on how many rows a call
    passes, as they do in their libraries. The header does not run language models: examples/lm/
@@ -1317,8 +1324,8 @@ typedef struct dlrn_collective {
     void *user; /* passed to each callback; must outlive the context */
 } dlrn_collective;
 
-/* What a context has passed to its collective so far: bytes of data, each counted once on each
-   rank, and calls. */
+/* What this rank has passed to its collective so far: bytes of data, each counted once (those of a
+   broadcast by its root alone), and calls. */
 typedef struct dlrn_traffic {
     int64_t reduced, gathered, broadcast, calls;
 } dlrn_traffic;
@@ -1384,7 +1391,7 @@ typedef struct dlrn_sparse {
 /* Creates a context. config NULL: all zero. If this fails there is no context to hold a message;
    the status is DLRN_ERR_MEMORY, or DLRN_ERR_ARGUMENT for a kernel set that is unknown or that this
    processor cannot run, a negative number of threads, an allocator with only one of its functions,
-   or a dlrn_io that lacks one of the first five. */
+   a dlrn_io that lacks one of the first five, or a dlrn_collective that lacks a callback. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_context_create(const dlrn_context_config *config,
                                                     dlrn_context **out);
 /* Destroys a context. Destroy the objects made with it first. */
@@ -1399,10 +1406,11 @@ DLRN_API const char *dlrn_error(const dlrn_context *ctx);
    line of at most 1023 bytes, and returns s. */
 DLRN_API DLRN_PRINTF(3, 4) dlrn_status
     dlrn_fail(dlrn_context *ctx, dlrn_status s, const char *format, ...);
-/* One status for all ranks of the context's collective: each passes its own. Where some have
-   failed, all get the status of the first of them, and the others its message behind "rank 2: ".
-   Call it after work of your own that can fail on one rank alone, such as reading a file. A context
-   without a collective: returns s. */
+/* One status for all ranks of the context's collective: each passes its own, and after an error has
+   its message from dlrn_fail or the call that failed. Where some have failed, all get the status of
+   the first of them, and the others its message behind "rank 2: ". Call it after work of your own
+   that can fail on one rank alone, such as reading a file. A context without a collective: returns
+   s. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_agree(dlrn_context *ctx, dlrn_status s);
 
 /* The enumerations whose values have names. Beside each, an example. */
@@ -1648,8 +1656,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_find_dictionary(dlrn_context *ctx, const ch
 /* Writes a dictionary, as f32: in the layout that dict->layout names if that is one of its family,
    otherwise in the family's first. The path's suffix sets the format: .pt (opens in
    dictionary_learning and with torch.load(weights_only=True)), .safetensors, .npz. Atomic: an older
-   file stays until the new one is complete; a pipe or device is written to directly.
-   Over ranks all call it, with their own features, and rank 0 writes.
+   file stays until the new one is complete; a pipe or device is written to directly. Over ranks all
+   call it, each with its own features, and rank 0 writes.
    DLRN_ERR_ARGUMENT: another suffix; _VALUE: a weight that is not finite; _UNSUPPORTED: parameters
    or a formula that the layout cannot hold, or an identity, which has no weights; _IO. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_save(const dlrn_dictionary *dict, const char *path);
@@ -1693,11 +1701,10 @@ DLRN_API void dlrn_encoder_destroy(dlrn_encoder *e);
    bits. After dlrn_dictionary_changed() the next call packs again. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_prepare(dlrn_encoder *e);
 /* Encodes x [n][d_in]. Each result may be NULL if it is not wanted: f [n][F], all features (over
-   ranks F is this rank's, dict->features); codes,
-   the active ones as CSR (earlier contents are replaced); x_hat [n][d_out], the reconstruction. x
-   is not checked: a NaN in a row shows up in the results of that row alone (or of others, where a
-   selection compares rows). Where dict->heads is above 0, the n rows are one sequence, in order:
-   give one document a call. */
+   ranks F is dict->features, this rank's); codes, the active ones as CSR (earlier contents are
+   replaced); x_hat [n][d_out], the reconstruction. x is not checked: a NaN in a row shows up in the
+   results of that row alone (or of others, where a selection compares rows). Where dict->heads is
+   above 0, the n rows are one sequence, in order: give one document a call. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_encoder_run(dlrn_encoder *e, const float *x, int64_t n,
                                                  float *f, dlrn_sparse *codes, float *x_hat);
 
@@ -1717,8 +1724,8 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
                                             float *x_hat);
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
-/* Over ranks codes hold this rank's features. Puts together those that all ranks have of the same
-   rows, in the order of one process. Every rank receives them all, also one that passes `all` NULL
+/* The codes of all ranks together, in the order of one process. codes: of this rank's features, for
+   the same rows on each rank. Every rank receives all of them, also one that passes `all` NULL
    because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
                                                   const dlrn_sparse *codes, dlrn_sparse *all);
@@ -8148,7 +8155,7 @@ DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
    stretch are summed while the next is decoded. */
 DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
     dlrn_context *ctx = j->dict->ctx;
-    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = 2048;
+    const int64_t d = j->dict->d_out, rows = j->codes->rows, step = DLRNI_STRETCH;
     void *before = NULL, *request = NULL;
     dlrn_status s = DLRN_OK;
     j->share = 1;
@@ -21777,9 +21784,9 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_alloc(dlrn_buffer *b) {
     return whole ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
-                                        const dlrn_source *source, dlrn_ownership ownership,
-                                        dlrn_buffer **out) {
+/* dlrn_buffer_create on this rank alone; the source stays the caller's. */
+DLRNI_INTERNAL dlrn_status dlrni_buffer_make(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                             const dlrn_source *source, dlrn_buffer **out) {
     uint64_t bytes;
     *out = NULL;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
@@ -21797,16 +21804,22 @@ DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_con
     b->shift = dlrni_segment_shift(cfg->capacity); /* fixed: it decides where slots lie */
     b->rng.seed = cfg->seed;
     b->rng.stream = UINT64_MAX; /* apart from the streams that make weights */
-    dlrn_status s = dlrni_buffer_alloc(b);
-    /* not yet owned: this leaves the source open */
-    if (s != DLRN_OK) {
-        dlrn_buffer_destroy(b);
-        return s;
+    *out = b;                   /* also after an error: the caller destroys it */
+    return dlrni_buffer_alloc(b);
+}
+
+DLRN_API dlrn_status dlrn_buffer_create(dlrn_context *ctx, const dlrn_buffer_config *cfg,
+                                        const dlrn_source *source, dlrn_ownership ownership,
+                                        dlrn_buffer **out) {
+    const dlrn_status s = dlrni_agree(ctx, dlrni_buffer_make(ctx, cfg, source, out));
+    if (s == DLRN_OK) {
+        /* only now: on failure the source stays the caller's */
+        (*out)->owns_source = ownership == DLRN_OWNED;
+        return DLRN_OK;
     }
-    /* only now: on failure the source stays the caller's */
-    b->owns_source = ownership == DLRN_OWNED;
-    *out = b;
-    return DLRN_OK;
+    dlrn_buffer_destroy(*out); /* not owned yet: this leaves the source open */
+    *out = NULL;
+    return s;
 }
 
 /* Floats from [n] to the stored type. Not a kernel: each row comes in once, and its source is
@@ -29397,9 +29410,14 @@ DLRNI_INTERNAL dlrn_status dlrni_trainer_gradients(dlrn_trainer *t, const float 
 }
 
 DLRN_API dlrn_status dlrn_trainer_finish(const dlrn_trainer *t, dlrn_dictionary **out) {
-    DLRNI_TRY(dlrni_dictionary_copy(t->ctx, t->dict, out));
-    dlrni_leave(t, *out);
-    return DLRN_OK;
+    const dlrn_status s = dlrni_agree(t->ctx, dlrni_dictionary_copy(t->ctx, t->dict, out));
+    if (s == DLRN_OK) {
+        dlrni_leave(t, *out);
+        return DLRN_OK;
+    }
+    dlrn_dictionary_destroy(*out); /* another rank has failed */
+    *out = NULL;
+    return s;
 }
 
 DLRN_API int dlrn_trainer_interrupted(const dlrn_trainer *t) {
@@ -29428,7 +29446,7 @@ DLRNI_INTERNAL dlrn_status dlrni_run(dlrn_trainer *t, dlrn_progress progress, vo
     for (;;) {
         dlrn_train_stats stats;
         DLRNI_TRY(dlrn_trainer_step(t, &stats));
-        if (progress) DLRNI_TRY(progress(user, t, &stats));
+        if (progress) DLRNI_TRY(dlrni_agree(t->ctx, progress(user, t, &stats)));
     }
 }
 

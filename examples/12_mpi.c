@@ -46,7 +46,9 @@ static dlrn_status train(dlrn_context *ctx, const float *x, int first) {
     cfg.k = 3;
     cfg.steps = 200;
     cfg.lr = 3e-3;
-    dlrn_status s = dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 10, &source);
+    /* a source is opened by each rank alone: if one fails, all must know */
+    dlrn_status s =
+        dlrn_agree(ctx, dlrn_source_from_array(ctx, x, NULL, ROWS, DIM, 0, 10, &source));
     if (s == DLRN_OK) s = dlrn_buffer_create(ctx, &how, &source, DLRN_OWNED, &buffer);
     if (s == DLRN_OK) s = dlrn_trainer_create(ctx, &cfg, NULL, buffer, &trainer);
     while (s == DLRN_OK && (s = dlrn_trainer_step(trainer, &stats)) == DLRN_OK)

@@ -97,7 +97,7 @@ static mpi_call *mpi_new_call(mpi_ranks *m, void *data, int64_t room) {
     c->request = (MPI_Request *)(void *)(c->bytes + ranks);
     c->room = (char *)(c->from + (ranks * each + 7) / 8), c->data = (char *)data;
     for (size_t i = 0; i < 2 * ranks; i++) c->request[i] = MPI_REQUEST_NULL;
-    c->tag = m->tag++ % 16384, c->is_kept = c->phase = 1, c->next = m->first;
+    c->tag = m->tag = (m->tag + 1) % 16384, c->is_kept = c->phase = 1, c->next = m->first;
     return m->first = c;
 }
 

@@ -143,7 +143,7 @@ static void test_cut(void) {
     free(got);
 }
 
-/* One status for all, with the first failing rank's words. */
+/* Rank 1 does not come: the others fail after the stall time, and every later call at once. */
 static int stall(void) {
     int64_t one = 1;
     if (all.rank == 1) {

@@ -9,8 +9,8 @@ tiny="--model examples/data/tiny-neox --text $d/text.jsonl --site mlp_out --laye
 MPIRUN=${MPIRUN:-mpirun}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive DICTLEARN_STALL_SECONDS=60
 case $($MPIRUN --version 2>&1) in
-    *"Open MPI"* | *OpenRTE*) mpi=open run="timeout 120 $MPIRUN --quiet --oversubscribe -np" ;;
-    *) mpi=mpich run="timeout 120 $MPIRUN -np" ;;
+    *"Open MPI"* | *OpenRTE*) mpi=open run="timeout 300 $MPIRUN --quiet --oversubscribe -np" ;;
+    *) mpi=mpich run="timeout 300 $MPIRUN -np" ;;
 esac
 rm -rf "$d"
 mkdir -p "$d"
@@ -172,6 +172,18 @@ once "a pipe" 2 "a file that every rank can read" ranks 2 train --data - --save-
 once "a stall time that is none" 2 "DICTLEARN_STALL_SECONDS" env DICTLEARN_STALL_SECONDS=soon $run 2 \
     "$BUILD/dictlearn-mpi" train $golden --save-dir "$d/none"
 absent "nothing is left" "$d/none" "$d/none.npy"
+# apart WORD...: two ranks, each in a folder of its own
+apart() { $run 2 sh -c "cd $d/here.\${OMPI_COMM_WORLD_RANK:-\$PMI_RANK} && exec \"\$0\" \"\$@\"" \
+    "$here/$BUILD/dictlearn-mpi" "$@"; }
+here=$(pwd)
+mkdir -p "$d/here.0" "$d/here.1"
+head -n 40 "$d/text.jsonl" > "$d/here.0/text.jsonl"
+apart_text=$(echo "$text" | sed "s:examples/:$here/&:; s:$d/text.jsonl:text.jsonl:; s:--n-ctxs 60:--n-ctxs 2:")
+for others in "sed 20d" "head -n 20"; do
+    $others "$d/here.0/text.jsonl" > "$d/here.1/text.jsonl"
+    status "$others of a text on one rank" 1 apart train $apart_text --save-dir none
+    says "$others of a text: it is told" "^dictlearn: text: expected the same on all ranks" "$d/err"
+done
 
 # ---- Ranks that die or stall, and stops
 long="train --data $d/x.npy --dict-size 512 --batch-size 64 --warmup-steps 5 --n-ctxs 8 --epochs 1e6 --steps 1e6"

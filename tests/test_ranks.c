@@ -590,36 +590,55 @@ TEST(large_batches) {
 /* ---- Traffic ---- The manual's formula: bytes that a step gives to the collective, on each rank.
    A status is 8 bytes. */
 
-static int64_t step_bytes(const char *recipe, int64_t n, int64_t d) {
-    const int64_t status = 4, figures = 3;
-    int64_t bytes = 4 * n * d + 8 * (status + figures) + 4 * d; /* x_hat, figures, center */
-    if (!strcmp(recipe, "dl-standard")) return bytes + 8 * n;   /* the sums for L1 */
-    bytes += 8;                                                 /* dead features for AuxK */
-    if (!strcmp(recipe, "dl-top_k") || !strcmp(recipe, "sl-topk")) bytes += 512 * n + 8;
-    if (!strcmp(recipe, "dl-batch_top_k") || !strcmp(recipe, "dl-matryoshka"))
-        bytes += 8 + 3 * 8 * (2048 + 1 + 1);
-    if (!strcmp(recipe, "dl-matryoshka")) bytes += 4 * 4 * n * d;
-    return bytes + 8 + 16; /* clipping: memory, norm */
-}
+enum {
+    STATUS = 8,
+    X_HAT = 4 * ROWS * WIDTH,
+    CENTER = 4 * WIDTH,
+    AUXILIARY = 8, /* features that are dead for it */
+    FIGURES = 24,
+    PLAIN = X_HAT + FIGURES + 4 * STATUS,
+    PENALTY = 8 * ROWS,
+    PRE_ACT = 8 + STATUS,
+    CLIPPING = 16 + STATUS,
+    TOP_K = 512 * ROWS + STATUS,
+    BATCH_TOP_K = 3 * 8 * (2048 + 1) + 4 * STATUS,
+    GROUP_MAX = 8 * ROWS * 10 + STATUS + 8, /* groups may be empty: rows have fewer than k */
+    PARTS = 2 * (FIGURES + STATUS)          /* a transcoder of two layers */
+};
+
+static const struct {
+    const char *recipe;
+    int64_t bytes;
+} sent[] = {{"reference", PLAIN + CENTER + PENALTY + AUXILIARY},
+            {"dl-standard", PLAIN + CENTER + PENALTY},
+            {"dl-p_anneal", PLAIN + CENTER + 2 * PENALTY},
+            {"dl-gated", PLAIN + CENTER + PENALTY + X_HAT},
+            {"dl-top_k", PLAIN + CENTER + AUXILIARY + TOP_K + CLIPPING},
+            {"dl-batch_top_k", PLAIN + CENTER + AUXILIARY + BATCH_TOP_K + CLIPPING},
+            {"dl-matryoshka", PLAIN + CENTER + AUXILIARY + BATCH_TOP_K + CLIPPING + 4 * X_HAT},
+            {"sl-jumprelu", PLAIN + CENTER + PENALTY + PRE_ACT + CLIPPING},
+            {"sp-topk", PLAIN + CENTER + AUXILIARY + TOP_K},
+            {"sp-groupmax", PLAIN + CENTER + AUXILIARY + GROUP_MAX},
+            {"sp-skip_transcoder", PLAIN + AUXILIARY + TOP_K},
+            {"clt-topk", PLAIN + STATUS + PARTS + 2 * TOP_K},
+            {"clt-batch_top_k", PLAIN + STATUS + PARTS + BATCH_TOP_K},
+            {"clt-jumprelu", PLAIN + STATUS + PARTS + 2 * (PENALTY + PRE_ACT)}};
 
 TEST(traffic) {
-    static const char *const names[] = {"dl-standard", "dl-top_k", "dl-batch_top_k",
-                                        "dl-matryoshka"};
     make_rows(random_x, STEPS * ROWS, WIDTH, 1);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    for (size_t i = 0; i < sizeof sent / sizeof *sent; i++)
         for (int ranks = 2; ranks <= 4; ranks++) {
             static scene s;
             dlrn_context *ctx = test_context(NULL, 1);
-            s.cfg = small_config(names[i], 300);
+            s.cfg = small_config(sent[i].recipe, 300);
             s.cfg.dead_rows = s.cfg.dead_rows > 0 ? 100000 : s.cfg.dead_rows;
             s.x = random_x;
             s.n = ROWS;
             s.steps = 8;
             dlrn_trainer *shape = shape_of(ctx, &s);
             run(&s, ranks, 1, NULL);
-            CHECK_MSG(s.per_step == step_bytes(names[i], ROWS, WIDTH),
-                      "%s, %d ranks: %d bytes in a step, expected %d", names[i], ranks,
-                      (int)s.per_step, (int)step_bytes(names[i], ROWS, WIDTH));
+            CHECK_MSG(s.per_step == sent[i].bytes, "%s, %d ranks: %d bytes in a step, expected %d",
+                      sent[i].recipe, ranks, (int)s.per_step, (int)sent[i].bytes);
             for (int r = 0; r < ranks; r++)
                 CHECK(!memcmp(&ranks_traffic[r], &ranks_counted[r], sizeof ranks_counted[r]));
             dlrn_trainer_destroy(shape);
@@ -695,6 +714,75 @@ TEST(failures) {
     }
 }
 
+/* A whole run in one call, whose progress callback may stop it on one rank. */
+typedef struct whole_run {
+    scene s;
+    int stops; /* the rank that stops after its second step, or -1 */
+    int steps[RANKS_MAX], has_dictionary[RANKS_MAX];
+} whole_run;
+
+typedef struct watched {
+    whole_run *run;
+    int rank;
+} watched;
+
+static dlrn_status watch(void *user, dlrn_trainer *t, const dlrn_train_stats *stats) {
+    const watched *w = (const watched *)user;
+    (void)t, (void)stats;
+    return ++w->run->steps[w->rank] == 2 && w->rank == w->run->stops ? DLRN_STOPPED : DLRN_OK;
+}
+
+static void whole_run_body(void *arg, int rank, dlrn_context *ctx) {
+    whole_run *run = (whole_run *)arg;
+    watched w = {run, rank};
+    dlrn_source source;
+    dlrn_dictionary *dict = NULL;
+    dlrn_status s = dlrn_source_from_array(ctx, random_x, NULL, STEPS * ROWS, WIDTH, 0, 0, &source);
+    const int opened = s == DLRN_OK;
+    s = dlrn_agree(ctx, s);
+    if (s == DLRN_OK) s = dlrn_train(ctx, &run->s.cfg, &source, watch, &w, &dict);
+    run->s.status[rank] = s;
+    snprintf(run->s.error[rank], 300, "%.290s", s ? dlrn_error(ctx) : "");
+    run->has_dictionary[rank] = dict != NULL;
+    dlrn_dictionary_destroy(dict);
+    if (opened) dlrn_source_destroy(&source);
+}
+
+/* One rank has no memory for its source, its buffer, its trainer or a step; or its callback stops
+   the run: all end with the same status. */
+TEST(whole_runs_that_end_on_one_rank) {
+    static whole_run run;
+    ranks_setup setup = {0};
+    make_rows(random_x, STEPS * ROWS, WIDTH, 1);
+    run.s.cfg = small_config("dl-top_k", 150);
+    run.s.cfg.steps = 4;
+    run.s.cfg.buffer.capacity = 4 * ROWS, run.s.cfg.buffer.read_rows = ROWS;
+    run.s.cfg.buffer.batch_rows = ROWS;
+    setup.ranks = 3;
+    setup.alloc = granting_alloc;
+    setup.release = granting_release;
+    for (int64_t at = 1, more = 1; more; at++) {
+        for (int r = 0; r < RANKS_MAX; r++) grants[r] = r == 1 ? at : -1;
+        run.stops = -1;
+        memset(run.steps, 0, sizeof run.steps);
+        ranks_run(&setup, whole_run_body, &run);
+        more = run.s.status[1] != DLRN_OK;
+        for (int r = 0; r < 3; r++)
+            CHECK_MSG(run.s.status[r] == (more ? DLRN_ERR_MEMORY : DLRN_OK) &&
+                          run.has_dictionary[r] == !more,
+                      "allocation %d: rank %d: %s", (int)at, r, run.s.error[r]);
+        CHECK(more || at > 20);
+    }
+    run.stops = 2;
+    grants[1] = -1;
+    memset(run.steps, 0, sizeof run.steps);
+    ranks_run(&setup, whole_run_body, &run);
+    for (int r = 0; r < 3; r++) {
+        CHECK_STATUS(run.s.status[r], DLRN_STOPPED);
+        CHECK(run.steps[r] == 2 && run.has_dictionary[r]);
+    }
+}
+
 /* An init of another span. */
 static void other_span_body(void *arg, int rank, dlrn_context *ctx) {
     scene *s = (scene *)arg;
@@ -733,6 +821,7 @@ int main(int argc, char **argv) {
     RUN(large_batches);
     RUN(traffic);
     RUN(failures);
+    RUN(whole_runs_that_end_on_one_rank);
     RUN(init_of_another_span);
     return TEST_END();
 }

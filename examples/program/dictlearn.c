@@ -16,8 +16,7 @@
    choose.h   rows that count               eval.h     eval
    edit.h     one feature changed           features.h features
    ranks.h    several ranks, over MPI       effect.h   effect
-   figure.h   SVG: axes, curves, bars
-                                            steer.h    steer
+   figure.h   SVG: axes, curves, bars       steer.h    steer
                                             compare.h  compare
                                             plot.h     plot
                                             sweep.h    sweep */
@@ -332,15 +331,18 @@ static int check_ranks(const command *c) {
     return 2;
 }
 
-/* Whether every rank can read the command's rows, and all have the same words, of which some may
-   stand in files. 0, or an exit status. */
-static int check_shared(const command *c, const options *o) {
+/* Whether every rank can read the command's rows. 0, or an exit status. */
+static int check_pipes(const command *c, const options *o) {
     const char *once = o->data && comes_once(o->data)   ? o->data
                        : o->text && comes_once(o->text) ? o->text
                                                         : NULL;
+    if (!once || !ranks_several()) return 0;
+    return usage_error(c->name, "expected a file that every rank can read, found a pipe", once);
+}
+
+/* Whether all ranks have the same words, of which some may stand in files. 0, or an exit status. */
+static int check_words(const command *c, const options *o) {
     uint64_t sum = 0;
-    if (once && ranks_several())
-        return usage_error(c->name, "expected a file that every rank can read, found a pipe", once);
     for (int i = 0; i < o->argc; i++) sum = sum * 31 + ranks_sum_of(o->argv[i], strlen(o->argv[i]));
     if (ranks_are_equal(sum)) return 0;
     fprintf(stderr,
@@ -363,7 +365,8 @@ static int run_words(int argc, char **argv) {
     if (status) return status;
     if (o.help) return print_help(c), end_output(0);
     status = ranks_agree_status(recall(c, &o, &saved));
-    if (!status) status = ranks_agree_status(check_shared(c, &o));
+    if (!status) status = ranks_agree_status(check_pipes(c, &o));
+    if (!status) status = ranks_agree_status(check_words(c, &o));
     if (!is_first()) o.quiet = 1;
     if (!status) status = run_command(c, &o);
     recalled_free(&saved);

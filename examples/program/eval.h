@@ -328,7 +328,8 @@ static dlrn_status judged_add(dlrn_context *ctx, judged *j, const float *x, cons
                               int64_t n, int64_t d, int64_t d_out) {
     dlrn_status s = DLRN_OK;
     for (int i = 0; i < j->count && s == DLRN_OK; i++) s = dlrn_evaluator_add(j->e[i], x, y, n);
-    return s == DLRN_OK ? spread_add(ctx, j->spread, y ? y : x, n, y ? d_out : d) : s;
+    if (s == DLRN_OK) s = spread_add(ctx, j->spread, y ? y : x, n, y ? d_out : d);
+    return dlrn_agree(ctx, s);
 }
 
 static dlrn_status judged_finish(judged *j) {
@@ -426,6 +427,7 @@ static dlrn_status visit_shared(model_text *mt, const lm_documents *texts, int64
             x += n * all.d;
             y += n * (all.d_out ? all.d_out : all.d);
         }
+        s = dlrn_agree(mt->ctx, s);
         kept_free(mt->ctx, &all);
     }
     dlrn_free(mt->ctx, batch);
@@ -484,9 +486,10 @@ static dlrn_status evaluate_array(feed *f, int64_t rows, judged *j) {
     dlrn_source in = feed_source(f), *source = &in;
     dlrn_tensor x, y;
     int64_t done = 0;
+    memset(&y, 0, sizeof y);
     dlrn_status s = dlrn_tensor_alloc(ctx, BLOCK, source->d_in, &x);
-    if (s != DLRN_OK) return s;
-    s = dlrn_tensor_alloc(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
+    if (s == DLRN_OK) s = dlrn_tensor_alloc(ctx, source->d_out ? BLOCK : 0, source->d_out, &y);
+    s = dlrn_agree(ctx, s);
     while (s == DLRN_OK && done < rows) {
         int64_t n = 0, want = rows - done < BLOCK ? rows - done : BLOCK;
         s = source->read(source->user, want, x.data, y.data, &n);
@@ -578,6 +581,7 @@ static int run_eval(dlrn_context *ctx, const options *o) {
     if (s == DLRN_OK && o->data)
         s = expect_width(ctx, o->target ? o->target : o->data, dict->d_out,
                          f.inner.d_out ? f.inner.d_out : f.inner.d_in);
+    s = dlrn_agree(ctx, s);
     if (s == DLRN_OK) s = evaluate(ctx, o, dict, &mt, &f);
     feed_tell_skipped(&f);
     model_text_tell(&mt, o);

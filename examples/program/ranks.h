@@ -3,10 +3,9 @@
    this does nothing.
 
    Rank 0 alone prints and writes files. The others keep what they would print, in case that they
-   fail before the ranks can agree. Of the files that --data names, every rank reads all: all ranks
-   need all rows, and a file system gives them faster than another rank could; their sums are
-   compared. A model's texts are read by every rank, too, and its runs are dealt out in turn; the
-   rows are gathered in the order of one process. */
+   fail before the ranks can agree. All ranks need all rows of --data, so each reads its files; sums
+   of what they have read are compared. A model's texts are read by every rank, too, and its runs
+   are dealt out in turn; the rows are gathered in the order of one process. */
 
 static dlrn_collective ranks; /* of the process; all zero: alone */
 static int64_t ranks_own;     /* bytes that this program has passed to it, beside the library */
@@ -46,7 +45,7 @@ static void while_waiting(double seconds, const char *text) {
     say_alone(line);
 }
 
-/* How long a rank waits for another one before it gives up. */
+/* How long a rank waits for another one before it gives up; -1: the user's number is none. */
 static double stall_seconds(void) {
     const char *text = getenv("DICTLEARN_STALL_SECONDS");
     char *end = NULL;
@@ -98,7 +97,7 @@ static void print_kept(void) {
     char text[4096];
     ssize_t n;
     fflush(stderr);
-    lseek(2, 0, SEEK_SET);
+    if (lseek(2, 0, SEEK_SET) < 0) return; /* no temporary file: it has been printed */
     while ((n = read(2, text, sizeof text)) > 0)
         if (write(own_errors, text, (size_t)n) < 0) return;
 }
@@ -209,17 +208,6 @@ static dlrn_status ranks_gather(dlrn_context *ctx, const void *mine, const int64
     return ranks.allgather(ranks.user, ctx, mine, bytes, all);
 }
 
-/* The same for records of one size. */
-static dlrn_status ranks_gather_records(dlrn_context *ctx, const void *mine, size_t size,
-                                        void *all) {
-    int64_t *bytes = (int64_t *)dlrn_alloc(ctx, ranks.ranks, sizeof *bytes);
-    if (!bytes) return DLRN_ERR_MEMORY;
-    for (int r = 0; r < ranks.ranks; r++) bytes[r] = (int64_t)size;
-    const dlrn_status s = ranks_gather(ctx, mine, bytes, all);
-    dlrn_free(ctx, bytes);
-    return s;
-}
-
 /* A sum by which other bytes are noticed. */
 static uint64_t ranks_sum_of(const void *data, size_t bytes) {
     const unsigned char *p = (const unsigned char *)data;
@@ -307,21 +295,26 @@ static dlrn_status shared_make(shared_text *t, lm_text_rows *mine) {
     return t->inner.position(t->inner.user, &t->run[t->runs].before);
 }
 
-/* Tells the others how the round went here; the runs that all have, and the status after them. */
-static dlrn_status shared_settle(shared_text *t, dlrn_status s, int64_t rows) {
-    shared_part mine = {t->runs, rows, s, ranks_sum_of(t->run, (size_t)t->runs * sizeof *t->run)};
-    dlrn_status all = ranks_gather_records(t->ctx, &mine, sizeof mine, t->part);
+/* Tells the others how the round went here: *s, which becomes an error where the ranks have other
+   texts. Returns the first error of all ranks, or what all returned. */
+static dlrn_status shared_settle(shared_text *t, dlrn_status *s, int64_t rows) {
+    shared_part mine = {t->runs, rows, *s, ranks_sum_of(t->run, (size_t)t->runs * sizeof *t->run)};
+    for (int r = 0; r < ranks.ranks; r++) t->bytes[r] = (int64_t)sizeof mine;
+    dlrn_status all = ranks_gather(t->ctx, &mine, t->bytes, t->part);
     if (all != DLRN_OK) return all;
     for (int r = 0; r < ranks.ranks; r++) {
         const shared_part *p = &t->part[r];
         if (p->runs < t->runs) t->runs = p->runs;
-        if (p->status == DLRN_OK && mine.status == DLRN_OK && p->sum != mine.sum)
-            return dlrn_fail(t->ctx, DLRN_ERR_VALUE,
-                             "text: expected the same on all ranks, found another one on rank %d",
-                             r);
-        if (p->status != DLRN_OK) all = (dlrn_status)p->status;
+        if (all == DLRN_OK && p->status != DLRN_END) all = (dlrn_status)p->status;
     }
-    return all;
+    for (int r = 1; r < ranks.ranks && all == DLRN_OK; r++) {
+        if (t->part[r].status == t->part->status && t->part[r].sum == t->part->sum) continue;
+        t->runs = 0;
+        return *s = dlrn_fail(t->ctx, DLRN_ERR_VALUE,
+                              "text: expected the same on all ranks, found another one on rank %d",
+                              r);
+    }
+    return all == DLRN_OK ? *s : all;
 }
 
 /* Room for the rows of a round. */
@@ -334,8 +327,9 @@ static dlrn_status shared_room(shared_text *t, int64_t rows) {
     t->y = t->inner.d_out ? (float *)dlrn_alloc(t->ctx, rows * t->inner.d_out, sizeof *t->y) : NULL;
     t->keep = (unsigned char *)dlrn_alloc(t->ctx, rows, 1);
     const int failed = !t->x || !t->keep || (t->inner.d_out && !t->y);
-    t->row_cap = failed ? 0 : rows;
-    return dlrn_agree(t->ctx, failed ? DLRN_ERR_MEMORY : DLRN_OK);
+    const dlrn_status s = dlrn_agree(t->ctx, failed ? DLRN_ERR_MEMORY : DLRN_OK);
+    t->row_cap = s == DLRN_OK ? rows : 0; /* the same on all ranks */
+    return s;
 }
 
 /* Gathers what each run has of something, `each` bytes a row. */
@@ -353,13 +347,12 @@ static dlrn_status shared_round(shared_text *t) {
     if (s != DLRN_OK) return s;
     if (stopping(NULL)) return DLRN_STOPPED;
     s = shared_make(t, &mine);
-    snprintf(t->error, sizeof t->error, "%s",
-             s == DLRN_OK || s == DLRN_END ? "" : dlrn_error(t->ctx));
-    t->failed = shared_settle(t, s, mine.rows);
+    t->failed = shared_settle(t, &s, mine.rows);
     if (t->failed == DLRN_ERR_CALLBACK) return t->failed;
     if (t->failed != DLRN_OK && t->failed != DLRN_END) {
-        if (*t->error) (void)!dlrn_fail(t->ctx, s, "%s", t->error);
-        t->failed = dlrn_agree(t->ctx, *t->error ? s : DLRN_OK);
+        snprintf(t->error, sizeof t->error, "%s", dlrn_error(t->ctx));
+        const int own = s != DLRN_OK && s != DLRN_END;
+        t->failed = dlrn_agree(t->ctx, own ? dlrn_fail(t->ctx, s, "%s", t->error) : DLRN_OK);
         snprintf(t->error, sizeof t->error, "%s", dlrn_error(t->ctx));
     }
     for (int r = 0; r < t->runs; r++) total += t->part[r].rows;

@@ -179,9 +179,10 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     double started = seconds(), told = started;
     int64_t done = 0, max = rows_at_once(dict, in);
     memset(&codes, 0, sizeof codes);
+    memset(&y, 0, sizeof y);
     dlrn_status s = dlrn_tensor_alloc(ctx, max, in->width, &x);
-    if (s != DLRN_OK) return s;
-    s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : max > BLOCK ? max : BLOCK, out_width, &y);
+    if (s == DLRN_OK)
+        s = dlrn_tensor_alloc(ctx, o->sparse ? 0 : max > BLOCK ? max : BLOCK, out_width, &y);
     if (s == DLRN_OK && is_first())
         s = o->sparse ? dlrn_csr_create(ctx, o->out, out_width, &w)
                       : dlrn_npy_create_layers(ctx, o->out, out_width, layers, in->rows, &w);
@@ -197,7 +198,7 @@ static dlrn_status stream_rows(dlrn_context *ctx, const dlrn_dictionary *dict, c
     tell_end();
     s = s == DLRN_END ? DLRN_OK : feed_failed(&in->feed, s);
     const int good = s == DLRN_OK; /* the same on all ranks */
-    if (is_first()) s = close_writer(w, s);
+    if (w) s = close_writer(w, s);
     if (good) s = dlrn_agree(ctx, s);
     dlrn_sparse_free(&codes);
     dlrn_free(ctx, x.data);

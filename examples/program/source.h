@@ -207,7 +207,8 @@ static dlrn_status feed_agree(feed *f, dlrn_status s, const float *x, const floa
     *n = 0;
     if (same != DLRN_ERR_VALUE) return same;
     if (s != DLRN_OK && *f->error) (void)!dlrn_fail(f->ctx, s, "%s", f->error);
-    const dlrn_status all = dlrn_agree(f->ctx, s);
+    /* rows that end on one rank alone are other rows */
+    const dlrn_status all = dlrn_agree(f->ctx, s == DLRN_END ? DLRN_OK : s);
     if (all == DLRN_OK) (void)!ranks_compare(f->ctx, sum, sizeof sum, f->x_name);
     snprintf(f->error, sizeof f->error, "%s", dlrn_error(f->ctx));
     return all == DLRN_OK ? same : all;

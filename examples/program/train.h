@@ -935,7 +935,7 @@ static dlrn_status open_trainer(train_run *r) {
     r->first = dlrn_trainer_describe(r->t).steps;
     page_free(&r->config); /* now with the class */
     r->class_name = learning_class(dlrn_trainer_describe(r->t).dictionary);
-    return make_config(r, &r->cfg);
+    return dlrn_agree(r->ctx, make_config(r, &r->cfg));
 }
 
 /* A run of a stream. */
