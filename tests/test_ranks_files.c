@@ -438,6 +438,7 @@ static dlrn_status evaluate(dlrn_context *own, const eval_job *j, int rank, int 
     model.fails = j->fails && rank == 1;
     lm.documents = model.end - model.first;
     memset(&codes, 0, sizeof codes);
+    memset(&source, 0, sizeof source);
     dlrn_status s = dlrn_load(own, j->path, NULL, &dict);
     if (s == DLRN_OK) s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
     if (s == DLRN_OK) s = dlrn_evaluate(dict, &cfg, &source, &lm, NULL, NULL, &to->m);
@@ -452,6 +453,7 @@ static dlrn_status evaluate(dlrn_context *own, const eval_job *j, int rank, int 
     if (s == DLRN_OK) s = dlrn_gather_codes(dict, &codes, rank == 1 ? NULL : &to->codes);
     dlrn_sparse_free(&codes);
     dlrn_evaluator_destroy(e);
+    dlrn_source_destroy(&source);
     dlrn_dictionary_destroy(dict);
     return s;
 }
