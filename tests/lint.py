@@ -7,7 +7,7 @@ phrases    words that make a sentence hard to read are not used
 comments   the share of the implementation's lines that are comments, which may not fall below a bound
 libraries  the manual's table has each library of the code, with its classes
 star       comments continue with three blanks, without a star
-faults     the text of each planted fault stands once in its room or file
+faults     the text of each planted fault stands once in its room or file, and its test is there
 
 Says what it finds, a line each, and exits with 1 if that is anything."""
 

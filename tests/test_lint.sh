@@ -99,9 +99,13 @@ static const dlrni_library dlrni_library_table[] = {
 };"
 breaks "comments without stars" body "/* one
      * two */"
+faults="each planted fault has its text, once, and its test"
+printf 'int core;\n' > tests/test_core.c
 printf '@ core - code it is doubled\n- 2 * x\n+ 3 * x\n' > tests/faults.txt
-breaks "the text of each planted fault stands once" body "x = 2 * x;"
-rm tests/faults.txt
+breaks "$faults" body "x = 2 * x;"
+printf '@ core gone code it is doubled\n- 2 * x\n+ 3 * x\n' > tests/faults.txt
+breaks "$faults" body ""
+rm tests/faults.txt tests/test_core.c
 breaks "no output, no exit" body "if (x == 7) abort();"
 breaks "no call to the system without stdio" body "if (x == 7) x = system(name);"
 breaks "no foreign macro in the interface" interface "
