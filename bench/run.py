@@ -414,8 +414,8 @@ def table_of(found):
 
 
 def records():
-    """The records of machines."""
-    return sorted(path for path in RESULTS.glob("*.json") if path.name != "frontier.json")
+    """The records of machines, which end with the clock that was read."""
+    return sorted([*RESULTS.glob("*-wall.json"), *RESULTS.glob("*-processor.json")])
 
 
 def readme():
