@@ -25366,9 +25366,10 @@ DLRNI_INTERNAL dlrni_aux_loss dlrni_aux_loss_at(const dlrn_trainer *t, int64_t l
     one.all = a->all[loss];
     /* the last is that of all features */
     one.rest = loss == a->losses - 1 ? b->e : b->level + loss * width;
-    one.e = a->e + loss * width;
+    /* NULL while nothing has ever been dead */
+    one.e = a->e ? a->e + loss * width : NULL;
     one.pre = a->is_kept ? a->kept + a->from[loss] * b->n : NULL;
-    one.row = a->row + loss * b->n;
+    one.row = a->row ? a->row + loss * b->n : NULL;
     return one;
 }
 
