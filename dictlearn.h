@@ -4037,8 +4037,8 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
    the peak; without the copy, TN 0.74. To measure elsewhere: `make bench`, rows gemm. */
 
 enum {
-    DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
-    DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
+    DLRNI_GEMM_ROWS = 256,     /* of a task at the most: they share what is read of a panel      */
+    DLRNI_GEMM_ROWS_MIN = 64,  /* below, reading a panel costs too much beside its product       */
     DLRNI_GEMM_WAVE = 5 << 20, /* numbers that are packed at one time                            */
     DLRNI_GEMM_PACK = 4, /* panels that one task packs: 12 lines of each row of b side by side   */
     DLRNI_GEMM_DEPTH =
@@ -4066,15 +4066,20 @@ typedef struct dlrni_gemm_job {
 } dlrni_gemm_job;
 
 /* to [cols][rows] = from [rows][cols] transposed, on this thread. It works in squares of 16 x 16,
-   so that each cache line is read once, and whole; the edges go number by number. */
+   so that each cache line is read once, and whole; the edges go number by number. The square below
+   is fetched meanwhile: its rows are too short for the processor to predict them. */
 DLRNI_INTERNAL void dlrni_transpose_here(const dlrni_kernel_table *k, const float *from,
                                          int64_t ld_from, int64_t rows, int64_t cols, float *to,
                                          int64_t ld_to) {
     int64_t whole_rows = rows / DLRNI_LANES * DLRNI_LANES, /* in squares */
         whole_cols = cols / DLRNI_LANES * DLRNI_LANES;
     for (int64_t r = 0; r < whole_rows; r += DLRNI_LANES)
-        for (int64_t c = 0; c < whole_cols; c += DLRNI_LANES)
-            k->transpose(from + r * ld_from + c, ld_from, to + c * ld_to + r, ld_to);
+        for (int64_t c = 0; c < whole_cols; c += DLRNI_LANES) {
+            const float *square = from + r * ld_from + c;
+            for (int64_t i = DLRNI_LANES; i < 2 * DLRNI_LANES && r + i < whole_rows; i++)
+                DLRNI_PREFETCH_FAR(square + i * ld_from);
+            k->transpose(square, ld_from, to + c * ld_to + r, ld_to);
+        }
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = r < whole_rows ? whole_cols : 0; c < cols; c++)
             to[c * ld_to + r] = from[r * ld_from + c];
@@ -4140,13 +4145,19 @@ DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int6
 }
 
 /* a [m][depth] = rows i0, i0 + 1, ... and columns p, p + 1, ... of the product's left side. With TN
-   it is transposed on the way, so that the kernel always walks along rows. */
+   it is transposed on the way, so that the kernel always walks along rows. Else rows are fetched
+   four ahead: the second cache waits for more lines at a time than the copy would. */
 DLRNI_INTERNAL void dlrni_pack_left(const dlrni_gemm_job *j, int64_t i0, int64_t m, int64_t p,
                                     int64_t depth, float *a) {
+    enum { AHEAD = 4 };
     if (j->op == DLRN_TN)
         dlrni_transpose_here(j->k, j->a + p * j->lda + i0, j->lda, depth, m, a, DLRNI_GEMM_STRIDE);
-    for (int64_t i = 0; i < m && j->op != DLRN_TN; i++)
-        memcpy(a + i * DLRNI_GEMM_STRIDE, j->a + (i0 + i) * j->lda + p, (size_t)depth * sizeof *a);
+    for (int64_t i = 0; i < m && j->op != DLRN_TN; i++) {
+        const float *row = j->a + (i0 + i) * j->lda + p;
+        for (int64_t q = 0; q < depth && i + AHEAD < m; q += DLRNI_LANES)
+            DLRNI_PREFETCH_FAR(row + AHEAD * j->lda + q);
+        memcpy(a + i * DLRNI_GEMM_STRIDE, row, (size_t)depth * sizeof *a);
+    }
 }
 
 /* Steps of slice s. */
@@ -4218,8 +4229,7 @@ DLRNI_INTERNAL void dlrni_gemm_task(void *arg, int64_t task, int worker) {
             /* from the second slice on, c holds the sums so far */
             j->k->outer(m, n, depth, copy, DLRNI_GEMM_STRIDE, 1, panel, j->beta || s, c, j->ldc,
                         &ahead);
-            if (j->then && s + 1 == j->slices)
-                j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
+            if (j->then && s + 1 == j->slices) j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
         }
     }
 }
@@ -25344,7 +25354,7 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss
                                 panel + q * DLRNI_GROUP, 0);
             /* p > 0: adds to earlier panels */
             t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d,
-                               NULL);
+                             NULL);
         }
 }
 
@@ -34648,15 +34658,15 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
                                  c + i * ldc + q, ldc);
 }
 
-/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. soon: the
-   row of a later step, which comes to the first cache: a panel is larger. */
-DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
+/* A step of outer_tile: the row w [vectors] of the panel times the numbers x[i][at]. soon: the row
+   of a later step, which comes to the first cache: a panel is larger. */
+DLRNI_INLINE void DLRNI_K(outer_step)(int vectors, DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
                                       const float *const *x, int64_t at, const float *w,
                                       const float *soon) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
     DLRNI_K(v16) r[VECTORS];
     DLRNI_UNROLL
-    for (int v = 0; v < VECTORS; v++) {
+    for (int v = 0; v < vectors; v++) {
         DLRNI_PREFETCH(soon + v * DLRNI_LANES);
         r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
     }
@@ -34664,20 +34674,20 @@ DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
     for (int i = 0; i < ROWS; i++) {
         DLRNI_K(v16) b = DLRNI_K(set1)(x[i][at]);
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
+        for (int v = 0; v < vectors; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
     }
 }
 
 /* Fetches a row of c to the first cache, and what comes with a row to the second. */
-DLRNI_INLINE void DLRNI_K(outer_fetch)(const float *c, dlrni_ahead *ahead) {
-    for (int v = 0; v < (int)DLRNI_K(outer_vectors); v++) DLRNI_PREFETCH(c + v * DLRNI_LANES);
+DLRNI_INLINE void DLRNI_K(outer_fetch)(int vectors, const float *c, dlrni_ahead *ahead) {
+    for (int v = 0; v < vectors; v++) DLRNI_PREFETCH(c + v * DLRNI_LANES);
     for (int64_t q = 0; ahead && q < ahead->each && ahead->at < ahead->end; q += DLRNI_LANES) {
         DLRNI_PREFETCH_FAR(ahead->at);
         ahead->at += DLRNI_LANES;
     }
 }
 
-/* A tile of outer_rows rows by outer_vectors vectors of columns, with all sums in registers:
+/* A tile of outer_rows rows by `vectors` vectors of columns, a constant, all sums in registers:
 
                           w0   w1   w2      a row of the panel, step p of the depth
          a(0, p)        s00  s01  s02
@@ -34686,15 +34696,16 @@ DLRNI_INLINE void DLRNI_K(outer_fetch)(const float *c, dlrni_ahead *ahead) {
 
    A step loads each vector of the panel once and broadcasts each row's number once: with AVX-512,
    11 loads for 24 multiply-adds; with AVX2, 8 for 12. Loads must be fewer than multiply-adds, since
-   a core does about as many of each. The sums start from c (beta) or from 0. Where a has fewer rows,
-   the last one repeats.
+   a core does about as many of each. The sums start from c (beta) or from 0. Where a has fewer
+   rows, the last one repeats.
 
    `soon`, rows of c, and `ahead` are fetched a row at a time between the steps. A core waits for
    about 16 lines at once; all rows of c in one burst, and 140 lines of the next panel every third
    tile, kept the tile waiting: on a Xeon (AMX) 0.78 of the peak against 0.88. */
-DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
-                                        int64_t col, const float *panel, int beta, float *c,
-                                        int64_t ldc, const float *soon, dlrni_ahead *ahead) {
+DLRNI_INLINE void DLRNI_K(outer_tile)(int vectors, int64_t m, int64_t k, const float *a,
+                                      int64_t row, int64_t col, const float *panel, int beta,
+                                      float *c, int64_t ldc, const float *soon,
+                                      dlrni_ahead *ahead) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), LATER = 16 };
     DLRNI_K(v16) s[ROWS][VECTORS];
     const float *x[ROWS];
@@ -34702,61 +34713,83 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
     for (int i = 0; i < ROWS; i++) {
         x[i] = a + (i < m ? i : m - 1) * row;
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++) {
+        for (int v = 0; v < vectors; v++) {
             float *at = c + i * ldc + v * DLRNI_LANES; /* c has whole tiles: see outer */
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
-#define DLRNI_ROW(p) (panel + (p) * DLRNI_GROUP)
+#define DLRNI_ROW(p) (panel + (p)*DLRNI_GROUP)
 #define DLRNI_LATER DLRNI_ROW(dlrni_min(p + LATER, k - 1))
     int64_t p = 0; /* one chain of multiply-adds for each element, p in order */
     for (int i = 0; i < ROWS; i++) {
-        DLRNI_K(outer_fetch)(soon + i * ldc, ahead);
+        DLRNI_K(outer_fetch)(vectors, soon + i * ldc, ahead);
         for (; col == 1 && p < k * (i + 1) / ROWS; p++)
-            DLRNI_K(outer_step)(s, x, p, DLRNI_ROW(p), DLRNI_LATER);
+            DLRNI_K(outer_step)(vectors, s, x, p, DLRNI_ROW(p), DLRNI_LATER);
     }
     for (; row == 1 && m == ROWS && p < k; p++) { /* the numbers of a step lie side by side */
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) x[i] = a + p * col + i;
-        DLRNI_K(outer_step)(s, x, 0, DLRNI_ROW(p), DLRNI_LATER);
+        DLRNI_K(outer_step)(vectors, s, x, 0, DLRNI_ROW(p), DLRNI_LATER);
     }
-    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, DLRNI_ROW(p), DLRNI_LATER);
+    for (; p < k; p++) DLRNI_K(outer_step)(vectors, s, x, p * col, DLRNI_ROW(p), DLRNI_LATER);
 #undef DLRNI_ROW
 #undef DLRNI_LATER
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
-        for (int v = 0; v < VECTORS; v++) DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
+        for (int v = 0; v < vectors; v++) DLRNI_K(store)(c + i * ldc + v * DLRNI_LANES, s[i][v]);
     }
 }
 
-/* A tile's rows by all columns of the panel: one tile with AVX-512, three with the other sets. */
-DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row,
-                                         int64_t col, const float *panel, int beta, float *c,
-                                         int64_t ldc, const float *soon, dlrni_ahead *ahead) {
-    for (int64_t j = 0; j < DLRNI_GROUP; j += DLRNI_K(outer_vectors) *DLRNI_LANES)
-        DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc, soon + j, ahead);
+/* The same, with a function of its own for each number of vectors. */
+#define DLRNI_TILE(vectors)                                                                        \
+    DLRNI_INTERNAL void DLRNI_K(outer_tile##vectors)(                                              \
+        int64_t m, int64_t k, const float *a, int64_t row, int64_t col, const float *panel,        \
+        int beta, float *c, int64_t ldc, const float *soon, dlrni_ahead *ahead) {                  \
+        enum { MOST = DLRNI_K(outer_vectors) };                                                    \
+        DLRNI_K(outer_tile)(vectors < MOST ? vectors : MOST, m, k, a, row, col, panel, beta, c,    \
+                            ldc, soon, ahead);                                                     \
+    }
+DLRNI_TILE(1)
+DLRNI_TILE(2)
+DLRNI_TILE(3)
+#undef DLRNI_TILE
+
+/* A tile's rows by the first n columns of the panel, in whole vectors: one tile with AVX-512, up to
+   three with the other sets. */
+DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t n, int64_t k, const float *a,
+                                         int64_t row, int64_t col, const float *panel, int beta,
+                                         float *c, int64_t ldc, const float *soon,
+                                         dlrni_ahead *ahead) {
+    enum { VECTORS = DLRNI_K(outer_vectors) };
+    for (int64_t j = 0; j < n; j += VECTORS * DLRNI_LANES) {
+        const int64_t left = dlrni_min(dlrni_ceil_div(n - j, DLRNI_LANES), VECTORS);
+        (left == 3   ? DLRNI_K(outer_tile3)
+         : left == 2 ? DLRNI_K(outer_tile2)
+                     : DLRNI_K(outer_tile1))(m, k, a, row, col, panel + j, beta, c + j, ldc,
+                                             soon + j, ahead);
+    }
 }
 
-/* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole tile of scratch, and
+/* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole one of scratch, and
    its part is copied: so the tile has no tests inside. The copied sums are the same, since they
    start from the same c. What is fetched of c: the tile's own rows, before they are written; with
    beta, which has read those, the next tile's. */
 DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row,
-                                   int64_t col, const float *panel, int beta, float *c,
-                                   int64_t ldc, dlrni_ahead *ahead) {
+                                   int64_t col, const float *panel, int beta, float *c, int64_t ldc,
+                                   dlrni_ahead *ahead) {
     enum { ROWS = DLRNI_K(outer_rows) };
     for (int64_t i = 0; i < m; i += ROWS, a += ROWS * row, c += ROWS * ldc) {
         int64_t rows = dlrni_min(ROWS, m - i);
-        if (rows == ROWS && n == DLRNI_GROUP) {
+        if (rows == ROWS && n % DLRNI_LANES == 0) {
             const float *soon = beta && m - i >= 2 * ROWS ? c + ROWS * ldc : c;
-            DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, beta, c, ldc, soon, ahead);
+            DLRNI_K(outer_tiles)(rows, n, k, a, row, col, panel, beta, c, ldc, soon, ahead);
             continue;
         }
         float whole[ROWS * DLRNI_GROUP] = {0};     /* the start of the sums without beta, too */
         for (int64_t r = 0; r < rows && beta; r++) /* n of 48 columns */
             memcpy(whole + r * DLRNI_GROUP, c + r * ldc, (size_t)n * sizeof *c);
-        DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, 1, whole, DLRNI_GROUP, whole, ahead);
+        DLRNI_K(outer_tiles)(rows, n, k, a, row, col, panel, 1, whole, DLRNI_GROUP, whole, ahead);
         for (int64_t r = 0; r < rows; r++)
             memcpy(c + r * ldc, whole + r * DLRNI_GROUP, (size_t)n * sizeof *c);
     }
@@ -35109,8 +35142,9 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
                                       const float *coef, const dlrni_screen_row *row,
                                       uint64_t *mask) {
     float sum[DLRNI_K(outer_rows) *DLRNI_GROUP];
-    DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float),
-                         1, (const float *)panel, 0, sum, DLRNI_GROUP, sum, NULL);
+    DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), DLRNI_GROUP, steps, (const float *)x,
+                         ld / (int64_t)sizeof(float), 1, (const float *)panel, 0, sum, DLRNI_GROUP,
+                         sum, NULL);
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
