@@ -2227,7 +2227,7 @@ typedef struct dlrn_language_model {
 /* How to evaluate. The last column: defaults. */
 typedef struct dlrn_eval_config {
     int64_t rows;           /* rows to measure; -1: all                             8192 */
-    int64_t batch_size;     /* rows at a time; never changes the result              256 */
+    int64_t batch_size;     /* rows at a time; never changes the result             2048 */
     dlrn_sparsity sparsity; /* what sparsity_loss measures                            L1 */
     dlrn_switch compat;     /* ON: the reference's formulas of March 2024            OFF */
     int64_t saelens_batch;  /* rows in a batch of SAELens (prompts x tokens), for its two
@@ -3364,21 +3364,12 @@ DLRNI_INTERNAL int64_t dlrni_first_beyond(const float *x, int64_t n, uint32_t ma
     return at;
 }
 
+#define DLRNI_LARGEST_BITS 0x7f7fffffu /* the bits of FLT_MAX */
+
 /* The index of the first of n numbers that is not finite; n if all are. Every array of numbers from
    outside is checked with this: one NaN would reach all weights within a few steps. */
 DLRNI_INTERNAL int64_t dlrni_first_not_finite(const float *x, int64_t n) {
-    return dlrni_first_beyond(x, n, 0x7f7fffffu); /* the bits of FLT_MAX */
-}
-
-/* A row that is not finite would poison every weight. The error names its place in the stream, so
-   that the caller can find it. x [rows][d]; `first`: rows before these. */
-DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
-                                              int64_t d, int64_t first, const char *what) {
-    int64_t i = dlrni_first_not_finite(x, rows * d);
-    if (i == rows * d) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_VALUE,
-                     "%s row %lld, column %lld: expected a finite number, found %g", what,
-                     (long long)(first + i / d), (long long)(i % d), (double)x[i]);
+    return dlrni_first_beyond(x, n, DLRNI_LARGEST_BITS);
 }
 
 /* Widens n numbers of two bytes, at any address. bf16 goes sixteen at a time, as above. Measured on
@@ -3482,7 +3473,11 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
    thread. On an idle machine sharing such loops may pay; neither that loss nor the effect on `make
    bench` has been measured. The long loops are far above the bound: the encoding of 2048 rows, d
    512, F 8192 is estimated at 0.5 s. To set it for another machine, time that example with
-   OMP_NUM_THREADS=1 and 2, idle and under load, and compare `make bench` before and after. */
+   OMP_NUM_THREADS=1 and 2, idle and under load, and compare `make bench` before and after.
+
+   On more than 8 threads the bound falls as their number rises: what they share out shrinks, and a
+   loop of 0.3 ms on one of 64 would be a tenth of a step. That is computed and not measured: on 64
+   threads it is 38 us, where a loop takes about 8 us to begin and end (bench/README.md). */
 #ifndef DLRNI_SERIAL_NS
 #define DLRNI_SERIAL_NS 300000.0
 #endif
@@ -3492,7 +3487,7 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
    the bound, so a rough figure is enough. Results never depend on it. */
 DLRNI_INTERNAL void dlrni_parallel_for(dlrn_context *ctx, int64_t n_tasks, double ns,
                                        dlrn_parallel_body body, void *arg) {
-    if (ns < DLRNI_SERIAL_NS)
+    if (ns < DLRNI_SERIAL_NS / fmax(1, ctx->threads / 8.0))
         for (int64_t task = 0; task < n_tasks; task++) body(arg, task, 0);
     else
         dlrn_parallel_for(ctx, n_tasks, body, arg);
@@ -3517,6 +3512,49 @@ DLRNI_INTERNAL void dlrni_zero_part(void *arg, int64_t task, int worker) {
 DLRNI_INTERNAL void dlrni_zero(dlrn_context *ctx, void *p, int64_t bytes) {
     dlrni_zero_job job = {(char *)p, bytes};
     dlrni_parallel_for(ctx, (bytes >> 20) + 1, (double)bytes / 4, dlrni_zero_part, &job);
+}
+
+/* The first of n numbers beyond a bound, looked for in pieces. */
+enum { DLRNI_SEARCH_PIECES = 64 };
+typedef struct dlrni_search_job {
+    const float *x;
+    int64_t n, piece;
+    uint32_t max;
+    int64_t found[DLRNI_SEARCH_PIECES]; /* in each piece; n: nothing */
+} dlrni_search_job;
+
+DLRNI_INTERNAL void dlrni_search_piece(void *arg, int64_t task, int worker) {
+    dlrni_search_job *j = (dlrni_search_job *)arg;
+    const int64_t from = dlrni_min(task * j->piece, j->n), n = dlrni_min(j->piece, j->n - from);
+    const int64_t at = dlrni_first_beyond(j->x + from, n, j->max);
+    (void)worker;
+    j->found[task] = at < n ? from + at : j->n;
+}
+
+/* dlrni_first_beyond on all threads. */
+DLRNI_INTERNAL int64_t dlrni_search_beyond(dlrn_context *ctx, const float *x, int64_t n,
+                                           uint32_t max) {
+    dlrni_search_job job = {x, n, dlrni_ceil_div(n, DLRNI_SEARCH_PIECES), max, {0}};
+    dlrni_parallel_for(ctx, DLRNI_SEARCH_PIECES, (double)n, dlrni_search_piece, &job);
+    for (int i = 0; i < DLRNI_SEARCH_PIECES; i++)
+        if (job.found[i] < n) return job.found[i];
+    return n;
+}
+
+/* dlrni_first_not_finite on all threads. */
+DLRNI_INTERNAL int64_t dlrni_search_not_finite(dlrn_context *ctx, const float *x, int64_t n) {
+    return dlrni_search_beyond(ctx, x, n, DLRNI_LARGEST_BITS);
+}
+
+/* A row that is not finite would poison every weight. The error names its place in the stream, so
+   that the caller can find it. x [rows][d]; `first`: rows before these. */
+DLRNI_INTERNAL dlrn_status dlrni_check_finite(dlrn_context *ctx, const float *x, int64_t rows,
+                                              int64_t d, int64_t first, const char *what) {
+    int64_t i = dlrni_search_not_finite(ctx, x, rows * d);
+    if (i == rows * d) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_VALUE,
+                     "%s row %lld, column %lld: expected a finite number, found %g", what,
+                     (long long)(first + i / d), (long long)(i % d), (double)x[i]);
 }
 
 /* Such an estimate: rows of `each` numbers, moved or multiplied 16 times. In double, since the
@@ -4550,6 +4588,32 @@ DLRNI_INTERNAL dlrn_status dlrni_sparse_begin(dlrn_context *ctx, dlrn_sparse *co
     DLRNI_TRY(dlrni_sparse_reserve(ctx, codes, 0, 0));
     codes->row_ptr[0] = 0;
     return DLRN_OK;
+}
+
+/* ---- Columns shared out ----
+   What is counted by column over all rows is shared out by ranges of columns: a task looks up in
+   each row where its range begins. That takes 45 ns a row (L0 100), as long as seven entries, so
+   there is only one range for each thread, and none for less than 512 of n entries. */
+enum { DLRNI_RANGES = 64 };
+DLRNI_INTERNAL int64_t dlrni_column_ranges(const dlrn_context *ctx, int64_t n) {
+    return dlrni_min(dlrni_min(ctx->threads, DLRNI_RANGES), n / 512 + 1);
+}
+
+/* Where range number `range` of so many begins among F columns, and the one before ends. */
+DLRNI_INTERNAL int64_t dlrni_range_from(int64_t range, int64_t ranges, int64_t F) {
+    return F / ranges * range + F % ranges * range / ranges;
+}
+
+/* The index of the first of col [n], which ascend, that is not below `column`; n: none. */
+DLRNI_INTERNAL int64_t dlrni_column_from(const int32_t *col, int64_t n, int64_t column) {
+    int64_t from = 0;
+    while (n > 0) {
+        const int64_t half = n / 2;
+        const int below = col[from + half] < column; /* no branch: it would be mispredicted */
+        from += below ? half + 1 : 0;
+        n = below ? n - half - 1 : half;
+    }
+    return from;
 }
 
 /* Rows are compressed in two passes, count and fill, because a row's place depends on all rows
@@ -21939,38 +22003,20 @@ enum { DLRNI_TAKE_TASKS = 64 };
 typedef struct dlrni_take_job {
     dlrn_buffer *b;
     int64_t rows;
-    int which;                     /* 0 x, 1 y                                         */
-    uint32_t max;                  /* bits of the largest number that can be stored    */
-    int64_t bad[DLRNI_TAKE_TASKS]; /* the first number of each part that cannot be     */
-    int64_t first;                 /* logical index of the first row                   */
+    int which;     /* 0 x, 1 y                       */
+    int64_t first; /* logical index of the first row */
 } dlrni_take_job;
-
-DLRNI_INTERNAL void dlrni_storable_task(void *arg, int64_t task, int worker) {
-    dlrni_take_job *j = (dlrni_take_job *)arg;
-    const int64_t d = j->b->d[j->which], part = dlrni_ceil_div(j->rows, DLRNI_TAKE_TASKS);
-    const int64_t from = dlrni_min(task * part, j->rows), n = dlrni_min(part, j->rows - from) * d;
-    (void)worker;
-    const int64_t i = dlrni_first_beyond(j->b->in[j->which] + from * d, n, j->max);
-    j->bad[task] = i < n ? from * d + i : INT64_MAX;
-}
 
 /* Refuses rows that have come in if they are not finite, or would not be once they are stored. In
    f16 65519 still rounds down; 65520, half a step above the largest number, rounds to infinity.
    bf16 has the same rule. */
 DLRNI_INTERNAL dlrn_status dlrni_check_storable(dlrn_buffer *b, int which, int64_t rows) {
-    static const uint32_t max[] = {0x7f7fffffu, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, bf16 */
+    static const uint32_t max[] = {DLRNI_LARGEST_BITS, 0x477fefffu, 0x7f7f7fffu}; /* f32, f16, .. */
     static const char *const names[] = {"source: x,", "source: y,"};
     const float *x = b->in[which];
     const int64_t d = b->d[which];
-    int64_t i = INT64_MAX;
-    dlrni_take_job j;
-    j.b = b;
-    j.rows = rows;
-    j.which = which;
-    j.max = max[b->cfg.store];
-    dlrni_parallel_for(b->ctx, DLRNI_TAKE_TASKS, dlrni_ns(rows, d) / 4, dlrni_storable_task, &j);
-    for (int t = DLRNI_TAKE_TASKS - 1; t >= 0; t--) i = dlrni_min(i, j.bad[t]);
-    if (i == INT64_MAX) return DLRN_OK;
+    const int64_t i = dlrni_search_beyond(b->ctx, x, rows * d, max[b->cfg.store]);
+    if (i == rows * d) return DLRN_OK;
     DLRNI_TRY(dlrni_check_finite(b->ctx, x, rows, d, b->rows_read, names[which]));
     return dlrn_fail(b->ctx, DLRN_ERR_VALUE,
                      "%s row %lld, column %lld: %g is too large to be stored as %s", names[which],
@@ -30525,6 +30571,10 @@ typedef struct dlrni_legacy_batch {
     int64_t legacies, biases; /* how many are summed                                            */
 } dlrni_legacy_batch;
 
+/* The sums of a row: ||y||^2, ||x_hat||^2, <y, x_hat>, ||y - x_hat||^2, the sum of |f|, and what
+   sparsity_loss measures. */
+enum { DLRNI_OF_ROW = 6 };
+
 struct dlrn_evaluator {
     dlrn_context *ctx;
     const dlrn_dictionary *dict; /* borrowed */
@@ -30542,12 +30592,14 @@ struct dlrn_evaluator {
     dlrn_layer_metrics *layer; /* [layers] filled by dlrn_evaluator_finish; NULL: plain */
     dlrn_sparse codes;         /* features of the last batch */
     float *x_hat;              /* [batch_size][d_out] */
-    double *of_row; /* [batch_size][4] ||y||^2, ||x_hat||^2, <y, x_hat>, ||y - x_hat||^2 */
-    int partly;     /* 1: rows of a call that failed are counted */
+    double *of_row;            /* [batch_size][DLRNI_OF_ROW] */
+    int partly;                /* 1: rows of a call that failed are counted */
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
-    dlrn_eval_config cfg = {8192, 256, DLRN_SPARSITY_L1, DLRN_OFF, 0};
+    /* rows: a stretch, so that the weights are packed as rarely as they can be. 8192 rows, d 512,
+       F 32768, a Xeon with AMX: XXX of the time with 256 */
+    dlrn_eval_config cfg = {8192, DLRNI_STRETCH, DLRN_SPARSITY_L1, DLRN_OFF, 0};
     return cfg;
 }
 
@@ -30590,7 +30642,7 @@ DLRNI_INTERNAL dlrn_status dlrni_evaluator_alloc(dlrn_evaluator *e) {
     e->mean_y = DLRNI_NEW_ZERO(e->ctx, double, 4 * d);
     e->fired = DLRNI_NEW_ZERO(e->ctx, int64_t, e->dict->span_of);
     e->x_hat = DLRNI_NEW(e->ctx, float, e->cfg.batch_size *d);
-    e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size * 4) : NULL;
+    e->of_row = e->x_hat ? DLRNI_NEW(e->ctx, double, e->cfg.batch_size *DLRNI_OF_ROW) : NULL;
     if (!e->mean_y || !e->fired || !e->x_hat || !e->of_row) return DLRN_ERR_MEMORY;
     if (dlrni_ranks(e->ctx) > 1) {
         e->total = DLRNI_NEW(e->ctx, int64_t, e->dict->span_of);
@@ -30673,25 +30725,19 @@ DLRNI_INTERNAL dlrn_status dlrni_join_row_sums(const dlrn_evaluator *e, int64_t 
     return dlrni_sum_ranks(e->ctx, DLRN_F64, e->row_sum, rows);
 }
 
-/* Adds one row's features to the sums: val [n], of the features col [n]. The sparsity is their L1
-   norm or entropy, like the penalty of the reference. Magnitudes, since some families have negative
-   features. A value may be 0, where a scale underflows: such a feature is not active. */
-DLRNI_INTERNAL void dlrni_measure_codes(dlrn_evaluator *e, const int32_t *col, const float *val,
-                                        int64_t n, int64_t row) {
+/* Two sums of a row's features val [n]: of their magnitudes, since some families have negative
+   ones, and the sparsity, that or their entropy, like the penalty of the reference. */
+DLRNI_INTERNAL void dlrni_measure_codes(const dlrn_evaluator *e, const float *val, int64_t n,
+                                        int64_t row, double *out) {
     double sum = dlrni_sum_of_sizes(val, n), entropy = 0;
-    for (int64_t p = 0; p < n; p++) {
-        e->nnz += val[p] != 0;
-        e->fired[col[p]] += val[p] != 0;
-    }
-    e->l1 += sum;
-    if (e->cfg.sparsity == DLRN_SPARSITY_L1) e->sparsity += sum;
+    out[0] = out[1] = sum;
     if (e->cfg.sparsity == DLRN_SPARSITY_L1) return;
     if (e->total) sum = e->row_sum[row];
     for (int64_t p = 0; p < n && sum > 0; p++) {
         double q = fabs((double)val[p]) / (sum + dlrni_entropy_eps);
         entropy -= q * log(q + dlrni_entropy_eps);
     }
-    e->sparsity += entropy;
+    out[1] = entropy;
 }
 
 /* Adds the open batch to the sums over batches. A row that is the mean of its batch has
@@ -30731,17 +30777,19 @@ DLRNI_INTERNAL void dlrni_legacy_batch_add(dlrni_legacy_batch *w, const float *y
     if (w->rows == w->size) dlrni_legacy_batch_close(w, d);
 }
 
-/* A batch's rows, which are measured in two ways: each alone, and each dimension over all of
-   them. */
+/* A batch's rows, which are measured in three ways: each dimension over all of them, the features
+   of a range over all of them, and each alone. */
 typedef struct dlrni_measuring {
     dlrn_evaluator *e;
-    const float *y; /* [rows][d_out] */
-    int64_t rows;
+    const float *y;       /* [rows][d_out] */
+    int64_t rows, width;  /* width: dimensions of a task */
+    int64_t dims, ranges; /* tasks of the first two kinds, which come first: they take longest */
+    int64_t nnz[DLRNI_RANGES]; /* active features of each range */
 } dlrni_measuring;
 
-enum { DLRNI_MEASURED = 32 }; /* rows or dimensions of a task */
+enum { DLRNI_MEASURED = 32 }; /* rows of a task; dimensions, at most */
 
-/* The four sums of a row. */
+/* The four sums of a row that are about its reconstruction. */
 DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_t d, double *out) {
     double yy = 0, hh = 0, yh = 0, rr = 0;
     for (int64_t j = 0; j < d; j++) {
@@ -30757,28 +30805,64 @@ DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_
     out[3] = rr;
 }
 
-/* Task: some rows, or, after these, some dimensions. Every sum keeps its order. */
-DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
-    const dlrni_measuring *m = (const dlrni_measuring *)arg;
-    dlrn_evaluator *e = m->e;
-    const int64_t d = e->dict->d_out, row_tasks = dlrni_ceil_div(m->rows, DLRNI_MEASURED);
-    const int64_t from = (task < row_tasks ? task : task - row_tasks) * DLRNI_MEASURED;
-    const int64_t to = dlrni_min(from + DLRNI_MEASURED, task < row_tasks ? m->rows : d);
-    (void)worker;
-    if (task < row_tasks) {
-        for (int64_t i = from; i < to; i++)
-            dlrni_sums_of_row(m->y + i * d, e->x_hat + i * d, d, e->of_row + i * 4);
-        return;
+/* The sums of the rows from .. to, each alone. */
+DLRNI_INTERNAL void dlrni_measure_rows(dlrn_evaluator *e, const float *y, int64_t from,
+                                       int64_t to) {
+    const dlrn_sparse *c = &e->codes;
+    const int64_t d = e->dict->d_out;
+    for (int64_t i = from; i < to; i++) {
+        double *sum = e->of_row + i * DLRNI_OF_ROW;
+        dlrni_sums_of_row(y + i * d, e->x_hat + i * d, d, sum);
+        dlrni_measure_codes(e, c->val + c->row_ptr[i], c->row_ptr[i + 1] - c->row_ptr[i], i,
+                            sum + 4);
     }
-    for (int64_t i = 0; i < m->rows; i++)
+}
+
+/* Means and variances of the dimensions from .. to. */
+DLRNI_INTERNAL void dlrni_measure_dims(dlrn_evaluator *e, const float *y, int64_t rows,
+                                       int64_t from, int64_t to) {
+    const int64_t d = e->dict->d_out;
+    for (int64_t i = 0; i < rows; i++)
         for (int64_t j = from; j < to; j++) {
-            const double a = (double)m->y[i * d + j], r = a - (double)e->x_hat[i * d + j];
+            const double a = (double)y[i * d + j], r = a - (double)e->x_hat[i * d + j];
             dlrni_welford(&e->mean_y[j], &e->var_y[j], a, e->rows + i + 1);
             dlrni_welford(&e->mean_r[j], &e->var_r[j], r, e->rows + i + 1);
         }
 }
 
-/* Adds one row y [d_out] and its four sums to the sums about the reconstruction. */
+/* How often each feature of a range is active; returns the sum. A value may be 0, where a scale
+   underflows: such a feature is not active. */
+DLRNI_INTERNAL int64_t dlrni_measure_range(dlrn_evaluator *e, int64_t range, int64_t ranges) {
+    const dlrn_sparse *c = &e->codes;
+    const int64_t from = dlrni_range_from(range, ranges, e->dict->span_of);
+    const int64_t to = dlrni_range_from(range + 1, ranges, e->dict->span_of);
+    int64_t nnz = 0;
+    for (int64_t i = 0; i < c->rows; i++) {
+        const int64_t begin = c->row_ptr[i], end = c->row_ptr[i + 1];
+        int64_t p = begin + dlrni_column_from(c->col + begin, end - begin, from);
+        for (; p < end && c->col[p] < to; p++) {
+            e->fired[c->col[p]] += c->val[p] != 0;
+            nnz += c->val[p] != 0;
+        }
+    }
+    return nnz;
+}
+
+/* Task: some dimensions, or a range of features, or some rows. Every sum keeps its order. */
+DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
+    dlrni_measuring *m = (dlrni_measuring *)arg;
+    const int64_t range = task - m->dims, at = (range - m->ranges) * DLRNI_MEASURED;
+    (void)worker;
+    if (range < 0)
+        dlrni_measure_dims(m->e, m->y, m->rows, task * m->width,
+                           dlrni_min((task + 1) * m->width, m->e->dict->d_out));
+    else if (range < m->ranges)
+        m->nnz[range] = dlrni_measure_range(m->e, range, m->ranges);
+    else
+        dlrni_measure_rows(m->e, m->y, at, dlrni_min(at + DLRNI_MEASURED, m->rows));
+}
+
+/* Adds one row y [d_out] and its sums to those over rows. */
 DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const double *of_row) {
     const double yy = of_row[0], hh = of_row[1], yh = of_row[2], rr = of_row[3];
     e->rows++;
@@ -30795,6 +30879,8 @@ DLRNI_INTERNAL void dlrni_measure_row(dlrn_evaluator *e, const float *y, const d
     if (yy > 0 && hh > 0) e->cosine += yh / sqrt(yy * hh);
     e->norm_y += sqrt(yy);
     e->norm_x_hat += sqrt(hh);
+    e->l1 += of_row[4];
+    e->sparsity += of_row[5];
     dlrni_legacy_batch_add(&e->open_batch, y, e->dict->d_out, hh, yh, rr);
 }
 
@@ -30807,18 +30893,18 @@ DLRNI_INTERNAL dlrn_status dlrni_measure_batch(dlrn_evaluator *e, const float *x
     /* weights may overflow on an unusual row; the mean would be lost */
     DLRNI_TRY(dlrni_check_finite(e->ctx, e->x_hat, rows, d, e->rows, "evaluation: x_hat,"));
     DLRNI_TRY(dlrni_join_row_sums(e, rows));
-    dlrni_measuring m = {e, y, rows};
+    dlrni_measuring m = {e, y, rows, 0, 0, 0, {0}};
+    /* a share for each thread; 8 are a vector */
+    m.width = dlrni_round_up(dlrni_ceil_div(d, e->ctx->threads), 8);
+    m.width = dlrni_min(m.width, DLRNI_MEASURED);
+    m.dims = dlrni_ceil_div(d, m.width);
+    m.ranges = dlrni_column_ranges(e->ctx, e->codes.row_ptr[rows]);
     /* a dimension costs two divisions a row, which take as long as four numbers that are moved */
-    dlrni_parallel_for(e->ctx,
-                       dlrni_ceil_div(rows, DLRNI_MEASURED) + dlrni_ceil_div(d, DLRNI_MEASURED),
+    dlrni_parallel_for(e->ctx, m.dims + m.ranges + dlrni_ceil_div(rows, DLRNI_MEASURED),
                        dlrni_ns(rows, d) * 4, dlrni_measure_task, &m);
-    for (int64_t i = 0; i < rows; i++) {
-        /* CSR: the active features of row i */
-        int64_t at = e->codes.row_ptr[i];
-        dlrni_measure_row(e, y + i * d, e->of_row + i * 4);
-        dlrni_measure_codes(e, e->codes.col + at, e->codes.val + at, e->codes.row_ptr[i + 1] - at,
-                            i);
-    }
+    for (int64_t i = 0; i < m.ranges; i++) e->nnz += m.nnz[i];
+    for (int64_t i = 0; i < rows; i++)
+        dlrni_measure_row(e, y + i * d, e->of_row + i * DLRNI_OF_ROW);
     return DLRN_OK;
 }
 
@@ -31570,6 +31656,9 @@ struct dlrn_survey {
     dlrn_encoder *encoder;
     dlrn_sparse codes; /* of the rows in hand */
     dlrni_by_feature by;
+    int64_t
+        *row_at; /* [rows in hand] words of a row in the store, then where it begins in its block */
+    int64_t row_at_cap;
     int64_t rows, counted, contexts, n_codes;
     dlrn_feature_totals *totals; /* [F]                                                        */
     double *every;               /* [F][2] compat: sum and sum of squares over all rows, or NULL */
@@ -31614,6 +31703,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
     dlrn_free(ctx, s->by.at);
     dlrn_free(ctx, s->by.row);
     dlrn_free(ctx, s->by.value);
+    dlrn_free(ctx, s->row_at);
     dlrn_free(ctx, s->totals);
     dlrn_free(ctx, s->every);
     dlrn_free(ctx, s->stored);
@@ -31701,8 +31791,9 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_
                          "dlrn_survey_create: the sums of %lld features do not fit in memory",
                          (long long)s->places);
     /* the largest array by far: d_in doubles a feature */
-    s->xy = cfg->neurons ? DLRNI_NEW_ZERO(s->ctx, double, sums) : NULL;
+    s->xy = cfg->neurons ? DLRNI_NEW(s->ctx, double, sums) : NULL;
     if (cfg->neurons && !s->xy) return DLRN_ERR_MEMORY;
+    if (s->xy) dlrni_zero(s->ctx, s->xy, sums * (int64_t)sizeof *s->xy);
     DLRNI_TRY(dlrn_encoder_create(s->dict, &s->encoder));
     /* calls with one context each would spend two thirds of their time on packing weights */
     return dlrn_encoder_prepare(s->encoder);
@@ -31805,29 +31896,6 @@ DLRNI_INTERNAL dlrn_status dlrni_store_reserve(dlrn_survey *s, int64_t words) {
     return dlrni_store_grow(s, words);
 }
 
-/* Appends the codes of a row. */
-DLRNI_INTERNAL dlrn_status dlrni_store_codes(dlrn_survey *s, const int32_t *col, const float *value,
-                                             int64_t n) {
-    int64_t kept = 0, at = 0;
-    /* a scale may underflow to 0: then the feature is not active */
-    for (int64_t i = 0; i < n; i++) kept += value[i] != 0 && dlrni_survey_stores(s, col[i]);
-    DLRNI_TRY(dlrni_store_reserve(s, 1 + 2 * kept));
-    dlrni_code_block *block = &s->block[s->blocks - 1];
-    uint32_t *word = block->word + block->used;
-    /* F is below 2^31, so counts and features fit */
-    *word++ = (uint32_t)kept;
-    for (int64_t i = 0; i < n; i++) {
-        if (!(value[i] != 0 && dlrni_survey_stores(s, col[i]))) continue;
-        word[at] = (uint32_t)col[i];
-        memcpy(&word[kept + at++], &value[i], sizeof *value);
-        s->stored[col[i]]++;
-    }
-    block->used += 1 + 2 * kept;
-    s->n_codes += kept;
-    s->widest = dlrni_max(s->widest, 1 + 2 * kept);
-    return DLRN_OK;
-}
-
 /* Reads the store from its first row on. With a spool through a buffer of its own. */
 typedef struct dlrni_store_reader {
     dlrn_survey *s;
@@ -31896,34 +31964,155 @@ typedef struct dlrni_survey_job {
     const float *x;            /* [n][d_in] */
     const unsigned char *keep; /* [n] or NULL */
     int64_t n;
+    int64_t ranges;      /* of features, while codes are sorted by them        */
+    int64_t first, last; /* rows that are on their way into a block of the store */
 } dlrni_survey_job;
 
 DLRNI_INTERNAL int dlrni_job_counts(const dlrni_survey_job *j, int64_t row) {
     return !j->keep || j->keep[row];
 }
 
-/* Sorts the codes of the rows in hand by feature, without those of value 0. at[f + 1] counts, then
-   is where feature f begins, and after filling where it ends. */
-DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
+/* The codes of the rows in hand that are of a range of features. */
+typedef struct dlrni_range_codes {
+    int64_t from, to; /* the range */
+    int64_t p, end;   /* of the row in hand: the next one, and where the row ends */
+} dlrni_range_codes;
+
+DLRNI_INTERNAL dlrni_range_codes dlrni_range_of(const dlrni_survey_job *j, int64_t range) {
+    const int64_t F = j->s->dict->features;
+    const dlrni_range_codes r = {dlrni_range_from(range, j->ranges, F),
+                                 dlrni_range_from(range + 1, j->ranges, F), 0, 0};
+    return r;
+}
+
+/* Goes to a row. */
+DLRNI_INTERNAL void dlrni_range_row(const dlrn_sparse *c, int64_t row, dlrni_range_codes *r) {
+    r->p = c->row_ptr[row];
+    r->end = c->row_ptr[row + 1];
+    r->p += dlrni_column_from(c->col + r->p, r->end - r->p, r->from);
+}
+
+/* Task: counts the codes of a range of features, two places to the right, so that filling moves
+   starts to where they belong. */
+DLRNI_INTERNAL void dlrni_transpose_count(void *arg, int64_t range, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const dlrn_sparse *c = &j->s->codes;
+    dlrni_range_codes r = dlrni_range_of(j, range);
+    int64_t *at = j->s->by.at + 2;
+    (void)worker;
+    memset(at + r.from, 0, (size_t)(r.to - r.from) * sizeof *at);
+    for (int64_t i = 0; i < c->rows; i++)
+        for (dlrni_range_row(c, i, &r); r.p < r.end && c->col[r.p] < r.to; r.p++)
+            at[c->col[r.p]] += c->val[r.p] != 0;
+}
+
+/* Task: writes them to where they belong. at[f + 1], where feature f begins, moves to its end. */
+DLRNI_INTERNAL void dlrni_transpose_fill(void *arg, int64_t range, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const dlrn_sparse *c = &j->s->codes;
+    dlrni_range_codes r = dlrni_range_of(j, range);
+    const dlrni_by_feature *by = &j->s->by;
+    (void)worker;
+    for (int64_t i = 0; i < c->rows; i++)
+        for (dlrni_range_row(c, i, &r); r.p < r.end && c->col[r.p] < r.to; r.p++) {
+            if (!(c->val[r.p] != 0)) continue;
+            const int64_t to = by->at[c->col[r.p] + 1]++;
+            by->row[to] = (int32_t)i;
+            by->value[to] = c->val[r.p];
+        }
+}
+
+/* Sorts the codes of the rows in hand by feature, without those of value 0: count, sum, fill. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrni_survey_job *j) {
+    dlrn_survey *s = j->s;
     const dlrn_sparse *c = &s->codes;
     const int64_t F = s->dict->features, n = c->row_ptr[c->rows];
+    /* a code is read from anywhere, and written to anywhere */
+    const double ns = dlrni_ns(n, 5) + (double)c->rows;
     dlrni_by_feature *by = &s->by;
     if (!DLRNI_GROW(s->ctx, &by->row, &by->row_cap, 0, n) ||
         !DLRNI_GROW(s->ctx, &by->value, &by->value_cap, 0, n))
         return DLRN_ERR_MEMORY;
-    /* two places to the right, so that filling moves starts to where they belong */
-    memset(by->at, 0, (size_t)(F + 2) * sizeof *by->at);
-    for (int64_t p = 0; p < n; p++) by->at[c->col[p] + 2] += c->val[p] != 0;
+    j->ranges = dlrni_column_ranges(s->ctx, n);
+    by->at[0] = by->at[1] = 0;
+    dlrni_parallel_for(s->ctx, j->ranges, ns, dlrni_transpose_count, j);
     for (int64_t f = 0; f < F; f++) by->at[f + 2] += by->at[f + 1];
-    for (int64_t i = 0; i < c->rows; i++)
-        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) {
-            if (!(c->val[p] != 0)) continue;
-            const int64_t to = by->at[c->col[p] + 1]++;
-            by->row[to] = (int32_t)i;
-            by->value[to] = c->val[p];
-        }
+    dlrni_parallel_for(s->ctx, j->ranges, ns, dlrni_transpose_fill, j);
     return DLRN_OK;
 }
+
+/* ---- Into the store ---- */
+
+/* Whether a code is stored. A scale may underflow to 0: then the feature is not active. */
+DLRNI_INTERNAL int dlrni_store_takes(const dlrn_survey *s, int32_t col, float value) {
+    return value != 0 && dlrni_survey_stores(s, col);
+}
+
+/* Task: how many words the rows of a block take. */
+DLRNI_INTERNAL void dlrni_store_count(void *arg, int64_t block, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const dlrn_survey *s = j->s;
+    const dlrn_sparse *c = &s->codes;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, c->rows);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i++) {
+        int64_t kept = 0;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++)
+            kept += dlrni_store_takes(s, c->col[p], c->val[p]);
+        s->row_at[i] = 1 + 2 * kept;
+    }
+}
+
+/* Task: writes some of the rows first .. last to the block that has room for them. */
+DLRNI_INTERNAL void dlrni_store_fill(void *arg, int64_t block, int worker) {
+    const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
+    const dlrn_survey *s = j->s;
+    const dlrn_sparse *c = &s->codes;
+    uint32_t *base = s->block[s->blocks - 1].word;
+    const int64_t from = j->first + block * DLRNI_BLOCK;
+    const int64_t end = dlrni_min(from + DLRNI_BLOCK, j->last);
+    (void)worker;
+    for (int64_t i = from; i < end; i++) {
+        uint32_t *word = base + s->row_at[i];
+        int64_t at = 0, kept = 0;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++)
+            kept += dlrni_store_takes(s, c->col[p], c->val[p]);
+        /* F is below 2^31, so counts and features fit */
+        *word++ = (uint32_t)kept;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) {
+            if (!dlrni_store_takes(s, c->col[p], c->val[p])) continue;
+            word[at] = (uint32_t)c->col[p];
+            memcpy(&word[kept + at++], &c->val[p], sizeof *c->val);
+        }
+    }
+}
+
+/* Appends the rows in hand to the store: as many at a time as its last block has room for. */
+DLRNI_INTERNAL dlrn_status dlrni_store_rows(dlrni_survey_job *j) {
+    dlrn_survey *s = j->s;
+    const dlrn_sparse *c = &s->codes;
+    if (!DLRNI_GROW(s->ctx, &s->row_at, &s->row_at_cap, 0, c->rows)) return DLRN_ERR_MEMORY;
+    dlrni_parallel_for(s->ctx, dlrni_ceil_div(c->rows, DLRNI_BLOCK),
+                       dlrni_ns(c->row_ptr[c->rows], 2), dlrni_store_count, j);
+    for (j->first = 0; j->first < c->rows; j->first = j->last) {
+        DLRNI_TRY(dlrni_store_reserve(s, s->row_at[j->first]));
+        dlrni_code_block *block = &s->block[s->blocks - 1];
+        for (j->last = j->first; j->last < c->rows; j->last++) {
+            const int64_t words = s->row_at[j->last];
+            if (block->size - block->used < words) break;
+            s->row_at[j->last] = block->used;
+            block->used += words;
+            s->n_codes += words / 2;
+            s->widest = dlrni_max(s->widest, words);
+        }
+        dlrni_parallel_for(s->ctx, dlrni_ceil_div(j->last - j->first, DLRNI_BLOCK),
+                           dlrni_ns(c->row_ptr[j->last] - c->row_ptr[j->first], 4),
+                           dlrni_store_fill, j);
+    }
+    return DLRN_OK;
+}
+
+/* ---- Sums ---- */
 
 /* sum [d] += a x [d]. In pieces of a fixed length: compilers make vectors of them at -O2, too. */
 DLRNI_INTERNAL void dlrni_add_wide(double *sum, double a, const float *x, int64_t d) {
@@ -31939,6 +32128,7 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
     dlrn_feature_totals *t = &s->totals[f];
     const int64_t d = s->dict->d_in;
     double *xy = s->xy && s->place[f] >= 0 ? s->xy + s->place[f] * d : NULL;
+    if (dlrni_survey_stores(s, f)) s->stored[f] += s->by.at[f + 1] - s->by.at[f];
     for (int64_t p = s->by.at[f]; p < s->by.at[f + 1]; p++) {
         const float v = s->by.value[p];
         const double wide = (double)v;
@@ -31986,7 +32176,7 @@ DLRNI_INTERNAL void dlrni_survey_coordinates(void *arg, int64_t group, int worke
 /* Weights may overflow on an unusual row: one infinite value would be in every sum. */
 DLRNI_INTERNAL dlrn_status dlrni_survey_finite(const dlrn_survey *s) {
     const dlrn_sparse *c = &s->codes;
-    const int64_t n = c->row_ptr[c->rows], bad = dlrni_first_not_finite(c->val, n);
+    const int64_t n = c->row_ptr[c->rows], bad = dlrni_search_not_finite(s->ctx, c->val, n);
     int64_t row = 0;
     if (bad == n) return DLRN_OK;
     /* rows may be empty: the last that starts at or before it */
@@ -32004,17 +32194,14 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
     DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, &s->codes, NULL));
     /* before anything is counted */
     DLRNI_TRY(dlrni_survey_finite(s));
-    DLRNI_TRY(dlrni_survey_transpose(s));
+    DLRNI_TRY(dlrni_survey_transpose(j));
     const int64_t n = c->row_ptr[c->rows];
     dlrni_parallel_for(s->ctx, dlrni_ceil_div(F, DLRNI_GROUP),
                        (double)F + dlrni_ns(n, s->xy ? d / 4 + 1 : 4), dlrni_survey_group, j);
     if (s->xy)
         dlrni_parallel_for(s->ctx, dlrni_ceil_div(d, DLRNI_GROUP), dlrni_ns(j->n, d),
                            dlrni_survey_coordinates, j);
-    /* one thread: copying is a twentieth of encoding */
-    for (int64_t i = 0; i < j->n; i++)
-        DLRNI_TRY(dlrni_store_codes(s, c->col + c->row_ptr[i], c->val + c->row_ptr[i],
-                                    c->row_ptr[i + 1] - c->row_ptr[i]));
+    DLRNI_TRY(dlrni_store_rows(j));
     s->rows += j->n;
     return DLRN_OK;
 }
@@ -32029,7 +32216,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
         const int64_t each = before ? before / s->codes.rows + 1 : s->dict->features;
         rows = dlrni_max(DLRNI_BLOCK, dlrni_min(DLRNI_SURVEY_ROWS, DLRNI_SURVEY_CODES / each));
         rows = dlrni_min(rows, n - i);
-        dlrni_survey_job j = {s, x + i * s->dict->d_in, keep ? keep + i : NULL, rows};
+        dlrni_survey_job j = {s, x + i * s->dict->d_in, keep ? keep + i : NULL, rows, 1, 0, 0};
         DLRNI_TRY(dlrni_survey_rows(&j));
     }
     return DLRN_OK;
@@ -32095,7 +32282,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_take(dlrn_survey *s, const float *x, con
     if (!whole) DLRNI_TRY(dlrni_survey_sweep(s, x, keep, n));
     for (int64_t i = 0; i < contexts; i++) {
         const int64_t at = start[i] - start[0], end = start[i + 1] - start[0];
-        dlrni_survey_job j = {s, x + at * d, keep ? keep + at : NULL, end - at};
+        dlrni_survey_job j = {s, x + at * d, keep ? keep + at : NULL, end - at, 1, 0, 0};
         if (whole && j.n) DLRNI_TRY(dlrni_survey_rows(&j));
         s->start[s->contexts + i + 1] = first + end;
     }
@@ -32140,6 +32327,7 @@ typedef struct dlrni_reporting {
     uint32_t *row;          /* [rows of the chunk] where each begins                         */
     int64_t *entry_at;      /* [n + 2] where the entries of each slot begin                  */
     uint32_t *entry;        /* [2 entries] row in the chunk, and which of its codes          */
+    int64_t rows, ranges;   /* of the chunk; of features, while entries are sorted            */
     int64_t row_cap, entry_cap, place_cap, value_cap, overlap_cap;
 } dlrni_reporting;
 
@@ -32186,38 +32374,69 @@ DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
         return dlrn_fail(s->ctx, DLRN_ERR_MEMORY,
                          "a report on %lld features does not fit in memory", (long long)r->slots);
     if (!DLRNI_GROW(s->ctx, &r->overlap, &r->overlap_cap, 0, overlaps)) return DLRN_ERR_MEMORY;
-    memset(r->overlap, 0, (size_t)overlaps * sizeof *r->overlap);
+    dlrni_zero(s->ctx, r->overlap, overlaps * (int64_t)sizeof *r->overlap);
     return DLRN_OK;
 }
 
-/* Finds the rows of a chunk, and sorts the codes of the block's features by slot. *rows: how many
-   rows there are. */
-DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words, int64_t *rows) {
+/* The codes of a row of the chunk from a column on: *n features, and which of all codes is the
+   first. */
+DLRNI_INTERNAL int64_t dlrni_chunk_codes(const dlrni_reporting *r, int64_t row, int64_t column,
+                                         const int32_t **col, int64_t *n) {
+    const uint32_t *w = r->word + r->row[row];
+    *n = *w;
+    *col = (const int32_t *)(const void *)(w + 1); /* features are below 2^31 */
+    return dlrni_column_from(*col, *n, column);
+}
+
+/* Task: counts the codes of a range of features by slot. A slot has one feature, so no other task
+   counts for it. */
+DLRNI_INTERNAL void dlrni_index_count(void *arg, int64_t range, int worker) {
+    const dlrni_reporting *r = (const dlrni_reporting *)arg;
+    const int64_t F = r->s->dict->features, from = dlrni_range_from(range, r->ranges, F);
+    const int64_t to = dlrni_range_from(range + 1, r->ranges, F);
+    (void)worker;
+    for (int64_t i = 0, n; i < r->rows; i++) {
+        const int32_t *col;
+        for (int64_t q = dlrni_chunk_codes(r, i, from, &col, &n); q < n && col[q] < to; q++)
+            if (r->slot[col[q]] >= 0) r->entry_at[r->slot[col[q]] + 2]++;
+    }
+}
+
+/* Task: writes them to where they belong. */
+DLRNI_INTERNAL void dlrni_index_fill(void *arg, int64_t range, int worker) {
+    const dlrni_reporting *r = (const dlrni_reporting *)arg;
+    const int64_t F = r->s->dict->features, from = dlrni_range_from(range, r->ranges, F);
+    const int64_t to = dlrni_range_from(range + 1, r->ranges, F);
+    (void)worker;
+    for (int64_t i = 0, n; i < r->rows; i++) {
+        const int32_t *col;
+        for (int64_t q = dlrni_chunk_codes(r, i, from, &col, &n); q < n && col[q] < to; q++) {
+            const int32_t slot = r->slot[col[q]];
+            if (slot < 0) continue;
+            uint32_t *entry = r->entry + 2 * r->entry_at[slot + 1]++;
+            entry[0] = (uint32_t)i;
+            entry[1] = (uint32_t)q;
+        }
+    }
+}
+
+/* Finds the rows of a chunk, and sorts the codes of the block's features by slot: count, sum, fill,
+   as in dlrni_survey_transpose. */
+DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words) {
     const uint32_t *w = r->word;
+    const double ns = (double)words;
     int64_t n = 0, *at = r->entry_at;
     for (int64_t p = 0; p < words; p += 1 + 2 * (int64_t)w[p]) n++;
     if (!DLRNI_GROW(r->s->ctx, &r->row, &r->row_cap, 0, n)) return DLRN_ERR_MEMORY;
-    /* count, sum, fill, as in dlrni_survey_transpose */
+    for (int64_t i = 0, p = 0; i < n; i++, p += 1 + 2 * (int64_t)w[p]) r->row[i] = (uint32_t)p;
     memset(at, 0, (size_t)(r->slots + 2) * sizeof *at);
-    *rows = n;
-    for (int64_t i = 0, p = 0; i < n; i++, p += 1 + 2 * (int64_t)w[p]) {
-        r->row[i] = (uint32_t)p;
-        for (uint32_t q = 0; q < w[p]; q++) {
-            const int32_t slot = r->slot[w[p + 1 + q]];
-            if (slot >= 0) at[slot + 2]++;
-        }
-    }
+    r->rows = n;
+    r->ranges = dlrni_column_ranges(r->s->ctx, words / 2);
+    dlrni_parallel_for(r->s->ctx, r->ranges, ns, dlrni_index_count, r);
     for (int64_t i = 0; i < r->slots; i++) at[i + 2] += at[i + 1];
     if (!DLRNI_GROW(r->s->ctx, &r->entry, &r->entry_cap, 0, 2 * at[r->slots + 1]))
         return DLRN_ERR_MEMORY;
-    for (int64_t i = 0; i < n; i++)
-        for (uint32_t q = 0, p = r->row[i]; q < w[p]; q++) {
-            const int32_t slot = r->slot[w[p + 1 + q]];
-            if (slot < 0) continue;
-            const int64_t to = 2 * at[slot + 1]++;
-            r->entry[to] = (uint32_t)i;
-            r->entry[to + 1] = q;
-        }
+    dlrni_parallel_for(r->s->ctx, r->ranges, ns, dlrni_index_fill, r);
     return DLRN_OK;
 }
 
@@ -32248,14 +32467,14 @@ DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
 
 /* One pass over the store. */
 DLRNI_INTERNAL dlrn_status dlrni_report_pass(dlrni_reporting *r, dlrni_store_reader *reader) {
-    int64_t words = 0, rows = 0;
-    r->first = 0;
-    for (;; r->first += rows) {
+    int64_t words = 0;
+    r->rows = 0;
+    for (r->first = 0;; r->first += r->rows) {
         if (r->s->ctx->cfg.stop && r->s->ctx->cfg.stop(r->s->ctx->cfg.user)) return DLRN_STOPPED;
         DLRNI_TRY(dlrni_reader_next(reader, &r->word, &words));
         if (!words) return DLRN_OK;
-        DLRNI_TRY(dlrni_report_index(r, words, &rows));
-        dlrni_parallel_for(r->s->ctx, r->slots, dlrni_ns(r->entry_at[r->slots], words / rows),
+        DLRNI_TRY(dlrni_report_index(r, words));
+        dlrni_parallel_for(r->s->ctx, r->slots, dlrni_ns(r->entry_at[r->slots], words / r->rows),
                            dlrni_report_gather, r);
     }
 }
@@ -32779,7 +32998,7 @@ DLRNI_INTERNAL dlrn_status dlrni_scratch_alloc(const dlrn_survey *s, dlrni_repor
     const dlrn_survey_config *cfg = &s->cfg;
     const int64_t longest =
         dlrni_max(dlrni_max(cfg->top, cfg->per_interval), dlrni_max(cfg->tokens, cfg->together));
-    w->token = DLRNI_NEW_ZERO(s->ctx, dlrni_token_sum, s->tokens);
+    w->token = DLRNI_NEW(s->ctx, dlrni_token_sum, s->tokens);
     w->touched = DLRNI_NEW(s->ctx, int32_t, s->tokens);
     w->list = DLRNI_NEW(s->ctx, dlrni_ranked, dlrni_max(longest, DLRNI_SURVEY_NEURONS));
     w->draw = DLRNI_NEW(s->ctx, dlrni_ranked, cfg->intervals * cfg->per_interval);
@@ -32805,7 +33024,11 @@ DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size
     if (!g->report || !g->histogram || !g->interval || !g->example || !g->by_mean || !g->by_share ||
         !g->companion || !g->neuron || !g->scratch)
         return DLRN_ERR_MEMORY;
-    for (int i = 0; i < s->ctx->threads; i++) DLRNI_TRY(dlrni_scratch_alloc(s, &g->scratch[i]));
+    for (int i = 0; i < s->ctx->threads; i++) {
+        DLRNI_TRY(dlrni_scratch_alloc(s, &g->scratch[i]));
+        /* by all threads: the vocabulary may be large, and so is their number */
+        dlrni_zero(s->ctx, g->scratch[i].token, s->tokens * (int64_t)sizeof *g->scratch[i].token);
+    }
     return DLRN_OK;
 }
 
@@ -33028,6 +33251,7 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 #undef DLRNI_COLD_END
 #undef DLRNI_DENSE
 #undef DLRNI_LANES
+#undef DLRNI_LARGEST_BITS
 #undef DLRNI_LIST_BUDGET
 #undef DLRNI_NEON
 #undef DLRNI_NEON_BYTES
