@@ -26927,50 +26927,104 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
 
 /* ---- Before and after a step ---- */
 
-/* mean [d] of x [n][d]. */
-DLRNI_INTERNAL void dlrni_mean_row(const float *x, int64_t n, int64_t d, double *mean) {
-    memset(mean, 0, (size_t)d * sizeof *mean);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < d; c++) mean[c] += (double)x[i * d + c] / (double)n;
+/* Rows y [n][d], each divided by a number of its own, and added up. */
+typedef struct dlrni_middle {
+    const float *y;
+    int64_t n, d, layers;
+    double *by; /* [layers][n] the divisors; not above 0: the row is left out */
+    double *at; /* [d] what distances are measured from                       */
+    double *to; /* [d] the sum                                                */
+} dlrni_middle;
+
+enum {
+    DLRNI_MIDDLE_ROWS = 8,   /* sums under way at a time: one alone waits for each addition */
+    DLRNI_MIDDLE_COLUMNS = 64 /* of a task: two cache lines of a row at least                */
+};
+
+/* Task: to = the sum of y / by over the rows, in order, for some columns of a layer. */
+DLRNI_INTERNAL void dlrni_middle_columns(void *arg, int64_t task, int worker) {
+    const dlrni_middle *m = (const dlrni_middle *)arg;
+    const int64_t width = m->d / m->layers, tasks = dlrni_ceil_div(width, DLRNI_MIDDLE_COLUMNS);
+    const int64_t layer = task / tasks, c = task % tasks * DLRNI_MIDDLE_COLUMNS;
+    const int64_t count = dlrni_min(DLRNI_MIDDLE_COLUMNS, width - c);
+    const double *by = m->by + layer * m->n;
+    const float *y = m->y + layer * width + c;
+    double *to = m->to + layer * width + c;
+    (void)worker;
+    memset(to, 0, (size_t)count * sizeof *to);
+    for (int64_t i = 0; i < m->n; i++, y += m->d)
+        for (int64_t j = 0; by[i] > 0 && j < count; j++) to[j] += (double)y[j] / by[i];
 }
 
-/* One round of Weiszfeld's algorithm (1937): to [d] = the mean of y [n][d], whose rows are ld
-   apart, weighted by 1 / distance from `from` [d]. Returns how far the median moved. A row at
-   distance 0 is left out, since its weight would be infinite. */
-DLRNI_INTERNAL double dlrni_median_round(const float *y, int64_t ld, int64_t n, int64_t d,
-                                         const double *from, double *to) {
-    double all = 0, moved = 0;
-    memset(to, 0, (size_t)d * sizeof *to);
-    for (int64_t i = 0; i < n; i++, y += ld) {
-        double square = 0;
-        for (int64_t c = 0; c < d; c++)
-            square += ((double)y[c] - from[c]) * ((double)y[c] - from[c]);
-        if (!(square > 0)) continue;
-        all += 1 / sqrt(square);
-        for (int64_t c = 0; c < d; c++) to[c] += (double)y[c] / sqrt(square);
+/* by = the distances of a layer of some rows, the last of which may be one row several times. Each
+   is summed over its columns in order. */
+DLRNI_INTERNAL void dlrni_middle_distances(const dlrni_middle *m, int64_t first, int64_t layer) {
+    const int64_t width = m->d / m->layers;
+    const double *at = m->at + layer * width;
+    const float *y[DLRNI_MIDDLE_ROWS];
+    double square[DLRNI_MIDDLE_ROWS] = {0};
+    for (int64_t r = 0; r < DLRNI_MIDDLE_ROWS; r++)
+        y[r] = m->y + dlrni_min(first + r, m->n - 1) * m->d + layer * width;
+    for (int64_t c = 0; c < width; c++)
+        DLRNI_UNROLL
+        for (int r = 0; r < DLRNI_MIDDLE_ROWS; r++)
+            square[r] += ((double)y[r][c] - at[c]) * ((double)y[r][c] - at[c]);
+    for (int64_t r = 0; r < dlrni_min(DLRNI_MIDDLE_ROWS, m->n - first); r++)
+        m->by[layer * m->n + first + r] = square[r] > 0 ? sqrt(square[r]) : 0;
+}
+
+/* Task: the distances of a block of rows. */
+DLRNI_INTERNAL void dlrni_middle_block(void *arg, int64_t block, int worker) {
+    const dlrni_middle *m = (const dlrni_middle *)arg;
+    const int64_t end = dlrni_min((block + 1) * DLRNI_BLOCK, m->n);
+    (void)worker;
+    for (int64_t i = block * DLRNI_BLOCK; i < end; i += DLRNI_MIDDLE_ROWS)
+        for (int64_t l = 0; l < m->layers; l++) dlrni_middle_distances(m, i, l);
+}
+
+/* to = the sum of the divided rows, on all threads: each column is a sum of its own. */
+DLRNI_INTERNAL void dlrni_middle_sum(dlrn_context *ctx, dlrni_middle *m) {
+    const int64_t tasks = dlrni_ceil_div(m->d / m->layers, DLRNI_MIDDLE_COLUMNS);
+    dlrni_parallel_for(ctx, m->layers * tasks, dlrni_ns(m->n, m->d), dlrni_middle_columns, m);
+}
+
+/* to [d] = the mean row. */
+DLRNI_INTERNAL void dlrni_mean_row(dlrn_context *ctx, dlrni_middle *m) {
+    for (int64_t i = 0; i < m->layers * m->n; i++) m->by[i] = (double)m->n;
+    dlrni_middle_sum(ctx, m);
+}
+
+/* One round of Weiszfeld's algorithm (1937): to = the mean of the rows, weighted by 1 / distance
+   from `at`. Returns how far the median of a layer moved at most. A row at distance 0 is left out,
+   since its weight would be infinite. */
+DLRNI_INTERNAL double dlrni_median_round(dlrn_context *ctx, dlrni_middle *m) {
+    const int64_t width = m->d / m->layers;
+    double most = 0;
+    dlrni_parallel_for(ctx, dlrni_ceil_div(m->n, DLRNI_BLOCK), dlrni_ns(m->n, m->d),
+                       dlrni_middle_block, m);
+    dlrni_middle_sum(ctx, m);
+    for (int64_t l = 0; l < m->layers; l++) {
+        const double *by = m->by + l * m->n;
+        double all = 0, moved = 0;
+        for (int64_t i = 0; i < m->n; i++)
+            if (by[i] > 0) all += 1 / by[i];
+        for (int64_t c = l * width; c < (l + 1) * width; c++) {
+            m->to[c] = all > 0 ? m->to[c] / all : m->at[c];
+            moved += (m->to[c] - m->at[c]) * (m->to[c] - m->at[c]);
+        }
+        most = sqrt(moved) > most ? sqrt(moved) : most;
     }
-    for (int64_t c = 0; c < d; c++) {
-        to[c] = all > 0 ? to[c] / all : from[c];
-        moved += (to[c] - from[c]) * (to[c] - from[c]);
-    }
-    return sqrt(moved);
+    return most;
 }
 
 /* The geometric median: unlike the mean, a few huge rows do not move it far. Each layer has its own
    distances. At most 100 rounds, or until all layers move by less than 1e-5: the numbers of
-   dictionary_learning and its fork. at [d] is the mean, and becomes the median; next [d] is
-   scratch. */
-DLRNI_INTERNAL void dlrni_median(const float *y, int64_t n, int64_t d, int64_t layers, double *at,
-                                 double *next) {
-    const int64_t width = d / layers;
-    for (int round = 0; round < 100; round++) {
-        double moved = 0;
-        for (int64_t l = 0; l < d; l += width) {
-            double by = dlrni_median_round(y + l, d, n, width, at + l, next + l);
-            moved = by > moved ? by : moved;
-        }
-        memcpy(at, next, (size_t)d * sizeof *at);
-        if (moved < 1e-5) break;
+   dictionary_learning and its fork. `to` is the mean, and becomes the median. */
+DLRNI_INTERNAL void dlrni_median(dlrn_context *ctx, dlrni_middle *m) {
+    double moved = 1;
+    for (int round = 0; round < 100 && moved >= 1e-5; round++) {
+        memcpy(m->at, m->to, (size_t)m->d * sizeof *m->at);
+        moved = dlrni_median_round(ctx, m);
     }
 }
 
@@ -26983,17 +27037,19 @@ DLRNI_INTERNAL dlrn_status dlrni_first_batch(dlrn_trainer *t, const float *x, co
     const int shifts = t->rules.first == DLRNI_FIRST_MEAN && !dlrni_center_of(dict);
     /* this comes before the loss, which also checks it */
     DLRNI_TRY(dlrni_check_batch(t, x, y, n));
-    double *at = DLRNI_NEW(t->ctx, double, 2 * d + in);
+    const int64_t width = dlrni_max(d, in), layers = dict->layers;
+    double *at = DLRNI_NEW(t->ctx, double, 2 * width + layers * n);
     float *z = DLRNI_NEW(t->ctx, float, in);
     const dlrn_status s = at && z ? DLRN_OK : DLRN_ERR_MEMORY;
     if (s == DLRN_OK) {
-        dlrni_mean_row(y ? y : x, n, d, at);
-        if (t->rules.first == DLRNI_FIRST_MEDIAN)
-            dlrni_median(y ? y : x, n, d, dict->layers, at, at + d);
+        dlrni_middle m = {y ? y : x, n, d, layers, at + 2 * width, at + width, at};
+        dlrni_mean_row(t->ctx, &m);
+        if (t->rules.first == DLRNI_FIRST_MEDIAN) dlrni_median(t->ctx, &m);
         for (int64_t c = 0; c < d; c++) dict->param[DLRN_OUTPUT_BIAS][c] = (float)at[c];
     }
     if (s == DLRN_OK && shifts) {
-        dlrni_mean_row(x, n, in, at);
+        dlrni_middle m = {x, n, in, 1, at + 2 * width, at + width, at};
+        dlrni_mean_row(t->ctx, &m);
         for (int64_t c = 0; c < in; c++) z[c] = (float)at[c];
         dlrni_input_less(dict, z, NULL, 1, z); /* scaled, as rows are */
         for (int64_t f = 0; f < dict->features; f++)
