@@ -3601,6 +3601,13 @@ typedef struct dlrni_adam {
     float eps;
 } dlrni_adam;
 
+/* What follows a product, on its way to the second cache meanwhile. A few lines come with each row
+   of the product: a burst of them would keep its own reads waiting. */
+typedef struct dlrni_ahead {
+    const float *at, *end;
+    int64_t each; /* numbers for a row: whole lines */
+} dlrni_ahead;
+
 struct dlrni_kernel_table {
     /* sum_i a_i b_i in the canonical order */
     float (*dot)(const float *a, const float *b, int64_t n);
@@ -3615,9 +3622,9 @@ struct dlrni_kernel_table {
     void (*dots_nt)(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                     int64_t ldb, float *c, int64_t ldc);
     /* c [m][n] = a panel (+ c if beta), a(i, p) = a[i * row + p * col], panel [k][DLRNI_GROUP], n
-       <= DLRNI_GROUP; sums over p in order, starting from c */
+       <= DLRNI_GROUP; sums over p in order, starting from c. ahead: NULL, or what to fetch */
     void (*outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
-                  const float *panel, int beta, float *c, int64_t ldc);
+                  const float *panel, int beta, float *c, int64_t ldc, dlrni_ahead *ahead);
     /* to [16][16], rows ld_to words apart = the transpose of from [16][16]; words of 4 bytes,
        whatever they hold */
     void (*transpose)(const float *from, int64_t ld_from, float *to, int64_t ld_to);
@@ -4109,9 +4116,8 @@ DLRN_API dlrn_status dlrn_tensor_alloc(dlrn_context *ctx, int64_t rows, int64_t 
 enum {
     DLRNI_GEMM_ROWS = 256,    /* of a task at the most: they share what is read of a panel      */
     DLRNI_GEMM_ROWS_MIN = 64, /* below, reading a panel costs too much beside its product       */
-    DLRNI_GEMM_CHUNK =
-        24, /* rows between two prefetches of the next panel: whole tiles in all sets */
     DLRNI_GEMM_WAVE = 5 << 20, /* numbers that are packed at one time                            */
+    DLRNI_GEMM_PACK = 4, /* panels that one task packs: 12 lines of each row of b side by side   */
     DLRNI_GEMM_DEPTH =
         DLRN_MATMUL_WORK / DLRNI_GROUP, /* of a slice: a panel fills the work space */
     DLRNI_GEMM_STRIDE = DLRNI_GEMM_DEPTH + DLRNI_LANES /* of copied rows: no power of two */
@@ -4188,21 +4194,25 @@ DLRNI_INTERNAL void dlrni_pack_rows(const dlrni_kernel_table *k, const float *b,
         memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
 }
 
-/* panel [depth][DLRNI_GROUP] = b [depth][n]; columns that b lacks become zeros. Rows are prefetched
-   16 ahead: each is too short for the processor to predict where the next one lies. Measured on Zen
-   4, 2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak. */
+/* Panels [depth][DLRNI_GROUP], `apart` numbers from one to the next, = b [depth][n]; columns that b
+   lacks become zeros. Rows are prefetched 16 ahead: each is too short for the processor to predict
+   where the next one lies. Measured on Zen 4, 2048 x 512 x 8192, NN: 0.74 to 0.82 of the peak. */
 DLRNI_INTERNAL void dlrni_pack_cols(const float *b, int64_t ldb, int64_t n, int64_t depth,
-                                    float *panel) {
+                                    float *panel, int64_t apart) {
     enum { AHEAD = 16 };
-    for (int64_t p = 0; p < depth; p++) {
-        for (int64_t q = 0; q < DLRNI_GROUP && p + AHEAD < depth; q += DLRNI_LANES)
-            DLRNI_PREFETCH_FAR(b + (p + AHEAD) * ldb + q);
-        if (n == DLRNI_GROUP) { /* a few moves: a call of memcpy takes longer */
-            memcpy(panel + p * DLRNI_GROUP, b + p * ldb, DLRNI_GROUP * sizeof(float));
-            continue;
+    for (int64_t p = 0; p < depth; p++, b += ldb, panel += DLRNI_GROUP) {
+        for (int64_t q = 0; q < n && p + AHEAD < depth; q += DLRNI_LANES)
+            DLRNI_PREFETCH_FAR(b + AHEAD * ldb + q);
+        float *to = panel;
+        for (int64_t q = 0; q < n; q += DLRNI_GROUP, to += apart) {
+            const int64_t left = n - q;
+            if (left >= DLRNI_GROUP) { /* a few moves: a call of memcpy takes longer */
+                memcpy(to, b + q, DLRNI_GROUP * sizeof(float));
+                continue;
+            }
+            memcpy(to, b + q, (size_t)left * sizeof(float));
+            memset(to + left, 0, (size_t)(DLRNI_GROUP - left) * sizeof(float));
         }
-        memcpy(panel + p * DLRNI_GROUP, b + p * ldb, (size_t)n * sizeof(float));
-        memset(panel + p * DLRNI_GROUP + n, 0, (size_t)(DLRNI_GROUP - n) * sizeof(float));
     }
 }
 
@@ -4226,41 +4236,44 @@ DLRNI_INTERNAL int64_t dlrni_gemm_width(const dlrni_gemm_job *j, int64_t p) {
     return dlrni_min(DLRNI_GROUP, j->n - j->first - p * DLRNI_GROUP);
 }
 
-/* panel = slice s of panel p. */
-DLRNI_INTERNAL void dlrni_gemm_pack(const dlrni_gemm_job *j, int64_t s, int64_t p, float *panel) {
+/* to = slice s of panels p, p + 1, ..., p1 - 1, each in DLRN_MATMUL_WORK numbers. */
+DLRNI_INTERNAL void dlrni_gemm_pack(const dlrni_gemm_job *j, int64_t s, int64_t p, int64_t p1,
+                                    float *to) {
     const int64_t at = j->first + p * DLRNI_GROUP, from = s * DLRNI_GEMM_DEPTH;
-    const int64_t n = dlrni_gemm_width(j, p), depth = dlrni_gemm_depth(j, s);
-    if (j->op == DLRN_NT)
-        dlrni_pack_rows(j->k, j->b + at * j->ldb + from, j->ldb, n, depth, panel);
-    else
-        dlrni_pack_cols(j->b + from * j->ldb + at, j->ldb, n, depth, panel);
+    const int64_t depth = dlrni_gemm_depth(j, s);
+    const int64_t n = dlrni_min(j->n - at, (p1 - p) * DLRNI_GROUP);
+    if (j->op != DLRN_NT)
+        dlrni_pack_cols(j->b + from * j->ldb + at, j->ldb, n, depth, to, DLRN_MATMUL_WORK);
+    for (int64_t q = 0; q < n && j->op == DLRN_NT; q += DLRNI_GROUP, to += DLRN_MATMUL_WORK)
+        dlrni_pack_rows(j->k, j->b + (at + q) * j->ldb + from, j->ldb,
+                        dlrni_min(DLRNI_GROUP, n - q), depth, to);
 }
 
 DLRNI_INTERNAL float *dlrni_gemm_packed(const dlrni_gemm_job *j, int64_t s, int64_t p) {
     return j->packed + (s * j->panels + p) * DLRN_MATMUL_WORK;
 }
 
-/* Task: packs one panel's slice of the wave. */
+/* Task: packs a slice of a few of the wave's panels. */
 DLRNI_INTERNAL void dlrni_gemm_pack_task(void *arg, int64_t task, int worker) {
     const dlrni_gemm_job *j = (const dlrni_gemm_job *)arg;
-    const int64_t s = task / j->panels, p = task % j->panels;
+    const int64_t runs = dlrni_ceil_div(j->panels, DLRNI_GEMM_PACK), s = task / runs;
+    const int64_t p = task % runs * DLRNI_GEMM_PACK;
     (void)worker;
-    dlrni_gemm_pack(j, s, p, dlrni_gemm_packed(j, s, p));
+    dlrni_gemm_pack(j, s, p, dlrni_min(p + DLRNI_GEMM_PACK, j->panels), dlrni_gemm_packed(j, s, p));
 }
 
-/* The product of m copied rows of a with a packed panel, while `next`, the panel that follows,
-   comes to the second cache: without, each panel would begin with a wait for the memory. */
-DLRNI_INTERNAL void dlrni_gemm_panel(const dlrni_gemm_job *j, int64_t m, int64_t n, int64_t depth,
-                                     const float *a, const float *panel, const float *next,
-                                     int beta, float *c) {
-    const int64_t chunks = dlrni_ceil_div(m, DLRNI_GEMM_CHUNK), numbers = depth * DLRNI_GROUP;
-    const int64_t each = dlrni_ceil_div(numbers, chunks * DLRNI_LANES) * DLRNI_LANES;
-    for (int64_t q = 0; q < chunks; q++) {
-        const int64_t i = q * DLRNI_GEMM_CHUNK, end = dlrni_min((q + 1) * each, numbers);
-        for (int64_t at = q * each; at < end; at += DLRNI_LANES) DLRNI_PREFETCH_FAR(next + at);
-        j->k->outer(dlrni_min(DLRNI_GEMM_CHUNK, m - i), n, depth, a + i * DLRNI_GEMM_STRIDE,
-                    DLRNI_GEMM_STRIDE, 1, panel, beta, c + i * j->ldc, j->ldc);
-    }
+/* What follows slice s of panel p in a task for m rows: the next panel, or the first one's next
+   slice. Without, each panel would begin with a wait for the memory. */
+DLRNI_INTERNAL dlrni_ahead dlrni_gemm_ahead(const dlrni_gemm_job *j, int64_t s, int64_t p,
+                                            int64_t p0, int64_t p1, int64_t m) {
+    dlrni_ahead a = {NULL, NULL, 0};
+    const int64_t numbers = dlrni_gemm_depth(j, s) * DLRNI_GROUP;
+    const int more = p + 1 < p1;
+    if (!j->packed || (!more && s + 1 == j->slices)) return a;
+    a.at = more ? dlrni_gemm_packed(j, s, p + 1) : dlrni_gemm_packed(j, s + 1, p0);
+    a.end = a.at + numbers;
+    a.each = dlrni_ceil_div(numbers, m * DLRNI_LANES) * DLRNI_LANES;
+    return a;
 }
 
 /* Task: a block of rows of c by a run of panels. The sums of an element go through the depth in
@@ -4275,20 +4288,15 @@ DLRNI_INTERNAL void dlrni_gemm_task(void *arg, int64_t task, int worker) {
         dlrni_pack_left(j, i0, m, s * DLRNI_GEMM_DEPTH, depth, copy);
         for (int64_t p = p0; p < p1; p++) {
             const int64_t at = j->first + p * DLRNI_GROUP, n = dlrni_gemm_width(j, p);
-            const int last = s + 1 == j->slices, more = p + 1 < p1;
-            const float *panel = own, *next = own;
+            const float *panel = j->packed ? dlrni_gemm_packed(j, s, p) : own;
+            dlrni_ahead ahead = dlrni_gemm_ahead(j, s, p, p0, p1, m);
             float *c = j->c + i0 * j->ldc + at;
-            if (j->packed) {
-                panel = dlrni_gemm_packed(j, s, p);
-                next = more   ? panel + DLRN_MATMUL_WORK
-                       : last ? panel
-                              : dlrni_gemm_packed(j, s + 1, p0);
-            } else {
-                dlrni_gemm_pack(j, s, p, own);
-            }
+            if (!j->packed) dlrni_gemm_pack(j, s, p, p + 1, own);
             /* from the second slice on, c holds the sums so far */
-            dlrni_gemm_panel(j, m, n, depth, copy, panel, next, j->beta || s, c);
-            if (last && j->then) j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
+            j->k->outer(m, n, depth, copy, DLRNI_GEMM_STRIDE, 1, panel, j->beta || s, c, j->ldc,
+                        &ahead);
+            if (j->then && s + 1 == j->slices)
+                j->then(j->arg, i0, at, dlrn_view(c, m, n, j->ldc));
         }
     }
 }
@@ -4357,8 +4365,8 @@ DLRNI_INTERNAL void dlrni_gemm_waves(dlrn_context *ctx, dlrni_gemm_job *job, int
         dlrni_gemm_plan(job, job->panels, ctx->threads);
         const int64_t columns = dlrni_min(job->panels * DLRNI_GROUP, job->n - job->first);
         if (job->packed)
-            dlrni_parallel_for(ctx, job->slices * job->panels, dlrni_ns(job->depth, columns),
-                               dlrni_gemm_pack_task, job);
+            dlrni_parallel_for(ctx, job->slices * dlrni_ceil_div(job->panels, DLRNI_GEMM_PACK),
+                               dlrni_ns(job->depth, columns), dlrni_gemm_pack_task, job);
         dlrni_parallel_for(ctx, job->blocks * job->runs,
                            dlrni_ns(job->m, columns) * (double)job->depth / 16, dlrni_gemm_task,
                            job);
@@ -4401,10 +4409,10 @@ DLRNI_INTERNAL void dlrni_gemm_serial(dlrni_gemm_job *job, float *work) {
     job->panels = dlrni_ceil_div(job->n, DLRNI_GROUP);
     for (int64_t s = 0; s < job->slices; s++)
         for (int64_t p = 0; p < job->panels; p++) {
-            dlrni_gemm_pack(job, s, p, work);
+            dlrni_gemm_pack(job, s, p, p + 1, work);
             job->k->outer(job->m, dlrni_gemm_width(job, p), dlrni_gemm_depth(job, s),
                           job->a + s * DLRNI_GEMM_DEPTH * col, row, col, work, job->beta || s,
-                          job->c + p * DLRNI_GROUP, job->ldc);
+                          job->c + p * DLRNI_GROUP, job->ldc, NULL);
         }
 }
 
@@ -25377,9 +25385,10 @@ DLRNI_INTERNAL void dlrni_aux_decode(const dlrn_trainer *t, const dlrni_aux_loss
             int64_t width = dlrni_min(DLRNI_GROUP, d - j);
             for (int64_t q = 0; q < depth; q++)
                 dlrni_pack_cols(t->dict->param[DLRN_DECODER] + a->dead[p + q] * d + j, d, width, 1,
-                                panel + q * DLRNI_GROUP);
+                                panel + q * DLRNI_GROUP, 0);
             /* p > 0: adds to earlier panels */
-            t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d);
+            t->ctx->k->outer(rows, width, depth, f + p, a->count, 1, panel, p > 0, out + j, d,
+                               NULL);
         }
 }
 
@@ -25700,8 +25709,9 @@ DLRNI_INTERNAL void dlrni_aux_outer(const dlrni_kernel_table *k, const dlrni_aux
                                     int64_t rows, int64_t d, float *grad) {
     for (int64_t j = 0; j < d; j += DLRNI_GROUP) {
         int64_t width = dlrni_min(DLRNI_GROUP, d - j);
-        dlrni_pack_cols(g + j, d, width, rows, h->panel);
-        k->outer(j1 - j0, width, rows, c + j0, 1, DLRNI_GROUP, h->panel, 1, grad + j0 * d + j, d);
+        dlrni_pack_cols(g + j, d, width, rows, h->panel, 0);
+        k->outer(j1 - j0, width, rows, c + j0, 1, DLRNI_GROUP, h->panel, 1, grad + j0 * d + j, d,
+                 NULL);
     }
 }
 
@@ -34916,18 +34926,32 @@ DLRNI_INTERNAL void DLRNI_K(dots_nt)(int64_t m, int64_t n, int64_t k, const floa
                                  c + i * ldc + q, ldc);
 }
 
-/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. */
+/* A step of outer_tile: the row w [outer_vectors] of the panel times the numbers x[i][at]. soon: the
+   row of a later step, which comes to the first cache: a panel is larger. */
 DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
-                                      const float *const *x, int64_t at, const float *w) {
+                                      const float *const *x, int64_t at, const float *w,
+                                      const float *soon) {
     enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors) };
     DLRNI_K(v16) r[VECTORS];
     DLRNI_UNROLL
-    for (int v = 0; v < VECTORS; v++) r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
+    for (int v = 0; v < VECTORS; v++) {
+        DLRNI_PREFETCH(soon + v * DLRNI_LANES);
+        r[v] = DLRNI_K(load)(w + v * DLRNI_LANES);
+    }
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_K(v16) b = DLRNI_K(set1)(x[i][at]);
         DLRNI_UNROLL
         for (int v = 0; v < VECTORS; v++) s[i][v] = DLRNI_K(fma)(b, r[v], s[i][v]);
+    }
+}
+
+/* Fetches a row of c to the first cache, and what comes with a row to the second. */
+DLRNI_INLINE void DLRNI_K(outer_fetch)(const float *c, dlrni_ahead *ahead) {
+    for (int v = 0; v < (int)DLRNI_K(outer_vectors); v++) DLRNI_PREFETCH(c + v * DLRNI_LANES);
+    for (int64_t q = 0; ahead && q < ahead->each && ahead->at < ahead->end; q += DLRNI_LANES) {
+        DLRNI_PREFETCH_FAR(ahead->at);
+        ahead->at += DLRNI_LANES;
     }
 }
 
@@ -34940,13 +34964,16 @@ DLRNI_INLINE void DLRNI_K(outer_step)(DLRNI_K(v16) (*s)[DLRNI_K(outer_vectors)],
 
    A step loads each vector of the panel once and broadcasts each row's number once: with AVX-512,
    11 loads for 24 multiply-adds; with AVX2, 8 for 12. Loads must be fewer than multiply-adds, since
-   a core does about as many of each. The sums start from c (beta) or from 0. In the second case
-   nothing has read c yet, so its lines are prefetched before they are written. Where a has fewer
-   rows, the last one repeats. */
+   a core does about as many of each. The sums start from c (beta) or from 0. Where a has fewer rows,
+   the last one repeats.
+
+   `soon`, rows of c, and `ahead` are fetched a row at a time between the steps. A core waits for
+   about 16 lines at once; all rows of c in one burst, and 140 lines of the next panel every third
+   tile, kept the tile waiting: on a Xeon (AMX) 0.78 of the peak against 0.88. */
 DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, int64_t row,
                                         int64_t col, const float *panel, int beta, float *c,
-                                        int64_t ldc) {
-    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), STEPS = 4 };
+                                        int64_t ldc, const float *soon, dlrni_ahead *ahead) {
+    enum { ROWS = DLRNI_K(outer_rows), VECTORS = DLRNI_K(outer_vectors), LATER = 16 };
     DLRNI_K(v16) s[ROWS][VECTORS];
     const float *x[ROWS];
     DLRNI_UNROLL
@@ -34955,22 +34982,25 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
         DLRNI_UNROLL
         for (int v = 0; v < VECTORS; v++) {
             float *at = c + i * ldc + v * DLRNI_LANES; /* c has whole tiles: see outer */
-            if (!beta) DLRNI_PREFETCH(at);
             s[i][v] = beta ? DLRNI_K(load)(at) : DLRNI_K(set1)(0);
         }
     }
+#define DLRNI_ROW(p) (panel + (p) * DLRNI_GROUP)
+#define DLRNI_LATER DLRNI_ROW(dlrni_min(p + LATER, k - 1))
     int64_t p = 0; /* one chain of multiply-adds for each element, p in order */
-    for (; col == 1 && p + STEPS <= k; p += STEPS) {
-        DLRNI_UNROLL
-        for (int q = 0; q < STEPS; q++)
-            DLRNI_K(outer_step)(s, x, p + q, panel + (p + q) * DLRNI_GROUP);
+    for (int i = 0; i < ROWS; i++) {
+        DLRNI_K(outer_fetch)(soon + i * ldc, ahead);
+        for (; col == 1 && p < k * (i + 1) / ROWS; p++)
+            DLRNI_K(outer_step)(s, x, p, DLRNI_ROW(p), DLRNI_LATER);
     }
     for (; row == 1 && m == ROWS && p < k; p++) { /* the numbers of a step lie side by side */
         DLRNI_UNROLL
         for (int i = 0; i < ROWS; i++) x[i] = a + p * col + i;
-        DLRNI_K(outer_step)(s, x, 0, panel + p * DLRNI_GROUP);
+        DLRNI_K(outer_step)(s, x, 0, DLRNI_ROW(p), DLRNI_LATER);
     }
-    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, panel + p * DLRNI_GROUP);
+    for (; p < k; p++) DLRNI_K(outer_step)(s, x, p * col, DLRNI_ROW(p), DLRNI_LATER);
+#undef DLRNI_ROW
+#undef DLRNI_LATER
     DLRNI_UNROLL
     for (int i = 0; i < ROWS; i++) {
         DLRNI_UNROLL
@@ -34981,28 +35011,30 @@ DLRNI_INTERNAL void DLRNI_K(outer_tile)(int64_t m, int64_t k, const float *a, in
 /* A tile's rows by all columns of the panel: one tile with AVX-512, three with the other sets. */
 DLRNI_INTERNAL void DLRNI_K(outer_tiles)(int64_t m, int64_t k, const float *a, int64_t row,
                                          int64_t col, const float *panel, int beta, float *c,
-                                         int64_t ldc) {
+                                         int64_t ldc, const float *soon, dlrni_ahead *ahead) {
     for (int64_t j = 0; j < DLRNI_GROUP; j += DLRNI_K(outer_vectors) *DLRNI_LANES)
-        DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc);
+        DLRNI_K(outer_tile)(m, k, a, row, col, panel + j, beta, c + j, ldc, soon + j, ahead);
 }
 
 /* c [m][n]. A tile that reaches beyond the edge of c is computed in a whole tile of scratch, and
    its part is copied: so the tile has no tests inside. The copied sums are the same, since they
-   start from the same c. */
+   start from the same c. What is fetched of c: the tile's own rows, before they are written; with
+   beta, which has read those, the next tile's. */
 DLRNI_INTERNAL void DLRNI_K(outer)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row,
                                    int64_t col, const float *panel, int beta, float *c,
-                                   int64_t ldc) {
+                                   int64_t ldc, dlrni_ahead *ahead) {
     enum { ROWS = DLRNI_K(outer_rows) };
     for (int64_t i = 0; i < m; i += ROWS, a += ROWS * row, c += ROWS * ldc) {
         int64_t rows = dlrni_min(ROWS, m - i);
         if (rows == ROWS && n == DLRNI_GROUP) {
-            DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, beta, c, ldc);
+            const float *soon = beta && m - i >= 2 * ROWS ? c + ROWS * ldc : c;
+            DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, beta, c, ldc, soon, ahead);
             continue;
         }
         float whole[ROWS * DLRNI_GROUP] = {0};     /* the start of the sums without beta, too */
         for (int64_t r = 0; r < rows && beta; r++) /* n of 48 columns */
             memcpy(whole + r * DLRNI_GROUP, c + r * ldc, (size_t)n * sizeof *c);
-        DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, 1, whole, DLRNI_GROUP);
+        DLRNI_K(outer_tiles)(rows, k, a, row, col, panel, 1, whole, DLRNI_GROUP, whole, ahead);
         for (int64_t r = 0; r < rows; r++)
             memcpy(c + r * ldc, whole + r * DLRNI_GROUP, (size_t)n * sizeof *c);
     }
@@ -35356,7 +35388,7 @@ DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t 
                                       uint64_t *mask) {
     float sum[DLRNI_K(outer_rows) *DLRNI_GROUP];
     DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), steps, (const float *)x, ld / (int64_t)sizeof(float),
-                         1, (const float *)panel, 0, sum, DLRNI_GROUP);
+                         1, (const float *)panel, 0, sum, DLRNI_GROUP, sum, NULL);
     DLRNI_K(screen_masks)(sum, coef, row, mask);
 }
 
