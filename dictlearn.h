@@ -1151,7 +1151,7 @@
 #elif !defined(DICTLEARN_IMPLEMENTATION)
 #define DLRN_API extern
 #define DLRNI_NOT_STATIC
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) || defined(__clang__)
 #define DLRN_API __attribute__((unused)) static
 #else
 #define DLRN_API static
@@ -2732,8 +2732,22 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 /* Under these flags a compiler assumes that no number is a NaN or an infinity, and drops the checks
    for them. The library promises these checks. It promises the same bits everywhere, too, and these
    flags allow sums in any order. */
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0)
-#error "dictlearn.h: compile this file without -ffast-math, -Ofast and -ffinite-math-only"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ > 0) ||       \
+    defined(_M_FP_FAST)
+#error "dictlearn.h: compile this file without -ffast-math, -Ofast, -ffinite-math-only and /fp:fast"
+#endif
+
+#ifdef _MSC_VER
+/* What /sdl, which Visual Studio sets in new projects, makes errors of: the minus of an unsigned
+   number; a pointer that cl believes to be unset; fopen and getenv, which Microsoft calls unsafe. */
+#pragma warning(push)
+#pragma warning(disable : 4146 4703 4996)
+#ifdef __clang__
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdeprecated-declarations"
+#else
+#pragma fp_contract(off) /* before Visual Studio 2022 cl contracts a * b + c under /arch:AVX2 */
+#endif
 #endif
 
 #include <float.h>
@@ -2781,17 +2795,46 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 /* By default every kernel set is compiled that the compiler can compile, and the processor decides
    at run time which one is used. DICTLEARN_SIMD 0 compiles only the scalar set: for a small object,
-   or for a compiler that fails on intrinsics. MSVC gets only the scalar set, too: it cannot compile
-   one function for another processor (DLRNI_TARGET_BEGIN). */
+   or for a compiler that fails on intrinsics. Of MSVC's own compiler, cl, those for x64 are taken
+   that know AVX-512 whole (Visual Studio 2022). */
 #ifndef DICTLEARN_SIMD
 #define DICTLEARN_SIMD 1
 #endif
-#if DICTLEARN_SIMD && (defined(__GNUC__) || defined(__clang__)) &&                                 \
-    (defined(__x86_64__) || defined(__i386__))
-#define DLRNI_X86 1
-#include <immintrin.h>
-#else
 #define DLRNI_X86 0
+#if DICTLEARN_SIMD && (defined(__GNUC__) || defined(__clang__))
+#if defined(__x86_64__) || defined(__i386__)
+#undef DLRNI_X86
+#define DLRNI_X86 1
+#endif
+#elif DICTLEARN_SIMD && defined(_M_X64) && !defined(_M_ARM64EC) && _MSC_VER >= 1930
+#undef DLRNI_X86
+#define DLRNI_X86 1
+#endif
+#if DLRNI_X86
+#include <immintrin.h>
+#if defined(__clang__) && defined(_MSC_VER)
+/* For MSVC's sake clang's immintrin.h has only what the whole file is compiled for. */
+#include <smmintrin.h>
+#include <wmmintrin.h>
+
+#include <avxintrin.h>
+
+#include <avx2intrin.h>
+#include <fmaintrin.h>
+
+#include <avx512fintrin.h>
+
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+
+#include <avx512vlbwintrin.h>
+
+#include <avx512bf16intrin.h>
+#endif
+#endif
+#ifdef _MSC_VER
+#include <intrin.h>
 #endif
 /* The matrix registers of Intel's AMX: where the compiler knows them, and Linux hands them out.
    MemorySanitizer cannot see what they write. */
@@ -2861,6 +2904,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
    is then not left to its judgement. */
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_INLINE __attribute__((always_inline, unused)) static inline
+#elif defined(_MSC_VER)
+#define DLRNI_INLINE static __forceinline
 #else
 #define DLRNI_INLINE static inline
 #endif
@@ -2899,6 +2944,9 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 #if defined(__GNUC__) || defined(__clang__)
 #define DLRNI_PREFETCH(p) __builtin_prefetch(p)
 #define DLRNI_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
+#elif DLRNI_X86
+#define DLRNI_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define DLRNI_PREFETCH_FAR(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 #else
 #define DLRNI_PREFETCH(p) ((void)(p))
 #define DLRNI_PREFETCH_FAR(p) ((void)(p))
@@ -3294,11 +3342,11 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
 }
 
 /* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
-   fmaf() rounds twice, because it computes in long double. There the sum is formed in f64 and
-   rounded to odd: an inexact sum gets a last bit of 1. The spare bits make the rounding to f32 the
+   fmaf() rounds twice, because it computes in long double, and of Windows' own not everything is
+   known. There the sum is formed in f64 and rounded to odd: an inexact sum gets a last bit of 1. The spare bits make the rounding to f32 the
    correct one (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
-#ifdef __MINGW32__
+#ifdef _WIN32
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
     double part = sum - product, error = (product - (sum - part)) + ((double)c - part); /* exact */
     uint64_t u;
@@ -3457,8 +3505,9 @@ DLRN_API void dlrn_parallel_for(dlrn_context *ctx, int64_t n_tasks, dlrn_paralle
     }
 #ifdef _OPENMP
     if (ctx->threads > 1 && n_tasks > 1) {
+        int64_t task; /* OpenMP 2.0, which is MSVC's, has no declaration in the loop's head in C */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(ctx->threads)
-        for (int64_t task = 0; task < n_tasks; task++) body(arg, task, omp_get_thread_num());
+        for (task = 0; task < n_tasks; task++) body(arg, task, omp_get_thread_num());
         return;
     }
 #endif
@@ -3728,16 +3777,148 @@ struct dlrni_screen {
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
-   gcc a pragma. A system header must not be included in between: its functions would get the
+   gcc a pragma; MSVC's cl has every instruction anywhere. A system header must not be included in between: its functions would get the
    target, too. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \
     DLRNI_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define DLRNI_TARGET_END _Pragma("clang attribute pop")
-#else
+#elif defined(__GNUC__)
 #define DLRNI_TARGET_BEGIN(features) _Pragma("GCC push_options") DLRNI_PRAGMA(GCC target(features))
 #define DLRNI_TARGET_END _Pragma("GCC pop_options")
+#else
+#define DLRNI_TARGET_BEGIN(features)
+#define DLRNI_TARGET_END
+#endif
+
+/* ---- What the processor has ----
+
+   One bit for each kind of processor that sets ask for, found at run time. A bit is set only if the
+   system saves the registers, too. */
+enum {
+    /* with FMA and PCLMUL, as nearly every processor that has AVX2; a virtual machine may hide
+       them */
+    DLRNI_CAN_AVX2 = 1,
+    /* the four parts of AVX-512 that the code uses (F, DQ, BW, VL). Skylake-SP and later have them
+       all; Xeon Phi does not */
+    DLRNI_CAN_AVX512 = 2,
+    DLRNI_CAN_BF16 =
+        4, /* products of bf16: Cooper Lake, Sapphire Rapids and Zen 4 were the first */
+    DLRNI_CAN_VNNI = 8, /* products of bytes: Cascade Lake and Zen 4 were the first */
+    DLRNI_CAN_AMX = 16, /* with the two above: Sapphire Rapids was the first */
+    DLRNI_CAN_DOT = 32, /* Armv8.2 and later: Cortex-A76, Neoverse N1, Apple's A13 and M1 */
+    DLRNI_CAN_I8MM = 64 /* Armv8.6 and later: Neoverse V1 and N2, Apple's A15 and M2 */
+};
+
+#if DLRNI_X86
+/* cpuid's eax, ebx, ecx and edx for a leaf and its part. */
+DLRNI_INTERNAL void dlrni_cpuid(uint32_t leaf, uint32_t part, uint32_t reg[4]) {
+#ifdef _MSC_VER
+    int r[4];
+    __cpuidex(r, (int)leaf, (int)part);
+    for (int i = 0; i < 4; i++) reg[i] = (uint32_t)r[i];
+#else
+    __asm__("cpuid"
+            : "=a"(reg[0]), "=b"(reg[1]), "=c"(reg[2]), "=d"(reg[3])
+            : "a"(leaf), "c"(part));
+#endif
+}
+
+/* XCR0: which registers the system saves. To be read only where cpuid has OSXSAVE. */
+DLRNI_INTERNAL uint32_t dlrni_saved_registers(void) {
+#ifdef _MSC_VER
+    return (uint32_t)_xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    (void)high;
+#ifdef __APPLE__
+    low |= 0xe0; /* Darwin begins to save those of AVX-512 when they are first used */
+#endif
+    return low;
+#endif
+}
+
+#if DLRNI_AMX
+/* Linux gives a process the matrix registers if it asks: arch_prctl(ARCH_REQ_XCOMP_PERM,
+   XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called without libc's syscall(), which
+   strict C does not declare. */
+DLRNI_INTERNAL int dlrni_amx_granted(void) {
+    long request = 158; /* the number of arch_prctl; then its result */
+    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return request == 0;
+}
+#endif
+
+DLRNI_INTERNAL int dlrni_has_bits(uint32_t word, uint32_t bits) {
+    return (word & bits) == bits;
+}
+
+DLRNI_INTERNAL unsigned dlrni_processor(void) {
+    const uint32_t first = 1u << 28 | 1u << 27 | 1u << 12 | 1u << 1, /* AVX, OSXSAVE, FMA, PCLMUL */
+        parts = 1u << 31 | 1u << 30 | 1u << 17 | 1u << 16;           /* VL, BW, DQ, F             */
+    uint32_t leaf0[4], leaf1[4], leaf7[4], more[4] = {0, 0, 0, 0};
+    dlrni_cpuid(0, 0, leaf0);
+    if (leaf0[0] < 7) return 0;
+    dlrni_cpuid(1, 0, leaf1);
+    if (!dlrni_has_bits(leaf1[2], first)) return 0;
+    const uint32_t saved = dlrni_saved_registers();
+    dlrni_cpuid(7, 0, leaf7);
+    if (!dlrni_has_bits(saved, 0x6) || !(leaf7[1] >> 5 & 1)) return 0;
+    unsigned can = DLRNI_CAN_AVX2;
+    if (!dlrni_has_bits(saved, 0xe6) || !dlrni_has_bits(leaf7[1], parts)) return can;
+    can |= DLRNI_CAN_AVX512;
+    if (leaf7[0] >= 1) dlrni_cpuid(7, 1, more);
+    if (more[0] >> 5 & 1) can |= DLRNI_CAN_BF16;
+    if (leaf7[2] >> 11 & 1) can |= DLRNI_CAN_VNNI;
+#if DLRNI_AMX
+    if (dlrni_has_bits(can, DLRNI_CAN_BF16 | DLRNI_CAN_VNNI) &&
+        dlrni_has_bits(leaf7[3], 1u << 25 | 1u << 24 | 1u << 22) && /* int8, tiles, bf16 */
+        dlrni_amx_granted())
+        can |= DLRNI_CAN_AMX;
+#endif
+    return can;
+}
+#elif DLRNI_NEON_BYTES
+/* Whether the processor has an extension: bit `bit` of the auxiliary vector's entry `type` (Linux),
+   or the system's variable of that name (Apple). Elsewhere only the compiler's own target counts.
+   The prototype is that of sys/sysctl.h, which strict POSIX cannot include. */
+DLRNI_INTERNAL int dlrni_arm_has(unsigned long type, int bit, const char *name) {
+#if defined(__linux__)
+    (void)name;
+    return (int)(getauxval(type) >> bit & 1);
+#elif defined(__APPLE__)
+    extern int sysctlbyname(const char *, void *, size_t *, void *, size_t);
+    int has = 0;
+    size_t size = sizeof has;
+    (void)type, (void)bit;
+    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has;
+#else
+    (void)type, (void)bit, (void)name;
+    return 0;
+#endif
+}
+
+DLRNI_INTERNAL unsigned dlrni_processor(void) {
+    unsigned can = 0;
+#ifdef __ARM_FEATURE_DOTPROD
+    can |= DLRNI_CAN_DOT;
+#else /* AT_HWCAP, HWCAP_ASIMDDP */
+    if (dlrni_arm_has(16, 20, "hw.optional.arm.FEAT_DotProd")) can |= DLRNI_CAN_DOT;
+#endif
+#ifdef __ARM_FEATURE_MATMUL_INT8
+    can |= DLRNI_CAN_I8MM;
+#else /* AT_HWCAP2, HWCAP2_I8MM */
+    if (dlrni_arm_has(26, 13, "hw.optional.arm.FEAT_I8MM")) can |= DLRNI_CAN_I8MM;
+#endif
+    return can;
+}
+#else
+/* Every aarch64 processor has NEON. */
+DLRNI_INTERNAL unsigned dlrni_processor(void) {
+    return 0;
+}
 #endif
 
 /* The sets' blocks, at the end of this file. */
@@ -3745,87 +3926,79 @@ struct dlrni_screen {
 #include DICTLEARN_HEADER_NAME
 #undef DLRNI_COMPILE_SETS
 
-/* The sets, from the slowest to the fastest; "auto" takes the last one that runs. `runs` says
-   whether this processor and its system can run the set: the compilers' builtin also checks that
-   the system saves the registers. At most three screens are listed, the cheapest first. A screen
-   whose own `runs` returns 0 is skipped; the first two that remain are used. The scalar set screens
-   nothing: it is the oracle of the tests. */
+/* The sets, from the slowest to the fastest; "auto" takes the last one that can run. The screens of
+   each are listed the cheapest first. The scalar set screens nothing: it is the oracle of the
+   tests. */
 typedef struct dlrni_set_row {
     const char *name;
-    int (*runs)(void);
+    unsigned needs; /* of the processor: DLRNI_CAN_* */
     const dlrni_kernel_table *k;
     double candidate; /* cost of recomputing one, see dlrni_choose_screen */
-    struct {
-        const dlrni_screen *screen;
-        int (*runs)(void); /* NULL: wherever the set runs */
-    } choice[3];
+    const dlrni_screen *screen[2];
 } dlrni_set_row;
 
 static const dlrni_set_row dlrni_sets[] = {
-    {"scalar", dlrni_scalar_runs, &dlrni_scalar_kernels, 4, {{NULL, NULL}}},
+    {"scalar", 0, &dlrni_scalar_kernels, 4, {NULL, NULL}},
 #if DLRNI_X86
     {"avx2",
-     dlrni_avx2_runs,
+     DLRNI_CAN_AVX2,
      &dlrni_avx2_kernels,
      4,
-     {{&dlrni_avx2_screen_bytes, NULL}, {&dlrni_avx2_screen_int16, NULL}}},
+     {&dlrni_avx2_screen_bytes, &dlrni_avx2_screen_int16}},
     {"avx512",
-     dlrni_avx512_runs,
+     DLRNI_CAN_AVX512,
      &dlrni_avx512_kernels,
      4,
-     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512_screen_int16, NULL}}},
+     {&dlrni_avx512_screen_bytes, &dlrni_avx512_screen_int16}},
     {"avx512bf16",
-     dlrni_avx512bf16_runs,
+     DLRNI_CAN_BF16,
      &dlrni_avx512_kernels,
      4,
-     {{&dlrni_avx512_screen_bytes, NULL}, {&dlrni_avx512bf16_screen, NULL}}},
+     {&dlrni_avx512_screen_bytes, &dlrni_avx512bf16_screen}},
     {"avx512vnni",
-     dlrni_avx512vnni_runs,
+     DLRNI_CAN_VNNI,
      &dlrni_avx512_kernels,
      4,
-     {{&dlrni_avx512vnni_screen, NULL}, {&dlrni_avx512vnni_screen_int16, NULL}}},
+     {&dlrni_avx512vnni_screen, &dlrni_avx512vnni_screen_int16}},
 #endif
 #if DLRNI_AMX
     {"amx",
-     dlrni_amx_runs,
+     DLRNI_CAN_AMX,
      &dlrni_avx512_kernels,
      7,
-     {{&dlrni_amx_screen_int8, NULL}, {&dlrni_amx_screen_bf16, NULL}}},
+     {&dlrni_amx_screen_int8, &dlrni_amx_screen_bf16}},
 #endif
 #if DLRNI_NEON
-    {"neon", dlrni_neon_runs, &dlrni_neon_kernels, 4, {{&dlrni_neon_screen_f32, NULL}}},
+    {"neon", 0, &dlrni_neon_kernels, 4, {&dlrni_neon_screen_f32, NULL}},
 #endif
 #if DLRNI_NEON_BYTES
     {"neondot",
-     dlrni_neondot_runs,
+     DLRNI_CAN_DOT,
      &dlrni_neon_kernels,
      4,
-     {{&dlrni_neondot_screen, NULL}, {&dlrni_neon_screen_f32, NULL}}},
+     {&dlrni_neondot_screen, &dlrni_neon_screen_f32}},
     {"neoni8mm",
-     dlrni_neoni8mm_runs,
+     DLRNI_CAN_I8MM,
      &dlrni_neon_kernels,
      4,
-     {{&dlrni_neoni8mm_screen, NULL}, {&dlrni_neon_screen_f32, NULL}}},
+     {&dlrni_neoni8mm_screen, &dlrni_neon_screen_f32}},
 #endif
 };
 enum { DLRNI_SETS = sizeof dlrni_sets / sizeof dlrni_sets[0] };
 /* Fails to compile when a context has no room for their names. */
 typedef char dlrni_sets_fit[(int)DLRNI_SETS <= (int)DLRNI_SETS_MAX ? 1 : -1];
 
-/* Set number `index` of those that can run here; returns 0 beyond the last. */
-DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
-    int i = 0, n = 0;
+/* Set number `index` of those that run on a processor that can `can`; returns 0 beyond the last. */
+DLRNI_INTERNAL int dlrni_kernel_set(unsigned can, int index, dlrni_set *set) {
+    int i = 0;
     for (; i < (int)DLRNI_SETS; i++)
-        if (dlrni_sets[i].runs() && index-- == 0) break;
+        if (!(dlrni_sets[i].needs & ~can) && index-- == 0) break;
     if (i == (int)DLRNI_SETS) return 0;
     const dlrni_set_row *row = &dlrni_sets[i];
-    memset(set, 0, sizeof *set);
     set->name = row->name;
     set->k = row->k;
     set->candidate = row->candidate;
-    for (int c = 0; c < 3 && n < 2; c++)
-        if (row->choice[c].screen && (!row->choice[c].runs || row->choice[c].runs()))
-            set->screen[n++] = row->choice[c].screen;
+    memcpy(set->screen, row->screen, sizeof set->screen);
     return 1;
 }
 
@@ -3835,8 +4008,9 @@ DLRNI_INTERNAL int dlrni_kernel_set(int index, dlrni_set *set) {
 DLRNI_INTERNAL int dlrni_kernel_choice(const char *name, dlrni_set *found) {
     if (!name || !strcmp(name, "auto")) name = getenv("DICTLEARN_KERNELS");
     int any = !name || !*name || !strcmp(name, "auto"), ok = 0;
+    const unsigned can = dlrni_processor();
     dlrni_set set;
-    for (int i = 0; dlrni_kernel_set(i, &set); i++)
+    for (int i = 0; dlrni_kernel_set(can, i, &set); i++)
         if (any || !strcmp(set.name, name)) {
             *found = set;
             ok = 1;
@@ -3869,11 +4043,12 @@ DLRNI_INTERNAL void dlrni_describe(dlrn_context *ctx) {
     const char *threading = ctx->cfg.parallel_for ? "the host's" : "no OpenMP";
 #endif
     const size_t size = sizeof ctx->text;
+    const unsigned can = dlrni_processor();
     size_t used = 0;
     dlrni_set set;
     dlrni_print_more(ctx->text, size, &used, "dictlearn %s, kernels %s of", DLRN_VERSION_STRING,
                      ctx->set.name);
-    for (int i = 0; i < DLRNI_SETS_MAX && dlrni_kernel_set(i, &set); i++) {
+    for (int i = 0; i < DLRNI_SETS_MAX && dlrni_kernel_set(can, i, &set); i++) {
         ctx->names[i] = set.name;
         dlrni_print_more(ctx->text, size, &used, " %s", set.name);
     }
@@ -3900,10 +4075,10 @@ DLRNI_INTERNAL int dlrni_config_is_whole(const dlrn_context_config *cfg) {
 /* Bytes of a core's second cache. cpuid's leaf 0x80000006 has it in KB, from all makers of x86. */
 DLRNI_INTERNAL int64_t dlrni_second_cache(void) {
     int64_t kb = 0;
-#if DLRNI_X86 && defined(__x86_64__)
-    unsigned a = 0x80000006u, b, c = 0, d;
-    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    kb = (int64_t)(c >> 16);
+#if DLRNI_X86
+    uint32_t reg[4];
+    dlrni_cpuid(0x80000006u, 0, reg);
+    kb = (int64_t)(reg[2] >> 16);
 #endif
     return (kb ? kb : 512) << 10;
 }
@@ -6018,6 +6193,10 @@ DLRNI_INTERNAL int64_t dlrni_group_width(const dlrni_encoding *c, int64_t group)
 DLRNI_INTERNAL int dlrni_lowest_bit(uint64_t mask) {
 #if defined(__GNUC__) || defined(__clang__)
     return __builtin_ctzll(mask);
+#elif defined(_MSC_VER) && defined(_WIN64)
+    unsigned long bit;
+    _BitScanForward64(&bit, mask);
+    return (int)bit;
 #else
     int bit = 0;
     while (!(mask >> bit & 1)) bit++;
@@ -10937,7 +11116,8 @@ DLRNI_INTERNAL int dlrni_json_word(dlrni_json_reader *r, const char *word) {
    it would refuse 1e999. */
 DLRNI_INTERNAL int dlrni_json_not_finite(dlrni_json_reader *r, dlrn_json *v) {
     static const char *const words[3] = {"NaN", "Infinity", "-Infinity"};
-    static const double values[3] = {(double)NAN, (double)INFINITY, -(double)INFINITY};
+    const double values[3] = {(double)NAN, (double)INFINITY, -(double)INFINITY}; /* not static: a
+                                          NAN of Windows' headers is no constant in C */
     for (int i = 0; i < 3; i++) {
         if (!dlrni_json_word(r, words[i])) continue;
         v->type = DLRN_JSON_NUMBER;
@@ -33260,6 +33440,12 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 /* ------------------------------------------------------------------------------------------ */
 // >>undef
 /* Nothing private is left behind; DLRNI_IMPLEMENTED stays, so that a second inclusion is empty. */
+#ifdef _MSC_VER
+#pragma warning(pop)
+#ifdef __clang__
+#pragma clang diagnostic pop
+#endif
+#endif
 #undef DLRNI_AFFINE
 #undef DLRNI_ATTENTION
 #undef DLRNI_BIT
@@ -33357,7 +33543,6 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 
    There is one block for each kernel set. It has, in this order:
 
-     NAME_runs()           whether the processor can run it
      DLRNI_TARGET_BEGIN    the instructions that it is compiled for
      DLRNI_K(name)         puts the set's name before a name: all names below are written with it
      tile sizes            an enum of the sizes explained below
@@ -33413,10 +33598,6 @@ DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
 /* ---- scalar ----
 
    Every operation is a loop over 16 lanes: what the other sets must reproduce, bit for bit. */
-
-DLRNI_INTERNAL int dlrni_scalar_runs(void) {
-    return 1;
-}
 
 /* With vector units at hand the oracle runs in tests alone. */
 #if DLRNI_X86 || DLRNI_NEON
@@ -33514,6 +33695,48 @@ DLRNI_COLD_END
 #endif
 
 #if DLRNI_X86
+/* ---- Steps for all x86 sets that compilers write differently ----
+
+   Products of small integers, and of bf16, added to sums. In assembly for gcc and clang: gcc 12
+   reorders the builtins, forms all products first and spills the sums (a third of the speed; with
+   vpdpbusd 44 % of the instruction's peak on Zen 4 instead of 94 %), and vdpbf16ps' type crashes
+   clang 16 (in its pass VectorCombine). cl has no assembly for x64.
+     TWO     t = multiply(a, b), sum = add(sum, t): two instructions for the product and the sum of
+             neighbours, of int16 (DOT) or of unsigned a and signed b (BYTES)
+     the rest one instruction: four pairs of bytes, two of int16, two of bf16 */
+#if defined(__GNUC__) || defined(__clang__)
+#define DLRNI_TWO(multiply, add, kind, sum, a, b, t)                                               \
+    __asm__(multiply " %3, %2, %1\n\t" add " %1, %0, %0"                                           \
+            : "+" kind(sum), "=&" kind(t)                                                          \
+            : kind(a), kind(b))
+#define DLRNI_DOT_256(sum, a, b, t) DLRNI_TWO("vpmaddwd", "vpaddd", "x", sum, a, b, t)
+#define DLRNI_BYTES_256(sum, a, b, t) DLRNI_TWO("vpmaddubsw", "vpaddw", "x", sum, a, b, t)
+#define DLRNI_DOT_512(sum, a, b, t) DLRNI_TWO("vpmaddwd", "vpaddd", "v", sum, a, b, t)
+#define DLRNI_BYTES_512(sum, a, b, t) DLRNI_TWO("vpmaddubsw", "vpaddw", "v", sum, a, b, t)
+#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+#define DLRNI_DPBF16(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+#define DLRNI_ONES(mask) __builtin_popcount(mask)
+#else
+#define DLRNI_TWO(multiply, add, sum, a, b, t) ((t) = multiply(a, b), (sum) = add(sum, t))
+#define DLRNI_DOT_256(sum, a, b, t) DLRNI_TWO(_mm256_madd_epi16, _mm256_add_epi32, sum, a, b, t)
+#define DLRNI_BYTES_256(sum, a, b, t)                                                              \
+    DLRNI_TWO(_mm256_maddubs_epi16, _mm256_add_epi16, sum, a, b, t)
+#define DLRNI_DOT_512(sum, a, b, t) DLRNI_TWO(_mm512_madd_epi16, _mm512_add_epi32, sum, a, b, t)
+#define DLRNI_BYTES_512(sum, a, b, t)                                                              \
+    DLRNI_TWO(_mm512_maddubs_epi16, _mm512_add_epi16, sum, a, b, t)
+#define DLRNI_DPBUSD(sum, a, b) ((sum) = _mm512_dpbusd_epi32(sum, a, b))
+#define DLRNI_DPWSSD(sum, a, b) ((sum) = _mm512_dpwssd_epi32(sum, a, b))
+#define DLRNI_DPBF16(sum, a, b)                                                                    \
+    do { /* a type of its own, which cl converts by no cast */                                     \
+        __m512bh dlrni_a, dlrni_b;                                                                 \
+        memcpy(&dlrni_a, &(a), sizeof dlrni_a);                                                    \
+        memcpy(&dlrni_b, &(b), sizeof dlrni_b);                                                    \
+        (sum) = _mm512_dpbf16_ps(sum, dlrni_a, dlrni_b);                                           \
+    } while (0)
+#define DLRNI_ONES(mask) _mm_popcnt_u32(mask)
+#endif
+
 /* ---- CRC-32, for all x86 sets ---- */
 
 DLRNI_TARGET_BEGIN("pclmul,sse4.1") /* not AVX2: the sets call it as a plain function */
@@ -33572,12 +33795,6 @@ DLRNI_TARGET_END
 /* ---- avx2 ----
 
    16 registers of 8 floats; a v16 is two of them. */
-
-/* Nearly every processor with AVX2 has FMA and PCLMUL, but a virtual machine may hide them. */
-DLRNI_INTERNAL int dlrni_avx2_runs(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("pclmul");
-}
 
 DLRNI_TARGET_BEGIN("avx2,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx2_##name
@@ -33721,20 +33938,15 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
     r.lo = r.hi = _mm256_set1_epi32(a);
     return r;
 }
-/* sum + a b, word by word, where the product of two pairs of int16 is their dot product. In
-   assembly, because gcc 12 reorders the builtins: it forms all products first and spills the sums
-   (a third of the speed). Two instructions for two multiply-adds: this is why int16 costs 0.72, not
-   0.5. */
-#define DLRNI_ADD_DOT(sum, a, b, t)                                                                \
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(a), "x"(b))
+/* sum + a b, word by word, where the product of two pairs of int16 is their dot product. Two
+   instructions for two multiply-adds: this is why int16 costs 0.72, not 0.5. */
 DLRNI_INTERNAL DLRNI_K(words)
     DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
     __m256i t;
-    DLRNI_ADD_DOT(sum.lo, a.lo, b.lo, t); /* t: a register for the product */
-    DLRNI_ADD_DOT(sum.hi, a.hi, b.hi, t);
+    DLRNI_DOT_256(sum.lo, a.lo, b.lo, t); /* t: a register for the product */
+    DLRNI_DOT_256(sum.hi, a.hi, b.hi, t);
     return sum;
 }
-#undef DLRNI_ADD_DOT
 /* Rounds sums above 2^24, by less than the margins in room screen. */
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
     return DLRNI_K(pair)(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi));
@@ -33749,16 +33961,13 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
 
 /* For the screen of bytes: each word is two sums of 16 bits. sum + the products of two pairs of
    bytes, row unsigned and w signed; they wrap around, see the screen. */
-#define DLRNI_ADD_BYTES(sum, row, w, t)                                                            \
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(sum), "=&x"(t) : "x"(row), "x"(w))
 DLRNI_INTERNAL DLRNI_K(words)
     DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
     __m256i t;
-    DLRNI_ADD_BYTES(sum.lo, row.lo, w.lo, t);
-    DLRNI_ADD_BYTES(sum.hi, row.hi, w.hi, t);
+    DLRNI_BYTES_256(sum.lo, row.lo, w.lo, t);
+    DLRNI_BYTES_256(sum.hi, row.hi, w.hi, t);
     return sum;
 }
-#undef DLRNI_ADD_BYTES
 /* sum, of 32 bits, + both halves of each word of a. */
 DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
     const __m256i one = _mm256_set1_epi16(1);
@@ -33836,14 +34045,6 @@ DLRNI_TARGET_END
 /* ---- avx512 ----
 
    32 registers of 16 floats; a v16 is one of them. */
-
-/* The four parts of AVX-512 that the code uses. Skylake-SP and later have them all; Xeon Phi does
-   not. */
-DLRNI_INTERNAL int dlrni_avx512_runs(void) {
-    return dlrni_avx2_runs() && __builtin_cpu_supports("avx512f") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
-}
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul")
 #define DLRNI_K(name) dlrni_avx512_##name
@@ -33956,7 +34157,7 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
 #undef DLRNI_FOURS
 #undef DLRNI_SHUFFLE
 
-/* Words for the int16 screen, and add_dot in assembly for the same reason: see avx2. */
+/* Words for the int16 screen: see avx2. */
 typedef __m512i DLRNI_K(words);
 
 DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(load_words)(const unsigned char *p) {
@@ -33968,7 +34169,7 @@ DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(set_words)(int32_t a) {
 DLRNI_INTERNAL DLRNI_K(words)
     DLRNI_K(add_dot)(DLRNI_K(words) sum, DLRNI_K(words) a, DLRNI_K(words) b) {
     __m512i t;
-    __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(a), "v"(b));
+    DLRNI_DOT_512(sum, a, b, t);
     return sum;
 }
 DLRNI_INTERNAL DLRNI_K(v16) DLRNI_K(float_of_words)(DLRNI_K(words) a) {
@@ -33985,7 +34186,7 @@ DLRNI_INTERNAL void DLRNI_K(store_int16)(unsigned char *p, DLRNI_K(v16) a) {
 DLRNI_INTERNAL DLRNI_K(words)
     DLRNI_K(add_bytes)(DLRNI_K(words) sum, DLRNI_K(words) row, DLRNI_K(words) w) {
     __m512i t;
-    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(t) : "v"(row), "v"(w));
+    DLRNI_BYTES_512(sum, row, w, t);
     return sum;
 }
 DLRNI_INTERNAL DLRNI_K(words) DLRNI_K(add_halves)(DLRNI_K(words) sum, DLRNI_K(words) a) {
@@ -34058,7 +34259,7 @@ DLRNI_INTERNAL int64_t DLRNI_K(collect)(const float *f, const float *bias, const
         __mmask16 on = _mm512_mask_cmp_ps_mask(part, pre, floor, _CMP_NLE_UQ); /* or NaN */
         _mm512_storeu_ps(val + count, _mm512_maskz_compress_ps(on, pre));
         _mm512_storeu_si512(key + count, _mm512_maskz_compress_epi32(on, index));
-        count += __builtin_popcount(on); /* of 16 lanes */
+        count += DLRNI_ONES(on); /* of 16 lanes */
     }
     return count;
 }
@@ -34079,11 +34280,6 @@ DLRNI_TARGET_END
 
    bf16 has the exponents of f32, so rows need no scale: scale is 1. */
 
-/* Cooper Lake, Sapphire Rapids and Zen 4 were the first to have it. */
-DLRNI_INTERNAL int dlrni_avx512bf16_runs(void) {
-    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512bf16");
-}
-
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512bf16")
 /* vcvtneps2bf16 rounds to nearest even and takes subnormals as zero; the difference counts as
    error. */
@@ -34094,7 +34290,9 @@ DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int featur
     for (int64_t p = 0; p < n; p += DLRNI_LANES) {
         __mmask16 part = dlrni_avx512_first_lanes(n - p);
         __m512 a = _mm512_maskz_loadu_ps(part, x + p);
-        __m256i half = (__m256i)_mm512_cvtneps_pbh(a);
+        const __m256bh bf16 = _mm512_cvtneps_pbh(a);
+        __m256i half;
+        memcpy(&half, &bf16, sizeof half);
         __m512i wide = _mm512_maskz_cvtepu16_epi32((__mmask16)0xFFFF, half);
         /* back in f32, to see what was lost */
         __m512 back = _mm512_castsi512_ps(_mm512_maskz_slli_epi32((__mmask16)0xFFFF, wide, 16));
@@ -34114,9 +34312,6 @@ DLRNI_INTERNAL void dlrni_avx512bf16_round(const float *x, int64_t n, int featur
     r->sum = 0; /* only int8 has a shift to undo */
 }
 
-/* vdpbf16ps in assembly: the builtin's type crashes clang 16 (in its pass VectorCombine), and gcc
-   12 spills the sums around the builtin, as it does around vpdpbusd below. */
-#define DLRNI_DPBF16(sum, a, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 /* 8 rows x 3 vectors of sums in 24 registers. A word of the panel holds two numbers of one feature;
    two numbers of a row, as one word, are broadcast to meet them. */
 DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int64_t ld,
@@ -34146,8 +34341,6 @@ DLRNI_INTERNAL void dlrni_avx512bf16_tile(const void *panel, const void *x, int6
     for (int i = 0; i < 8; i++) mask[i] = dlrni_avx512_screen_mask(s[i], coef, row + i);
 }
 
-#undef DLRNI_DPBF16
-
 /* 8 rows, 2 bytes, 2 in a word, f32 sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512bf16_screen = {
     "bf16", 8, 2, 2, 1, 0.53f, dlrni_avx512bf16_round, dlrni_avx512bf16_tile, NULL, NULL, 0};
@@ -34159,11 +34352,6 @@ DLRNI_TARGET_END
    bits, exactly. Features are the unsigned side: q + 128. A row x then gives w.x + 128 sum(x), and
    the tile starts at `shift` = -128 sum(x) to undo that. d <= 2^15 keeps the sums below 2^31: 255 *
    127 * d. */
-
-/* Cascade Lake and Zen 4 were the first to have it. */
-DLRNI_INTERNAL int dlrni_avx512vnni_runs(void) {
-    return dlrni_avx512_runs() && __builtin_cpu_supports("avx512vnni");
-}
 
 DLRNI_TARGET_BEGIN("avx512f,avx512dq,avx512bw,avx512vl,fma,pclmul,avx512vnni")
 /* The scale of a row for int8, by which its largest magnitude becomes 127. Zeros have no largest
@@ -34218,10 +34406,6 @@ DLRNI_INTERNAL void dlrni_avx512vnni_round(const float *x, int64_t n, int featur
     for (int i = 0; i < DLRNI_LANES; i++) r->sum += part_sum[i];
 }
 
-/* vpdpbusd in assembly: around the builtin gcc 12 copies and spills the sums. Measured on Zen 4: 44
-   % of the instruction's peak with the builtin, 94 % this way. */
-#define DLRNI_DPBUSD(sum, a, b) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
-#define DLRNI_DPWSSD(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 /* As the tile of bf16, by the instruction `dp`, with sums that start at the row's shift. They
    become floats only at the end. */
 #define DLRNI_VNNI_TILE(dp)                                                                        \
@@ -34268,8 +34452,6 @@ DLRNI_INTERNAL void dlrni_avx512vnni_tile_int16(const void *panel, const void *x
     DLRNI_VNNI_TILE(DLRNI_DPWSSD);
 }
 #undef DLRNI_VNNI_TILE
-#undef DLRNI_DPBUSD
-#undef DLRNI_DPWSSD
 
 /* 8 rows, 1 byte, 4 in a word, exact sums; for its cost see struct dlrni_screen. */
 static const dlrni_screen dlrni_avx512vnni_screen = {"int8",
@@ -34304,20 +34486,6 @@ DLRNI_TARGET_END
    words, with 16 words of 16 features, and adds to 16 x 16 sums. A panel has that layout already:
    the words of a feature are 192 bytes apart. Two tiles of rows by three of features take six
    registers for sums, one for x and one for the panel. */
-
-/* Sapphire Rapids was the first to have it. Linux gives a process the registers if it asks:
-   arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), from 5.16 on; older kernels refuse. Called
-   without libc's syscall(), which strict C does not declare. */
-DLRNI_INTERNAL int dlrni_amx_runs(void) {
-    const unsigned int8_bf16_tile = 1u << 25 | 1u << 22 | 1u << 24; /* of leaf 7, in edx */
-    unsigned a = 7, b, c = 0, d;
-    long request = 158; /* the number of arch_prctl; then its result */
-    if (!dlrni_avx512vnni_runs() || !dlrni_avx512bf16_runs()) return 0;
-    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    if ((d & int8_bf16_tile) != int8_bf16_tile) return 0;
-    __asm__ volatile("syscall" : "+a"(request) : "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-    return request == 0;
-}
 
 /* The shape of the eight registers, as ldtilecfg reads it: palette 1; bytes a row; rows. */
 typedef struct dlrni_amx_shape {
@@ -34420,6 +34588,15 @@ static const dlrni_screen dlrni_amx_screen_bf16 = {
 DLRNI_TARGET_END
 #endif /* DLRNI_AMX */
 
+#undef DLRNI_TWO
+#undef DLRNI_DOT_256
+#undef DLRNI_BYTES_256
+#undef DLRNI_DOT_512
+#undef DLRNI_BYTES_512
+#undef DLRNI_DPBUSD
+#undef DLRNI_DPWSSD
+#undef DLRNI_DPBF16
+#undef DLRNI_ONES
 #endif /* DLRNI_X86 */
 
 #if DLRNI_NEON
@@ -34427,11 +34604,6 @@ DLRNI_TARGET_END
 
    32 registers of 4 floats; a v16 is four of them. Written against the manual and run under
    emulation; nobody has measured it on a processor of its own. */
-
-/* Every aarch64 processor has it. */
-DLRNI_INTERNAL int dlrni_neon_runs(void) {
-    return 1;
-}
 
 #define DLRNI_K(name) dlrni_neon_##name
 /* Registers: nt 24 sums, 8 of a; outer 24 sums, 4 of the panel, 1 broadcast; gather 16 sums. */
@@ -34543,43 +34715,6 @@ DLRNI_INTERNAL void DLRNI_K(transpose)(const float *from, int64_t ld_from, float
    four sums; smmla multiplies two rows of eight by two features of eight. d <= 2^15 keeps the sums
    below 2^31: 128 * 128 * d. The instructions are in assembly: clang before 16 hides their
    intrinsics unless the whole file is compiled for them. */
-
-/* Whether the processor has an extension: bit `bit` of the auxiliary vector's entry `type` (Linux),
-   or the system's variable of that name (Apple). Elsewhere only the compiler's own target counts.
-   The prototype is that of sys/sysctl.h, which strict POSIX cannot include. */
-DLRNI_INTERNAL int dlrni_arm_has(unsigned long type, int bit, const char *name) {
-#if defined(__linux__)
-    (void)name;
-    return (int)(getauxval(type) >> bit & 1);
-#elif defined(__APPLE__)
-    extern int sysctlbyname(const char *, void *, size_t *, void *, size_t);
-    int has = 0;
-    size_t size = sizeof has;
-    (void)type, (void)bit;
-    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has;
-#else
-    (void)type, (void)bit, (void)name;
-    return 0;
-#endif
-}
-
-/* From Armv8.2 on: Cortex-A76, Neoverse N1, Apple's A13 and M1. */
-DLRNI_INTERNAL int dlrni_neondot_runs(void) {
-#ifdef __ARM_FEATURE_DOTPROD
-    return 1;
-#else
-    return dlrni_arm_has(16, 20, "hw.optional.arm.FEAT_DotProd"); /* AT_HWCAP, HWCAP_ASIMDDP */
-#endif
-}
-
-/* From Armv8.6 on: Neoverse V1 and N2, Apple's A15 and M2. */
-DLRNI_INTERNAL int dlrni_neoni8mm_runs(void) {
-#ifdef __ARM_FEATURE_MATMUL_INT8
-    return 1;
-#else
-    return dlrni_arm_has(26, 13, "hw.optional.arm.FEAT_I8MM");    /* AT_HWCAP2, HWCAP2_I8MM */
-#endif
-}
 
 /* The scale of a row for int8, by which its largest magnitude becomes 127. Zeros have no largest
    and take the scale 1. A NaN is passed over. */
