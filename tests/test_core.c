@@ -117,13 +117,11 @@ static void naive_matmul(dlrn_matmul_op op, int64_t m, int64_t n, int64_t k, con
 }
 
 TEST(products_match_double_and_every_kernel_set_gives_the_same_bits) {
-    static const int64_t shapes[]
-                               [3] = {
-                                   {1, 1, 1},      {4, 6, 16},    {5, 7, 17},  {3, 33, 40},
-                                   {70, 100, 50},  {65, 97, 129}, {2, 200, 8}, {9, 31, 0},
-                                   {20, 80, 33}, /* the last panel has two whole vectors */
-                                   {261, 50, 530}, {3, 400, 520}, /* more than a task takes, each way */
-                                   {257, 10300, 2}}; /* more panels than are packed at a time */
+    /* the last panel has two whole vectors; more than a task takes, each way; more panels than are
+       packed at a time */
+    static const int64_t shapes[][3] = {
+        {1, 1, 1},   {4, 6, 16}, {5, 7, 17},   {3, 33, 40},    {70, 100, 50}, {65, 97, 129},
+        {2, 200, 8}, {9, 31, 0}, {20, 80, 33}, {261, 50, 530}, {3, 400, 520}, {257, 10300, 2}};
     static float work[DLRN_MATMUL_WORK];
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int op = DLRN_NN; op <= DLRN_TN; op++)
