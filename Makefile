@@ -40,11 +40,12 @@ REPLACE  = $(if $(CALLS_$(@F)),$(OBJCOPY) $(CALLS_$(@F):%=--redefine-sym %) $(@D
 OBJCOPY  := $(shell command -v objcopy)
 CALLS_test_files   := mmap=test_mmap
 CALLS_test_memory  := fsync=no_fsync
+CALLS_test_ranks_files := fsync=no_fsync
 CALLS_test_program := malloc=fault_malloc free=fault_free $(foreach call, \
     fopen fread fwrite ferror fflush fclose fsync rename open mmap fdopen,$(call)=fault_$(call))
-REPLACING := test_files test_memory test_program
+REPLACING := test_files test_memory test_program test_ranks_files
 # And this one leaves some out.
-OWN_C    := test_io test_ranks_files $(if $(OBJCOPY),,$(REPLACING))
+OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
 
 # The example in C++, where that compiler is.
 HAVE_CXX := $(shell command -v $(CXX))
@@ -245,7 +246,7 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
-quick: $(call UNDER_A,quick) ## the C tests in brief and lint, in half a minute of processor time
+quick: $(call UNDER_A,quick) ## the C tests in brief and lint, in a minute of processor time: make -j quick
 	@$(TOOLS) TEST_BRIEF=1 sh tests/run.sh $(BUILD) tests/lint.sh $(filter $(BUILD)/quick/%,$^)
 
 test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`
@@ -254,7 +255,7 @@ test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`
 kill: all $(BUILD)/rows ## kills KILLS (20) runs at random moments: each goes on with the same bits
 	@$(TOOLS) KILLS=$(or $(KILLS),20) sh tests/run.sh $(BUILD) tests/test_kill.sh
 
-test-of-tests: ## plants faults in a copy of the header; each must be caught
+test-of-tests: $(C_TESTS) ## plants faults in a copy of the header; each must be caught
 	@$(TOOLS) sh tests/test_of_tests.sh $(BUILD)
 
 mutants: $(BUILD)/kernel_sets ## changes a copy of the header at random, MUTANTS (200) times: the share that is noticed
@@ -427,9 +428,8 @@ $(BUILD)/san/test_cpp: tests/test_cpp.cpp $(BUILD)/san/private.o
 	$(CXX) -std=c++11 $(filter-out -std=c99,$(HARD)) -fsanitize=address,undefined $(INCLUDES) $< \
 	  $(BUILD)/san/private.o -o $@ -lm
 
-$(BUILD)/san/fuzz_replay: tests/fuzz/replay.c
-	@mkdir -p $(@D)
-	$(san_C) $(INCLUDES) $< -o $@ -lm
+$(BUILD)/san/fuzz_replay: tests/fuzz/replay.c $(BUILD)/san/private.o
+	$(san_C) $(PRIVATE) $< $(BUILD)/san/private.o -o $@ -lm
 
 san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ASAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $(SAN)
@@ -442,8 +442,8 @@ $(BUILD)/fuzz/fuzz-afl: tests/fuzz/fuzz.c
 	@mkdir -p $(@D)
 	AFL_USE_ASAN=1 AFL_USE_UBSAN=1 afl-clang-fast $(HARD) $(INCLUDES) -fsanitize=fuzzer $< -o $@ -lm
 
-$(BUILD)/fuzz_replay: tests/fuzz/replay.c
-	$(COMPILE) -O1 -g0 $< -o $@ -lm
+$(BUILD)/fuzz_replay: tests/fuzz/replay.c $(BUILD)/private.o
+	$(TEST) -O1 -g0 $< $(BUILD)/private.o -o $@ -lm
 
 fuzz: $(BUILD)/fuzz/fuzz ## hostile files to every reader: FUZZ_SECONDS= each, FUZZ_TARGET= picks (clang, libclang-rt)
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' sh tests/fuzz/fuzz.sh fuzz $(BUILD) $(FUZZ_TARGET)
