@@ -12,8 +12,8 @@ NR == 1 { print "#line 1 \"dictlearn.h\"" }
 /^(DLRNI_INTERNAL|DLRN_API) / { head = !body }
 { sub(/^DLRNI_INTERNAL /, "extern ") }
 part == "define" && /^#define DLRNI_SPAN / { # a number that a test may have another of
-    print "__attribute__((weak)) int dlrni_span = DLRNI_GROUP;"
-    print "#define DLRNI_SPAN dlrni_span"
+    print "__attribute__((weak)) int dlrni_test_span = DLRNI_GROUP;"
+    print "#define DLRNI_SPAN dlrni_test_span"
     print "#line " NR + 1
     next
 }

@@ -14,11 +14,11 @@ int no_fsync(int file) {
 }
 #define fsync no_fsync
 #endif
-/* The files are small: features stay together by fours. The object that is linked has this number,
-   too, where a test has no other. */
-extern int dlrni_span;
-int dlrni_span = 4;
-#define DLRNI_SPAN dlrni_span
+/* The files are small: features stay together by fours. The object that tests link reads this
+   number, and has its own for tests that do not. */
+extern int dlrni_test_span;
+int dlrni_test_span = 4;
+#define DLRNI_SPAN dlrni_test_span
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
