@@ -250,7 +250,9 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
-quick: $(call UNDER_A,quick) ## the C tests in brief and lint, in a minute of processor time: make -j quick
+# Nothing of these two is in brief.
+QUICK     = $(filter-out %/test_large %/test_llama,$(call UNDER_A,quick))
+quick: $(QUICK) ## the C tests in brief and lint: make -j2 quick
 	@$(TOOLS) TEST_BRIEF=1 sh tests/run.sh $(BUILD) tests/lint.sh $(filter $(BUILD)/quick/%,$^)
 
 test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`

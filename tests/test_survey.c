@@ -992,7 +992,7 @@ int main(int argc, char **argv) {
     RUN_LONG(negative_activations);
     RUN_LONG(contexts_are_encoded_alone);
     RUN(dictionaries_of_parts);
-    RUN(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit);
+    RUN_LONG(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit);
     RUN_LONG(lists_of_features);
     RUN_LONG(less_and_more);
     RUN(few_rows);
