@@ -40,11 +40,12 @@ REPLACE  = $(if $(CALLS_$(@F)),$(OBJCOPY) $(CALLS_$(@F):%=--redefine-sym %) $(@D
 OBJCOPY  := $(shell command -v objcopy)
 CALLS_test_files   := mmap=test_mmap
 CALLS_test_memory  := fsync=no_fsync
+CALLS_test_ranks_files := fsync=no_fsync
 CALLS_test_program := malloc=fault_malloc free=fault_free $(foreach call, \
     fopen fread fwrite ferror fflush fclose fsync rename open mmap fdopen,$(call)=fault_$(call))
-REPLACING := test_files test_memory test_program
+REPLACING := test_files test_memory test_program test_ranks_files
 # And this one leaves some out.
-OWN_C    := test_io test_ranks_files $(if $(OBJCOPY),,$(REPLACING))
+OWN_C    := test_io $(if $(OBJCOPY),,$(REPLACING))
 
 # The example in C++, where that compiler is.
 HAVE_CXX := $(shell command -v $(CXX))
@@ -128,7 +129,7 @@ all: $(PROGRAMS) ## the program build/dictlearn and the examples
 $(BUILD)/dictlearn.o: dictlearn.h
 	$(COMPILE) -x c -DDICTLEARN_IMPLEMENTATION -c $< -o $@
 
-$(MODEL_C): $(ENGINES)
+$(MODEL_C) $(BUILD)/test_llama.c.o: $(ENGINES)
 $(MODEL_C): ENGINE_C = $(LLAMA_C)
 $(MODEL_C): ENGINE_L = $(LLAMA_L)
 
@@ -136,7 +137,7 @@ $(MODEL_C): ENGINE_L = $(LLAMA_L)
 $(BUILD)/page_html.h: examples/program/page.html examples/program/embed.sh
 	sh examples/program/embed.sh $(@D)
 
-$(foreach at,$(BUILD) $(UNDERS:%=$(BUILD)/%),$(at)/test_program): $(BUILD)/page_html.h
+$(foreach at,$(BUILD) $(UNDERS:%=$(BUILD)/%),$(at)/test_program.c.o): $(BUILD)/page_html.h
 
 $(BUILD)/dictlearn: examples/program/dictlearn.c $(BUILD)/dictlearn.o $(BUILD)/page_html.h
 	$(COMPILE) $(ENGINE_C) $< $(LINKED) -o $@ $(ENGINE_L) -lm
@@ -188,9 +189,13 @@ $(BUILD)/private/dictlearn.h: dictlearn.h tests/private.awk
 $(BUILD)/private.o: $(BUILD)/private/dictlearn.h
 	$(TEST) -g1 -w -x c -c $(<D)/all/dictlearn.h -o $@
 
-$(LINKED_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c $(BUILD)/private.o
+# Compiled apart from their linking: one core does these while another compiles the object.
+$(LINKED_C:%=$(BUILD)/%.c.o): $(BUILD)/%.c.o: tests/%.c $(BUILD)/private/dictlearn.h
+	$(TEST) $(ENGINE_C) $(EFFORT) -c $< -o $@
+
+$(LINKED_C:%=$(BUILD)/%): $(BUILD)/%: $(BUILD)/%.c.o $(BUILD)/private.o
 	$(REPLACE)
-	$(TEST) $(ENGINE_C) $(EFFORT) $< $(TESTED) -o $@ $(ENGINE_L) -lm
+	$(CC) $(CFLAGS) $(OPENMP) -pthread $< $(TESTED) -o $@ $(ENGINE_L) -lm
 
 $(OWN_C:%=$(BUILD)/%): $(BUILD)/%: tests/%.c
 	$(COMPILE) $(EFFORT) -g0 $< -o $@ -lm
@@ -245,7 +250,9 @@ test: all $(TESTS) $(BUILD)/kernel_sets $(BUILD)/rows $(BUILD)/bench ## every te
 	@$(TOOLS) KERNEL_SETS="$$($(BUILD)/kernel_sets)" KERNEL_TESTS='$(KERNEL_TESTS)' \
 	  sh tests/run.sh $(BUILD) $(TESTS) $(SCRIPTS)
 
-quick: $(call UNDER_A,quick) ## the C tests in brief and lint, in half a minute of processor time
+# Nothing of these two is in brief.
+QUICK     = $(filter-out %/test_large %/test_llama,$(call UNDER_A,quick))
+quick: $(QUICK) ## the C tests in brief and lint: make -j2 quick
 	@$(TOOLS) TEST_BRIEF=1 sh tests/run.sh $(BUILD) tests/lint.sh $(filter $(BUILD)/quick/%,$^)
 
 test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`
@@ -254,7 +261,7 @@ test-%: $(BUILD)/test_% ## one C test by name, as `make test-buffer`
 kill: all $(BUILD)/rows ## kills KILLS (20) runs at random moments: each goes on with the same bits
 	@$(TOOLS) KILLS=$(or $(KILLS),20) sh tests/run.sh $(BUILD) tests/test_kill.sh
 
-test-of-tests: ## plants faults in a copy of the header; each must be caught
+test-of-tests: $(C_TESTS) ## plants faults in a copy of the header; each must be caught
 	@$(TOOLS) sh tests/test_of_tests.sh $(BUILD)
 
 mutants: $(BUILD)/kernel_sets ## changes a copy of the header at random, MUTANTS (200) times: the share that is noticed
@@ -413,9 +420,13 @@ $(BUILD)/$(1)/private.o: $(BUILD)/private/dictlearn.h
 	@mkdir -p $$(@D)
 	$$($(1)_C) $$(PRIVATE) -w -x c -c $$(<D)/all/dictlearn.h -o $$@
 
-$(LINKED_C:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: tests/%.c $(BUILD)/$(1)/private.o
+$(LINKED_C:%=$(BUILD)/$(1)/%.c.o): $(BUILD)/$(1)/%.c.o: tests/%.c $(BUILD)/private/dictlearn.h
+	@mkdir -p $$(@D)
+	$$($(1)_C) $$(PRIVATE) $$($(1)_EFFORT) -c $$< -o $$@
+
+$(LINKED_C:%=$(BUILD)/$(1)/%): $(BUILD)/$(1)/%: $(BUILD)/$(1)/%.c.o $(BUILD)/$(1)/private.o
 	$$(REPLACE)
-	$$($(1)_C) $$(PRIVATE) $$($(1)_EFFORT) $$< $$(TESTED) -o $$@ -lm
+	$$($(1)_C) -pthread $$< $$(TESTED) -o $$@ -lm
 
 $(filter-out $(SHARES),$(OWN_C:%=$(BUILD)/$(1)/%)): $(BUILD)/$(1)/%: tests/%.c
 	@mkdir -p $$(@D)
@@ -427,9 +438,8 @@ $(BUILD)/san/test_cpp: tests/test_cpp.cpp $(BUILD)/san/private.o
 	$(CXX) -std=c++11 $(filter-out -std=c99,$(HARD)) -fsanitize=address,undefined $(INCLUDES) $< \
 	  $(BUILD)/san/private.o -o $@ -lm
 
-$(BUILD)/san/fuzz_replay: tests/fuzz/replay.c
-	@mkdir -p $(@D)
-	$(san_C) $(INCLUDES) $< -o $@ -lm
+$(BUILD)/san/fuzz_replay: tests/fuzz/replay.c $(BUILD)/san/private.o
+	$(san_C) $(PRIVATE) $< $(BUILD)/san/private.o -o $@ -lm
 
 san: $(SAN) ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@ASAN_OPTIONS=allocator_may_return_null=1 sh tests/run.sh $(BUILD) $(SAN)
@@ -442,8 +452,8 @@ $(BUILD)/fuzz/fuzz-afl: tests/fuzz/fuzz.c
 	@mkdir -p $(@D)
 	AFL_USE_ASAN=1 AFL_USE_UBSAN=1 afl-clang-fast $(HARD) $(INCLUDES) -fsanitize=fuzzer $< -o $@ -lm
 
-$(BUILD)/fuzz_replay: tests/fuzz/replay.c
-	$(COMPILE) -O1 -g0 $< -o $@ -lm
+$(BUILD)/fuzz_replay: tests/fuzz/replay.c $(BUILD)/private.o
+	$(TEST) -O1 -g0 $< $(BUILD)/private.o -o $@ -lm
 
 fuzz: $(BUILD)/fuzz/fuzz ## hostile files to every reader: FUZZ_SECONDS= each, FUZZ_TARGET= picks (clang, libclang-rt)
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' sh tests/fuzz/fuzz.sh fuzz $(BUILD) $(FUZZ_TARGET)

@@ -111,6 +111,21 @@ instead() {
     "$@"
 }
 
+# ---- JOBS commands at a time: a line is read from a pipe before each, and put back after it ----
+slots() { # slots FOLDER: at the beginning
+    mkfifo "$1/slots"
+    exec 9<> "$1/slots"
+    harness_slot=0
+    while [ $harness_slot -lt "$JOBS" ]; do
+        harness_slot=$((harness_slot + 1))
+        echo $harness_slot >&9
+    done
+}
+begin() { # begin COMMAND...: in the background, once there is room; `wait` ends all
+    read -r harness_slot <&9
+    { "$@"; echo "$harness_slot" >&9; } &
+}
+
 # Of what runs meanwhile:
 await() { # await COMMAND...: until it succeeds, for 20 seconds at most
     for harness_try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do

@@ -1,8 +1,8 @@
 #!/bin/sh
 # matrix.sh BUILD - the header with every compiler, language, option and machine that is at hand, without a warning. A
 # cell is one compilation, or one program that is run; JOBS cells at a time (default: a core each). MATRIX=short is a
-# slice: each language, each option alone in C99 and C++17, one level of optimisation, and on other
-# machines the tests of products and of files. What is not installed is skipped, and says so.
+# slice: each language, each option alone in C99 and C++17, one level of optimisation (-O3 by gcc alone),
+# and on other machines the tests of products and of files. What is not installed is skipped, and says so.
 . tests/harness.sh
 MATRIX=${MATRIX:-full}
 JOBS=${JOBS:-$(getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)}
@@ -10,16 +10,22 @@ dir=$BUILD/tmp/matrix
 rm -rf "$dir"
 mkdir -p "$dir/cell"
 
-# ---- Cells: begun in the background, counted when as many as there may be are under way ----
+# ---- Cells: begun in the background, counted where what follows needs them ----
 cells=0 under_way=''
+slots "$dir"
 
 cell() { # cell NAME COMMAND...
     cells=$((cells + 1)) under_way="$under_way $cells"
     echo "$1" > "$dir/cell/$cells.name"
     shift
-    { "$@" > "$dir/cell/$cells.said" 2>&1; echo $? > "$dir/cell/$cells.status"; } &
-    set -- $under_way
-    if [ $# -ge "$JOBS" ]; then collect; fi
+    begin run_cell $cells "$@"
+}
+
+run_cell() { # run_cell NUMBER COMMAND...
+    at=$dir/cell/$1
+    shift
+    "$@" > "$at.said" 2>&1
+    echo $? > "$at.status"
 }
 
 collect() {
@@ -152,7 +158,6 @@ for compiler in gcc clang; do
             done
         done
     done
-    collect
 done
 
 # ---- Code is made: warnings that need it, at every level, as C and as C++, as -Wall -Werror would have
@@ -172,9 +177,13 @@ for compiler in gcc clang; do
     at_hand "$compiler" || continue
     for level in $levels; do
         made "$compiler $level" "$compiler" -std=c99 $strict_c "$level"
+        # what C++ adds is in the compiler's front; its code is C's
+        if [ "$MATRIX" = short ]; then level=-O1; fi
         have "$cxx" && made "$cxx $level" "$cxx" -x c++ -std=c++17 $strict "$level"
     done
-    made "$compiler -O3 -march=native" "$compiler" -std=gnu99 $strict_c -O3 -march=native
+    case $MATRIX.$compiler in short.gcc | full.*)
+        made "$compiler -O3 -march=native" "$compiler" -std=gnu99 $strict_c -O3 -march=native ;;
+    esac
     made "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC
     made "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding $(flags no_stdio)
     if [ "$compiler" = gcc ] || have ld.lld; then # what warns while it links
@@ -183,7 +192,6 @@ for compiler in gcc clang; do
     else
         skip "$compiler -flto" "no linker for it"
     fi
-    collect
 done
 
 # ---- Other versions that are at hand, as C and as C++; one level, since some crash only where code is made ----
@@ -195,7 +203,6 @@ for version in gcc-11 gcc-13 gcc-14 clang-13 clang-15 clang-16 clang-17 clang-18
     cell "$version gnu11, _POSIX_C_SOURCE" "$version" -std=gnu11 $strict_c $(flags posix) -I. \
         -fsyntax-only "$implementation"
     have "$cxx" && cell "$cxx" "$cxx" -x c++ -std=c++17 $strict -I. -fsyntax-only "$implementation"
-    collect
 done
 
 # ---- The programs ----
@@ -207,7 +214,6 @@ for compiler in gcc clang; do
         case $program in bench/llama_* | *_mpi.c) continue ;; esac # need llama.cpp, MPI
         cell "$compiler $program" "$compiler" -std=c99 $strict_c -fsyntax-only -I. -Iexamples -I"$dir" "$program"
     done
-    collect
 done
 
 # ---- Every way of taking the header into a program, built and run: test_header.sh, which `make test` has for $CC ----
@@ -224,34 +230,52 @@ collect
 
 # ---- Other machines: compiled without a warning, and the C tests run there (or under an emulator) ----
 
+# The tests link one object for each machine, whose private functions are external, as the Makefile's
+# do; the header as users have it is read besides, and compiled at each level in the full matrix.
+mkdir -p "$dir/private/all"
+awk -v part=declare -f tests/private.awk dictlearn.h > "$dir/private/dictlearn.h"
+awk -v part=define -f tests/private.awk dictlearn.h > "$dir/private/all/dictlearn.h"
+private="-I$dir/private -I. -Iexamples -DDLRNI_SERIAL_NS=0 -DDICTLEARN_NAIVE_STEP= -DDICTLEARN_IMPLEMENTATION="
+: > "$dir/later"
+
 # machine NAME RUNNER FLAGS COMPILER...: each program of $tests, with the fewest warnings that a compiler should give.
+# A NAME with a dash is a processor of the machine before it, and runs that one's object.
 machine() {
-    machine=$1 runner=$2 more=$3
+    machine=$1 runner=$2 more=$3 object=$dir/${1%%-*}/private.o
     shift 3
     mkdir -p "$dir/$machine"
+    if [ "$object" = "$dir/$machine/private.o" ]; then
+        cell "$machine" "$@" -std=c99 $strict_c $more -I. -fsyntax-only "$implementation"
+        cell "$machine -O2" "$@" -std=c99 $strict_c -Wno-missing-prototypes $more -O2 $private \
+            -x c -c "$dir/private/all/dictlearn.h" -o "$object"
+    fi
     for level in $levels; do
-        cell "$machine $level" "$@" -std=c99 $strict_c $more $level -I. -c "$implementation" -o "$dir/$machine/$level.o"
+        cell "$machine $level, as users have it" "$@" -std=c99 $strict_c $more $level -I. -c "$implementation" \
+            -o "$dir/$machine/$level.o"
     done
-    for test in $tests; do
-        cell "$machine test_$test" run_there "$runner" "$dir/$machine/$test$suffix" "tests/test_$test.c" \
-            "$@" -std=c99 $more
+    echo "libraries='$libraries'" >> "$dir/later"
+    for test in $tests; do # once the object is there
+        echo "cell '$machine test_$test' run_there '$runner' $object $dir/$machine/$test$suffix tests/test_$test.c" \
+            "$* -std=c99 $(echo $more)" >> "$dir/later"
     done
-    collect
 }
 
-run_there() { # run_there RUNNER PROGRAM SOURCE COMPILER...
-    there=$1 program=$2 source=$3
-    shift 3
-    "$@" -O1 -Wall -Wextra -Wpedantic -Werror $(whole "$source") -I. -Iexamples "$source" -o "$program" \
-        $libraries || return 1
+run_there() { # run_there RUNNER OBJECT PROGRAM SOURCE COMPILER...: some replace what the object calls, and compile it
+    there=$1 object=$2 program=$3 source=$4
+    shift 4
+    case $source in
+    *_files.c | *_io.c | *_memory.c) set -- "$@" $effort $(whole "$source") -I. -Iexamples "$source" ;;
+    *) set -- "$@" -O0 $private "$source" "$object" ;;
+    esac
+    "$@" -Wall -Wextra -Wpedantic -Werror -o "$program" $libraries || return 1
     $there "$program" 2>&1 | tr -d '\r' > "$program.said"
     grep -E '^(FAIL|skip)' "$program.said"
     grep -Eq '^[1-9][0-9]* passed, 0 failed' "$program.said" || { tail -n 3 "$program.said"; return 1; }
 }
 
 suffix='' libraries='-lm -pthread'
-tests="core screen files load io pickle memory buffer metrics trainer golden threads" levels="-O0 -O2"
-if [ "$MATRIX" = short ]; then tests="core files load" levels="-O2"; fi
+tests="core screen files load io pickle memory buffer metrics trainer golden threads" levels="-O0 -O2" effort=-O1
+if [ "$MATRIX" = short ]; then tests="core files load" levels='' effort=-O0; fi
 
 group="32-bit x86"
 at_hand i686-linux-gnu-gcc && machine "i686" "" "-static" i686-linux-gnu-gcc
@@ -280,7 +304,6 @@ if at_hand x86_64-w64-mingw32-gcc x86_64-w64-mingw32-g++; then
     windows=x86_64-w64-mingw32
     cell "Windows, after windows.h" $windows-gcc -std=c99 $strict_c -I. -c "$dir/windows.c" -o "$dir/windows.o"
     cell "Windows, after windows.h, C++" $windows-g++ -x c++ -std=c++17 $strict -fsyntax-only -I. "$dir/windows.c"
-    collect
     suffix=.exe
     if [ -z "$wine" ]; then
         skip "Windows, run" "no wine"
@@ -378,14 +401,16 @@ elif at_hand clang; then
         machine "MSVC" "$wine" "-include $dir/msvc.h" for_msvc $msvc
         tests="core screen trainer" levels=''
         if [ "$MATRIX" = short ]; then tests="core"; fi
-        if grep -q avx512_bf16 /proc/cpuinfo; then machine "as-cl" "$wine" "$as_cl" for_msvc $msvc; else
+        if grep -q avx512_bf16 /proc/cpuinfo; then machine "as_cl" "$wine" "$as_cl" for_msvc $msvc; else
             skip "as cl, run" "this processor lacks AVX-512"; fi
     fi
 fi
+collect
+. "$dir/later"
 
 # ---- Names that C++ reserves ----
 if have clang++; then
     cell "no reserved names" clang++ -x c++ -std=c++11 -Wreserved-identifier -Werror -fsyntax-only -I. "$implementation"
-    collect
 fi
+collect
 finish

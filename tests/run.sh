@@ -3,31 +3,26 @@
 # `N passed, N failed` (and `, N skipped`), repeats what failed and what was skipped and why, and
 # closes with one such line alone. The exit status is the verdict. The C tests named in KERNEL_TESTS
 # run again with each set of kernels in KERNEL_SETS; all of them run under the command UNDER, if there
-# is one. With JOBS=2 two C tests run at a time, each in a folder of its own with links to what they
-# read; scripts and Python, which share BUILD/tmp, come after them in turn.
+# is one. JOBS tests (2) run at a time: C tests in a folder of their own with links to what they read,
+# scripts and Python from here, each in its own folder of BUILD/tmp.
 build=$1
 shift
-JOBS=${JOBS:-1}
+JOBS=${JOBS:-2}
 root=$(pwd)
 dir=$build/run
 rm -rf "$dir"
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-passed=0 failed=0 skipped=0 number=0
+number=0
+: > "$dir/sums"
 : > "$dir/bad"
 : > "$dir/skip"
 export DICTLEARN_SHARED="${DICTLEARN_SHARED:-$root/../shared}"
 
-run_one() { # run_one NUMBER LABEL COMMAND...: its log, its status and what it is called, for count
-    at=$dir/$1
-    echo "$2" > "$at.label"
+run_one() { # run_one NUMBER LABEL COMMAND...: runs it, and says and notes what it counted
+    log=$dir/$1.log label=$2 status=0
     shift 2
-    "$@" > "$at.log" 2>&1
-    echo $? > "$at.status"
-}
-
-count() { # count NUMBER: adds up what run_one left
-    log=$dir/$1.log status=$(cat "$dir/$1.status") label=$(cat "$dir/$1.label")
+    "$@" > "$log" 2>&1 < /dev/null || status=$?
     close=$(grep -aE '^[0-9]+ passed, [0-9]+ failed(, [0-9]+ skipped)?$' "$log" | tail -n 1)
     set -- $(echo "$close" | tr -cd '0-9 ')
     p=${1:-0} f=${2:-0} s=${3:-0}
@@ -38,12 +33,12 @@ count() { # count NUMBER: adds up what run_one left
     fi
     grep -a '^FAIL' "$log" | sed "s|^|$label: |" >> "$dir/bad"
     grep -ai '^skip' "$log" | sed "s|^|$label: |" >> "$dir/skip"
-    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    echo "$p $f $s" >> "$dir/sums"
     printf '%-40s %4d passed %3d failed %3d skipped\n' "$label" "$p" "$f" "$s"
 }
 
-# ---- C tests: JOBS chains, each of which takes every JOBS-th ----
-place() { # place JOB: the folder that it works in
+# ---- JOBS chains, each of which takes the next test that no other has taken ----
+place() { # place JOB: the folder that its C tests work in
     if [ "$JOBS" -eq 1 ]; then echo "$root" && return; fi
     mkdir -p "$dir/place$1"
     for link in tests examples bench dictlearn.h README.md; do
@@ -52,21 +47,41 @@ place() { # place JOB: the folder that it works in
     echo "$dir/place$1"
 }
 
-chain() ( # chain JOB: its share of the lines of $dir/list, which are NUMBER KERNELS PROGRAM
-    cd "$(place "$1")" || exit 1
-    while read -r number kernels program; do
-        [ $((number % JOBS)) -eq "$1" ] || continue
-        label=$(basename "$program")
-        if [ "$kernels" = - ]; then run_one "$number" "$label" ${UNDER:-} "$program"; else
-            run_one "$number" "$label ($kernels)" env "DICTLEARN_KERNELS=$kernels" ${UNDER:-} "$program"; fi
+script() { # script NUMBER PATH: one that is no program
+    case $2 in
+    */libraries.py) # in an environment of its own
+        set -- "$1" "$2" "${PYTHON_OF_libraries:-${PYTHON:-python3}}" ;;
+    */dashboard.py) set -- "$1" "$2" "${PYTHON_OF_dashboard:-${PYTHON:-python3}}" ;;
+    *.py) set -- "$1" "$2" "${PYTHON:-python3}" ;;
+    *) set -- "$1" "$2" sh ;;
+    esac
+    run_one "$1" "$(basename "$2")" "$3" "$2" "$build"
+    case $2 in */traces.py) cat "$dir/$1.log" ;; esac # the table that interop is asked for
+}
+
+chain() { # chain JOB: lines of $dir/list, which are NUMBER KERNELS TEST
+    here=$(place "$1")
+    while read -r number kernels test; do
+        mkdir "$dir/$number.taken" 2> /dev/null || continue
+        label=$(basename "$test")
+        case $test in
+        *.py | *.sh) script "$number" "$test" ;;
+        *) (
+            cd "$here" || exit 1
+            if [ "$kernels" = - ]; then run_one "$number" "$label" ${UNDER:-} "$test"; else
+                run_one "$number" "$label ($kernels)" env "DICTLEARN_KERNELS=$kernels" ${UNDER:-} "$test"; fi
+        ) ;;
+        esac
     done < "$dir/list"
-)
+}
 
 : > "$dir/list"
 for test in "$@"; do
-    case $test in *.py | *.sh) continue ;; esac
-    case $test in /*) ;; *) test=$root/$test ;; esac
     kernels=
+    case $test in
+    *.py | *.sh | /*) ;;
+    *) test=$root/$test ;;
+    esac
     case " ${KERNEL_TESTS:-} " in *" $(basename "$test") "*) kernels=${KERNEL_SETS:-} ;; esac
     for set in - $kernels; do
         number=$((number + 1))
@@ -79,24 +94,6 @@ while [ "$job" -lt "$JOBS" ]; do
     job=$((job + 1))
 done
 wait
-for one in $(cut -d' ' -f1 "$dir/list"); do count "$one"; done
-
-# ---- The others ----
-for test in "$@"; do
-    number=$((number + 1))
-    case $test in
-    */libraries.py) # in an environment of its own
-        run_one $number "$(basename "$test")" "${PYTHON_OF_libraries:-${PYTHON:-python3}}" "$test" "$build" ;;
-    */dashboard.py)
-        run_one $number "$(basename "$test")" "${PYTHON_OF_dashboard:-${PYTHON:-python3}}" "$test" "$build" ;;
-    *.py) run_one $number "$(basename "$test")" "${PYTHON:-python3}" "$test" "$build" ;;
-    *.sh) run_one $number "$(basename "$test")" sh "$test" "$build" ;;
-    *) continue ;;
-    esac
-    case $test in */traces.py) cat "$dir/$number.log" ;; esac # the table that interop is asked for
-    count $number
-done
-
 if [ -s "$dir/skip" ]; then
     echo
     echo "Skipped:"
@@ -108,6 +105,12 @@ if [ -s "$dir/bad" ]; then
     cat "$dir/bad"
 fi
 echo
+set -- $(awk '{ p += $1; f += $2; s += $3 } END { print p + 0, f + 0, s + 0 }' "$dir/sums")
+passed=$1 failed=$2 skipped=$3
+if [ "$(wc -l < "$dir/sums")" -ne "$number" ]; then
+    echo "a chain of tests ended early"
+    failed=$((failed + 1))
+fi
 if [ "$skipped" -gt 0 ]; then
     echo "$passed passed, $failed failed, $skipped skipped"
 else

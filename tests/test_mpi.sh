@@ -1,7 +1,8 @@
 #!/bin/sh
 # test_mpi.sh BUILD - `make mpi-test`: examples/mpi.h, and the program on one, two and four ranks beside the program
 # on one process: what it trains, measures and writes; ranks that fail, die, stall or are told to stop. MPIRUN is the
-# mpirun of the MPI that build/dictlearn-mpi was made with.
+# mpirun of the MPI that build/dictlearn-mpi was made with. With TEST_BRIEF what depends on the MPI alone, for a second
+# one: calls, launching, one recipe, one rank's bits, errors, ranks that die; not each recipe and number of ranks.
 . tests/harness.sh
 d=$BUILD/tmp/mpi
 dl=$BUILD/dictlearn
@@ -12,6 +13,8 @@ case $($MPIRUN --version 2>&1) in
     *"Open MPI"* | *OpenRTE*) mpi=open run="timeout 300 $MPIRUN --quiet --oversubscribe -np" ;;
     *) mpi=mpich run="timeout 300 $MPIRUN -np" ;;
 esac
+recipes="reference dl-top_k dl-batch_top_k" described="reference dl-batch_top_k" several="2 4"
+if [ -n "${TEST_BRIEF:-}" ]; then recipes=reference described=reference several=2; fi
 rm -rf "$d"
 mkdir -p "$d"
 ranks() { # ranks R WORD...: the program's command on R ranks
@@ -83,13 +86,13 @@ text="$tiny --expansion 8 --batch-size 256 --warmup-steps 20 --n-ctxs 60 --log-s
 # sparse enough that the selection counts
 penalty="--lr 3e-3 --sparsity-penalty 0.12"
 $dl generate --model examples/data/tiny-neox --tokens 128 --documents 600 --out "$d/text.jsonl" --quiet
-for recipe in reference dl-top_k dl-batch_top_k; do
+for recipe in $recipes; do
     more="--recipe $recipe" long="--recipe $recipe"
     if [ $recipe = reference ]; then long=$penalty; else more="$more --k 8"; fi
     # reference's recipe is the default
     [ $recipe = reference ] && more=
     status "$recipe on golden rows" 0 $dl train $golden $more --save-dir "$d/$recipe"
-    for r in 1 2 4; do
+    for r in 1 $several; do
         status "$recipe on golden rows, $r ranks" 0 ranks $r train $golden $more --save-dir "$d/$recipe-$r"
         if [ $r = 1 ]; then
             same "$recipe: one rank has the bits of one process" "$d/$recipe/ae.pt" "$d/$recipe-1/ae.pt"
@@ -99,7 +102,7 @@ for recipe in reference dl-top_k dl-batch_top_k; do
         fi
     done
     status "$recipe on a text" 0 $dl train $text $long --save-dir "$d/text-$recipe"
-    for r in 2 4; do
+    for r in $several; do
         [ $recipe$r = dl-top_k4 ] && continue
         status "$recipe on a text, $r ranks" 0 ranks $r train $text $long --save-dir "$d/text-$recipe-$r"
         near "$recipe on a text, $r ranks" 1e-6 "$d/text-$recipe" "$d/text-$recipe-$r" 40
@@ -130,7 +133,7 @@ status "a folder without a run" 1 ranks 2 train $golden --resume --save-dir "$d/
 check_equal "is told once" 1 "$(grep -c '^dictlearn: .*expected the state.safetensors of a run to resume' "$d/err")"
 
 # ---- eval and encode
-for recipe in reference dl-batch_top_k; do
+for recipe in $described; do
     at=$d/text-$recipe
     $dl eval --dict "$at" $tiny --documents 20 --rows 4000 --json > "$d/one.json" 2> "$d/err"
     status "eval of $recipe" 0 ranks 2 eval --dict "$at" $tiny --documents 20 --rows 4000 --json
@@ -147,7 +150,7 @@ print(bad); sys.exit(bool(bad))' "$d/one.json" "$d/out"
     $dl activations $tiny --out "$d/x.npy" --limit 3000 --quiet
     $dl encode --dict "$at" --data "$d/x.npy" --sparse --out "$d/one.npz" --quiet
     $dl encode --dict "$at" --data "$d/x.npy" --out "$d/one.npy" --quiet
-    for r in 2 4; do
+    for r in $several; do
         status "encode by $recipe, $r ranks" 0 ranks $r encode --dict "$at" --data "$d/x.npy" --out "$d/all.npy"
         same "encode by $recipe, $r ranks: codes" "$d/one.npy" "$d/all.npy"
         status "encode --sparse by $recipe, $r ranks" 0 ranks $r encode --dict "$at" --data "$d/x.npy" --sparse \
@@ -238,6 +241,8 @@ goes_on "after a stop"
 ended "a rank is told to stop" TERM 2
 check_equal "one rank's stop: status" 143 "$harness_got"
 check_equal "one rank's stop: all end, and one says so" 1 "$(grep -c "^dictlearn: stopped after" "$d/err")"
+
+if [ -n "${TEST_BRIEF:-}" ]; then finish; fi
 
 # ---- Memory: weights and moments are shared out; what each rank has whole is the buffer and the batch
 cat > "$d/peak.py" <<'END'

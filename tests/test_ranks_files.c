@@ -2,7 +2,23 @@
    each rank with its features; features, reconstructions and figures as of one process; the same
    bytes of files; checkpoints that any number of ranks resumes; one error for all. Ranks are
    threads. */
-#define DLRNI_SPAN 4 /* the files are small: features stay together by fours */
+#include <unistd.h>
+
+#ifndef _WIN32
+/* Instead of the C library's: hundreds of files need not survive a power cut. External, because the
+   Makefile puts it into the object that is linked. */
+int no_fsync(int file);
+int no_fsync(int file) {
+    (void)file;
+    return 0;
+}
+#define fsync no_fsync
+#endif
+/* The files are small: features stay together by fours. The object that tests link reads this
+   number, and has its own for tests that do not. */
+extern int dlrni_test_span;
+int dlrni_test_span = 4;
+#define DLRNI_SPAN dlrni_test_span
 #define DICTLEARN_IMPLEMENTATION
 #include "dictlearn.h"
 #include "tests/test.h"
@@ -14,12 +30,6 @@
 enum { MAX = 1 << 16 };
 
 static dlrn_context *ctx;
-
-/* Instead of the C library's: hundreds of files need not survive a power cut. */
-int fsync(int file) {
-    (void)file;
-    return 0;
-}
 
 /* What a body found wrong, by rank; "": nothing. */
 static char wrong[RANKS_MAX][2048];

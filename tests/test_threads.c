@@ -340,7 +340,7 @@ int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     for (int i = 0; i < N * D; i++) rows[i] = dlrn_rng_normal(&rng);
     RUN(the_hosts_threads_do_not_change_a_bit);
-    RUN(many_threads_do_not_change_a_bit);
+    RUN_LONG(many_threads_do_not_change_a_bit);
     RUN_LONG(contexts_share_nothing);
     RUN(callbacks_run_on_the_callers_thread);
     return TEST_END();

@@ -1,23 +1,27 @@
 #!/bin/sh
-# fuzz.sh MODE BUILD [TARGET...] - runs the fuzzers, FUZZ_SECONDS (60) each, or all for a MODE of
+# fuzz.sh MODE BUILD [TARGET...] - runs the fuzzers, FUZZ_SECONDS (60) each, JOBS (2) at a time, or all for a MODE of
 #   fuzz   libFuzzer: from the committed inputs and from what earlier runs found, which lies in BUILD/fuzz/found
 #   merge  the committed inputs anew: the least that reach what is reached, edges counted once
 #   afl    AFL++ in the same way, from the committed inputs alone
 # The committed inputs of a target are one file, tests/fuzz/corpus/TARGET.bin (pack.py); they are
 # unpacked into BUILD/fuzz/corpus.
 # An input that fails is in BUILD/fuzz/TARGET-crash-..., and `make fuzz-replay FUZZ_TARGET=... FUZZ_FILES=...` shows it.
-mode=$1 build=$2
+mode=$1 build=$2 JOBS=${JOBS:-2}
+. tests/harness.sh
 shift 2
 export ASAN_OPTIONS=allocator_may_return_null=1
 all=$(sed -n 's/^    {"\([a-z]*\)", fuzz_.*/\1/p' tests/fuzz/fuzz.c)
-failed=0
-for target in ${*:-$all}; do
+rm -f "$build/fuzz/failed" "$build/fuzz/slots"
+slots "$build/fuzz"
+
+one() ( # one TARGET
+    target=$1 failed=0
     archive=tests/fuzz/corpus/$target.bin
     corpus=$build/fuzz/corpus/$target found=$build/fuzz/found/$target words=tests/fuzz/$target.dict
     export FUZZ_TARGET="$target"
     rm -rf "$corpus"
     mkdir -p "$found" "$corpus"
-    if [ -f "$archive" ]; then python3 tests/fuzz/pack.py unpack "$archive" "$corpus" || exit 1; fi
+    if [ -f "$archive" ]; then python3 tests/fuzz/pack.py unpack "$archive" "$corpus" || failed=1; fi
     case $target in
     legacy) words=tests/fuzz/pickle.dict ;;
     shards | documents) words=tests/fuzz/json.dict ;;
@@ -44,5 +48,17 @@ for target in ${*:-$all}; do
             afl-fuzz -V "${FUZZ_SECONDS:-60}" "$@" -m none -t 5000 -i "$corpus" \
             -o "$build/fuzz/afl-$target" -- "$build/fuzz/fuzz-afl" || failed=1 ;;
     esac
-done
-exit $failed
+    if [ $failed -ne 0 ]; then echo "$target" >> "$build/fuzz/failed"; fi
+)
+
+said() { # said TARGET: what it says comes in one piece
+    one "$1" > "$build/fuzz/$1.said" 2>&1
+    cat "$build/fuzz/$1.said"
+}
+
+for target in ${*:-$all}; do begin said "$target"; done
+wait
+if [ -e "$build/fuzz/failed" ]; then
+    echo "failed: $(tr '\n' ' ' < "$build/fuzz/failed")"
+    exit 1
+fi
