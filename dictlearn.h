@@ -30599,8 +30599,9 @@ struct dlrn_evaluator {
 };
 
 DLRN_API dlrn_eval_config dlrn_eval_defaults(void) {
-    /* rows: a stretch, so that the weights are packed as rarely as they can be. 8192 rows, d 512,
-       F 32768, a Xeon with AMX: XXX of the time with 256 */
+    /* batch_size: a stretch, so that the weights are packed as rarely as they can be. With 8192
+       rows, d 512, F 32768 on a Xeon with AMX: 0.57 of the time with 256 on one thread, 0.65 on
+       two */
     dlrn_eval_config cfg = {8192, DLRNI_STRETCH, DLRN_SPARSITY_L1, DLRN_OFF, 0};
     return cfg;
 }
