@@ -30809,7 +30809,7 @@ DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_
 }
 
 /* The sums of the rows from .. to, each alone. */
-DLRNI_INTERNAL void dlrni_measure_rows(dlrn_evaluator *e, const float *y, int64_t from,
+DLRNI_INTERNAL void dlrni_measure_alone(dlrn_evaluator *e, const float *y, int64_t from,
                                        int64_t to) {
     const dlrn_sparse *c = &e->codes;
     const int64_t d = e->dict->d_out;
@@ -30862,7 +30862,7 @@ DLRNI_INTERNAL void dlrni_measure_task(void *arg, int64_t task, int worker) {
     else if (range < m->ranges)
         m->nnz[range] = dlrni_measure_range(m->e, range, m->ranges);
     else
-        dlrni_measure_rows(m->e, m->y, at, dlrni_min(at + DLRNI_MEASURED, m->rows));
+        dlrni_measure_alone(m->e, m->y, at, dlrni_min(at + DLRNI_MEASURED, m->rows));
 }
 
 /* Adds one row y [d_out] and its sums to those over rows. */

@@ -7,11 +7,12 @@
    WHAT: step:RECIPE, auxk:RECIPE or ghosts:RECIPE (a tenth of the features is dead), encode,
    evaluate, buffer, survey. A row of several layers (cc-: 2, clt-: 4) has WIDTH numbers in all, and
    FEATURES are of all parts. The library is told that it has THREADS threads, since their number
-   says how loops are cut; all numbers take turns, so that a slow second counts for all. But its loops come to a parallel_for of this program, which runs the
-   tasks one by one. Times are processor time of this thread, so that other programs do not count.
+   says how loops are cut; the numbers take turns, so that a slow second counts for all of them. But
+   its loops come to a parallel_for of this program, which runs the tasks one by one. Times are
+   processor time of this thread, so that other programs do not count.
 
-   Output, for each repetition: `begin THREADS`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
-   is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
+   Output, for each repetition: `begin THREADS`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`.
+   BODY is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
    time since the loop before, with short loops, which the library keeps on the calling thread. For a
    step a line `bytes WEIGHTS MOMENTS GRADIENTS LISTS ROWS` follows (see count_bytes). */
 #define _POSIX_C_SOURCE 200809L
