@@ -30810,7 +30810,7 @@ DLRNI_INTERNAL void dlrni_sums_of_row(const float *y, const float *x_hat, int64_
 
 /* The sums of the rows from .. to, each alone. */
 DLRNI_INTERNAL void dlrni_measure_alone(dlrn_evaluator *e, const float *y, int64_t from,
-                                       int64_t to) {
+                                        int64_t to) {
     const dlrn_sparse *c = &e->codes;
     const int64_t d = e->dict->d_out;
     for (int64_t i = from; i < to; i++) {

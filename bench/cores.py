@@ -138,7 +138,7 @@ def table(head, rows):
 
 
 def put_readme(name, lines):
-    """Rows of the table that is there stay where there is none of their name among `lines`, if its head is the same."""
+    """Rows of the table that is there stay where there is none of their name among `lines`, if it has the same columns."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
     with open(path, encoding="utf-8") as f:
         text = f.read()
@@ -165,25 +165,21 @@ def main():
     a = p.parse_intermixed_args()
     threads = [int(t) for t in a.threads.split(",")]
     names = names_of(a.program)
-    speed, count = [], []
+    heads = {"cores": ["work", f"ms on {threads[0]}", *(f"x {t}" for t in threads[1:]),
+                       f"lost on {threads[-1]}: serial / uneven / barriers, %"],
+             "counts": ["work", "barriers", "tasks", f"serial ms on {threads[-1]}", "MB: weights", "moments + gradients",
+                        "lists", "rows", f"GB/s on {threads[-1]}"]}
     full = [work[0] for work in WORK]
     for work in WORK:
         if a.work and not any(w in work[0] for w in a.work if w not in full) and work[0] not in a.work:
             continue
         runs = record(a.program, work, threads, a.repeats, a.cut)
-        speed.append(speed_row(work, runs))
-        count.append(count_row(work, runs))
-        print(" | ".join(speed[-1]), flush=True)
+        for name, row in ("cores", speed_row(work, runs)), ("counts", count_row(work, runs)):
+            print(" | ".join(row), flush=True)
+            if a.readme:
+                put_readme(name, table(heads[name], [row]))
         if a.loops:
             print_loops(runs[threads[-1]], names, threads[-1])
-    speed = table(["work", f"ms on {threads[0]}", *(f"x {t}" for t in threads[1:]),
-                   f"lost on {threads[-1]}: serial / uneven / barriers, %"], speed)
-    count = table(["work", "barriers", "tasks", f"serial ms on {threads[-1]}", "MB: weights", "moments + gradients",
-                   "lists", "rows", f"GB/s on {threads[-1]}"], count)
-    print("\n".join([*speed, "", *count]))
-    if a.readme:
-        put_readme("cores", speed)
-        put_readme("counts", count)
 
 
 if __name__ == "__main__":
