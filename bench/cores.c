@@ -2,16 +2,17 @@
    the time of each of its tasks, and the time between loops. bench/cores.py simulates from it how
    long the work would take on many cores.
 
-       build/cores WHAT ROWS WIDTH FEATURES THREADS REPEATS
+       build/cores WHAT ROWS WIDTH FEATURES THREADS,THREADS,... REPEATS
 
    WHAT: step:RECIPE, auxk:RECIPE or ghosts:RECIPE (a tenth of the features is dead), encode,
    evaluate, buffer, survey. A row of several layers (cc-: 2, clt-: 4) has WIDTH numbers in all, and
    FEATURES are of all parts. The library is told that it has THREADS threads, since their number
-   says how loops are cut. But its loops come to a parallel_for of this program, which runs the
-   tasks one by one. Times are processor time of this thread, so that other programs do not count.
+   says how loops are cut; the numbers take turns, so that a slow second counts for all of them. But
+   its loops come to a parallel_for of this program, which runs the tasks one by one. Times are
+   processor time of this thread, so that other programs do not count.
 
-   Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
-   is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
+   Output, for each repetition: `begin THREADS`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`.
+   BODY is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
    time since the loop before, with short loops, which the library keeps on the calling thread. For a
    step a line `bytes WEIGHTS MOMENTS GRADIENTS LISTS ROWS` follows (see count_bytes). */
 #define _POSIX_C_SOURCE 200809L
@@ -84,11 +85,11 @@ static void begin(void) {
     record.last = now();
 }
 
-static void end(void) {
+static void end(int threads) {
     double serial = now() - record.last;
     const double *t = record.times;
     record.on = 0;
-    printf("begin\n");
+    printf("begin %d\n", threads);
     for (int64_t i = 0; i < record.loops; i++) {
         printf("%lld %.0f", (long long)record.body[i], *t++);
         for (int64_t k = 0; k < record.tasks[i]; k++) printf(" %.0f", *t++);
@@ -112,14 +113,6 @@ static void fill(float *out, int64_t rows, int64_t d, float scale, dlrn_rng *rng
     }
 }
 
-static float *rows_new(dlrn_context *ctx, int64_t n, int64_t d) {
-    dlrn_rng rng = {1, 1, 0};
-    float *x = (float *)dlrn_alloc(ctx, n * d, sizeof *x);
-    if (!x) must(NULL, DLRN_ERR_MEMORY);
-    fill(x, n, d, 1, &rng);
-    return x;
-}
-
 /* Pre-activations become normal of variance 1, and biases such that L0 of them are positive. */
 static void set_l0(dlrn_dictionary *ae) {
     dlrn_rng rng = {2, 1, 0};
@@ -134,12 +127,22 @@ static void set_l0(dlrn_dictionary *ae) {
     dlrn_dictionary_changed(ae);
 }
 
+/* One number of threads, and what its work needs. */
 typedef struct run {
     dlrn_context *ctx;
     const char *what; /* without what follows the colon */
     const char *recipe;
     int64_t n, d, features;
-    int repeats;
+    int threads;
+    float *x; /* [n][d] */
+    dlrn_train_config cfg;
+    dlrn_trainer *trainer;
+    dlrn_dictionary *ae;
+    dlrn_encoder *encoder;
+    dlrn_evaluator *evaluator;
+    dlrn_sparse codes;
+    dlrn_source source;
+    dlrn_buffer *buffer;
 } run;
 
 /* What a step reads and writes, counted as if each of its phases moved every byte once between the
@@ -168,34 +171,22 @@ static void count_bytes(const dlrn_dictionary *ae, const dlrn_train_config *cfg,
            5 * 8 * l0 * (double)n, row * (in * (1 + 1 + 1 + 1 + 0.5 + 1) + out * 3));
 }
 
-static void record_steps(const run *r) {
-    enum { WARM = 3 };
-    dlrn_train_config cfg = dlrn_train_defaults(r->recipe);
+static void prepare_step(run *r) {
     const int dead = strcmp(r->what, "step") != 0;
-    dlrn_trainer *t = NULL;
-    dlrn_train_stats stats;
-    if (!strncmp(r->recipe, "clt-", 4)) cfg.layers = 4;
-    cfg.d_in = r->d, cfg.features = r->features, cfg.lr = 1e-12, cfg.warmup_steps = 0;
-    cfg.log_steps = -1;
-    if (cfg.k) cfg.k = K;
-    if (cfg.target_l0 > 0) cfg.target_l0 = L0;
-    if (!strcmp(r->what, "ghosts")) cfg.ghost_threshold = 0;
-    if (!strcmp(r->what, "auxk")) cfg.dead_rows = r->n;
-    must(r->ctx, dlrn_trainer_create(r->ctx, &cfg, NULL, NULL, &t));
-    dlrn_dictionary *ae = dlrn_trainer_describe(t).dictionary;
-    if (!cfg.k) set_l0(ae);
+    dlrn_train_config *cfg = &r->cfg;
+    *cfg = dlrn_train_defaults(r->recipe);
+    if (!strncmp(r->recipe, "clt-", 4)) cfg->layers = 4;
+    cfg->d_in = r->d, cfg->features = r->features, cfg->lr = 1e-12, cfg->warmup_steps = 0;
+    cfg->log_steps = -1;
+    if (cfg->k) cfg->k = K;
+    if (cfg->target_l0 > 0) cfg->target_l0 = L0;
+    if (!strcmp(r->what, "ghosts")) cfg->ghost_threshold = 0;
+    if (!strcmp(r->what, "auxk")) cfg->dead_rows = r->n;
+    must(r->ctx, dlrn_trainer_create(r->ctx, cfg, NULL, NULL, &r->trainer));
+    dlrn_dictionary *ae = dlrn_trainer_describe(r->trainer).dictionary;
+    if (!cfg->k) set_l0(ae);
     for (int64_t f = 0; dead && f < r->features / 10; f++) ae->param[DLRN_ENCODER_BIAS][f] = -99;
     dlrn_dictionary_changed(ae);
-    float *x = rows_new(r->ctx, r->n, r->d);
-    for (int i = 0; i < WARM + r->repeats; i++) {
-        if (i >= WARM) begin();
-        must(r->ctx, dlrn_trainer_step_on(t, x, NULL, r->n, &stats));
-        if (i >= WARM) end();
-    }
-    count_bytes(ae, &cfg, r->n, stats.l0);
-    fprintf(stderr, "L0 %.1f, dead %.0f\n", stats.l0, (double)stats.dead);
-    dlrn_free(r->ctx, x);
-    dlrn_trainer_destroy(t);
 }
 
 static dlrn_status seen(void *user, const dlrn_feature_report *report) {
@@ -203,7 +194,7 @@ static dlrn_status seen(void *user, const dlrn_feature_report *report) {
     return DLRN_OK;
 }
 
-static void survey_once(const run *r, const dlrn_dictionary *ae, const float *x) {
+static void survey(const run *r, int recorded) {
     enum { REPORTED = 512 };
     dlrn_survey *s = NULL;
     const int64_t contexts = r->n / CONTEXT;
@@ -213,95 +204,104 @@ static void survey_once(const run *r, const dlrn_dictionary *ae, const float *x)
     for (int64_t i = 0; i <= contexts; i++) start[i] = i * CONTEXT;
     for (int64_t i = 0; i < r->n; i++) id[i] = (int32_t)(i * 7919 % 1000);
     for (int64_t i = 0; i < REPORTED; i++) list[i] = i;
-    begin();
-    must(r->ctx, dlrn_survey_create(ae, NULL, &s));
-    must(r->ctx, dlrn_survey_add(s, x, id, start, contexts, NULL));
+    if (recorded) begin();
+    must(r->ctx, dlrn_survey_create(r->ae, NULL, &s));
+    must(r->ctx, dlrn_survey_add(s, r->x, id, start, contexts, NULL));
     must(r->ctx, dlrn_survey_report(s, list, REPORTED, seen, NULL));
-    end();
+    if (recorded) end(r->threads);
     dlrn_survey_destroy(s);
     free(start), free(id);
 }
 
-/* What needs a dictionary and rows. */
-static void record_uses(const run *r) {
-    dlrn_dictionary_desc desc = {NULL, r->d, 0, r->features, 0, 1, 0};
-    dlrn_dictionary *ae = NULL;
-    dlrn_encoder *e = NULL;
-    dlrn_evaluator *v = NULL;
-    dlrn_sparse codes = {0};
-    must(r->ctx, dlrn_dictionary_create(r->ctx, &desc, &ae));
-    set_l0(ae);
-    float *x = rows_new(r->ctx, r->n, r->d);
-    must(r->ctx, dlrn_encoder_create(ae, &e));
-    must(r->ctx, dlrn_evaluator_create(ae, NULL, &v));
-    for (int i = -1; i < r->repeats; i++) { /* the first run touches its memory */
-        if (!strcmp(r->what, "survey")) {
-            survey_once(r, ae, x);
-            continue;
-        }
-        if (i >= 0) begin();
-        if (!strcmp(r->what, "encode"))
-            must(r->ctx, dlrn_encoder_run(e, x, r->n, NULL, &codes, NULL));
-        if (!strcmp(r->what, "evaluate")) must(r->ctx, dlrn_evaluator_add(v, x, NULL, r->n));
-        if (i >= 0) end();
-    }
-    dlrn_sparse_free(&codes);
-    dlrn_encoder_destroy(e);
-    dlrn_evaluator_destroy(v);
-    dlrn_free(r->ctx, x);
-    dlrn_dictionary_destroy(ae);
+/* features: the rows that the buffer holds. */
+static void prepare_buffer(run *r) {
+    dlrn_buffer_config cfg = dlrn_buffer_defaults();
+    must(r->ctx, dlrn_source_from_array(r->ctx, r->x, NULL, r->n, r->d, 0, 0, &r->source));
+    cfg.capacity = r->features, cfg.read_rows = r->n, cfg.batch_rows = r->n;
+    must(r->ctx, dlrn_buffer_create(r->ctx, &cfg, &r->source, DLRN_BORROWED, &r->buffer));
 }
 
-/* features: the rows that the buffer holds. */
-static void record_buffer(const run *r) {
-    dlrn_buffer_config cfg = dlrn_buffer_defaults();
-    dlrn_buffer *buffer = NULL;
-    dlrn_source source;
+static void prepare(run *r) {
+    dlrn_context_config cfg = {0};
+    dlrn_dictionary_desc desc = {NULL, r->d, 0, r->features, 0, 1, 0};
+    cfg.threads = r->threads;
+    cfg.parallel_for = recorder;
+    must(NULL, dlrn_context_create(&cfg, &r->ctx));
+    if (r->recipe) {
+        prepare_step(r);
+        return;
+    }
+    if (!strcmp(r->what, "buffer")) {
+        prepare_buffer(r);
+        return;
+    }
+    must(r->ctx, dlrn_dictionary_create(r->ctx, &desc, &r->ae));
+    set_l0(r->ae);
+    must(r->ctx, dlrn_encoder_create(r->ae, &r->encoder));
+    must(r->ctx, dlrn_evaluator_create(r->ae, NULL, &r->evaluator));
+}
+
+static void once(run *r, int recorded) {
+    dlrn_train_stats stats;
     const float *got, *y;
     int64_t n;
-    float *x = rows_new(r->ctx, 8192, r->d);
-    must(r->ctx, dlrn_source_from_array(r->ctx, x, NULL, 8192, r->d, 0, 0, &source));
-    cfg.capacity = r->features, cfg.read_rows = 8192, cfg.batch_rows = r->n;
-    must(r->ctx, dlrn_buffer_create(r->ctx, &cfg, &source, DLRN_BORROWED, &buffer));
-    for (int i = -1; i < r->repeats; i++) { /* the first batch fills the buffer */
-        if (i >= 0) begin();
-        must(r->ctx, dlrn_buffer_next(buffer, &got, &y, &n));
-        if (i >= 0) end();
+    if (!strcmp(r->what, "survey")) {
+        survey(r, recorded);
+        return;
     }
-    dlrn_buffer_destroy(buffer);
-    dlrn_source_destroy(&source);
-    dlrn_free(r->ctx, x);
+    if (recorded) begin();
+    if (r->recipe) must(r->ctx, dlrn_trainer_step_on(r->trainer, r->x, NULL, r->n, &stats));
+    if (!strcmp(r->what, "encode"))
+        must(r->ctx, dlrn_encoder_run(r->encoder, r->x, r->n, NULL, &r->codes, NULL));
+    if (!strcmp(r->what, "evaluate"))
+        must(r->ctx, dlrn_evaluator_add(r->evaluator, r->x, NULL, r->n));
+    if (!strcmp(r->what, "buffer")) must(r->ctx, dlrn_buffer_next(r->buffer, &got, &y, &n));
+    if (!recorded) return;
+    end(r->threads);
+    if (r->recipe)
+        count_bytes(dlrn_trainer_describe(r->trainer).dictionary, &r->cfg, r->n, stats.l0);
+}
+
+static void finish(run *r) {
+    dlrn_trainer_destroy(r->trainer);
+    dlrn_sparse_free(&r->codes);
+    dlrn_encoder_destroy(r->encoder);
+    dlrn_evaluator_destroy(r->evaluator);
+    dlrn_buffer_destroy(r->buffer);
+    if (r->buffer) dlrn_source_destroy(&r->source);
+    dlrn_dictionary_destroy(r->ae);
+    dlrn_context_destroy(r->ctx);
 }
 
 int main(int argc, char **argv) {
-    dlrn_context_config cfg = {0};
+    enum { MOST = 16, WARM = 2 };
     dlrn_rng rng = {3, 1, 0};
-    run r = {0};
+    run r[MOST] = {{0}};
+    int runs = 0;
     if (argc != 7)
-        return fprintf(stderr, "usage: cores WHAT ROWS WIDTH FEATURES THREADS REPEATS\n"), 2;
+        return fprintf(stderr, "usage: cores WHAT ROWS WIDTH FEATURES THREADS,... REPEATS\n"), 2;
     char *colon = strchr(argv[1], ':');
     if (colon) *colon = 0;
-    r.what = argv[1], r.recipe = colon ? colon + 1 : NULL;
-    r.n = atoll(argv[2]), r.d = atoll(argv[3]), r.features = atoll(argv[4]);
-    r.repeats = atoi(argv[6]);
-    cfg.threads = atoi(argv[5]);
-    cfg.parallel_for = recorder;
-    must(NULL, dlrn_context_create(&cfg, &r.ctx));
     pool = (float *)malloc(POOL * sizeof *pool);
-    if (!pool) return 1;
+    float *x = (float *)malloc((size_t)atoll(argv[2]) * (size_t)atoll(argv[3]) * sizeof *x);
+    if (!pool || !x) return 1;
     for (int64_t i = 0; i < POOL; i++) pool[i] = dlrn_rng_normal(&rng);
+    fill(x, atoll(argv[2]), atoll(argv[3]), 1, &rng);
+    for (char *p = argv[5]; p && runs < MOST; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
+        run *one = &r[runs++];
+        one->what = argv[1], one->recipe = colon ? colon + 1 : NULL, one->x = x;
+        one->n = atoll(argv[2]), one->d = atoll(argv[3]), one->features = atoll(argv[4]);
+        one->threads = atoi(p);
+        prepare(one);
+    }
     record.cost = HUGE_VAL;
     for (int i = 0; i < 1000; i++) {
         double t = now();
         record.cost = fmin(record.cost, now() - t);
     }
-    if (!strcmp(r.what, "buffer"))
-        record_buffer(&r);
-    else if (r.recipe)
-        record_steps(&r);
-    else
-        record_uses(&r);
-    free(pool), free(record.times), free(record.body), free(record.tasks);
-    dlrn_context_destroy(r.ctx);
+    for (int i = -WARM; i < atoi(argv[6]); i++) /* the first runs touch their memory */
+        for (int k = 0; k < runs; k++) once(&r[k], i >= 0);
+    for (int k = 0; k < runs; k++) finish(&r[k]);
+    free(pool), free(x), free(record.times), free(record.body), free(record.tasks);
     return 0;
 }

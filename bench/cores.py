@@ -4,10 +4,11 @@
     bench/cores.py PROGRAM [--threads 1,8,64] [--repeats N] [--loops] [--cut N] [--readme] [WORK...]
 
 PROGRAM (build/cores, from bench/cores.c) runs each piece of work with a parallel_for of its own, one task after the
-other, and prints the time of each task and the time between loops. It is run anew for each number of threads, since
-that number says how loops are cut. From these times a loop on T threads is simulated: tasks are handed out in order to
+other, and prints the time of each task and the time between loops. Numbers of threads take turns, since they say how
+loops are cut. From these times a loop on T threads is simulated: tasks are handed out in order to
 whichever thread is free first, one at a time. --loops prints each loop, too; --readme writes the tables into
-bench/README.md, where rows that are not measured again stay as they are. A WORK picks the rows whose name contains it.
+bench/README.md, where rows that are not measured again stay as they are. A WORK picks the row
+of that name, or those whose name contains it.
 --cut N asks what a finer cut would give: each task counts as N equal ones.
 """
 
@@ -31,10 +32,9 @@ def barrier(threads):
 # name, WHAT, rows, width, features
 WORK = [
     ("step reference, B 2048, F 8192", "step:reference", 2048, 512, 8192),
-    ("step reference, B 8192, F 32768", "step:reference", 8192, 512, 32768),
+    ("step reference, B 2048, F 32768", "step:reference", 2048, 512, 32768),
     ("step reference, B 2048, F 8192, d 4096", "step:reference", 2048, 4096, 8192),
     ("step dl-batch_top_k, B 2048, F 8192", "step:dl-batch_top_k", 2048, 512, 8192),
-    ("step dl-batch_top_k, B 8192, F 32768", "step:dl-batch_top_k", 8192, 512, 32768),
     ("step dl-matryoshka, B 2048, F 8192", "step:dl-matryoshka", 2048, 512, 8192),
     ("step dl-jump_relu, B 2048, F 8192", "step:dl-jump_relu", 2048, 512, 8192),
     ("step dl-top_k with AuxK, B 2048, F 8192", "auxk:dl-top_k", 2048, 512, 8192),
@@ -48,23 +48,23 @@ WORK = [
 ]
 
 
-def record(program, work, threads, repeats):
-    """[repeat] of ([(body, serial ns, [task ns])], the last serial ns), and a step's bytes or []"""
+def record(program, work, threads, repeats, cut):
+    """{threads: the best Run}"""
     _, what, rows, width, features = work
-    out = subprocess.run([program, what, str(rows), str(width), str(features), str(threads), str(repeats)], check=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    runs, count = [], []
+    out = subprocess.run([program, what, str(rows), str(width), str(features), ",".join(map(str, threads)), str(repeats)],
+                         check=True, stdout=subprocess.PIPE, text=True).stdout
+    runs, loops, count, at = {t: [] for t in threads}, [], [], 0
     for line in out.splitlines():
         word = line.split()
         if word[0] == "begin":
-            loops = []
+            loops, at = [], int(word[1])
         elif word[0] == "end":
-            runs.append((loops, float(word[1])))
+            runs[at].append((loops, float(word[1])))
         elif word[0] == "bytes":
             count = [float(w) for w in word[1:]]
         else:
             loops.append((int(word[0]), float(word[1]), [float(w) for w in word[2:]]))
-    return runs, count
+    return {t: min((Run(run, t, count, cut) for run in runs[t]), key=lambda run: run.total) for t in threads}
 
 
 def names_of(program):
@@ -114,11 +114,6 @@ def print_loops(run, names, threads):
               f"{made / 1e6:10.3f}{work / threads / made if made else 1:10.2f}")
 
 
-def best(program, work, threads, repeats, cut):
-    runs, count = record(program, work, threads, repeats)
-    return min((Run(run, threads, count, cut) for run in runs), key=lambda run: run.total)
-
-
 def speed_row(work, runs):
     threads = sorted(runs)
     last, one = runs[threads[-1]], runs[threads[0]]
@@ -143,7 +138,7 @@ def table(head, rows):
 
 
 def put_readme(name, lines):
-    """Rows of the table that is there stay where there is none of their name among `lines`, if its head is the same."""
+    """Rows of the table that is there stay where there is none of their name among `lines`, if it has the same columns."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
     with open(path, encoding="utf-8") as f:
         text = f.read()
@@ -170,24 +165,21 @@ def main():
     a = p.parse_intermixed_args()
     threads = [int(t) for t in a.threads.split(",")]
     names = names_of(a.program)
-    speed, count = [], []
+    heads = {"cores": ["work", f"ms on {threads[0]}", *(f"x {t}" for t in threads[1:]),
+                       f"lost on {threads[-1]}: serial / uneven / barriers, %"],
+             "counts": ["work", "barriers", "tasks", f"serial ms on {threads[-1]}", "MB: weights", "moments + gradients",
+                        "lists", "rows", f"GB/s on {threads[-1]}"]}
+    full = [work[0] for work in WORK]
     for work in WORK:
-        if a.work and not any(w in work[0] for w in a.work):
+        if a.work and not any(w in work[0] for w in a.work if w not in full) and work[0] not in a.work:
             continue
-        runs = {t: best(a.program, work, t, a.repeats, a.cut) for t in threads}
-        speed.append(speed_row(work, runs))
-        count.append(count_row(work, runs))
-        print(" | ".join(speed[-1]), flush=True)
+        runs = record(a.program, work, threads, a.repeats, a.cut)
+        for name, row in ("cores", speed_row(work, runs)), ("counts", count_row(work, runs)):
+            print(" | ".join(row), flush=True)
+            if a.readme:
+                put_readme(name, table(heads[name], [row]))
         if a.loops:
             print_loops(runs[threads[-1]], names, threads[-1])
-    speed = table(["work", f"ms on {threads[0]}", *(f"x {t}" for t in threads[1:]),
-                   f"lost on {threads[-1]}: serial / uneven / barriers, %"], speed)
-    count = table(["work", "barriers", "tasks", f"serial ms on {threads[-1]}", "MB: weights", "moments + gradients",
-                   "lists", "rows", f"GB/s on {threads[-1]}"], count)
-    print("\n".join([*speed, "", *count]))
-    if a.readme:
-        put_readme("cores", speed)
-        put_readme("counts", count)
 
 
 if __name__ == "__main__":
