@@ -2763,7 +2763,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 #ifdef _MSC_VER
 /* What /sdl, which Visual Studio sets in new projects, makes errors of: the minus of an unsigned
-   number; a pointer that cl believes to be unset; fopen and getenv, which Microsoft calls unsafe. */
+   number; a pointer that cl believes to be unset; fopen and getenv, which Microsoft calls
+   unsafe. */
 #pragma warning(push)
 #pragma warning(disable : 4146 4703 4996)
 #ifdef __clang__
@@ -3328,8 +3329,9 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
 
 /* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
    fmaf() rounds twice, because it computes in long double, and of Windows' own not everything is
-   known. There the sum is formed in f64 and rounded to odd: an inexact sum gets a last bit of 1. The spare bits make the rounding to f32 the
-   correct one (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008). */
+   known. There the sum is formed in f64 and rounded to odd: an inexact sum gets a last bit of 1.
+   The spare bits make the rounding to f32 the correct one (Boldo and Melquiond, Emulation of FMA
+   and correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef _WIN32
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -3717,8 +3719,8 @@ struct dlrni_screen {
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
-   gcc a pragma; MSVC's cl has every instruction anywhere. A system header must not be included in between: its functions would get the
-   target, too. */
+   gcc a pragma; MSVC's cl has every instruction anywhere. A system header must not be included in
+   between: its functions would get the target, too. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \

@@ -300,8 +300,9 @@ wine_headers=/usr/include/wine/wine wine_libraries=/usr/lib/x86_64-linux-gnu/win
 for_msvc() { # for_msvc TARGET ARGUMENT...: clang, as clang-cl would
     target=$1
     shift
-    clang "--target=$target" -fms-compatibility-version=19.40 -nostdinc -isystem "$(clang -print-resource-dir)/include" \
-        -isystem "$wine_headers/msvcrt" -isystem "$wine_headers/windows" "$@"
+    clang "--target=$target" -fms-compatibility-version=19.40 -nostdinc \
+        -isystem "$(clang -print-resource-dir)/include" -isystem "$wine_headers/msvcrt" \
+        -isystem "$wine_headers/windows" "$@"
 }
 
 # what Wine's headers lack, and what Microsoft's say of some functions
