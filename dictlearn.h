@@ -14,9 +14,9 @@
    >>threads.
 
    >>manual         this: quick start, words, training, recipes, formula, files of other libraries,
-                    options, memory, threads, speed, ranks, errors, trust, limits, compat, names in
-                    Python, surveys, words of the code, how to add a family, layout, recipe or
-                    kernel set
+                    options, memory, threads, speed, ranks, errors, trust, compilers, limits,
+                    compat, names in Python, surveys, words of the code, how to add a family,
+                    layout, recipe or kernel set
    >>config         linkage, version
    >>types          status codes, element types, context, tensor, sparse codes
    >>api-context    contexts, errors
@@ -833,6 +833,30 @@
    that the tensors do not have, a k or a norm out of range, or an option that is not computed here
    is an error that names the key. Files must not be modified while they are open. SECURITY.md lists
    the limits and says how to report a bug.
+
+   ---- COMPILERS AND SYSTEMS ----------------------------------------------------------------------
+
+   Any compiler of C99 or C++11; no option is needed for the processor. `make matrix` compiles the
+   header with each one at hand, without a warning, and runs tests on each system:
+
+   compiler, system                  kernel sets       tests
+   gcc 11 and 12, clang 13 to 22,    all that the      all, with gcc 12; parts with clang
+     Linux x64                       processor has
+   gcc, Linux on i686, aarch64 and   x86's, NEON's,    a part, on this processor or its emulator
+     s390x                           scalar
+   MinGW-w64 (gcc), Windows x64      all but amx       a part, by Wine
+   clang for MSVC's target           all but amx       a part, by Wine, with Wine's headers and C
+     (clang-cl), Windows x64                           library: Microsoft's were not at hand
+   the same for i686 and aarch64     x86's; NEON's     compiled only
+   MSVC's own cl for x64, from       all but amx       cl was not at hand: clang, its names hidden,
+     Visual Studio 2022 on                             compiles what cl would, and passes a part
+   an older cl, or for others        scalar            none
+
+   How fast cl's code is, and what it warns of, is not known. Give it /O2 and /std:c11 or later;
+   /openmp (2.0) is enough for threads; /fp:fast is an #error, as -ffast-math is. On Windows files
+   are read, not mapped, and what lies before a place is read, too; paths are in the code page of
+   the process. The program, examples/mpi.h and zstd in examples/lm/documents.h want POSIX; the
+   other examples are plain C.
 
    ---- LIMITS -------------------------------------------------------------------------------------
 
@@ -2739,7 +2763,8 @@ DLRN_API double dlrn_json_number(const dlrn_json *object, const char *path, doub
 
 #ifdef _MSC_VER
 /* What /sdl, which Visual Studio sets in new projects, makes errors of: the minus of an unsigned
-   number; a pointer that cl believes to be unset; fopen and getenv, which Microsoft calls unsafe. */
+   number; a pointer that cl believes to be unset; fopen and getenv, which Microsoft calls
+   unsafe. */
 #pragma warning(push)
 #pragma warning(disable : 4146 4703 4996)
 #ifdef __clang__
@@ -3343,8 +3368,9 @@ DLRNI_INTERNAL uint32_t dlrni_bits_of_float(float f) {
 
 /* a b + c, rounded once, as every vector unit does it; the canonical sums depend on that. mingw's
    fmaf() rounds twice, because it computes in long double, and of Windows' own not everything is
-   known. There the sum is formed in f64 and rounded to odd: an inexact sum gets a last bit of 1. The spare bits make the rounding to f32 the
-   correct one (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008). */
+   known. There the sum is formed in f64 and rounded to odd: an inexact sum gets a last bit of 1.
+   The spare bits make the rounding to f32 the correct one (Boldo and Melquiond, Emulation of FMA
+   and correctly rounded sums, 2008). */
 DLRNI_INTERNAL float dlrni_fma(float a, float b, float c) {
 #ifdef _WIN32
     double product = (double)a * (double)b, sum = product + (double)c; /* the product is exact */
@@ -3777,8 +3803,8 @@ struct dlrni_screen {
 
 /* Compiles the functions between the two for a processor with these features. The rest of the file
    keeps the compiler's own target, so that a plain build has all sets. clang takes an attribute,
-   gcc a pragma; MSVC's cl has every instruction anywhere. A system header must not be included in between: its functions would get the
-   target, too. */
+   gcc a pragma; MSVC's cl has every instruction anywhere. A system header must not be included in
+   between: its functions would get the target, too. */
 #define DLRNI_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define DLRNI_TARGET_BEGIN(features)                                                               \

@@ -187,7 +187,8 @@ for compiler in gcc clang; do
     made "$compiler static and unused" "$compiler" -std=c99 $strict_c -O1 -DDICTLEARN_STATIC
     made "$compiler -ffreestanding" "$compiler" -std=c99 $strict_c -O1 -ffreestanding $(flags no_stdio)
     if [ "$compiler" = gcc ] || have ld.lld; then # what warns while it links
-        cell "$compiler -flto" "$compiler" -std=c99 $strict_c -O2 -flto -I. examples/02_train_from_array.c \
+        linker=$(if [ "$compiler" = clang ]; then echo -fuse-ld=lld; fi)
+        cell "$compiler -flto" "$compiler" -std=c99 $strict_c -O2 -flto $linker -I. examples/02_train_from_array.c \
             -o "$dir/$compiler-lto" -lm
     else
         skip "$compiler -flto" "no linker for it"
@@ -322,8 +323,9 @@ wine_headers=/usr/include/wine/wine wine_libraries=/usr/lib/x86_64-linux-gnu/win
 for_msvc() { # for_msvc TARGET ARGUMENT...: clang, as clang-cl would
     target=$1
     shift
-    clang "--target=$target" -fms-compatibility-version=19.40 -nostdinc -isystem "$(clang -print-resource-dir)/include" \
-        -isystem "$wine_headers/msvcrt" -isystem "$wine_headers/windows" "$@"
+    clang "--target=$target" -fms-compatibility-version=19.40 -nostdinc \
+        -isystem "$(clang -print-resource-dir)/include" -isystem "$wine_headers/msvcrt" \
+        -isystem "$wine_headers/windows" "$@"
 }
 
 # what Wine's headers lack, and what Microsoft's say of some functions
@@ -391,6 +393,13 @@ elif at_hand clang; then
         as_msvc "MSVC" "-DDEPRECATES -include $dir/msvc.h" $msvc
         as_msvc "as cl" "$as_cl" $msvc
     done
+    if [ "$MATRIX" != short ]; then # plain C: all but MPI's
+        for program in examples/[0-9][0-9]_*.c; do
+            case $program in *_mpi.c) continue ;; esac
+            cell "MSVC $program" for_msvc $msvc -std=c11 -Wall -Wextra -Werror -Wno-unused-function \
+                -include "$dir/msvc.h" -I. -Iexamples -fsyntax-only "$program"
+        done
+    fi
     collect
     group="MSVC, run"
     if at_hand lld-link ${wine:-wine64}; then

@@ -560,6 +560,26 @@ TEST(a_context_refuses_what_is_not_there) {
     dlrn_context_destroy(ctx);
 }
 
+/* The library asks cpuid itself; gcc's runtime asks it, too. */
+TEST(sets_are_those_that_the_compiler_finds) {
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("pclmul");
+    const int avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl");
+    dlrn_context *ctx = open_kernels("scalar", 1);
+    const char *text = dlrn_context_describe(ctx).text;
+    CHECK(!strstr(text, " avx2") == !avx2);
+    CHECK((strstr(text, " avx512 ") || strstr(text, " avx512,")) == avx512);
+    CHECK(!strstr(text, " avx512bf16") == !(avx512 && __builtin_cpu_supports("avx512bf16")));
+    CHECK(!strstr(text, " avx512vnni") == !(avx512 && __builtin_cpu_supports("avx512vnni")));
+    dlrn_context_destroy(ctx);
+#else
+    SKIP("not gcc's names, or not x86");
+#endif
+}
+
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(half_floats_round_trip);
@@ -581,5 +601,6 @@ int main(int argc, char **argv) {
     RUN(encode_and_decode_match_the_formula);
     RUN(identity_gives_back_what_it_got);
     RUN(a_context_refuses_what_is_not_there);
+    RUN(sets_are_those_that_the_compiler_finds);
     return TEST_END();
 }
