@@ -6744,7 +6744,9 @@ DLRNI_INTERNAL int dlrni_stays(const dlrni_encoding *c, int64_t row, int32_t fea
     int64_t k = c->dict->formula.k;
     if (!(dlrni_value_of(&c->gate, feature, pre) != 0) && !dlrni_picks_zeros(c)) return 0;
     if (!c->cut_known) return 1;
-    if (dlrni_by_batch(c)) return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
+    /* so it is dlrni_by_batch, which is too slow for each entry */
+    if (c->dict->formula.select == DLRN_SELECT_BATCH_TOP_K)
+        return dlrni_is_in_batch(&c->last_kept, row, feature, pre);
     if (dlrni_by_group(c)) {
         const int64_t whole = c->dict->span_at + feature;
         return c->best[row * k + whole / (c->dict->span_of / k)].feature == whole;
@@ -7489,12 +7491,13 @@ DLRNI_INTERNAL dlrn_status dlrni_batch_sample(const dlrni_encoding *c, int64_t *
     double unused[DLRNI_GUESS_ROWS];
     dlrni_guess_job j;
     DLRNI_TRY(dlrni_guess_begin(c, 0, unused, &j));
-    for (int64_t p = 0; p < rows * F; p++) {
-        const float pre =
-            dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], p % F, j.pre[p]);
-        if (pre > dlrni_floor_of(c->gate.threshold, p % F, c->gate.min_floor))
-            count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
-    }
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t f = 0; f < F; f++) {
+            const float pre =
+                dlrni_pre_of(&c->gate, c->dict->param[DLRN_ENCODER_BIAS], f, j.pre[i * F + f]);
+            if (pre > dlrni_floor_of(c->gate.threshold, f, c->gate.min_floor))
+                count[dlrni_rank_key(pre) >> (32 - DLRNI_SAMPLE_BITS)]++;
+        }
     dlrni_guess_free(&j);
     return DLRN_OK;
 }
@@ -22460,6 +22463,9 @@ typedef struct dlrni_work {
     double *below;             /* [F] sum_i ReLU(threshold - p_if), for the same loss; or NULL   */
     double *below_slope;       /* [F] the derivative of the loss by it; 0: not of this feature    */
     float *gradient[DLRN_ROLE_COUNT]; /* shaped like the parameters; only for recipes that clip */
+    /* [F] of a feature's gradients: their squared length, and how many are not 0. NULL but while a
+       recipe that clips forms its gradients */
+    double *square, *nonzero;
 } dlrni_work;
 
 typedef struct dlrni_recipe dlrni_recipe;
@@ -26423,7 +26429,31 @@ DLRNI_INTERNAL float *dlrni_visit_gradient(const dlrn_trainer *t, const dlrni_vi
     return number;
 }
 
-/* Feature j, whose sums are complete: updates its weights, or copies its gradients to out. */
+/* Whether the gradients of a role count in the norm, and are clipped. */
+DLRNI_INTERNAL int dlrni_is_clipped(const dlrn_trainer *t, int role) {
+    return !t->rules.clip_rms || role != DLRN_THRESHOLD;
+}
+
+/* Adds a vector to the norm: *square, and *count if the rules divide by it. */
+DLRNI_INTERNAL void dlrni_measure_gradient(const dlrn_trainer *t, const float *grad, int64_t n,
+                                           double *square, double *count) {
+    *square += (double)t->ctx->k->dot(grad, grad, n);
+    /* -0 is 0, NaN is not */
+    for (int64_t i = 0; t->rules.clip_rms && i < n; i++) *count += !(grad[i] >= 0 && grad[i] <= 0);
+}
+
+/* Projects and measures a gradient of feature f while it is in the cache. In this order, as in
+   dictionary_learning: the part along the atom must not use up the limit. */
+DLRNI_INTERNAL void dlrni_measure_feature(const dlrn_trainer *t, int role, int64_t f, float *grad) {
+    const int64_t d = dlrni_role_width(t->dict, role);
+    if (role == DLRN_DECODER && t->rules.atoms != DLRNI_ATOMS_FREE)
+        dlrni_project(t->ctx->k, t->dict->param[role] + f * d, grad, d);
+    if (dlrni_is_clipped(t, role))
+        dlrni_measure_gradient(t, grad, d, &t->w.square[f], &t->w.nonzero[f]);
+}
+
+/* Feature j, whose sums are complete: updates its weights, or measures its gradients if a recipe
+   clips, and copies them to out. */
 DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *v, int64_t j) {
     dlrn_trainer *t = u->t;
     int64_t f = v->f0 + j;
@@ -26431,6 +26461,7 @@ DLRNI_INTERNAL void dlrni_visit_end_feature(const dlrni_update *u, dlrni_visit *
         float number, *grad = dlrni_visit_gradient(t, v, role, j, &number);
         int64_t d = dlrni_role_width(t->dict, role);
         if (grad && u->adam) dlrni_update_role(t, u->adam, role, f, grad, 0);
+        if (grad && t->w.square) dlrni_measure_feature(t, role, f, grad);
         if (grad && u->out && u->out[role])
             memcpy(u->out[role] + f * d, grad, (size_t)d * sizeof *grad);
     }
@@ -26762,28 +26793,6 @@ DLRNI_INTERNAL dlrn_status dlrni_backward(dlrn_trainer *t, const dlrni_adam *ada
    The norm is known only when all gradients are known. So they are kept, and a second pass updates
    the weights: this costs memory for one more set of parameters. */
 
-/* Two passes over the features with one task body: measure, then update. */
-typedef struct dlrni_apply {
-    dlrn_trainer *t;
-    const dlrni_adam *adam;
-    float factor;   /* of all gradients that count                                          */
-    double *square; /* [features] squared length of a feature's gradients; NULL: the update */
-    double *count;  /* [features] how many of them are not 0, for clip_rms                  */
-} dlrni_apply;
-
-/* Whether the gradients of a role count in the norm, and are clipped. */
-DLRNI_INTERNAL int dlrni_is_clipped(const dlrn_trainer *t, int role) {
-    return !t->rules.clip_rms || role != DLRN_THRESHOLD;
-}
-
-/* Adds a vector to the norm: *square, and *count if the rules divide by it. */
-DLRNI_INTERNAL void dlrni_measure_gradient(const dlrn_trainer *t, const float *grad, int64_t n,
-                                           double *square, double *count) {
-    *square += (double)t->ctx->k->dot(grad, grad, n);
-    /* -0 is 0, NaN is not */
-    for (int64_t i = 0; t->rules.clip_rms && i < n; i++) *count += !(grad[i] >= 0 && grad[i] <= 0);
-}
-
 /* What gradients are scaled by, from their squared norm: at most 1. */
 DLRNI_INTERNAL float dlrni_clip_factor(const dlrn_trainer *t, double square, double count) {
     const double norm = sqrt(square), clip = t->cfg.clip;
@@ -26796,12 +26805,17 @@ DLRNI_INTERNAL float dlrni_clip_factor(const dlrn_trainer *t, double square, dou
     return factor < 1 ? (float)factor : 1;
 }
 
-/* Task, one group of features: with `square`, projects the atoms' gradients and measures all;
-   without it, updates the weights. */
+/* The update of the features of one trainer. */
+typedef struct dlrni_apply {
+    dlrn_trainer *t;
+    const dlrni_adam *adam;
+    float factor; /* of all gradients that count */
+} dlrni_apply;
+
+/* Task: updates the weights of one group of features. */
 DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
     const dlrni_apply *a = (const dlrni_apply *)arg;
     dlrn_trainer *t = a->t;
-    const dlrni_kernel_table *k = t->ctx->k;
     int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, t->dict->features);
     (void)worker;
     for (int64_t f = group * DLRNI_GROUP; f < end; f++)
@@ -26809,34 +26823,30 @@ DLRNI_INTERNAL void dlrni_apply_group(void *arg, int64_t group, int worker) {
             int64_t d = dlrni_role_width(t->dict, role);
             if (!t->dict->param[role] || !dlrni_is_by_feature(role)) continue;
             float *grad = t->w.gradient[role] + f * d;
-            if (a->square) {
-                /* first, as in dictionary_learning: the part along the atom must not use up the
-                   limit */
-                if (role == DLRN_DECODER && t->rules.atoms != DLRNI_ATOMS_FREE)
-                    dlrni_project(k, t->dict->param[role] + f * d, grad, d);
-                if (dlrni_is_clipped(t, role))
-                    dlrni_measure_gradient(t, grad, d, &a->square[f], &a->count[f]);
-            } else {
-                if (dlrni_is_clipped(t, role)) k->scale(grad, a->factor, d);
-                /* projected by the first pass */
-                dlrni_update_role(t, a->adam, role, f, grad, 1);
-            }
+            if (dlrni_is_clipped(t, role)) t->ctx->k->scale(grad, a->factor, d);
+            /* projected when it was measured */
+            dlrni_update_role(t, a->adam, role, f, grad, 1);
         }
 }
 
-/* One pass over all features, part by part where there are any. */
+/* The update of all features, part by part where there are any. */
 DLRNI_INTERNAL void dlrni_apply_features(const dlrni_apply *a) {
     dlrn_trainer *t = a->t;
     dlrni_apply own = *a;
     for (int64_t i = 0; i < dlrni_max(t->n_parts, 1); i++) {
         if (t->part) own.t = t->part[i];
-        const int64_t at = t->part ? t->dict->part[i].feature_at : 0;
-        if (a->square) {
-            own.square = a->square + at;
-            own.count = a->count + at;
-        }
         dlrn_parallel_for(t->ctx, dlrni_ceil_div(own.t->dict->features, DLRNI_GROUP),
                           dlrni_apply_group, &own);
+    }
+}
+
+/* Where the features' gradients are measured, of parts, too: square [F], nonzero [F], or NULL. */
+DLRNI_INTERNAL void dlrni_measure_to(dlrn_trainer *t, double *square, double *nonzero) {
+    t->w.square = square;
+    t->w.nonzero = nonzero;
+    for (int64_t i = 0; i < t->n_parts; i++) {
+        const int64_t at = t->dict->part[i].feature_at;
+        dlrni_measure_to(t->part[i], square ? square + at : NULL, square ? nonzero + at : NULL);
     }
 }
 
@@ -26847,14 +26857,15 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
     const int64_t F = t->dict->features;
     /* one per feature, not per thread: summed in order below */
     double *square = DLRNI_NEW_ZERO(t->ctx, double, 2 * F), sum[2] = {0, 0};
-    dlrni_apply job = {t, adam, 1, square, square ? square + F : NULL};
+    dlrni_apply job = {t, adam, 1};
     dlrn_status s = dlrni_agree(t->ctx, square ? DLRN_OK : DLRN_ERR_MEMORY);
+    dlrni_measure_to(t, square, square ? square + F : NULL);
     if (s == DLRN_OK) s = dlrni_backward(t, NULL, t->w.gradient);
-    if (s == DLRN_OK) dlrni_apply_features(&job);
+    dlrni_measure_to(t, NULL, NULL);
     /* feature by feature, in order: the same norm for any number of threads */
     for (int64_t f = 0; s == DLRN_OK && f < F; f++) {
         sum[0] += square[f];
-        sum[1] += job.count[f];
+        sum[1] += square[F + f];
     }
     dlrn_free(t->ctx, square);
     if (s == DLRN_OK) s = dlrni_sum_ranks(t->ctx, DLRN_F64, sum, 2);
@@ -26865,8 +26876,6 @@ DLRNI_INTERNAL dlrn_status dlrni_backward_clipped(dlrn_trainer *t, const dlrni_a
         dlrni_measure_gradient(t, t->w.gradient[role], n, &sum[0], &sum[1]);
     }
     job.factor = dlrni_clip_factor(t, sum[0], sum[1]);
-    /* the second pass updates */
-    job.square = NULL;
     t->stage = DLRNI_UPDATING;
     dlrni_apply_features(&job);
     for (int role = 0; role < DLRN_ROLE_COUNT; role++) {
@@ -26906,8 +26915,14 @@ DLRNI_INTERNAL void dlrni_middle_columns(void *arg, int64_t task, int worker) {
     double *to = m->to + layer * width + c;
     (void)worker;
     memset(to, 0, (size_t)count * sizeof *to);
-    for (int64_t i = 0; i < m->n; i++, y += m->d)
-        for (int64_t j = 0; by[i] > 0 && j < count; j++) to[j] += (double)y[j] / by[i];
+    for (int64_t i = 0; i < m->n; i++, y += m->d) {
+        int64_t j = 0;
+        if (!(by[i] > 0)) continue;
+        /* fixed lengths, which compilers turn into vectors */
+        for (; j + DLRNI_LANES <= count; j += DLRNI_LANES)
+            for (int q = 0; q < DLRNI_LANES; q++) to[j + q] += (double)y[j + q] / by[i];
+        for (; j < count; j++) to[j] += (double)y[j] / by[i];
+    }
 }
 
 /* by = the distances of a layer of some rows, the last of which may be one row several times. Each

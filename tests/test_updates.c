@@ -280,6 +280,43 @@ TEST(medians_by_layer) {
     dlrn_trainer_destroy(both);
 }
 
+/* One round of the median by plain loops: to [n] = the mean of rows y, D apart, each divided by its
+   distance from `at`. */
+static double median_round(const float *y, int count, int n, const double *at, double *to) {
+    double all = 0, moved = 0;
+    for (int c = 0; c < n; c++) to[c] = 0;
+    for (int i = 0; i < count; i++, y += D) {
+        double square = 0;
+        for (int c = 0; c < n; c++) square += ((double)y[c] - at[c]) * ((double)y[c] - at[c]);
+        if (!(square > 0)) continue;
+        all += 1 / sqrt(square);
+        for (int c = 0; c < n; c++) to[c] += (double)y[c] / sqrt(square);
+    }
+    for (int c = 0; c < n; c++) {
+        to[c] /= all;
+        moved += (to[c] - at[c]) * (to[c] - at[c]);
+    }
+    return sqrt(moved);
+}
+
+/* Sums on many threads, eight at a time, have the bits of these loops, for any number of rows. */
+TEST(medians_in_order) {
+    for (int count = N - 9; count <= N; count++) {
+        dlrn_train_config cfg = small("dl-top_k");
+        double at[D] = {0}, to[D], moved = 1;
+        cfg.lr = 0;
+        dlrn_trainer *t = make(&cfg);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows, NULL, count, NULL));
+        for (int i = 0; i < count * D; i++) at[i % D] += (double)rows[i] / count;
+        for (int round = 0; round < 100 && moved >= 1e-5; round++) {
+            moved = median_round(rows, count, D, at, to);
+            memcpy(at, to, sizeof at);
+        }
+        for (int c = 0; c < D; c++) CHECK(t->dict->param[DLRN_OUTPUT_BIAS][c] == (float)at[c]);
+        dlrn_trainer_destroy(t);
+    }
+}
+
 /* sparsify: the mean of y; and without a center - W_e mean x for the encoder bias. */
 TEST(means_of_the_first_batch) {
     static const char *const recipes[] = {"sp-topk", "sp-transcoder"};
@@ -558,6 +595,7 @@ int main(int argc, char **argv) {
     RUN(atoms_are_scaled_first);
     RUN(thresholds_from_0);
     RUN(medians_by_layer);
+    RUN(medians_in_order);
     RUN(means_of_the_first_batch);
     RUN(gradients_of_a_skip);
     RUN(clipped_norms);
