@@ -418,6 +418,28 @@ TEST(clipped_norms) {
     }
 }
 
+/* Rounded rows lie where the gradients come. Waves that are encoded later still find them: the
+   weights are those of one wave. */
+TEST(waves_of_lent_memory) {
+    dlrn_train_config cfg = small("dl-april");
+    dlrn_trainer *t[2];
+    cfg.features = 400;
+    for (int i = 0; i < 2; i++) {
+        t[i] = make(&cfg);
+        if (i) t[i]->w.budget = 1;
+        for (int j = 0; j < 400; j++) t[i]->dict->param[DLRN_ENCODER_BIAS][j] = -2;
+        dlrn_dictionary_changed(t[i]->dict);
+        for (int s = 0; s < 3; s++) step(t[i]);
+        const dlrni_encoding *c = &t[i]->w.codes;
+        CHECK(c->screen && c->lent && (t[i]->w.wave < c->groups) == i);
+        CHECK(c->rounded == (i ? c->own : c->lent));
+    }
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; t[0]->m[role] && i < dlrni_role_size(t[0]->dict, role); i++)
+            CHECK(t[0]->dict->param[role][i] == t[1]->dict->param[role][i]);
+    for (int i = 0; i < 2; i++) dlrn_trainer_destroy(t[i]);
+}
+
 /* The logarithm of a threshold moves, at a rate of its own: Adam's first step is the rate. */
 TEST(rates_of_thresholds) {
     for (int i = 1; i < 4; i++) {
@@ -599,6 +621,7 @@ int main(int argc, char **argv) {
     RUN(means_of_the_first_batch);
     RUN(gradients_of_a_skip);
     RUN(clipped_norms);
+    RUN(waves_of_lent_memory);
     RUN(rates_of_thresholds);
     RUN(rows_that_stay_near);
     RUN(settings_that_do_not_fit);
