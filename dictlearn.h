@@ -6037,9 +6037,8 @@ DLRNI_INTERNAL void dlrni_encoding_free(dlrni_encoding *c) {
         dlrn_free(ctx, c->lists[i].key);
         dlrn_free(ctx, c->lists[i].val);
     }
-    void *blocks[] = {c->lists,    c->own,       c->row,    c->scratch,
-                      c->floor,    c->best,      c->kept,   c->gate.derived,
-                      c->tally,    c->fine_row,  c->joint.key, c->inner.key};
+    void *blocks[] = {c->lists, c->own,          c->row,   c->scratch,  c->floor,     c->best,
+                      c->kept,  c->gate.derived, c->tally, c->fine_row, c->joint.key, c->inner.key};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
     memset(c, 0, sizeof *c);
 }
@@ -27181,7 +27180,7 @@ typedef struct dlrni_middle {
 } dlrni_middle;
 
 enum {
-    DLRNI_MIDDLE_ROWS = 8,   /* sums under way at a time: one alone waits for each addition */
+    DLRNI_MIDDLE_ROWS = 8,    /* sums under way at a time: one alone waits for each addition */
     DLRNI_MIDDLE_COLUMNS = 64 /* of a task: two cache lines of a row at least                */
 };
 
@@ -27215,10 +27214,11 @@ DLRNI_INTERNAL void dlrni_middle_distances(const dlrni_middle *m, int64_t first,
     double square[DLRNI_MIDDLE_ROWS] = {0};
     for (int64_t r = 0; r < DLRNI_MIDDLE_ROWS; r++)
         y[r] = m->y + dlrni_min(first + r, m->n - 1) * m->d + layer * width;
-    for (int64_t c = 0; c < width; c++)
+    for (int64_t c = 0; c < width; c++) {
         DLRNI_UNROLL
         for (int r = 0; r < DLRNI_MIDDLE_ROWS; r++)
             square[r] += ((double)y[r][c] - at[c]) * ((double)y[r][c] - at[c]);
+    }
     for (int64_t r = 0; r < dlrni_min(DLRNI_MIDDLE_ROWS, m->n - first); r++)
         m->by[layer * m->n + first + r] = square[r] > 0 ? sqrt(square[r]) : 0;
 }
