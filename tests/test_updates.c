@@ -280,6 +280,43 @@ TEST(medians_by_layer) {
     dlrn_trainer_destroy(both);
 }
 
+/* One round of the median by plain loops: to [n] = the mean of rows y, D apart, each divided by its
+   distance from `at`. */
+static double median_round(const float *y, int count, int n, const double *at, double *to) {
+    double all = 0, moved = 0;
+    for (int c = 0; c < n; c++) to[c] = 0;
+    for (int i = 0; i < count; i++, y += D) {
+        double square = 0;
+        for (int c = 0; c < n; c++) square += ((double)y[c] - at[c]) * ((double)y[c] - at[c]);
+        if (!(square > 0)) continue;
+        all += 1 / sqrt(square);
+        for (int c = 0; c < n; c++) to[c] += (double)y[c] / sqrt(square);
+    }
+    for (int c = 0; c < n; c++) {
+        to[c] /= all;
+        moved += (to[c] - at[c]) * (to[c] - at[c]);
+    }
+    return sqrt(moved);
+}
+
+/* Sums on many threads, eight at a time, have the bits of these loops, for any number of rows. */
+TEST(medians_in_order) {
+    for (int count = N - 9; count <= N; count++) {
+        dlrn_train_config cfg = small("dl-top_k");
+        double at[D] = {0}, to[D], moved = 1;
+        cfg.lr = 0;
+        dlrn_trainer *t = make(&cfg);
+        CHECK_OK(ctx, dlrn_trainer_step_on(t, rows, NULL, count, NULL));
+        for (int i = 0; i < count * D; i++) at[i % D] += (double)rows[i] / count;
+        for (int round = 0; round < 100 && moved >= 1e-5; round++) {
+            moved = median_round(rows, count, D, at, to);
+            memcpy(at, to, sizeof at);
+        }
+        for (int c = 0; c < D; c++) CHECK(t->dict->param[DLRN_OUTPUT_BIAS][c] == (float)at[c]);
+        dlrn_trainer_destroy(t);
+    }
+}
+
 /* sparsify: the mean of y; and without a center - W_e mean x for the encoder bias. */
 TEST(means_of_the_first_batch) {
     static const char *const recipes[] = {"sp-topk", "sp-transcoder"};
@@ -379,6 +416,28 @@ TEST(clipped_norms) {
             }
         for (int i = 0; i < 3; i++) dlrn_trainer_destroy(t[i]);
     }
+}
+
+/* Rounded rows lie where the gradients come. Waves that are encoded later still find them: the
+   weights are those of one wave. */
+TEST(waves_of_lent_memory) {
+    dlrn_train_config cfg = small("dl-april");
+    dlrn_trainer *t[2];
+    cfg.features = 400;
+    for (int i = 0; i < 2; i++) {
+        t[i] = make(&cfg);
+        if (i) t[i]->w.budget = 1;
+        for (int j = 0; j < 400; j++) t[i]->dict->param[DLRN_ENCODER_BIAS][j] = -2;
+        dlrn_dictionary_changed(t[i]->dict);
+        for (int s = 0; s < 3; s++) step(t[i]);
+        const dlrni_encoding *c = &t[i]->w.codes;
+        CHECK(c->screen && c->lent && (t[i]->w.wave < c->groups) == i);
+        CHECK(c->rounded == (i ? c->own : c->lent));
+    }
+    for (int role = 0; role < DLRN_ROLE_COUNT; role++)
+        for (int64_t i = 0; t[0]->m[role] && i < dlrni_role_size(t[0]->dict, role); i++)
+            CHECK(t[0]->dict->param[role][i] == t[1]->dict->param[role][i]);
+    for (int i = 0; i < 2; i++) dlrn_trainer_destroy(t[i]);
 }
 
 /* The logarithm of a threshold moves, at a rate of its own: Adam's first step is the rate. */
@@ -558,9 +617,11 @@ int main(int argc, char **argv) {
     RUN(atoms_are_scaled_first);
     RUN(thresholds_from_0);
     RUN(medians_by_layer);
+    RUN(medians_in_order);
     RUN(means_of_the_first_batch);
     RUN(gradients_of_a_skip);
     RUN(clipped_norms);
+    RUN(waves_of_lent_memory);
     RUN(rates_of_thresholds);
     RUN(rows_that_stay_near);
     RUN(settings_that_do_not_fit);
