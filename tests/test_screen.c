@@ -434,6 +434,7 @@ static void tile_is_exact(dlrn_context *ctx, const dlrni_screen *s, const rounde
     uint64_t mask[TILE_MOST];
     dlrni_pack_rows(ctx->k, (const float *)(const void *)w->bytes, w->width / 4, GROUP,
                     w->width / 4, (float *)(void *)panel);
+    if (s->registers) s->registers(1);
     for (int i = 0; i < s->rows; i++)
         for (int above = 0; above < 2; above++) {
             float coef[DLRNI_SCREEN_TERMS][GROUP] = {{0}};
@@ -446,6 +447,7 @@ static void tile_is_exact(dlrn_context *ctx, const dlrni_screen *s, const rounde
                       "%s, d %d, row %d, seed %d: %#llx", s->name, (int)x->d, i, (int)seed,
                       (unsigned long long)mask[i]);
         }
+    if (s->registers) s->registers(0);
 }
 
 /* The sums of a check, to within what struct dlrni_screen says. */
