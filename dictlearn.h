@@ -669,7 +669,7 @@
    of features, except for the last rows of a resampling's sample, fewer than 32. A trainer holds
    the weights, two moments for each, the codes of a batch and a little scratch memory; recipes that
    clip gradients (dl-top_k, dl-jump_relu) also hold one gradient for each weight. Before you create
-   a buffer, dlrn_buffer_bytes() returns how much memory it will take: 7.9 GB with the defaults
+   a buffer, dlrn_buffer_bytes() returns how much memory it will take: 8.2 GB with the defaults
    (3.84 million rows), d 512 and f32, half of that with DLRN_BF16. dlrn_encode() fills an array of
    n * F floats; dlrn_encode_sparse() stores only active features. If you reuse an encoder and its
    codes, it stops allocating after its first batches. Rows in files (dlrn_source_open) pass
@@ -3124,6 +3124,7 @@ DLRNI_INTERNAL int dlrni_mul(int64_t a, int64_t b, int64_t *out) {
        raw              block (a multiple of 64)
        | unused | raw | the caller's bytes ... | */
 enum { DLRNI_ALIGN = 64, DLRNI_BLOCK_MORE = DLRNI_ALIGN + (int)sizeof(void *) };
+enum { DLRNI_HUGE_PAGE = 2 << 20 }; /* bytes, of a large page of memory: x86, and ARM by 4 KB */
 
 /* The host's allocator. The parentheses around the fields keep a host's function-like macros called
    alloc or release (as leak checkers define them) from expanding here. */
@@ -3144,7 +3145,7 @@ DLRNI_INTERNAL void dlrni_host_release(const dlrn_context_config *cfg, void *p) 
    page, if any. */
 DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
 #if DLRNI_POSIX && defined(__linux__)
-    const uintptr_t page = (uintptr_t)2 << 20, from = ((uintptr_t)p + page - 1) & ~(page - 1);
+    const uintptr_t page = DLRNI_HUGE_PAGE, from = ((uintptr_t)p + page - 1) & ~(page - 1);
     const uintptr_t to = ((uintptr_t)p + (uintptr_t)size) & ~(page - 1);
     enum { HUGEPAGE = 14, LEAST = 4 << 20 }; /* MADV_HUGEPAGE */
     /* a host may have switched huge pages off: then nothing changes */
@@ -3155,10 +3156,13 @@ DLRNI_INTERNAL void dlrni_huge_pages(void *p, int64_t size) {
 #endif
 }
 
-/* count and size often come from a file, so their product is checked before any memory is taken. */
-DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
+/* A block aligned to `align`, a power of two from DLRNI_ALIGN. count and size often come from a
+   file, so their product is checked before any memory is taken. */
+DLRNI_INTERNAL void *dlrni_alloc_aligned(dlrn_context *ctx, int64_t count, size_t size,
+                                         int64_t align) {
+    const int64_t more = align + (int64_t)sizeof(void *);
     int64_t bytes, total;
-    if (!dlrni_mul(count, (int64_t)size, &bytes) || !dlrni_add(bytes, DLRNI_BLOCK_MORE, &total) ||
+    if (!dlrni_mul(count, (int64_t)size, &bytes) || !dlrni_add(bytes, more, &total) ||
         (uint64_t)total > SIZE_MAX) { /* a 32-bit system */
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "a block of %lld x %lld bytes does not fit in memory",
                   (long long)count, (long long)size);
@@ -3169,10 +3173,14 @@ DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
         dlrn_fail(ctx, DLRN_ERR_MEMORY, "out of memory: %lld bytes asked for", (long long)bytes);
         return NULL;
     }
-    uintptr_t at = ((uintptr_t)raw + DLRNI_BLOCK_MORE - 1) & ~(uintptr_t)(DLRNI_ALIGN - 1);
+    uintptr_t at = ((uintptr_t)raw + (uintptr_t)more - 1) & ~(uintptr_t)(align - 1);
     memcpy((char *)at - sizeof raw, &raw, sizeof raw);
     dlrni_huge_pages((void *)at, bytes);
     return (void *)at;
+}
+
+DLRN_API void *dlrn_alloc(dlrn_context *ctx, int64_t count, size_t size) {
+    return dlrni_alloc_aligned(ctx, count, size, DLRNI_ALIGN);
 }
 
 /* The allocator gets its own pointer back. */
@@ -3338,12 +3346,16 @@ DLRN_API float dlrn_rng_normal(dlrn_rng *rng) {
 
 /* The remainder alone would favour small numbers, because n rarely divides 2^64. Numbers from the
    incomplete last run of n are drawn again. */
+DLRNI_INTERNAL int dlrni_rng_again(uint64_t u, uint64_t n) {
+    /* the second is mostly skipped: a division is slow */
+    return u > UINT64_MAX - n && u >= UINT64_MAX - UINT64_MAX % n;
+}
+
 DLRN_API uint64_t dlrn_rng_below(dlrn_rng *rng, uint64_t n) {
     if (n == 0 || n == 1) return 0;
     uint64_t u;
     do u = dlrni_rng_u64(rng);
-    while (u > UINT64_MAX - n &&
-           u >= UINT64_MAX - UINT64_MAX % n); /* mostly skipped: a division is slow */
+    while (dlrni_rng_again(u, n));
     return u % n;
 }
 
@@ -3732,6 +3744,8 @@ struct dlrni_kernel_table {
                   int64_t n, int past);
     /* CRC-32 as zip has it: crc is that of the bytes before p [n], 0 at the start */
     uint32_t (*crc32)(uint32_t crc, const unsigned char *p, uint64_t n);
+    /* out [n] = what dlrni_rng_u64 gives n times; the counter stays where it is */
+    void (*random)(const dlrn_rng *rng, int64_t n, uint64_t *out);
 };
 
 /* A row's factors in the inequality by which a screen drops a feature (room screen). Its comment
@@ -21967,9 +21981,10 @@ DLRN_API void dlrn_source_destroy(dlrn_source *source) {
    shuffling, rows leave at the head. The draw depends only on the logical order and the generator,
    never on slots: a resumed buffer has other slots and gives the same batches. */
 
-/* Rows per copying task: few enough to balance the threads. Random entries that a draw prefetches
+/* Rows per copying task: few enough to balance the threads, and many, since nothing is prefetched
+   before its first (0.97 of the time with 64, on a Xeon). Random entries that a draw prefetches
    together: more than memory delivers while as many are swapped. */
-enum { DLRNI_COPY_ROWS = 64, DLRNI_DRAW_ROWS = 256 };
+enum { DLRNI_COPY_ROWS = 128, DLRNI_DRAW_ROWS = 256 };
 /* Batches from this size on are written past the caches: more than the second caches of two cores,
    so that little of it would be found there. To measure: buffer.* of `make bench`, and a step. */
 enum { DLRNI_PAST_BYTES = 8 << 20 };
@@ -22059,25 +22074,37 @@ DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
     return dlrni_ceil_div(cfg->capacity, (int64_t)1 << dlrni_segment_shift(cfg->capacity));
 }
 
+/* How a segment is aligned whose rows take `row` bytes each, with their entry of the ring. A large
+   one begins with a huge page: the ring's piece lies there, and draws read it in random places. In
+   pages of 4 KB, as where one block ends and the next begins, drawing 8192 rows of 4 M took 0.65 ms
+   on a Xeon, and 0.30 in huge ones. */
+DLRNI_INTERNAL int64_t dlrni_segment_align(int64_t row, int shift) {
+    /* a 16th of the block at most: few blocks waste it, and small rings stay in the caches */
+    return row >= ((int64_t)16 * DLRNI_HUGE_PAGE) >> shift ? DLRNI_HUGE_PAGE : DLRNI_ALIGN;
+}
+
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored, moving, visits, total;
+    int64_t row, stored = 0, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
-    int64_t segments = dlrni_segment_count(cfg);
+    const int64_t segments = dlrni_segment_count(cfg);
     /* every sum and product is checked: the sizes are the caller's */
-    int fits =
-        dlrni_add(d_in, d_out, &row) && dlrni_mul(row, dlrni_dtype_size(cfg->store), &stored) &&
-        dlrni_add(stored, (int64_t)sizeof(int64_t), &stored) &&
-        dlrni_mul(stored, cfg->capacity, &stored) &&
-        dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
-        dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
-        dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
-        dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
-        dlrni_add(total, segments * (block + (int64_t)sizeof(char *)), &total) &&
-        dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
+    int fits = dlrni_add(d_in, d_out, &row) &&
+               dlrni_mul(row, dlrni_dtype_size(cfg->store), &stored) &&
+               dlrni_add(stored, (int64_t)sizeof(int64_t), &stored);
+    /* its alignment, its pointer in the table, and that which lies before each block */
+    const int64_t segment = dlrni_segment_align(stored, dlrni_segment_shift(cfg->capacity)) +
+                            2 * (int64_t)sizeof(char *);
+    fits = fits && dlrni_mul(stored, cfg->capacity, &stored) &&
+           dlrni_add(dlrni_buffer_chunk(cfg), cfg->batch_rows, &moving) &&
+           dlrni_mul(moving, row, &moving) && dlrni_mul(moving, (int64_t)sizeof(float), &moving) &&
+           dlrni_mul(cfg->batch_rows, (int64_t)sizeof(int64_t), &visits) &&
+           dlrni_add(moving, visits, &moving) && dlrni_add(stored, moving, &total) &&
+           dlrni_add(total, segments * segment, &total) &&
+           dlrni_add(total, 7 * block + (int64_t)sizeof(dlrn_buffer), &total);
     /* the 7 blocks: the table of segments, four staging arrays, the visits, the struct */
     DLRNI_REQUIRE(ctx, fits, "the buffer's size overflows");
     *bytes = (uint64_t)total;
@@ -22202,11 +22229,12 @@ DLRNI_INTERNAL char *dlrni_stored_row(const dlrn_buffer *b, int64_t slot, int wh
 /* Allocates segments until there is room for `rows` rows. On failure those that were made stay: the
    next call adds only the rest. */
 DLRNI_INTERNAL dlrn_status dlrni_buffer_reserve(dlrn_buffer *b, int64_t rows) {
-    int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
+    const int64_t row = dlrni_row_bytes(b, 0) + dlrni_row_bytes(b, 1) + (int64_t)sizeof(int64_t);
+    const int64_t align = dlrni_segment_align(row, b->shift);
     for (; b->segments << b->shift < rows; b->segments++) {
         /* no overflow: dlrn_buffer_create has summed all segments */
         int64_t bytes = row * dlrni_segment_rows(b, b->segments);
-        char *segment = DLRNI_NEW(b->ctx, char, bytes);
+        char *segment = (char *)dlrni_alloc_aligned(b->ctx, bytes, sizeof *segment, align);
         if (!segment) return DLRN_ERR_MEMORY;
         b->segment[b->segments] = segment;
     }
@@ -22399,10 +22427,29 @@ DLRNI_INTERNAL dlrn_status dlrni_buffer_read_ahead(dlrn_buffer *b, int64_t rows)
     return b->cfg.shuffle ? DLRN_OK : dlrni_buffer_read(b, dlrni_min(rows, b->cfg.capacity));
 }
 
+/* out[i] = dlrn_rng_below(rng, below - i), n <= DLRNI_DRAW_ROWS of them, n <= below: many random
+   numbers at a time. */
+DLRNI_INTERNAL void dlrni_draw_below(const dlrni_kernel_table *k, dlrn_rng *rng, uint64_t below,
+                                     int64_t n, uint64_t *out) {
+    uint64_t u[DLRNI_DRAW_ROWS];
+    for (int64_t i = 0; i < n;) {
+        const int64_t count = n - i;
+        k->random(rng, count, u);
+        /* one that is drawn again leaves one too few */
+        for (int64_t j = 0; j < count && below > 1; j++, rng->counter++) {
+            if (dlrni_rng_again(u[j], below)) continue;
+            out[i++] = u[j] % below--;
+        }
+        if (i < n && below == 1) out[i++] = 0; /* the last one left takes no number */
+    }
+}
+
 /* The ring entries of the next n draws, which are prefetched. `unread`: how many there will be. */
 DLRNI_INTERNAL void dlrni_find_draws(dlrn_buffer *b, int64_t unread, int64_t n, int64_t **at) {
+    uint64_t drawn[DLRNI_DRAW_ROWS];
+    dlrni_draw_below(b->ctx->k, &b->rng, (uint64_t)unread, n, drawn);
     for (int64_t i = 0; i < n; i++) {
-        at[i] = dlrni_buffer_slot(b, (int64_t)dlrn_rng_below(&b->rng, (uint64_t)(unread - i)));
+        at[i] = dlrni_buffer_slot(b, (int64_t)drawn[i]);
         DLRNI_PREFETCH_FAR(at[i]);
     }
 }
@@ -35592,14 +35639,15 @@ DLRNI_INTERNAL void DLRNI_K(fetch_piece)(dlrn_dtype type, const char *from, floa
     }
 }
 
-/* The next 16 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
-   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On another
-   machine, vary the 16384. Four lines are prefetched, then copied: the copy hides the prefetch, and
-   the prefetch does not get ahead of it. */
+/* The next 8 KB are always prefetched: rows lie anywhere, and the processor cannot predict where.
+   Measured on Zen 4, batches of 8192 rows of 2 KB out of 1 GB: 2.1 times as fast. On a Xeon 8 KB
+   take 0.89 of the time of 16 KB for rows of f16, and as long for f32; 4 KB change nothing. On
+   another machine, vary the 8192. Four lines are prefetched, then copied: the copy hides the
+   prefetch, and the prefetch does not get ahead of it. */
 DLRNI_INTERNAL void DLRNI_K(fetch)(dlrn_dtype type, const char *const *from, float *const *to,
                                    int64_t rows, int64_t n, int past) {
     const int64_t size = type == DLRN_F32 ? 4 : 2, piece = 4 * DLRNI_ALIGN / size;
-    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(16384 / bytes, 16), 1);
+    const int64_t bytes = n * size, ahead = dlrni_max(dlrni_min(8192 / bytes, 16), 1);
     /* the first rows: none before them has prefetched them */
     for (int64_t i = 0; i < dlrni_min(ahead, rows); i++)
         for (int64_t at = 0; at < bytes; at += DLRNI_ALIGN) DLRNI_PREFETCH_FAR(from[i] + at);
@@ -35625,13 +35673,42 @@ DLRNI_INTERNAL uint32_t DLRNI_K(crc32)(uint32_t crc, const unsigned char *p, uin
 #endif
 }
 
+/* dlrni_philox_block for some counters side by side. Plain loops over them, which compilers turn
+   into vectors: 8192 numbers took 160 us one by one, with gcc 12 at -O2 59 by AVX-512 and 97 by
+   AVX2. Four arrays and not one of four, which gcc would not keep in registers. */
+DLRNI_INTERNAL void DLRNI_K(random)(const dlrn_rng *rng, int64_t n, uint64_t *out) {
+    enum { BLOCKS = 16 };
+    for (int64_t at = 0; at < n; at += BLOCKS) {
+        uint32_t c0[BLOCKS], c1[BLOCKS], c2[BLOCKS], c3[BLOCKS];
+        uint32_t key0 = (uint32_t)rng->seed, key1 = (uint32_t)(rng->seed >> 32);
+        for (int i = 0; i < BLOCKS; i++) {
+            const uint64_t counter = rng->counter + (uint64_t)at + (uint64_t)i;
+            c0[i] = (uint32_t)counter, c1[i] = (uint32_t)(counter >> 32);
+            c2[i] = (uint32_t)rng->stream, c3[i] = (uint32_t)(rng->stream >> 32);
+        }
+        for (int round = 0; round < 10; round++) {
+            for (int i = 0; i < BLOCKS; i++) {
+                const uint64_t a = (uint64_t)0xD2511F53u * c0[i];
+                const uint64_t b = (uint64_t)0xCD9E8D57u * c2[i];
+                c0[i] = (uint32_t)(b >> 32) ^ c1[i] ^ key0;
+                c1[i] = (uint32_t)b;
+                c2[i] = (uint32_t)(a >> 32) ^ c3[i] ^ key1;
+                c3[i] = (uint32_t)a;
+            }
+            key0 += 0x9E3779B9u;
+            key1 += 0xBB67AE85u;
+        }
+        for (int i = 0; i < BLOCKS && at + i < n; i++) out[at + i] = (uint64_t)c1[i] << 32 | c0[i];
+    }
+}
+
 /* In the order of struct dlrni_kernel_table. */
 static const dlrni_kernel_table DLRNI_K(kernels) = {
     DLRNI_K(dot),         DLRNI_K(dots),      DLRNI_K(dots_near), DLRNI_K(pairs),
     DLRNI_K(dots_nt),     DLRNI_K(outer),     DLRNI_K(transpose), DLRNI_K(gather_axpy),
     DLRNI_K(gather_near), DLRNI_K(collect),   DLRNI_K(axpy),      DLRNI_K(scale),
     DLRNI_K(sub),         DLRNI_K(exp_shift), DLRNI_K(adam),      DLRNI_K(widen),
-    DLRNI_K(fetch),       DLRNI_K(crc32),
+    DLRNI_K(fetch),       DLRNI_K(crc32),     DLRNI_K(random),
 };
 
 /* ---- Screens ----

@@ -374,6 +374,38 @@ TEST(never_more_memory_than_stated) {
     CHECK(!count.live && !count.blocks);
 }
 
+/* A segment of 32 MB and more begins with a huge page. It takes no more memory than stated, and a
+   little smaller one none for that. */
+TEST(a_large_segment_begins_with_a_huge_page) {
+    enum { CAPACITY = 1024 };
+    for (int64_t d = 16379; d <= 16380; d++) { /* 2 d + 8 bytes for each of 1024 rows, in f16 */
+        counting count;
+        dlrn_context *ctx = open_context(&count);
+        float *rows = (float *)calloc((size_t)(3 * d), sizeof *rows);
+        dlrn_source source;
+        dlrn_buffer *b = NULL;
+        dlrn_buffer_config cfg = config(CAPACITY / 10, 1, 2, 0);
+        uint64_t stated = 0;
+        cfg.capacity = CAPACITY;
+        cfg.store = DLRN_F16;
+        CHECK_OK(ctx, dlrn_source_from_array(ctx, rows, NULL, 3, d, 0, 1, &source));
+        CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &cfg, d, 0, &stated));
+        const float *x, *y;
+        int64_t n, before = count.live;
+        count.peak = before;
+        CHECK_OK(ctx, dlrn_buffer_create(ctx, &cfg, &source, DLRN_OWNED, &b));
+        CHECK_OK(ctx, dlrn_buffer_next(b, &x, &y, &n));
+        const int64_t taken = count.peak - before, rest = taken - CAPACITY * (2 * d + 8);
+        CHECK_MSG(taken <= (int64_t)stated, "%d bytes taken, %d stated", (int)taken, (int)stated);
+        if (d == 16380) CHECK((uintptr_t)b->segment[0] % ((uintptr_t)2 << 20) == 0);
+        CHECK_MSG((rest > (int64_t)2 << 20) == (d == 16380), "%d bytes beside the rows", (int)rest);
+        dlrn_buffer_destroy(b);
+        free(rows);
+        dlrn_context_destroy(ctx);
+        CHECK(!count.live && !count.blocks);
+    }
+}
+
 /* Memory comes as rows come: a large buffer over few rows takes little. */
 TEST(few_rows_take_little_memory) {
     counting count;
@@ -856,7 +888,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     CHECK(good.capacity == 3840000 && good.read_rows == 65536 && good.batch_rows == 8192);
     CHECK(good.shuffle == 1 && good.store == DLRN_F32 && good.seed == 0);
     CHECK_OK(ctx, dlrn_buffer_bytes(ctx, &good, 512, 0, &bytes));
-    CHECK(bytes > 7864320000u && bytes < 8100000000u); /* 3.84 million rows */
+    CHECK(bytes > 7864320000u && bytes < 8200000000u); /* 3.84 million rows */
 #define REFUSE(change, text)                                                                       \
     do {                                                                                           \
         cfg = good;                                                                                \
@@ -1122,6 +1154,51 @@ TEST(drawing_below_spares_a_division_and_no_number) {
     }
 }
 
+/* The same numbers as one by one, in every set, at every length up to some vectors, where the counter
+   passes 2^32 and 2^64; nothing behind them changes. */
+TEST(random_numbers_come_many_at_a_time_in_every_set) {
+    enum { N = 40 };
+    static const uint64_t starts[] = {0, 0xffffffffu - 20, UINT64_MAX - 20};
+    uint64_t out[N + 1];
+    const char *name;
+    for (int set = 0; (name = test_kernels(set)) != NULL; set++) {
+        dlrn_context_config cfg = {0};
+        dlrn_context *ctx = NULL;
+        cfg.kernels = name;
+        CHECK_STATUS(dlrn_context_create(&cfg, &ctx), DLRN_OK);
+        for (int64_t n = 0; n <= N; n++)
+            for (int k = 0; k < 3; k++) {
+                const dlrn_rng rng = {0x123456789abcdef0u, UINT64_MAX - (uint64_t)n, starts[k]};
+                dlrn_rng plain = rng;
+                out[n] = 42;
+                ctx->k->random(&rng, n, out);
+                CHECK(out[n] == 42);
+                for (int64_t i = 0; i < n; i++)
+                    CHECK_MSG(out[i] == dlrni_rng_u64(&plain), "%s: %d of %d", name, (int)i,
+                              (int)n);
+            }
+        dlrn_context_destroy(ctx);
+    }
+}
+
+/* Draws below a limit that falls: as one by one, up to the last entry, and where half of the numbers
+   are drawn again. */
+TEST(draws_come_many_at_a_time) {
+    const uint64_t half = (uint64_t)1 << 63,
+                   sizes[] = {1, 2, 3, 200, 201, 5000, half - 1, half + 1, half + half / 2};
+    dlrn_context *ctx = open_context(NULL);
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        const int64_t n = sizes[k] < 200 ? (int64_t)sizes[k] : 200;
+        dlrn_rng many = {9, k, 0}, plain = many;
+        uint64_t out[200];
+        dlrni_draw_below(ctx->k, &many, sizes[k], n, out);
+        for (int64_t i = 0; i < n; i++)
+            CHECK(out[i] == dlrn_rng_below(&plain, sizes[k] - (uint64_t)i));
+        CHECK(many.counter == plain.counter);
+    }
+    dlrn_context_destroy(ctx);
+}
+
 /* Every number of 16 bits, at every length up to some blocks, by every set of kernels; nothing
    behind them changes. */
 TEST(widening_is_exact_in_every_set) {
@@ -1319,6 +1396,7 @@ int main(int argc, char **argv) {
     RUN(rows_are_stored_as_stated);
     RUN(what_a_stored_type_cannot_hold_is_named);
     RUN(never_more_memory_than_stated);
+    RUN(a_large_segment_begins_with_a_huge_page);
     RUN(few_rows_take_little_memory);
     RUN(out_of_memory_at_every_allocation);
     RUN(copies_take_nothing);
@@ -1340,6 +1418,8 @@ int main(int argc, char **argv) {
     RUN(epochs_through_a_buffer);
     RUN(a_batch_is_what_a_plain_list_gives);
     RUN(drawing_below_spares_a_division_and_no_number);
+    RUN(random_numbers_come_many_at_a_time_in_every_set);
+    RUN(draws_come_many_at_a_time);
     RUN(widening_is_exact_in_every_set);
     RUN(rows_are_fetched_exactly_in_every_set);
     RUN(large_batches_come_as_a_list_gives_them);
