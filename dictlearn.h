@@ -173,6 +173,12 @@
    batch           the rows of one training step
    site            a place in the model: embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden,
                    mlp_out or resid_out
+   part            one layer of a dictionary of several layers: a dictionary on a window of the row
+   rank            one of several processes that hold a dictionary together (RANKS)
+   span            the features that a rank owns: its rows of every matrix with a row for each
+                   feature. Of a dictionary with parts, it has a span of each
+   partial sum     what one rank adds to a sum over all ranks
+   share           a fraction of a whole, from 0 to 1
    target y        the row to reconstruct where that is not x (a transcoder; the reference calls the
                    mode in_to_out). It may have another width, d_out
    reference       the Python project dictionary_learning as of March 2024
@@ -737,8 +743,8 @@
    same status, figures and x_hat. Weights to start from (`init`) are given span by span.
 
    A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
-   begins with output bias and skip. These shares of x_hat are summed over the ranks, in stretches
-   of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
+   begins with output bias and skip. These partial sums of x_hat are added over the ranks, in
+   stretches of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
    several ranks. All ranks then compute the same losses, and the same gradients of output bias and
    skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
    the collective, on each rank, for any F:
@@ -767,8 +773,8 @@
 
    A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
    ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
-   of no collective. With another number of ranks x_hat is added up from other parts, each rounded
-   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a
+   of no collective. With another number of ranks x_hat is added up from other partial sums, each
+   rounded to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a
    cut or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
@@ -4858,16 +4864,13 @@ DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *wha
                      what, dlrni_ranks(ctx));
 }
 
-/* Families that need all features at once cannot be shared out; an identity has none to share. */
+/* Attention has matrices of F x F: every feature of a rank would need all features of the others. */
 DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
-    static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
-    for (size_t i = 0; dlrni_ranks(ctx) > 1 && i < sizeof whole / sizeof *whole; i++)
-        if (!strcmp(family->name, whole[i]))
-            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                             "a dictionary on %d ranks: expected a family whose features are "
-                             "encoded one by one, found %s",
-                             dlrni_ranks(ctx), family->name);
-    return DLRN_OK;
+    if (dlrni_ranks(ctx) == 1 || !(family->roles & DLRNI_ATTENTION)) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "a dictionary on %d ranks: expected a family without attention between rows, "
+                     "found %s",
+                     dlrni_ranks(ctx), family->name);
 }
 
 /* A new dictionary: this rank's span of the features, with memory for all roles of the family. */
@@ -4877,12 +4880,12 @@ DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_famil
     *out = NULL;
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
-    if (family->roles) dlrni_take_span(*out);
+    dlrni_take_span(*out);
     return dlrni_alloc_roles(family, out);
 }
 
-/* The number that feature f of this rank has in the whole dictionary. Each part is shared out
-   alone, and the numbers of the whole go part by part. */
+/* The number that feature f of this rank has in the whole dictionary. Each part is divided into
+   spans alone, and the numbers of the whole go part by part. */
 DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
     int64_t before = 0;
     for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
@@ -6175,7 +6178,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
 DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *list, int64_t f0,
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
-        const float *x = c->xc + i * c->dict->d_in + f0;
+        const float *x = c->xc + i * c->dict->d_in + c->dict->span_at + f0;
         if (!dlrni_list_room(list, width, 0)) continue;
         for (int64_t j = 0; j < width; j++) {
             list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
@@ -7096,6 +7099,18 @@ DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
     return value;
 }
 
+/* What the ranks compare where one entry of all stays: a code in the order of values, then of
+   descending features, so the best is the largest. 0 is below the code of any entry. */
+DLRNI_INTERNAL int64_t dlrni_code_of(float value, int64_t feature) {
+    return ((int64_t)dlrni_rank_key(value) << 31) | (INT32_MAX - feature);
+}
+
+DLRNI_INTERNAL dlrni_cut dlrni_cut_of_code(int64_t code) {
+    const dlrni_cut cut = {dlrni_value_of_key((uint32_t)(code >> 31)),
+                           (int32_t)(INT32_MAX - (code & INT32_MAX))};
+    return cut;
+}
+
 /* Task: the cuts of a block of rows by the features of this rank: the last of the row's equals that
    stays, -1 if none does. Equals that are not in the heap have higher features. */
 DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
@@ -7116,18 +7131,29 @@ DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
     }
 }
 
-/* A selection by group: the best of each group over all ranks. A code is in the order of values,
-   then of descending features, so the best is the largest. */
+/* A selection by group: the best of each group over all ranks. */
 DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
     const int64_t size = c->joint.n * c->joint.ld;
     for (int64_t i = 0; i < size; i++)
-        c->joint.code[i] =
-            ((int64_t)dlrni_rank_key(c->best[i].value) << 31) | (INT32_MAX - c->best[i].feature);
+        c->joint.code[i] = dlrni_code_of(c->best[i].value, c->best[i].feature);
     DLRNI_TRY(dlrni_max_ranks(c->dict->ctx, DLRN_I64, c->joint.code, size));
-    for (int64_t i = 0; i < size; i++) {
-        c->best[i].feature = (int32_t)(INT32_MAX - (c->joint.code[i] & INT32_MAX));
-        c->best[i].value = dlrni_value_of_key((uint32_t)(c->joint.code[i] >> 31));
+    for (int64_t i = 0; i < size; i++) c->best[i] = dlrni_cut_of_code(c->joint.code[i]);
+    return DLRN_OK;
+}
+
+/* j->cut: where the k best of each row end over all ranks, for the features of this one. heap
+   [n][ld], of which row i has kept[i]: its own best; j has room for them. */
+DLRNI_INTERNAL dlrn_status dlrni_join_heaps(dlrn_context *ctx, dlrni_joint *j,
+                                            const dlrni_cut *heap, const int32_t *kept, int64_t k) {
+    const int64_t ld = j->ld;
+    j->heap = heap;
+    for (int64_t i = 0; i < j->n; i++) {
+        j->used[i] = kept[i];
+        for (int32_t p = 0; p < kept[i]; p++)
+            j->key[i * ld + p] = dlrni_rank_key(heap[i * ld + p].value);
     }
+    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
+    dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_cut, j);
     return DLRN_OK;
 }
 
@@ -7140,15 +7166,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, i
     if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
     DLRNI_TRY(dlrni_agree(ctx, s));
     if (dlrni_by_group(c)) return dlrni_join_groups(c);
-    j->heap = c->best;
-    for (int64_t i = 0; i < c->n; i++) {
-        j->used[i] = c->kept[i];
-        for (int32_t p = 0; p < c->kept[i]; p++)
-            j->key[i * ld + p] = dlrni_rank_key(c->best[i * ld + p].value);
-    }
-    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
-    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_joint_cut, j);
-    return DLRN_OK;
+    return dlrni_join_heaps(ctx, j, c->best, c->kept, k);
 }
 
 /* The same for the selection of a batch. Alone: nothing, the heaps say it. */
@@ -7390,7 +7408,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_equal_row(dlrni_batch_job *j, int64_t bud
 
 /* own [count]: of the row's equals of each part, how many of this rank stay. all [ranks][count]:
    those of all ranks. *last: the part of which some of this rank stay and some do not; -1: none. */
-DLRNI_INTERNAL void dlrni_joint_shares(dlrni_batch_job *j, const int64_t *all) {
+DLRNI_INTERNAL void dlrni_joint_stay(dlrni_batch_job *j, const int64_t *all) {
     const dlrn_context *ctx = j->c[0]->dict->ctx;
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t left = j->left;
@@ -7421,7 +7439,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
     for (int r = 0; s == DLRN_OK && r < ranks; r++) bytes[r] = size;
     if (s == DLRN_OK) s = dlrni_gather_ranks(ctx, j->own, bytes, all);
     if (s == DLRN_OK) {
-        dlrni_joint_shares(j, all);
+        dlrni_joint_stay(j, all);
         if (j->last >= 0) s = dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
         if (j->last >= 0) j->own[j->last] = j->feature;
         s = dlrni_agree(ctx, s);
@@ -7818,7 +7836,7 @@ typedef struct dlrni_common_cut {
     int64_t *count;  /* [rows] of keys that are as large                            */
     int64_t *equals; /* [ranks][rows][parts] keys that equal the cut                */
     int64_t *left;   /* [rows][parts] how many of these this rank keeps             */
-    int64_t *bytes;  /* [ranks] of a rank's part of `equals`                        */
+    int64_t *bytes;  /* [ranks] of a rank's numbers in `equals`                     */
 } dlrni_common_cut;
 
 /* Where part q ends among this rank's columns. */
@@ -8022,7 +8040,7 @@ typedef struct dlrni_decode_job {
     float z_scale;
     float *x_hat;  /* [rows][d_out]                                        */
     int64_t first; /* row of task 0                                        */
-    int share;     /* 1: this rank's share of the sum, which is not all of it */
+    int partial;   /* 1: the sum is this rank's partial one                */
 } dlrni_decode_job;
 
 /* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
@@ -8093,18 +8111,18 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
     }
 }
 
-/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in the share of rank 0. */
+/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in rank 0's partial sum. */
 DLRNI_INTERNAL void dlrni_decode_sum(const dlrni_decode_job *j, int64_t i, float *x_hat) {
     const dlrn_dictionary *dict = j->dict;
     const size_t size = (size_t)dict->d_out * sizeof *x_hat;
     const int first = dict->ctx->cfg.collective.rank == 0;
     dlrni_decode_job own = *j;
     /* the sum starts with the bias: no separate pass to add it */
-    if (first || !j->share)
+    if (first || !j->partial)
         memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], size);
     else
         memset(x_hat, 0, size);
-    if (!first && j->share) own.z = own.x = NULL;
+    if (!first && j->partial) own.z = own.x = NULL;
     if (dict->n_parts)
         dlrni_add_parts(&own, i, x_hat);
     else
@@ -8136,13 +8154,12 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t task, int worker) {
     if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
-        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
-        if (j->x && dict->formula.normalise)
-            dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
-        return;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++)
+            x_hat[dict->span_at + c->col[p]] = c->val[p];
+    } else {
+        dlrni_decode_sum(j, i, x_hat);
     }
-    dlrni_decode_sum(j, i, x_hat);
-    if (!j->share) dlrni_decode_end(arg, i, worker);
+    if (!j->partial) dlrni_decode_end(arg, i, worker);
 }
 
 /* An estimate of the work: atoms added, and one row written. */
@@ -8151,14 +8168,14 @@ DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
     return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
 }
 
-/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the shares of one
-   stretch are summed while the next is decoded. */
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the partial sums of one
+   stretch are added while the next is decoded. */
 DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
     dlrn_context *ctx = j->dict->ctx;
     const int64_t d = j->dict->d_out, rows = j->codes->rows, step = DLRNI_STRETCH;
     void *before = NULL, *request = NULL;
     dlrn_status s = DLRN_OK;
-    j->share = 1;
+    j->partial = 1;
     for (j->first = 0; j->first < rows && s == DLRN_OK; j->first += step) {
         const int64_t n = dlrni_min(step, rows - j->first);
         dlrni_parallel_for(ctx, n, dlrni_decode_ns(j), dlrni_decode_task, j);
@@ -8574,7 +8591,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
-        memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(j->f + i * dict->features, c->xc + i * dict->d_in + dict->span_at,
+                   (size_t)dict->features * sizeof *j->f);
     else
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
@@ -8912,9 +8931,23 @@ typedef struct dlrni_own_job {
     const dlrn_dictionary *dict;
     float *xc; /* [n][d_in] */
     int64_t n;
-    float *f;        /* [n][F] */
-    dlrni_cut *heap; /* [n][k], or NULL */
+    float *f; /* [n][F] */
+    /* GatedTopK: */
+    dlrni_cut *heap;   /* [n][k] the best of each row      */
+    int32_t *kept;     /* [n] how many of them there are   */
+    dlrni_joint joint; /* over ranks: which of them stay   */
 } dlrni_own_job;
+
+DLRNI_INTERNAL dlrni_own_job dlrni_own_job_of(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                              float *f) {
+    dlrni_own_job job;
+    memset(&job, 0, sizeof job);
+    job.dict = dict;
+    job.xc = xc;
+    job.n = n;
+    job.f = f;
+    return job;
+}
 
 /* One task for each group of features. */
 DLRNI_INTERNAL void dlrni_each_group(dlrni_own_job *j, dlrn_parallel_body body) {
@@ -8982,12 +9015,108 @@ DLRNI_INTERNAL void dlrni_pursue_row(void *arg, int64_t i, int worker) {
     }
 }
 
+/* Over ranks all rows of a block make each step together: the ranks compare the best products of
+   their own features, and the rank that has the best of all sends its atom. The rests stay equal on
+   all, so all know which rows go on. */
+typedef struct dlrni_pursuit {
+    dlrni_own_job own;
+    int64_t live;    /* rows that go on                                 */
+    int64_t *row;    /* [live] their numbers                            */
+    int64_t *code;   /* [live] the best atom of each (dlrni_code_of)    */
+    float *atom;     /* [live][d]                                       */
+    int64_t steps;   /* at most                                         */
+    int32_t *picked; /* [n][steps] the features of a row, as numbers of the whole */
+} dlrni_pursuit;
+
+/* Task: this rank's best atom for a row that goes on. */
+DLRNI_INTERNAL void dlrni_pursue_own(void *arg, int64_t at, int worker) {
+    const dlrni_pursuit *p = (const dlrni_pursuit *)arg;
+    const dlrn_dictionary *dict = p->own.dict;
+    float product;
+    const int64_t best = dlrni_best_atom(dict, p->own.xc + p->row[at] * dict->d_out, &product);
+    (void)worker;
+    p->code[at] = best < 0 ? 0 : dlrni_code_of(product, dict->span_at + best);
+}
+
+/* Each row that goes on gets the atom that is the best of all ranks. A number is that of one rank
+   and zeros, so the sum is exact. */
+DLRNI_INTERNAL dlrn_status dlrni_pursue_atoms(dlrni_pursuit *p) {
+    const dlrn_dictionary *dict = p->own.dict;
+    const int64_t d = dict->d_out;
+    DLRNI_TRY(dlrni_max_ranks(dict->ctx, DLRN_I64, p->code, p->live));
+    memset(p->atom, 0, (size_t)(p->live * d) * sizeof *p->atom);
+    for (int64_t at = 0; at < p->live; at++) {
+        const int64_t own = dlrni_own_feature(dict, dlrni_cut_of_code(p->code[at]).feature);
+        if (p->code[at] && own >= 0)
+            memcpy(p->atom + at * d, dict->param[DLRN_DECODER] + own * d,
+                   (size_t)d * sizeof *p->atom);
+    }
+    return dlrni_sum_ranks(dict->ctx, DLRN_F32, p->atom, p->live * d);
+}
+
+/* Step number `step` of the row at place `at`, as in dlrni_pursue_row; whether it goes on. */
+DLRNI_INTERNAL int dlrni_pursue_on(const dlrni_pursuit *p, int64_t at, int64_t step) {
+    const dlrn_dictionary *dict = p->own.dict;
+    const int64_t d = dict->d_out, i = p->row[at];
+    const dlrni_cut best = dlrni_cut_of_code(p->code[at]);
+    const int64_t own = dlrni_own_feature(dict, best.feature);
+    int32_t *picked = p->picked + i * p->steps;
+    float *r = p->own.xc + i * d;
+    int again = 0;
+    if (!p->code[at]) return 0;
+    for (int64_t q = 0; q < step; q++) again |= picked[q] == best.feature;
+    picked[step] = best.feature;
+    if (own >= 0) p->own.f[i * dict->features + own] += best.value;
+    dict->ctx->k->axpy(-best.value, p->atom + at * d, r, d);
+    if ((again && !dict->formula.repeats) || best.value != best.value) return 0;
+    return !((double)dlrn_norm(dict->ctx, r, d) < dict->formula.threshold);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pursue_together(dlrni_pursuit *p) {
+    dlrn_context *ctx = p->own.dict->ctx;
+    memset(p->own.f, 0, (size_t)(p->own.n * p->own.dict->features) * sizeof *p->own.f);
+    p->live = p->own.n;
+    for (int64_t i = 0; i < p->live; i++) p->row[i] = i;
+    for (int64_t step = 0; step < p->steps && p->live; step++) {
+        int64_t live = 0;
+        dlrn_parallel_for(ctx, p->live, dlrni_pursue_own, p);
+        DLRNI_TRY(dlrni_pursue_atoms(p));
+        for (int64_t at = 0; at < p->live; at++)
+            if (dlrni_pursue_on(p, at, step)) p->row[live++] = p->row[at];
+        p->live = live;
+    }
+    return DLRN_OK;
+}
+
+/* n rows over ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_pursue_ranks(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                              float *f) {
+    dlrn_context *ctx = dict->ctx;
+    dlrni_pursuit p;
+    memset(&p, 0, sizeof p);
+    p.own = dlrni_own_job_of(dict, xc, n, f);
+    p.steps = dict->formula.k ? dict->formula.k : dict->d_out;
+    p.row = DLRNI_NEW(ctx, int64_t, n);
+    p.code = DLRNI_NEW(ctx, int64_t, n);
+    p.atom = DLRNI_NEW(ctx, float, n * dict->d_out);
+    p.picked = DLRNI_NEW(ctx, int32_t, n * p.steps);
+    const int room = p.row && p.code && p.atom && p.picked;
+    dlrn_status s = dlrni_agree(ctx, room ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_pursue_together(&p);
+    dlrn_free(ctx, p.row);
+    dlrn_free(ctx, p.code);
+    dlrn_free(ctx, p.atom);
+    dlrn_free(ctx, p.picked);
+    return s;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                 float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     if (dict->d_in != dict->d_out)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE, "%s: expected d_out %lld, as d_in, found %lld",
                          dict->family, (long long)dict->d_in, (long long)dict->d_out);
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_pursue_ranks(dict, xc, n, f);
     dlrn_parallel_for(dict->ctx, n, dlrni_pursue_row, &job);
     return DLRN_OK;
 }
@@ -9014,7 +9143,7 @@ DLRNI_INTERNAL void dlrni_glu_group(void *arg, int64_t group, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_glu(const dlrn_dictionary *dict, float *xc, int64_t n,
                                             float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     dlrni_each_group(&job, dlrni_glu_group);
     return DLRN_OK;
 }
@@ -9048,7 +9177,7 @@ DLRNI_INTERNAL void dlrni_cosine_group(void *arg, int64_t group, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_cosine(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     dlrni_each_group(&job, dlrni_cosine_group);
     return DLRN_OK;
 }
@@ -9068,19 +9197,28 @@ DLRNI_INTERNAL void dlrni_gate_logits_group(void *arg, int64_t group, int worker
         for (int64_t q = f0; q < f1; q++) j->f[i * F + q] += dict->param[DLRN_GATE_BIAS][q];
 }
 
+/* Task: the k largest g of one row, over ranks of this rank's. */
+DLRNI_INTERNAL void dlrni_best_gates_row(void *arg, int64_t i, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const int64_t F = j->dict->features, k = j->dict->formula.k;
+    (void)worker;
+    j->kept[i] = 0;
+    for (int64_t q = 0; q < F; q++)
+        dlrni_keep_best(j->heap + i * k, &j->kept[i], k, (int32_t)q, j->f[i * F + q]);
+}
+
 /* Task: the features of one row whose g is chosen. */
 DLRNI_INTERNAL void dlrni_gated_top_k_row(void *arg, int64_t i, int worker) {
     const dlrni_own_job *j = (const dlrni_own_job *)arg;
     const dlrn_dictionary *dict = j->dict;
     const int64_t F = dict->features, d = dict->d_in, k = dict->formula.k;
+    const dlrni_cut *heap = j->heap + i * k;
     float *f = j->f + i * F;
-    dlrni_cut *heap = j->heap + i * k;
-    int32_t kept = 0;
     (void)worker;
-    for (int64_t q = 0; q < F; q++) dlrni_keep_best(heap, &kept, k, (int32_t)q, f[q]);
     memset(f, 0, (size_t)F * sizeof *f);
-    for (int32_t p = 0; p < kept; p++) {
+    for (int32_t p = 0; p < j->kept[i]; p++) {
         float m;
+        if (j->joint.cut && dlrni_is_worse(&heap[p], &j->joint.cut[i])) continue;
         dict->ctx->k->dots(j->xc + i * d, d, dict->param[DLRN_ENCODER], d, &heap[p].feature, 1, &m);
         f[heap[p].feature] = (float)((double)m * dlrni_sigmoid((double)heap[p].value));
     }
@@ -9088,12 +9226,25 @@ DLRNI_INTERNAL void dlrni_gated_top_k_row(void *arg, int64_t i, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict, float *xc,
                                                     int64_t n, float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
-    if (!(job.heap = DLRNI_NEW(dict->ctx, dlrni_cut, n * dict->formula.k))) return DLRN_ERR_MEMORY;
-    dlrni_each_group(&job, dlrni_gate_logits_group);
-    dlrn_parallel_for(dict->ctx, n, dlrni_gated_top_k_row, &job);
-    dlrn_free(dict->ctx, job.heap);
-    return DLRN_OK;
+    dlrn_context *ctx = dict->ctx;
+    const int64_t k = dict->formula.k;
+    const int together = dlrni_ranks(ctx) > 1;
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
+    job.heap = DLRNI_NEW(ctx, dlrni_cut, n * k);
+    job.kept = DLRNI_NEW(ctx, int32_t, n);
+    dlrn_status s = job.heap && job.kept ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && together) s = dlrni_joint_room(ctx, &job.joint, n, k, 0);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK) {
+        dlrni_each_group(&job, dlrni_gate_logits_group);
+        dlrn_parallel_for(ctx, n, dlrni_best_gates_row, &job);
+        if (together) s = dlrni_join_heaps(ctx, &job.joint, job.heap, job.kept, k);
+    }
+    if (s == DLRN_OK) dlrn_parallel_for(ctx, n, dlrni_gated_top_k_row, &job);
+    dlrn_free(ctx, job.heap);
+    dlrn_free(ctx, job.kept);
+    dlrn_free(ctx, job.joint.key);
+    return s;
 }
 
 /* ---- Temporal ----
@@ -24699,7 +24850,7 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     }
 }
 
-/* x_hat of some rows before their features: the output bias, and the share of a skip (or NULL). */
+/* x_hat of some rows before their features: the output bias, and what a skip adds (or NULL). */
 DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t i0, int64_t rows,
                                      float *e) {
     const dlrn_dictionary *dict = t->dict;
@@ -24928,7 +25079,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
 }
 
 /* ---- Several ranks ----
-   Each adds up its own atoms to its share of x_hat; the shares are summed, stretch after stretch,
+   Each adds up its own atoms to its partial sum of x_hat; these are added, stretch after stretch,
    while the next stretch is decoded. Sums of rows and figures go in one message beside. Then all
    ranks compute the same errors from the same numbers. */
 
@@ -24990,9 +25141,9 @@ DLRNI_INTERNAL int64_t dlrni_summed_arrays(const dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
                                             void **request) {
     const dlrni_batch *b = &t->w.batch;
-    const int64_t d = t->dict->d_out, shares = dlrni_summed_arrays(t);
-    for (int64_t a = 0; a < shares; a++) {
-        float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
+    const int64_t d = t->dict->d_out, arrays = dlrni_summed_arrays(t);
+    for (int64_t a = 0; a < arrays; a++) {
+        float *from = !a ? b->e : b->e2 && a == arrays - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
         DLRNI_TRY(
             dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d, &request[a]));
     }
@@ -25016,10 +25167,10 @@ DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
 /* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
    for, too: memory must not be freed under a sum. */
 DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
-    const int64_t n = t->w.batch.n, shares = dlrni_summed_arrays(t);
+    const int64_t n = t->w.batch.n, arrays = dlrni_summed_arrays(t);
     void **request = t->w.request;
     for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
-        for (int64_t a = 0; a < shares; a++, request++) {
+        for (int64_t a = 0; a < arrays; a++, request++) {
             const dlrn_status own = dlrni_wait_ranks(t->ctx, *request);
             if (s == DLRN_OK) s = own;
         }
@@ -25064,15 +25215,15 @@ DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
    until all know. late: there are no lists yet. */
 DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_summed_arrays(t),
+    const int64_t n = w->batch.n, arrays = dlrni_summed_arrays(t),
                   all = dlrni_ceil_div(n, DLRNI_STRETCH);
     dlrn_status sums = DLRN_OK;
-    memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
+    memset(w->request, 0, (size_t)(arrays * all) * sizeof *w->request);
     for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
         const int64_t i0 = i * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, n - i0);
         if (late && s == DLRN_OK) s = dlrni_late_stretch(t, i0);
         if (!t->part && s == DLRN_OK) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
-        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * shares);
+        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * arrays);
     }
     w->codes.from = 0;
     w->codes.to = w->codes.stretches;
@@ -25551,8 +25702,8 @@ DLRNI_INTERNAL void dlrni_aux_keep(const dlrni_aux_chunk *h, int64_t i, float *f
             f[p] = 0;
 }
 
-/* Task: this rank's share of the output of a block of the rows in hand. */
-DLRNI_INTERNAL void dlrni_aux_share(void *arg, int64_t task, int worker) {
+/* Task: this rank's partial sum of the output of a block of the rows in hand. */
+DLRNI_INTERNAL void dlrni_aux_partial(void *arg, int64_t task, int worker) {
     const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
     const dlrn_trainer *t = h->t;
     const dlrni_aux_loss *a = &h->a;
@@ -25587,7 +25738,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_pass(dlrni_aux_chunk *h) {
     DLRNI_TRY(h->t->rules.auxiliary->rank
                   ? dlrni_joint_find(ctx, j, dlrni_min(dlrni_auxk_of(h->t), h->a.all))
                   : dlrni_max_ranks(ctx, DLRN_F32, j->count, h->rows));
-    dlrn_parallel_for(ctx, tasks, dlrni_aux_share, h);
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_partial, h);
     DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, h->a.e + h->first * d, h->rows * d));
     dlrn_parallel_for(ctx, tasks, dlrni_aux_end, h);
     return DLRN_OK;
@@ -26635,7 +26786,7 @@ DLRNI_INTERNAL dlrn_status dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in;
     const int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
-    /* of several ranks each has its features' share */
+    /* of several ranks each has the partial sum of its features */
     const int apart = !tied || dlrni_ranks(t->ctx) > 1;
     float *center = apart ? w->center_grad : w->output_grad;
     dlrni_each_column(t, t->dict->d_out, w->batch.n, dlrni_output_gradient, NULL);

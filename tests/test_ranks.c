@@ -4,6 +4,7 @@
 #include "tests/test.h"
 
 #include "tests/ranks.h"
+#include "tests/recipes.h"
 
 /* ---- Creation: each rank has its rows of the one dictionary ---- */
 
@@ -214,13 +215,6 @@ static void train_body(void *arg, int rank, dlrn_context *ctx) {
 }
 
 /* Settings of a recipe for small widths, so that all of its terms count. */
-static int uses(const char *recipe, const char *setting) {
-    const dlrn_recipe_info *info = &dlrni_recipe_named(recipe)->info;
-    for (int i = 0; info->settings[i]; i++)
-        if (!strcmp(info->settings[i], setting)) return 1;
-    return 0;
-}
-
 static dlrn_train_config small_config(const char *recipe, int64_t F) {
     dlrn_train_config cfg = dlrn_train_defaults(recipe);
     const int clt = strstr(recipe, "clt") != NULL;
