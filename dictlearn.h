@@ -784,7 +784,9 @@
 
    If one rank fails (memory, a file, a callback), all fail with its status; on the others the
    message begins with "rank 2: ". Each rank opens its sources alone, and takes its batches alone
-   with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. If the
+   with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. A source that
+   makes calls to the collective itself says so (dlrn_source.collective): the buffer's memory is then
+   agreed on before such a source is read, 8 bytes for each segment of the buffer. If the
    collective itself fails, no later call succeeds: resume from a checkpoint.
 
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
@@ -804,8 +806,17 @@
 
    Features: f and codes hold a rank's own features, codes under their numbers in the whole; x_hat
    comes out complete on every rank. dlrn_gather_codes() puts the codes of all ranks together. Which
-   features a selection keeps is exact. MatchingPursuit, GatedTopK, Temporal and IdentityDict need
-   all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
+   features a selection keeps is exact. GatedTopK sends 512 n bytes to cut its gates, beside its
+   selection; MatchingPursuit 8 + 4 d bytes for each step of each row, which all rows of a block
+   make together. Temporal is refused: its attention has matrices of F x F, so that each rank would
+   need all features of every row three times.
+
+   Surveys: all ranks add the same rows. Codes are gathered, 8 bytes each and 8 for a row, so that
+   every rank has the store and the totals of all features; encoding, weights and the sums with
+   coordinates of x are a span's. Every rank makes all reports, bit for bit those of one process;
+   each feature's sums with coordinates go to all, 8 d_in bytes. dlrn_nearest sends the rows of `a`,
+   4 d bytes, and each rank's k best among its own rows of `b`, 8 k; all ranks get all results, with
+   the bits of one process.
 
    Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
    over features (l1, entropy) are added up rank by rank. A language model is run by each rank on
@@ -1763,6 +1774,8 @@ typedef struct dlrn_source {
     void *user;        /* passed to each callback                                          */
     int64_t rows;      /* of one epoch, at most; 0: not known                              */
     int64_t positions; /* consecutive rows that are one document; 0: not known, or they differ */
+    int collective;    /* 1: over ranks, read makes calls to the context's collective. It must then
+                          return as many rows on all ranks, and the same status               */
 } dlrn_source;
 
 /* Whether an object destroys the source that it is given. The struct is copied in both cases. */
@@ -2318,7 +2331,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict,
    same place; a list that is sorted by part is searched fastest. cos(a, b) has the bits of
    cos(b, a); rounding may put it a little above 1. Norms must be within 1e-18 and 1e18, or products
    of rows overflow or vanish. Takes n F d multiplications, half of them for all features of one
-   dictionary, and memory for n k results beside a few MB; asks the context's `stop`.
+   dictionary, and memory for n k results beside a few MB; asks the context's `stop`. Over ranks list,
+   n and numbers are those of all features, every rank gets all results, and each does its span of
+   the multiplications, of one dictionary, too.
    DLRN_ERR_ARGUMENT: a role, k, n or a number of the list out of range; _SHAPE: widths, or parts,
    that differ; _UNSUPPORTED: a family without such a parameter. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b,
@@ -2426,7 +2441,9 @@ DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
                                int64_t rows, int64_t contexts, double l0, int64_t reported,
                                double *memory, double *file);
-/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed, and must not change. */
+/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed, and must not change. Over
+   ranks all add the same rows, and ask for the same reports, which all get; features have their
+   numbers in the whole. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_create(const dlrn_dictionary *dict,
                                                    const dlrn_survey_config *cfg,
                                                    dlrn_survey **out);
@@ -4834,6 +4851,11 @@ DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
     dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
+/* The features of all ranks. */
+DLRNI_INTERNAL int64_t dlrni_all_features(const dlrn_dictionary *dict) {
+    return dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
+}
+
 /* The size of a letter in the whole dictionary, as files have it. */
 DLRNI_INTERNAL int64_t dlrni_whole_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'F' ? dict->span_of : dlrni_extent(dict, letter);
@@ -4855,13 +4877,6 @@ DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_di
     dlrn_dictionary_destroy(*dict);
     *dict = NULL;
     return s;
-}
-
-/* What several ranks do not do together. */
-DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *what) {
-    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a context alone, found %d ranks",
-                     what, dlrni_ranks(ctx));
 }
 
 /* Attention has matrices of F x F: every feature of a rank would need all features of the others. */
@@ -8276,7 +8291,7 @@ DLRNI_INTERNAL dlrn_status dlrni_own_columns(const dlrn_dictionary *dict, const 
 /* What codes of a caller must be. An index out of range would read out of bounds. */
 DLRNI_INTERNAL dlrn_status dlrni_check_codes(const dlrn_dictionary *dict,
                                              const dlrn_sparse *codes) {
-    const int64_t F = dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
+    const int64_t F = dlrni_all_features(dict);
     DLRNI_TRY(dlrni_check_decodes(dict));
     /* codes of another dictionary, most likely */
     if (codes->cols != F)
@@ -9597,7 +9612,11 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
                        of columns                columns to the right of the diagonal take part too
 
    Each heap sees its candidates in ascending order, whoever brings them, so the number of threads
-   does not change it. */
+   does not change it.
+
+   Over ranks all get a block of rows of `a` from the ranks that have them, each searches its own
+   rows of `b`, and what all have found is gathered and cut to the k best: 4 d bytes and 8 k R for
+   each row, and the work of a rank is its span's. */
 
 /* Measured on Zen 4, two cores, F 8192, d 512, k 5: 123 GFLOP/s, where dlrn_matmul alone has 100 to
    111, as it writes all products to memory; those of a block, 6 MB, stay in the cache. To measure
@@ -9768,12 +9787,142 @@ DLRNI_INTERNAL dlrni_directions dlrni_directions_of(const dlrn_dictionary *dict,
     return m;
 }
 
+/* ---- Over ranks ---- */
+
+/* A block of rows, and what was found for them. */
+typedef struct dlrni_search_ranks {
+    dlrni_search own;   /* among this rank's rows of b                */
+    dlrni_search all;   /* the best of what the ranks have found      */
+    int64_t *number;    /* [ROWS] the features of the block           */
+    float *left, *norm; /* [ROWS][width] their rows; [ROWS] and of b  */
+    int32_t *index;     /* [ROWS][k] of this rank                     */
+    float *cosine;      /* [ROWS][k]                                  */
+    int32_t *indices;   /* [ranks][ROWS][k]                           */
+    float *cosines;     /* [ranks][ROWS][k]                           */
+    int64_t *bytes;     /* [ranks]                                    */
+} dlrni_search_ranks;
+
+DLRNI_INTERNAL void dlrni_search_ranks_free(dlrn_context *ctx, dlrni_search_ranks *r) {
+    void *blocks[] = {r->own.best, r->own.kept, r->own.product, r->all.best, r->all.kept,
+                      r->number,   r->left,     r->norm,        r->index,    r->cosine,
+                      r->indices,  r->cosines,  r->bytes};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_search_ranks_alloc(dlrni_search_ranks *r, dlrn_context *ctx,
+                                                    const dlrn_dictionary *b, int64_t width,
+                                                    int64_t n, int64_t k) {
+    const int64_t rows = dlrni_min(DLRNI_NEAREST_ROWS, n), ranks = dlrni_ranks(ctx);
+    r->own.k = dlrni_min(k, b->features);
+    r->all.k = dlrni_min(k, b->span_of);
+    r->own.best = DLRNI_NEW(ctx, dlrni_cut, rows * r->own.k);
+    r->all.best = DLRNI_NEW(ctx, dlrni_cut, rows * r->all.k);
+    r->own.kept = DLRNI_NEW(ctx, int32_t, rows);
+    r->all.kept = DLRNI_NEW(ctx, int32_t, rows);
+    r->own.product = DLRNI_NEW(ctx, float, rows *DLRNI_NEAREST_COLS);
+    r->number = DLRNI_NEW(ctx, int64_t, rows);
+    r->left = DLRNI_NEW(ctx, float, rows *width);
+    r->norm = DLRNI_NEW(ctx, float, rows + b->features);
+    r->index = DLRNI_NEW(ctx, int32_t, rows * k);
+    r->cosine = DLRNI_NEW(ctx, float, rows *k);
+    r->indices = DLRNI_NEW(ctx, int32_t, ranks * rows * k);
+    r->cosines = DLRNI_NEW(ctx, float, ranks *rows *k);
+    r->bytes = DLRNI_NEW(ctx, int64_t, ranks);
+    return r->own.best && r->all.best && r->own.kept && r->all.kept && r->own.product &&
+                   r->number && r->left && r->norm && r->index && r->cosine && r->indices &&
+                   r->cosines && r->bytes
+               ? DLRN_OK
+               : DLRN_ERR_MEMORY;
+}
+
+/* The block's rows of a, on all ranks. A number is that of one rank and zeros, so the sum is
+   exact. at: the part's first feature in the whole. */
+DLRNI_INTERNAL dlrn_status dlrni_search_rows(dlrni_search_ranks *r, const dlrn_dictionary *a,
+                                             int64_t at, int role) {
+    const int64_t d = r->own.a.width, rows = r->own.rows;
+    memset(r->left, 0, (size_t)(rows * d) * sizeof *r->left);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t own = dlrni_own_feature(a, r->number[i] - at);
+        if (own >= 0)
+            memcpy(r->left + i * d, a->param[role] + own * d, (size_t)d * sizeof *r->left);
+    }
+    DLRNI_TRY(dlrni_sum_ranks(a->ctx, DLRN_F32, r->left, rows * d));
+    for (int64_t i = 0; i < rows; i++) r->norm[i] = dlrn_norm(a->ctx, r->left + i * d, d);
+    return DLRN_OK;
+}
+
+/* This rank's best for the block. */
+DLRNI_INTERNAL dlrn_status dlrni_search_own(dlrni_search_ranks *r, int64_t k, int64_t at) {
+    dlrni_search *s = &r->own;
+    memset(s->kept, 0, (size_t)s->n * sizeof *s->kept);
+    for (s->j0 = 0; s->j0 < s->b.n; s->j0 += DLRNI_NEAREST_COLS) {
+        s->cols = dlrni_min(DLRNI_NEAREST_COLS, s->b.n - s->j0);
+        DLRNI_TRY(dlrni_near_block(s, r->left));
+    }
+    dlrni_near_results(s, k, at, r->index, r->cosine);
+    return DLRN_OK;
+}
+
+/* The best of all ranks for the block. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_search_join(dlrni_search_ranks *r, int64_t k, int32_t *index,
+                                             float *cosine, dlrn_status s) {
+    dlrn_context *ctx = r->own.ctx;
+    const int64_t ranks = dlrni_ranks(ctx), size = r->own.rows * k;
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    for (int64_t q = 0; q < ranks; q++) r->bytes[q] = size * (int64_t)sizeof *index;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, r->index, r->bytes, r->indices));
+    DLRNI_TRY(dlrni_gather_ranks(ctx, r->cosine, r->bytes, r->cosines)); /* as wide */
+    r->all.n = r->own.rows;
+    memset(r->all.kept, 0, (size_t)r->all.n * sizeof *r->all.kept);
+    for (int64_t p = 0; p < ranks * size; p++) {
+        const int64_t i = p % size / k;
+        if (r->indices[p] >= 0)
+            dlrni_keep_best(r->all.best + i * r->all.k, &r->all.kept[i], r->all.k, r->indices[p],
+                            r->cosines[p]);
+    }
+    dlrni_near_results(&r->all, k, 0, index, cosine);
+    return DLRN_OK;
+}
+
+/* dlrni_nearest_of over ranks: list, n and results are those of all, at_a and at_b in the whole. */
+DLRNI_INTERNAL dlrn_status dlrni_nearest_together(const dlrn_dictionary *a, int64_t at_a,
+                                                  const dlrn_dictionary *b, int64_t at_b, int role,
+                                                  const int64_t *list, int64_t n, int64_t k,
+                                                  int32_t *index, float *cosine) {
+    const int64_t width = dlrni_extent(a, dlrni_role_table[role].cols);
+    dlrni_search_ranks r;
+    memset(&r, 0, sizeof r);
+    dlrn_status s = dlrni_search_ranks_alloc(&r, a->ctx, b, width, n, k);
+    s = dlrni_agree(a->ctx, s);
+    dlrni_search *own = &r.own;
+    own->ctx = a->ctx;
+    own->same = a == b;
+    own->list = r.number; /* of a row itself, among this rank's rows of b */
+    own->first = at_a + a->span_at;
+    own->a.width = width;
+    own->a.norm = r.norm;
+    if (s == DLRN_OK)
+        own->b = dlrni_directions_of(b, role, NULL, 0, b->features,
+                                     r.norm + dlrni_min(DLRNI_NEAREST_ROWS, n));
+    for (int64_t i = 0; i < n && s == DLRN_OK; i += own->rows) {
+        own->n = own->rows = dlrni_min(DLRNI_NEAREST_ROWS, n - i);
+        for (int64_t q = 0; q < own->rows; q++) r.number[q] = list ? list[i + q] : at_a + i + q;
+        s = dlrni_search_rows(&r, a, at_a, role);
+        if (s == DLRN_OK) s = dlrni_search_own(&r, k, at_b + b->span_at);
+        s = dlrni_search_join(&r, k, index + i * k, cosine + i * k, s);
+    }
+    dlrni_search_ranks_free(a->ctx, &r);
+    return s;
+}
+
 /* The search in two dictionaries without parts, or in two parts, which begin at features at_a and
    at_b of the whole. list and results are in numbers of the whole. */
 DLRNI_INTERNAL dlrn_status dlrni_nearest_of(const dlrn_dictionary *a, int64_t at_a,
                                             const dlrn_dictionary *b, int64_t at_b, int role,
                                             const int64_t *list, int64_t n, int64_t k,
                                             int32_t *index, float *cosine) {
+    if (dlrni_ranks(a->ctx) > 1)
+        return dlrni_nearest_together(a, at_a, b, at_b, role, list, n, k, index, cosine);
     dlrni_search s;
     float *norm = DLRNI_NEW(a->ctx, float, n + b->features);
     if (!norm) return DLRN_ERR_MEMORY;
@@ -9811,17 +9960,17 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
                                                int role, const int64_t *list, int64_t n,
                                                int64_t k) {
     const char *const place = "dlrn_nearest";
-    DLRNI_TRY(dlrni_expect_alone(a->ctx, place));
+    const int64_t F = dlrni_all_features(a);
     DLRNI_REQUIRE_IN(a->ctx, place, role == DLRN_ENCODER || role == DLRN_DECODER,
                      "role: expected DLRN_ENCODER or DLRN_DECODER");
     DLRNI_REQUIRE_IN(a->ctx, place, k > 0, "k: expected a number from 1");
-    DLRNI_REQUIRE_IN(a->ctx, place, list ? n >= 0 : n == a->features,
+    DLRNI_REQUIRE_IN(a->ctx, place, list ? n >= 0 : n == F,
                      "n: expected the length of the list, or without one the number of features");
     for (int64_t i = 0; list && i < n; i++)
-        if (list[i] < 0 || list[i] >= a->features)
+        if (list[i] < 0 || list[i] >= F)
             return dlrn_fail(a->ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_nearest: list: expected features from 0 to %lld, found %lld",
-                             (long long)a->features - 1, (long long)list[i]);
+                             (long long)F - 1, (long long)list[i]);
     if (a->n_parts != b->n_parts)
         return dlrn_fail(a->ctx, DLRN_ERR_SHAPE,
                          "dlrn_nearest: expected as many parts in both, found %lld and %lld",
@@ -9834,14 +9983,20 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
     return DLRN_OK;
 }
 
-/* How many places of a list, from `at` on, name features of one part: they are searched at once. */
-DLRNI_INTERNAL int64_t dlrni_run_of_part(const dlrn_part *part, const int64_t *list, int64_t at,
-                                         int64_t n) {
+/* How many places of a list, from `at` on, name features first .. end of one part: they are searched
+   at once. */
+DLRNI_INTERNAL int64_t dlrni_run_of_part(int64_t first, int64_t end, const int64_t *list,
+                                         int64_t at, int64_t n) {
     int64_t i = at;
-    while (i < n && list[i] >= part->feature_at &&
-           list[i] < part->feature_at + part->dict->features)
-        i++;
+    while (i < n && list[i] >= first && list[i] < end) i++;
     return i - at;
+}
+
+/* The first feature of part p in the whole; of p = n_parts, the number of all. */
+DLRNI_INTERNAL int64_t dlrni_part_at(const dlrn_dictionary *dict, int64_t p) {
+    int64_t at = 0;
+    for (int64_t q = 0; q < p; q++) at += dlrni_all_features(dict->part[q].dict);
+    return at;
 }
 
 /* Part after part; a list is walked in its order, so that one sorted by part is fastest. */
@@ -9850,12 +10005,12 @@ DLRNI_INTERNAL dlrn_status dlrni_nearest_parts(const dlrn_dictionary *a, const d
                                                int32_t *index, float *cosine) {
     int64_t p = 0;
     for (int64_t i = 0, run; i < n; i += run, p = (p + 1) % a->n_parts) {
-        const dlrn_part *of = &a->part[p];
-        run = list ? dlrni_run_of_part(of, list, i, n) : of->dict->features;
+        const int64_t at = dlrni_part_at(a, p), end = dlrni_part_at(a, p + 1);
+        run = list ? dlrni_run_of_part(at, end, list, i, n) : end - at;
         if (run)
-            DLRNI_TRY(dlrni_nearest_of(of->dict, of->feature_at, b->part[p].dict,
-                                       b->part[p].feature_at, role, list ? list + i : NULL, run, k,
-                                       index + i * k, cosine + i * k));
+            DLRNI_TRY(dlrni_nearest_of(a->part[p].dict, at, b->part[p].dict, dlrni_part_at(b, p),
+                                       role, list ? list + i : NULL, run, k, index + i * k,
+                                       cosine + i * k));
     }
     return DLRN_OK;
 }
@@ -21741,6 +21896,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     out->d_in = inner.d_in;
     out->d_out = inner.d_out;
     out->rows = inner.rows;
+    out->collective = inner.collective;
     out->read = dlrni_finite_read;
     /* without these the filter must not promise them either */
     if (inner.position) out->position = dlrni_finite_position;
@@ -22211,8 +22367,12 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
+        const int grows = b->segments << b->shift < b->unread + want;
         /* memory first: rows that have come must not be lost */
-        DLRNI_TRY(dlrni_buffer_reserve(b, b->unread + want));
+        dlrn_status s = dlrni_buffer_reserve(b, b->unread + want);
+        /* a rank without memory must not be waited for within the source */
+        if (grows && b->source.collective) s = dlrni_agree(b->ctx, s);
+        DLRNI_TRY(s);
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         dlrni_buffer_store(b, n);
     }
@@ -31683,7 +31843,12 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
    order, and the row is what features are compared on. So a pass over the store gathers the
    firings of as many features as fit in memory. Every sum is taken in row order, in double, where
    the product of two floats is exact. Therefore neither threads nor kernels nor the grouping of
-   contexts into calls change a bit, and FMA does not, either. */
+   contexts into calls change a bit, and FMA does not, either.
+
+   Over ranks each encodes by its own features, and the codes are gathered: every rank has the store
+   and the totals of all. The sums with coordinates of x are those of a rank's own features; a
+   report gets them from the ranks that have them. So every rank makes all reports, with the bits of
+   one process. */
 
 /* Sizes. Rows and codes at a time: enough to share among threads, and 32 MB at most for the codes
    and their transpose. A block of the store: from 64 KB, so that a small survey takes little, to 16
@@ -31697,7 +31862,8 @@ enum {
     DLRNI_SURVEY_IDS = 1 << 18,       /* tokens of a block                                       */
     DLRNI_SURVEY_MAX_COUNT = 1 << 16, /* of bins, examples, ...: lists of that length are sorted */
     DLRNI_SURVEY_BATCH = 128,         /* features that SAEDashboard compares with each other     */
-    DLRNI_SURVEY_NEURONS = 3
+    DLRNI_SURVEY_NEURONS = 3,
+    DLRNI_ELSEWHERE = INT32_MAX /* the place of a feature whose sums another rank has */
 };
 
 /* Some rows of the store, one after another: how many codes, their features, their values (the
@@ -31718,18 +31884,20 @@ typedef struct dlrni_by_feature {
 struct dlrn_survey {
     dlrn_context *ctx;
     const dlrn_dictionary *dict; /* borrowed */
+    int64_t F;                   /* its features, over ranks of all */
     dlrn_survey_config cfg;      /* its `features` and `scratch` are copies */
     int closed;                  /* 1: a call failed; 2: there was a report */
     dlrn_encoder *encoder;
-    dlrn_sparse codes; /* of the rows in hand */
+    dlrn_sparse codes; /* of the rows in hand                        */
+    dlrn_sparse own;   /* over ranks: those of this rank's features  */
     dlrni_by_feature by;
     int64_t rows, counted, contexts, n_codes;
     dlrn_feature_totals *totals; /* [F]                                                        */
     double *every;               /* [F][2] compat: sum and sum of squares over all rows, or NULL */
     int64_t *stored;             /* [F] codes in the store                                     */
-    int32_t *place;              /* [F] a feature's place in xy; -1: never reported on         */
-    int64_t places;
-    double *xy;                /* [places][d_in] sums of f x, or NULL               */
+    int32_t *place; /* [F] a feature's place in xy; -1: never reported on                      */
+    int64_t places; /* of this rank                                                            */
+    double *xy;     /* [places][d_in] sums of f x, or NULL               */
     double *x_sum, *x_squares; /* [d_in] of x                                       */
     int64_t *start;            /* [contexts + 1]                                    */
     int32_t **id;              /* [id_blocks] tokens; ~token: the row is left out   */
@@ -31758,6 +31926,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
     dlrn_context *ctx = s->ctx;
     dlrn_encoder_destroy(s->encoder);
     dlrn_sparse_free(&s->codes);
+    dlrn_sparse_free(&s->own);
     /* after an error while it was made, what is missing is NULL or 0 */
     for (int64_t i = 0; i < s->blocks; i++) dlrn_free(ctx, s->block[i].word);
     for (int64_t i = 0; i < s->id_blocks; i++) dlrn_free(ctx, s->id[i]);
@@ -31783,7 +31952,6 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
-    DLRNI_TRY(dlrni_expect_alone(dict->ctx, place));
     /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};
@@ -31796,10 +31964,10 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
     DLRNI_REQUIRE_IN(dict->ctx, place, cfg->features ? cfg->n_features >= 0 : cfg->n_features == 0,
                      "n_features must be the number of features, which is 0 without any");
     for (int64_t i = 0; i < cfg->n_features; i++)
-        if (cfg->features[i] < 0 || cfg->features[i] >= dict->features)
+        if (cfg->features[i] < 0 || cfg->features[i] >= dlrni_all_features(dict))
             return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                              "%s: expected features below %lld, found %lld", place,
-                             (long long)dict->features, (long long)cfg->features[i]);
+                             (long long)dlrni_all_features(dict), (long long)cfg->features[i]);
     return DLRN_OK;
 }
 
@@ -31825,16 +31993,18 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_copy(dlrn_survey *s, const dlrn_survey_c
 
 /* Gives each feature that may be reported on a place, in the order of their numbers. */
 DLRNI_INTERNAL void dlrni_survey_places(dlrn_survey *s) {
-    const int64_t F = s->dict->features;
+    const int64_t F = s->F;
     /* 0 marks a feature at first: a list may be in any order, and repeat itself */
     for (int64_t f = 0; f < F; f++) s->place[f] = s->cfg.features ? -1 : 0;
     for (int64_t i = 0; i < s->cfg.n_features; i++) s->place[s->cfg.features[i]] = 0;
     for (int64_t f = 0; f < F; f++)
-        if (s->place[f] == 0) s->place[f] = (int32_t)s->places++;
+        if (s->place[f] == 0)
+            s->place[f] =
+                dlrni_own_feature(s->dict, f) < 0 ? DLRNI_ELSEWHERE : (int32_t)s->places++;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_config *cfg) {
-    const int64_t F = s->dict->features, d = s->dict->d_in;
+    const int64_t F = s->F, d = s->dict->d_in;
     int64_t sums = 0;
     DLRNI_TRY(dlrni_survey_copy(s, cfg));
     s->totals = DLRNI_NEW_ZERO(s->ctx, dlrn_feature_totals, F);
@@ -31868,10 +32038,15 @@ DLRN_API dlrn_status dlrn_survey_create(const dlrn_dictionary *dict, const dlrn_
     if (!cfg) cfg = &defaults;
     DLRNI_TRY(dlrni_survey_check(dict, cfg));
     dlrn_survey *s = DLRNI_NEW_ZERO(dict->ctx, dlrn_survey, 1);
-    if (!s) return DLRN_ERR_MEMORY;
+    dlrn_status status = dlrni_agree(dict->ctx, s ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (status != DLRN_OK) {
+        dlrn_free(dict->ctx, s);
+        return status;
+    }
     s->ctx = dict->ctx;
     s->dict = dict;
-    dlrn_status status = dlrni_survey_alloc(s, cfg);
+    s->F = dlrni_all_features(dict);
+    status = dlrni_agree(s->ctx, dlrni_survey_alloc(s, cfg));
     if (status == DLRN_OK)
         *out = s;
     else
@@ -32059,7 +32234,7 @@ DLRNI_INTERNAL int dlrni_job_counts(const dlrni_survey_job *j, int64_t row) {
    is where feature f begins, and after filling where it ends. */
 DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrn_survey *s) {
     const dlrn_sparse *c = &s->codes;
-    const int64_t F = s->dict->features, n = c->row_ptr[c->rows];
+    const int64_t F = s->F, n = c->row_ptr[c->rows];
     dlrni_by_feature *by = &s->by;
     if (!DLRNI_GROW(s->ctx, &by->row, &by->row_cap, 0, n) ||
         !DLRNI_GROW(s->ctx, &by->value, &by->value_cap, 0, n))
@@ -32091,7 +32266,8 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
     dlrn_survey *s = j->s;
     dlrn_feature_totals *t = &s->totals[f];
     const int64_t d = s->dict->d_in;
-    double *xy = s->xy && s->place[f] >= 0 ? s->xy + s->place[f] * d : NULL;
+    const int has_sums = s->xy && s->place[f] >= 0 && s->place[f] != DLRNI_ELSEWHERE;
+    double *xy = has_sums ? s->xy + s->place[f] * d : NULL;
     for (int64_t p = s->by.at[f]; p < s->by.at[f + 1]; p++) {
         const float v = s->by.value[p];
         const double wide = (double)v;
@@ -32114,7 +32290,7 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
 /* Task: a group of features. */
 DLRNI_INTERNAL void dlrni_survey_group(void *arg, int64_t group, int worker) {
     const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
-    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, j->s->dict->features);
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, j->s->F);
     (void)worker;
     for (int64_t f = group * DLRNI_GROUP; f < end; f++) dlrni_survey_feature(j, f);
 }
@@ -32149,12 +32325,21 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_finite(const dlrn_survey *s) {
                      (long long)(s->rows + row), (long long)c->col[bad], (double)c->val[bad]);
 }
 
+/* The codes of n rows, which are encoded together: over ranks of all features. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_encode(dlrni_survey_job *j) {
+    dlrn_survey *s = j->s;
+    const int together = dlrni_ranks(s->ctx) > 1;
+    dlrn_sparse *own = together ? &s->own : &s->codes;
+    DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, own, NULL));
+    return together ? dlrn_gather_codes(s->dict, own, &s->codes) : DLRN_OK;
+}
+
 /* Takes n rows, which are encoded together. */
 DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
     dlrn_survey *s = j->s;
     const dlrn_sparse *c = &s->codes;
-    const int64_t F = s->dict->features, d = s->dict->d_in;
-    DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, &s->codes, NULL));
+    const int64_t F = s->F, d = s->dict->d_in;
+    DLRNI_TRY(dlrni_survey_encode(j));
     /* before anything is counted */
     DLRNI_TRY(dlrni_survey_finite(s));
     DLRNI_TRY(dlrni_survey_transpose(s));
@@ -32179,7 +32364,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
     for (int64_t i = 0, rows; i < n; i += rows) {
         /* before the first rows all features count as active */
         const int64_t before = s->codes.row_ptr ? s->codes.row_ptr[s->codes.rows] : 0;
-        const int64_t each = before ? before / s->codes.rows + 1 : s->dict->features;
+        const int64_t each = before ? before / s->codes.rows + 1 : s->F;
         rows = dlrni_max(DLRNI_BLOCK, dlrni_min(DLRNI_SURVEY_ROWS, DLRNI_SURVEY_CODES / each));
         rows = dlrni_min(rows, n - i);
         dlrni_survey_job j = {s, x + i * s->dict->d_in, keep ? keep + i : NULL, rows};
@@ -32263,7 +32448,8 @@ DLRN_API dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32
     DLRNI_REQUIRE(s->ctx, !s->closed, "an earlier call failed: start again with a new survey");
     DLRNI_REQUIRE(s->ctx, contexts >= 0 && (start || !contexts), "start must not be NULL");
     if (!contexts) return DLRN_OK;
-    const dlrn_status status = dlrni_survey_take(s, x, id, start, contexts, keep);
+    const dlrn_status status =
+        dlrni_agree(s->ctx, dlrni_survey_take(s, x, id, start, contexts, keep));
     /* some of the rows may be counted, and nobody knows which */
     s->closed = status != DLRN_OK;
     return status;
@@ -32311,14 +32497,14 @@ DLRNI_INTERNAL int32_t dlrni_survey_id(const dlrn_survey *s, int64_t row) {
 DLRNI_INTERNAL int64_t dlrni_slot_bytes(const dlrn_survey *s, int64_t feature) {
     const int64_t each = (int64_t)(sizeof(int64_t) + sizeof(float));
     return s->stored[feature] * each +
-           (s->cfg.together ? s->dict->features * (int64_t)sizeof(dlrni_overlap) : 0);
+           (s->cfg.together ? s->F * (int64_t)sizeof(dlrni_overlap) : 0);
 }
 
 /* Takes features from list[begin] on into the block: as many as fit, and at least one. A feature
    that is listed twice gets two blocks. */
 DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
     dlrn_survey *s = r->s;
-    const int64_t F = s->dict->features, room = s->cfg.memory - s->block_bytes;
+    const int64_t F = s->F, room = s->cfg.memory - s->block_bytes;
     int64_t budget = dlrni_max(room, s->cfg.memory / 4), overlaps = 0;
     /* of the block before */
     for (int64_t f = 0; f < F; f++) r->slot[f] = -1;
@@ -32378,7 +32564,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words,
 DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
     dlrni_reporting *r = (dlrni_reporting *)arg;
     const dlrn_survey *s = r->s;
-    dlrni_overlap *overlaps = r->overlap ? r->overlap + slot * s->dict->features : NULL;
+    dlrni_overlap *overlaps = r->overlap ? r->overlap + slot * s->F : NULL;
     int64_t to = r->fire[slot] + r->filled[slot];
     (void)worker;
     for (int64_t e = r->entry_at[slot]; e < r->entry_at[slot + 1]; e++) {
@@ -32463,7 +32649,8 @@ typedef struct dlrni_report_group {
     dlrn_example *example;
     dlrn_token_mean *by_mean, *by_share;
     dlrn_companion *companion, *neuron;
-    dlrni_report_scratch *scratch; /* [threads] */
+    double *xy;                    /* [size][d_in] over ranks, with cfg.neurons; or NULL */
+    dlrni_report_scratch *scratch; /* [threads]                                          */
     int32_t *token;                /* windows */
     float *value;
     int64_t token_cap, value_cap;
@@ -32763,14 +32950,14 @@ DLRNI_INTERNAL int64_t dlrni_partner_of(const dlrni_reporting *r, int64_t slot, 
 
 DLRNI_INTERNAL int64_t dlrni_batch_size(const dlrni_reporting *r, int64_t slot) {
     const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
-    return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->dict->features;
+    return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->F;
 }
 
 /* How a slot's feature goes with another one; 0: there is no correlation. */
 DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int64_t other,
                                      dlrn_companion *out) {
     const dlrn_survey *s = r->s;
-    const int64_t F = s->dict->features, feature = r->list[r->begin + slot];
+    const int64_t F = s->F, feature = r->list[r->begin + slot];
     const dlrni_overlap *with = &r->overlap[slot * F + other];
     memset(out, 0, sizeof *out);
     out->index = (int32_t)other;
@@ -32796,24 +32983,24 @@ DLRNI_INTERNAL void dlrni_report_companions(const dlrni_reporting *r, int64_t sl
 }
 
 /* How a feature goes with a coordinate of x; 0: there is no correlation. */
-DLRNI_INTERNAL int dlrni_report_coordinate(const dlrn_survey *s, int64_t feature, int64_t i,
-                                           dlrn_companion *out) {
+DLRNI_INTERNAL int dlrni_report_coordinate(const dlrn_survey *s, int64_t feature, const double *xy,
+                                           int64_t i, dlrn_companion *out) {
     const dlrni_moments x = {s->x_sum[i], s->x_squares[i]};
     memset(out, 0, sizeof *out);
     out->index = (int32_t)i;
-    return dlrni_correlate(s, dlrni_moments_of(s, feature), x,
-                           s->xy[s->place[feature] * s->dict->d_in + i], out);
+    return dlrni_correlate(s, dlrni_moments_of(s, feature), x, xy[i], out);
 }
 
-DLRNI_INTERNAL void dlrni_report_neurons(const dlrn_survey *s, int64_t feature,
+/* xy [d_in]: the feature's sums, or NULL. */
+DLRNI_INTERNAL void dlrni_report_neurons(const dlrn_survey *s, int64_t feature, const double *xy,
                                          dlrn_feature_report *out, dlrn_companion *neuron,
                                          const dlrni_report_scratch *w) {
     dlrn_companion c;
-    for (int64_t i = 0; s->xy && i < s->dict->d_in; i++)
-        if (dlrni_report_coordinate(s, feature, i, &c))
+    for (int64_t i = 0; xy && i < s->dict->d_in; i++)
+        if (dlrni_report_coordinate(s, feature, xy, i, &c))
             dlrni_rank(w->list, &out->neurons, DLRNI_SURVEY_NEURONS, c.pearson, i);
     for (int64_t i = 0; i < out->neurons; i++)
-        (void)dlrni_report_coordinate(s, feature, w->list[i].index, &neuron[i]);
+        (void)dlrni_report_coordinate(s, feature, xy, w->list[i].index, &neuron[i]);
 }
 
 DLRNI_INTERNAL dlrni_firings dlrni_firings_of(const dlrni_reporting *r, int64_t slot) {
@@ -32821,6 +33008,29 @@ DLRNI_INTERNAL dlrni_firings dlrni_firings_of(const dlrni_reporting *r, int64_t 
     const dlrni_firings f = {r->s, r->list[r->begin + slot], r->filled[slot], r->place + begin,
                              r->value + begin};
     return f;
+}
+
+/* The sums of report i with the coordinates of x; NULL: there are none. */
+DLRNI_INTERNAL const double *dlrni_report_xy(const dlrni_report_group *g, int64_t i) {
+    const dlrn_survey *s = g->r->s;
+    const int64_t feature = g->r->list[g->r->begin + g->begin + i];
+    if (g->xy) return g->xy + i * s->dict->d_in;
+    return s->xy ? s->xy + s->place[feature] * s->dict->d_in : NULL;
+}
+
+/* Over ranks: these sums of the group's features, from the ranks that have them. A number is that of
+   one rank and zeros, so the sum is exact. */
+DLRNI_INTERNAL dlrn_status dlrni_report_hear(dlrni_report_group *g) {
+    const dlrn_survey *s = g->r->s;
+    const int64_t d = s->dict->d_in;
+    DLRNI_TRY(dlrni_agree(s->ctx, DLRN_OK));
+    memset(g->xy, 0, (size_t)(g->size * d) * sizeof *g->xy);
+    for (int64_t i = 0; i < g->size; i++) {
+        const int32_t place = s->place[g->r->list[g->r->begin + g->begin + i]];
+        if (place != DLRNI_ELSEWHERE)
+            memcpy(g->xy + i * d, s->xy + place * d, (size_t)d * sizeof *g->xy);
+    }
+    return dlrni_sum_ranks(s->ctx, DLRN_F64, g->xy, g->size * d);
 }
 
 /* Task: all of a report but the contents of its windows. */
@@ -32838,7 +33048,8 @@ DLRNI_INTERNAL void dlrni_report_feature(void *arg, int64_t i, int worker) {
     dlrni_report_examples(&f, out, g->example + i * g->examples, w);
     dlrni_report_tokens(&f, out, g->by_mean + i * cfg->tokens, g->by_share + i * cfg->tokens, w);
     dlrni_report_companions(g->r, g->begin + i, out, g->companion + i * cfg->together, w);
-    dlrni_report_neurons(f.s, f.feature, out, g->neuron + i * DLRNI_SURVEY_NEURONS, w);
+    dlrni_report_neurons(f.s, f.feature, dlrni_report_xy(g, i), out,
+                         g->neuron + i * DLRNI_SURVEY_NEURONS, w);
     out->histogram = g->histogram + i * cfg->bins;
     out->interval = g->interval + i * cfg->intervals;
     out->example = g->example + i * g->examples;
@@ -32895,7 +33106,8 @@ DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t ma
     for (g->begin = 0; g->begin < r->slots; g->begin += g->size) {
         g->size = dlrni_min(max, r->slots - g->begin);
         const double codes = (double)(r->fire[g->begin + g->size] - r->fire[g->begin]);
-        const double others = (double)r->s->dict->features * (double)g->size;
+        const double others = (double)r->s->F * (double)g->size;
+        if (g->xy) DLRNI_TRY(dlrni_report_hear(g));
         dlrni_parallel_for(r->s->ctx, g->size, 50 * codes + 10 * others, dlrni_report_feature, g);
         DLRNI_TRY(dlrni_report_place_windows(g));
         dlrni_parallel_for(r->s->ctx, g->size, dlrni_ns(g->size, g->examples * 64),
@@ -32916,6 +33128,7 @@ DLRNI_INTERNAL void dlrni_group_free(dlrn_context *ctx, dlrni_report_group *g) {
     dlrn_free(ctx, g->by_share);
     dlrn_free(ctx, g->companion);
     dlrn_free(ctx, g->neuron);
+    dlrn_free(ctx, g->xy);
     for (int i = 0; g->scratch && i < ctx->threads; i++) {
         dlrn_free(ctx, g->scratch[i].token);
         dlrn_free(ctx, g->scratch[i].touched);
@@ -32954,9 +33167,11 @@ DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size
     g->by_share = DLRNI_NEW(s->ctx, dlrn_token_mean, size * cfg->tokens);
     g->companion = DLRNI_NEW(s->ctx, dlrn_companion, size * cfg->together);
     g->neuron = DLRNI_NEW(s->ctx, dlrn_companion, size * DLRNI_SURVEY_NEURONS);
+    const int hears = s->xy && dlrni_ranks(s->ctx) > 1;
+    g->xy = hears ? DLRNI_NEW(s->ctx, double, size * s->dict->d_in) : NULL;
     g->scratch = DLRNI_NEW_ZERO(s->ctx, dlrni_report_scratch, s->ctx->threads);
     if (!g->report || !g->histogram || !g->interval || !g->example || !g->by_mean || !g->by_share ||
-        !g->companion || !g->neuron || !g->scratch)
+        !g->companion || !g->neuron || !g->scratch || (hears && !g->xy))
         return DLRN_ERR_MEMORY;
     for (int i = 0; i < s->ctx->threads; i++) DLRNI_TRY(dlrni_scratch_alloc(s, &g->scratch[i]));
     return DLRN_OK;
@@ -32977,7 +33192,7 @@ DLRNI_INTERNAL void dlrni_reporting_free(dlrni_reporting *r) {
 
 DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
     dlrn_context *ctx = r->s->ctx;
-    r->slot = DLRNI_NEW(ctx, int32_t, r->s->dict->features);
+    r->slot = DLRNI_NEW(ctx, int32_t, r->s->F);
     r->fire = DLRNI_NEW(ctx, int64_t, r->n + 1);
     r->filled = DLRNI_NEW(ctx, int64_t, r->n);
     r->entry_at = DLRNI_NEW(ctx, int64_t, r->n + 2);
@@ -33012,7 +33227,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
     DLRNI_REQUIRE(s->ctx, s->closed != 1, "an earlier call failed: start again with a new survey");
     DLRNI_REQUIRE(s->ctx, n >= 0 && (list || !n), "n must not be negative, list not NULL");
     for (int64_t i = 0; i < n; i++)
-        if (list[i] < 0 || list[i] >= s->dict->features || s->place[list[i]] < 0)
+        if (list[i] < 0 || list[i] >= s->F || s->place[list[i]] < 0)
             return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_survey_report: expected one of the features that the survey is "
                              "for, found %lld",
@@ -33026,7 +33241,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
     dlrn_status status = dlrni_reporting_alloc(&r);
     if (status == DLRN_OK) status = dlrni_report_all(&r, visit, user);
     dlrni_reporting_free(&r);
-    return status;
+    return dlrni_agree(s->ctx, status);
 }
 
 /* ---- What a survey is and needs ---- */
@@ -33052,7 +33267,7 @@ DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict, double l0)
 DLRNI_INTERNAL double dlrni_plan_gathered(const dlrn_dictionary *dict,
                                           const dlrn_survey_config *cfg, double rows, double l0,
                                           double reported, double held) {
-    const double memory = (double)cfg->memory, F = (double)dict->features;
+    const double memory = (double)cfg->memory, F = (double)dlrni_all_features(dict);
     const double sums = cfg->together ? F * (double)sizeof(dlrni_overlap) : 0;
     const double room = fmax(memory / 4, memory - held);
     const double all = 12 * rows * fmin(l0, reported) + reported * sums;
@@ -33080,7 +33295,7 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     /* in double: a plan for more than 2^63 bytes is an answer, too */
     const dlrn_survey_config defaults = dlrn_survey_defaults();
     if (!cfg) cfg = &defaults;
-    const double n = (double)rows, F = (double)dict->features, d = (double)dict->d_in;
+    const double n = (double)rows, F = (double)dlrni_all_features(dict), d = (double)dict->d_in;
     const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
     const double places = cfg->features ? (double)cfg->n_features : F;
     /* the last block is half empty at worst, and not larger than all before it */
@@ -33090,7 +33305,9 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     const double in_hand =
         fmin((double)DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax((double)DLRNI_SURVEY_CODES, 64 * F));
     const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
-    const double sums = cfg->neurons ? 8 * places * d : 0;
+    /* over ranks those of the features of this one, and of a group of reports */
+    const double own = fmin(places, (double)dict->features);
+    const double sums = cfg->neurons ? 8 * own * d : 0;
     /* starts and counts grow by half, and are in memory twice while they do */
     const double tokens =
         4 * (n + (double)DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
@@ -33101,7 +33318,7 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
 }
 
 DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
-    const int64_t F = s->dict->features, d = s->dict->d_in;
+    const int64_t F = s->F, d = s->dict->d_in;
     dlrn_survey_info info;
     memset(&info, 0, sizeof info);
     info.rows = s->rows;

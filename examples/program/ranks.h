@@ -446,6 +446,7 @@ static dlrn_status shared_open(dlrn_context *ctx, int64_t *left_out, dlrn_source
     t->part = (shared_part *)dlrn_alloc(ctx, ranks.ranks, sizeof *t->part);
     t->bytes = (int64_t *)dlrn_alloc(ctx, ranks.ranks, sizeof *t->bytes);
     source->user = t;
+    source->collective = 1;
     source->read = shared_read;
     source->position = shared_position;
     source->seek = shared_seek;
