@@ -1338,6 +1338,10 @@ typedef struct dlrn_collective {
                              void *all);
     /* data of rank `root` goes to all */
     dlrn_status (*broadcast)(void *user, dlrn_context *ctx, int root, void *data, int64_t bytes);
+    /* as allgather, but only rank `root` gets them: `all` is NULL on the others. May be NULL: then
+       allgather serves, and every rank gets what one has use for */
+    dlrn_status (*gather)(void *user, dlrn_context *ctx, int root, const void *mine,
+                          const int64_t *bytes, void *all);
     void *user; /* passed to each callback; must outlive the context */
 } dlrn_collective;
 
@@ -1742,8 +1746,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
 /* The codes of all ranks together, in the order of one process. codes: of this rank's features, for
-   the same rows on each rank. Every rank receives all of them, also one that passes `all` NULL
-   because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
+   the same rows on each rank. A rank that has no use for them passes `all` NULL; they are sent to
+   one rank alone if only that has, and its collective can gather, and otherwise to all. Gather some
+   thousands of rows at a time. Alone: copies them. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
                                                   const dlrn_sparse *codes, dlrn_sparse *all);
 /* Frees codes and leaves them zeroed, ready for use. */
@@ -3962,6 +3967,16 @@ DLRNI_INTERNAL dlrn_status dlrni_gather_ranks(dlrn_context *ctx, const void *min
     ctx->traffic.gathered += bytes[c->rank];
     ctx->traffic.calls++;
     return c->allgather(c->user, ctx, mine, bytes, all);
+}
+
+/* The same on rank `root` alone, whose number all know; -1: on all. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_to(dlrn_context *ctx, int root, const void *mine,
+                                           const int64_t *bytes, void *all) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    if (root < 0) return dlrni_gather_ranks(ctx, mine, bytes, all);
+    ctx->traffic.gathered += bytes[c->rank];
+    ctx->traffic.calls++;
+    return c->gather(c->user, ctx, root, mine, bytes, all);
 }
 
 /* The bytes of rank `root` go to all ranks. */
@@ -8843,7 +8858,9 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 
 /* The codes of all ranks as they arrive, one rank's after another's. */
 typedef struct dlrni_gathered {
-    int64_t *size;    /* [ranks][2] rows and entries of each */
+    int root;         /* the only rank that gets them; -1: all do */
+    int gets;         /* 1: this rank does */
+    int64_t *size;    /* [ranks][3] rows and entries of each, and whether it has use for them */
     int64_t *bytes;   /* [ranks]                             */
     int64_t *row_ptr; /* [ranks][rows + 1]                   */
     int64_t *at;      /* [ranks] entries already merged      */
@@ -8856,22 +8873,29 @@ DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
 }
 
-/* How many rows and entries each rank has. */
+/* How many rows and entries each rank has, and who gets them all: one rank, if only that has use for
+   them and the collective can. wants: whether this rank has. */
 DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
-                                              dlrni_gathered *g) {
+                                              int wants, dlrni_gathered *g) {
     const int64_t ranks = dlrni_ranks(ctx);
-    const int64_t mine[2] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0};
-    g->size = DLRNI_NEW(ctx, int64_t, 2 * ranks);
+    const int64_t mine[3] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0, wants};
+    int64_t found = 0;
+    g->size = DLRNI_NEW(ctx, int64_t, 3 * ranks);
     g->bytes = DLRNI_NEW(ctx, int64_t, ranks);
     g->at = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
     DLRNI_TRY(dlrni_agree(ctx, g->size && g->bytes && g->at ? DLRN_OK : DLRN_ERR_MEMORY));
     for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (int64_t)sizeof mine;
     DLRNI_TRY(dlrni_gather_ranks(ctx, mine, g->bytes, g->size));
-    for (int64_t r = 0; r < ranks; r++)
-        if (g->size[2 * r] != g->size[0])
+    g->root = -1;
+    for (int64_t r = 0; r < ranks; r++) {
+        if (g->size[3 * r] != g->size[0])
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                              "dlrn_gather_codes: expected %lld rows on all ranks, found %lld",
-                             (long long)g->size[0], (long long)g->size[2 * r]);
+                             (long long)g->size[0], (long long)g->size[3 * r]);
+        if (g->size[3 * r + 2] && !found++) g->root = (int)r;
+    }
+    if (found > 1 || ranks == 1 || !ctx->cfg.collective.gather) g->root = -1;
+    g->gets = g->root < 0 || g->root == ctx->cfg.collective.rank;
     return DLRN_OK;
 }
 
@@ -8880,16 +8904,19 @@ DLRNI_INTERNAL dlrn_status dlrni_gather_entries(dlrn_context *ctx, const dlrn_sp
                                                 dlrni_gathered *g) {
     const int64_t ranks = dlrni_ranks(ctx), rows = codes->rows;
     int64_t nnz = 0;
-    for (int64_t r = 0; r < ranks; r++) nnz += g->size[2 * r + 1];
-    g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
-    g->col = DLRNI_NEW(ctx, int32_t, nnz);
-    g->val = DLRNI_NEW(ctx, float, nnz);
-    DLRNI_TRY(dlrni_agree(ctx, g->row_ptr && g->col && g->val ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) nnz += g->size[3 * r + 1];
+    if (g->gets) {
+        g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
+        g->col = DLRNI_NEW(ctx, int32_t, nnz);
+        g->val = DLRNI_NEW(ctx, float, nnz);
+    }
+    const int room = !g->gets || (g->row_ptr && g->col && g->val);
+    DLRNI_TRY(dlrni_agree(ctx, room ? DLRN_OK : DLRN_ERR_MEMORY));
     for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (rows + 1) * (int64_t)sizeof *g->row_ptr;
-    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->row_ptr, g->bytes, g->row_ptr));
-    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[2 * r + 1] * (int64_t)sizeof *g->col;
-    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->col, g->bytes, g->col));
-    return dlrni_gather_ranks(ctx, codes->val, g->bytes, g->val); /* as wide as columns */
+    DLRNI_TRY(dlrni_gather_to(ctx, g->root, codes->row_ptr, g->bytes, g->row_ptr));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[3 * r + 1] * (int64_t)sizeof *g->col;
+    DLRNI_TRY(dlrni_gather_to(ctx, g->root, codes->col, g->bytes, g->col));
+    return dlrni_gather_to(ctx, g->root, codes->val, g->bytes, g->val); /* as wide as columns */
 }
 
 /* Merges row i of all ranks, by column: where there are parts a rank has several runs of them. */
@@ -8898,7 +8925,7 @@ DLRNI_INTERNAL void dlrni_merge_row(const dlrni_gathered *g, int64_t ranks, int6
     int64_t to = all->row_ptr[i];
     for (;;) {
         int64_t best = -1, from = 0, before = 0;
-        for (int64_t r = 0; r < ranks; before += g->size[2 * r++ + 1]) {
+        for (int64_t r = 0; r < ranks; before += g->size[3 * r++ + 1]) {
             const int64_t p = before + g->at[r];
             if (g->at[r] == g->row_ptr[r * (all->rows + 1) + i + 1]) continue;
             if (best >= 0 && g->col[p] > g->col[from]) continue;
@@ -8920,9 +8947,9 @@ DLRN_API dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict, const dlrn_s
     dlrni_gathered g;
     int64_t nnz = 0;
     memset(&g, 0, sizeof g);
-    dlrn_status s = dlrni_gather_sizes(ctx, codes, &g);
+    dlrn_status s = dlrni_gather_sizes(ctx, codes, all != NULL, &g);
     if (s == DLRN_OK && rows) s = dlrni_gather_entries(ctx, codes, &g);
-    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[2 * r + 1];
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[3 * r + 1];
     if (s == DLRN_OK && all) s = dlrni_sparse_begin(ctx, all, codes->cols);
     if (s == DLRN_OK && all) s = dlrni_sparse_reserve(ctx, all, rows, nnz);
     s = dlrni_agree(ctx, s);

@@ -665,6 +665,61 @@ TEST(features_of_a_row_together) {
             }
 }
 
+/* ---- Codes of all ranks, on some of them ---- */
+
+typedef struct gather_job {
+    int wants[RANKS_MAX]; /* which have use for them */
+    const dlrn_sparse *codes;
+} gather_job;
+
+static void gather_body(void *arg, int rank, dlrn_context *own) {
+    const gather_job *j = (const gather_job *)arg;
+    const together_job of = {"GatedTopK", 0, 0, DLRN_OFF, NULL, NULL, NULL};
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes, all;
+    memset(&codes, 0, sizeof codes);
+    memset(&all, 0, sizeof all);
+    dlrn_status s = make_together(own, &of, &dict);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(dict, rows, 9, &codes);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, &codes, j->wants[rank] ? &all : NULL);
+    BODY_CHECK(rank, s == DLRN_OK, "%s", dlrn_error(own));
+    const size_t n = (size_t)j->codes->row_ptr[9];
+    BODY_CHECK(rank,
+               !j->wants[rank] || (all.rows == 9 && all.row_ptr[9] == (int64_t)n &&
+                                   !memcmp(all.col, j->codes->col, n * sizeof *all.col) &&
+                                   !memcmp(all.val, j->codes->val, n * sizeof *all.val)),
+               "other codes");
+    dlrn_sparse_free(&codes);
+    dlrn_sparse_free(&all);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(codes_go_to_the_ranks_that_have_use_for_them) {
+    const together_job of = {"GatedTopK", 0, 0, DLRN_OFF, NULL, NULL, NULL};
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes;
+    gather_job j;
+    memset(&codes, 0, sizeof codes);
+    make_rows();
+    CHECK_OK(ctx, make_together(ctx, &of, &dict));
+    CHECK_OK(ctx, dlrn_encode_sparse(dict, rows, 9, &codes));
+    for (int ways = 0; ways < 16; ways++) { /* bits: which of three ranks; whether it can gather */
+        ranks_setup setup;
+        memset(&setup, 0, sizeof setup);
+        memset(wrong, 0, sizeof wrong);
+        setup.ranks = 3, setup.has_gather = ways >> 3;
+        for (int r = 0; r < 3; r++) j.wants[r] = ways >> r & 1;
+        j.codes = &codes;
+        ranks_run(&setup, gather_body, &j);
+        for (int r = 0; r < 3; r++)
+            CHECK_MSG(!*wrong[r], "ways %d, rank %d: %s", ways, r, wrong[r]);
+        const int one = j.wants[0] + j.wants[1] + j.wants[2] == 1 && setup.has_gather;
+        CHECK_MSG(ranks_to_one == (one ? 3 : 0), "ways %d: %d to one rank", ways, ranks_to_one);
+    }
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(dict);
+}
+
 /* ---- Surveys ---- */
 
 enum { CONTEXTS = 12, CONTEXT = 11, SURVEY_ROWS = CONTEXTS * CONTEXT };
@@ -1042,6 +1097,7 @@ int main(int argc, char **argv) {
     RUN(checkpoints);
     RUN(figures);
     RUN(features_of_a_row_together);
+    RUN(codes_go_to_the_ranks_that_have_use_for_them);
     RUN(surveys);
     RUN(a_report_ends_on_one_rank);
     RUN(nearest_atoms);
