@@ -5,13 +5,15 @@
        build/cores WHAT ROWS WIDTH FEATURES THREADS REPEATS
 
    WHAT: step:RECIPE, auxk:RECIPE or ghosts:RECIPE (a tenth of the features is dead), encode,
-   evaluate, buffer, survey. The library is told that it has THREADS threads, since their number
+   evaluate, buffer, survey. A row of several layers (cc-: 2, clt-: 4) has WIDTH numbers in all, and
+   FEATURES are of all parts. The library is told that it has THREADS threads, since their number
    says how loops are cut. But its loops come to a parallel_for of this program, which runs the
    tasks one by one. Times are processor time of this thread, so that other programs do not count.
 
    Output, for each repetition: `begin`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`. BODY
    is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
-   time since the loop before, with short loops, which the library keeps on the calling thread. */
+   time since the loop before, with short loops, which the library keeps on the calling thread. For a
+   step a line `bytes WEIGHTS MOMENTS GRADIENTS LISTS ROWS` follows (see count_bytes). */
 #define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 
@@ -140,12 +142,39 @@ typedef struct run {
     int repeats;
 } run;
 
+/* What a step reads and writes, counted as if each of its phases moved every byte once between the
+   memory and a core: what lies in a cache when it is needed again costs less, what is gathered from
+   anywhere costs more.
+   weights    lists read the encoder, x_hat the decoder, the update reads and writes both; a norm
+              that is limited needs the atoms once more, and both another time for the gradients
+   moments    read and written; one for each weight, two with a beta1
+   gradients  only where their norm is limited: written; read to be measured, and atoms written
+              again; scaled; read by the update
+   lists      8 bytes an active feature: written, counted, read twice by rows and once by features
+   rows       x checked and read, z written and read for the screen, which writes and reads a
+              quarter; x_hat written; the target and e read; e and z read for the gradients */
+static void count_bytes(const dlrn_dictionary *ae, const dlrn_train_config *cfg, int64_t n,
+                        double l0) {
+    const double row = 4.0 * (double)n, in = (double)ae->d_in, out = (double)ae->d_out;
+    double weights = 4.0 * (double)ae->features * (in + out);
+    for (int64_t i = 0; i < ae->n_parts; i++) {
+        const dlrn_dictionary *part = ae->part[i].dict;
+        if (!i) weights = 0;
+        weights += 4.0 * (double)part->features * (double)(part->d_in + part->d_out);
+    }
+    const int clips = cfg->clip > 0;
+    printf("bytes %.0f %.0f %.0f %.0f %.0f\n", weights * (clips ? 4.5 : 3),
+           weights * 2 * (cfg->beta1 > 0 ? 2 : 1), clips ? weights * 4.5 : 0,
+           5 * 8 * l0 * (double)n, row * (in * (1 + 1 + 1 + 1 + 0.5 + 1) + out * 3));
+}
+
 static void record_steps(const run *r) {
     enum { WARM = 3 };
     dlrn_train_config cfg = dlrn_train_defaults(r->recipe);
     const int dead = strcmp(r->what, "step") != 0;
     dlrn_trainer *t = NULL;
     dlrn_train_stats stats;
+    if (!strncmp(r->recipe, "clt-", 4)) cfg.layers = 4;
     cfg.d_in = r->d, cfg.features = r->features, cfg.lr = 1e-12, cfg.warmup_steps = 0;
     cfg.log_steps = -1;
     if (cfg.k) cfg.k = K;
@@ -163,6 +192,7 @@ static void record_steps(const run *r) {
         must(r->ctx, dlrn_trainer_step_on(t, x, NULL, r->n, &stats));
         if (i >= WARM) end();
     }
+    count_bytes(ae, &cfg, r->n, stats.l0);
     fprintf(stderr, "L0 %.1f, dead %.0f\n", stats.l0, (double)stats.dead);
     dlrn_free(r->ctx, x);
     dlrn_trainer_destroy(t);

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """cores.py - what a step and its neighbours would take on many cores, simulated from the times of their tasks.
 
-    bench/cores.py PROGRAM [--threads 1,8,64] [--repeats N] [--loops] [--readme] [WORK...]
+    bench/cores.py PROGRAM [--threads 1,8,64] [--repeats N] [--loops] [--cut N] [--readme] [WORK...]
 
 PROGRAM (build/cores, from bench/cores.c) runs each piece of work with a parallel_for of its own, one task after the
 other, and prints the time of each task and the time between loops. It is run anew for each number of threads, since
 that number says how loops are cut. From these times a loop on T threads is simulated: tasks are handed out in order to
-whichever thread is free first, one at a time. --loops prints each loop, too; --readme writes the table into
-bench/README.md. A WORK picks the rows whose name contains it.
+whichever thread is free first, one at a time. --loops prints each loop, too; --readme writes the tables into
+bench/README.md, where rows that are not measured again stay as they are. A WORK picks the rows whose name contains it.
+--cut N asks what a finer cut would give: each task counts as N equal ones.
 """
 
 import argparse
@@ -30,16 +31,16 @@ def barrier(threads):
 # name, WHAT, rows, width, features
 WORK = [
     ("step reference, B 2048, F 8192", "step:reference", 2048, 512, 8192),
-    ("step reference, B 8192, F 8192", "step:reference", 8192, 512, 8192),
-    ("step reference, B 2048, F 32768", "step:reference", 2048, 512, 32768),
     ("step reference, B 8192, F 32768", "step:reference", 8192, 512, 32768),
-    ("step reference, B 2048, F 32768, d 4096", "step:reference", 2048, 4096, 32768),
+    ("step reference, B 2048, F 8192, d 4096", "step:reference", 2048, 4096, 8192),
     ("step dl-batch_top_k, B 2048, F 8192", "step:dl-batch_top_k", 2048, 512, 8192),
     ("step dl-batch_top_k, B 8192, F 32768", "step:dl-batch_top_k", 8192, 512, 32768),
-    ("step dl-top_k, AuxK, B 2048, F 8192", "auxk:dl-top_k", 2048, 512, 8192),
-    ("step dl-top_k, AuxK, B 8192, F 32768", "auxk:dl-top_k", 8192, 512, 32768),
+    ("step dl-matryoshka, B 2048, F 8192", "step:dl-matryoshka", 2048, 512, 8192),
+    ("step dl-jump_relu, B 2048, F 8192", "step:dl-jump_relu", 2048, 512, 8192),
+    ("step dl-top_k with AuxK, B 2048, F 8192", "auxk:dl-top_k", 2048, 512, 8192),
     ("step with ghosts, B 2048, F 8192", "ghosts:reference", 2048, 512, 8192),
-    ("step with ghosts, B 8192, F 32768", "ghosts:reference", 8192, 512, 32768),
+    ("step cc-batch_top_k, 2 layers of 512, B 2048, F 8192", "step:cc-batch_top_k", 2048, 1024, 8192),
+    ("step clt-topk, 4 layers of 256, B 2048, F 8192", "step:clt-topk", 2048, 1024, 8192),
     ("encode 8192 rows, F 32768", "encode", 8192, 512, 32768),
     ("evaluate 8192 rows, F 32768", "evaluate", 8192, 512, 32768),
     ("survey 8192 rows, F 32768, report on 512", "survey", 8192, 512, 32768),
@@ -48,20 +49,22 @@ WORK = [
 
 
 def record(program, work, threads, repeats):
-    """[repeat] of ([(body, serial ns, [task ns])], the last serial ns)"""
+    """[repeat] of ([(body, serial ns, [task ns])], the last serial ns), and a step's bytes or []"""
     _, what, rows, width, features = work
     out = subprocess.run([program, what, str(rows), str(width), str(features), str(threads), str(repeats)], check=True,
                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    runs = []
+    runs, count = [], []
     for line in out.splitlines():
         word = line.split()
         if word[0] == "begin":
             loops = []
         elif word[0] == "end":
             runs.append((loops, float(word[1])))
+        elif word[0] == "bytes":
+            count = [float(w) for w in word[1:]]
         else:
             loops.append((int(word[0]), float(word[1]), [float(w) for w in word[2:]]))
-    return runs
+    return runs, count
 
 
 def names_of(program):
@@ -90,8 +93,10 @@ def loop_time(tasks, threads):
 class Run:
     """One repetition on `threads` threads, in ns."""
 
-    def __init__(self, run, threads):
+    def __init__(self, run, threads, count, cut):
         self.loops, tail = run
+        self.bytes = count
+        self.loops = [(body, serial, [t / cut for t in tasks for _ in range(cut)]) for body, serial, tasks in self.loops]
         self.serial = tail + sum(serial for _, serial, _ in self.loops)
         self.work = sum(sum(tasks) for _, _, tasks in self.loops)
         self.made = [loop_time(tasks, threads) for _, _, tasks in self.loops]
@@ -109,55 +114,80 @@ def print_loops(run, names, threads):
               f"{made / 1e6:10.3f}{work / threads / made if made else 1:10.2f}")
 
 
-def best(program, work, threads, repeats):
-    return min((Run(run, threads) for run in record(program, work, threads, repeats)), key=lambda run: run.total)
+def best(program, work, threads, repeats, cut):
+    runs, count = record(program, work, threads, repeats)
+    return min((Run(run, threads, count, cut) for run in runs), key=lambda run: run.total)
 
 
-def row(work, runs):
+def speed_row(work, runs):
     threads = sorted(runs)
     last, one = runs[threads[-1]], runs[threads[0]]
     share = [100 * part / last.total for part in (last.serial, last.uneven, last.barriers)]
-    return [work[0], str(len(last.loops)), str(last.tasks), f"{one.total / 1e6:.1f}", f"{last.serial / 1e6:.2f}",
-            *(f"{one.total / runs[t].total:.1f}" for t in threads[1:]), " / ".join(f"{s:.0f}" for s in share)]
+    return [work[0], f"{one.total / 1e6:.1f}", *(f"{one.total / runs[t].total:.1f}" for t in threads[1:]),
+            " / ".join(f"{s:.0f}" for s in share)]
 
 
-def put_readme(lines):
+def count_row(work, runs):
+    last = runs[max(runs)]
+    counts = [work[0], str(len(last.loops)), str(last.tasks), f"{last.serial / 1e6:.2f}"]
+    if not last.bytes:
+        return counts + ["", "", "", "", ""]
+    weights, moments, gradients, lists, rows = (b / 1e6 for b in last.bytes)
+    rate = sum(last.bytes) / last.total  # bytes in a ns
+    return counts + [f"{weights:.0f}", f"{moments:.0f}" + (f" + {gradients:.0f}" if gradients else ""), f"{lists:.0f}",
+                     f"{rows:.0f}", f"{rate:.0f}"]
+
+
+def table(head, rows):
+    return ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)]
+
+
+def put_readme(name, lines):
+    """Rows of the table that is there stay where there is none of their name among `lines`, if its head is the same."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
     with open(path, encoding="utf-8") as f:
         text = f.read()
-    new = re.sub(r"(<!-- cores -->\n).*?(<!-- end of cores -->)", lambda m: m[1] + "\n".join(lines) + "\n" + m[2], text,
-                 flags=re.DOTALL)
-    if new == text and "<!-- cores -->" not in text:
-        sys.exit("bench/README.md has no place for the table")
+    there = re.search(rf"<!-- {name} -->\n(.*?)<!-- end of {name} -->", text, flags=re.DOTALL)
+    if not there:
+        sys.exit(f"bench/README.md has no place for the table {name}")
+    old = there[1].splitlines()
+    row = {line.split(" | ")[0]: line for line in (old if old[:1] == lines[:1] else []) + lines}
+    order = ["| " + work[0] for work in WORK]
+    new = lines[:2] + [row[key] for key in order if key in row]
     with open(path, "w", encoding="utf-8") as f:
-        f.write(new)
+        f.write(text[:there.start(1)] + "\n".join(new) + "\n" + text[there.end(1):])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("program")
     p.add_argument("work", nargs="*")
-    p.add_argument("--threads", default="1,8,16,32,64")
+    p.add_argument("--threads", default="1,2,4,8,16,32,64")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--loops", action="store_true")
+    p.add_argument("--cut", type=int, default=1)
     p.add_argument("--readme", action="store_true")
     a = p.parse_intermixed_args()
     threads = [int(t) for t in a.threads.split(",")]
     names = names_of(a.program)
-    head = ["work", "barriers", "tasks", f"ms on {threads[0]}", f"serial ms on {threads[-1]}",
-            *(f"x {t}" for t in threads[1:]), f"lost on {threads[-1]}: serial / uneven / barriers, %"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    print("\n".join(lines), flush=True)
+    speed, count = [], []
     for work in WORK:
         if a.work and not any(w in work[0] for w in a.work):
             continue
-        runs = {t: best(a.program, work, t, a.repeats) for t in threads}
-        lines.append("| " + " | ".join(row(work, runs)) + " |")
-        print(lines[-1], flush=True)
+        runs = {t: best(a.program, work, t, a.repeats, a.cut) for t in threads}
+        speed.append(speed_row(work, runs))
+        count.append(count_row(work, runs))
+        print(" | ".join(speed[-1]), flush=True)
         if a.loops:
             print_loops(runs[threads[-1]], names, threads[-1])
+    speed = table(["work", f"ms on {threads[0]}", *(f"x {t}" for t in threads[1:]),
+                   f"lost on {threads[-1]}: serial / uneven / barriers, %"], speed)
+    count = table(["work", "barriers", "tasks", f"serial ms on {threads[-1]}", "MB: weights", "moments + gradients",
+                   "lists", "rows", f"GB/s on {threads[-1]}"], count)
+    print("\n".join([*speed, "", *count]))
     if a.readme:
-        put_readme(lines)
+        put_readme("cores", speed)
+        put_readme("counts", count)
 
 
 if __name__ == "__main__":

@@ -273,6 +273,8 @@ group="s390x, big-endian"
 at_hand s390x-linux-gnu-gcc qemu-s390x-static &&
     machine "s390x" qemu-s390x-static "-static -fexcess-precision=fast" s390x-linux-gnu-gcc
 
+wine=$(command -v wine64 || command -v wine || ls /usr/lib/wine/wine64 2> /dev/null)
+export WINEDEBUG=-all WINEPREFIX="${WINEPREFIX:-$(pwd)/$dir/wine}"
 group="Windows"
 if at_hand x86_64-w64-mingw32-gcc x86_64-w64-mingw32-g++; then
     windows=x86_64-w64-mingw32
@@ -280,13 +282,105 @@ if at_hand x86_64-w64-mingw32-gcc x86_64-w64-mingw32-g++; then
     cell "Windows, after windows.h, C++" $windows-g++ -x c++ -std=c++17 $strict -fsyntax-only -I. "$dir/windows.c"
     collect
     suffix=.exe
-    wine=$(command -v wine64 || command -v wine || ls /usr/lib/wine/wine64 2> /dev/null)
-    export WINEDEBUG=-all WINEPREFIX="${WINEPREFIX:-$(pwd)/$dir/wine}"
     if [ -z "$wine" ]; then
         skip "Windows, run" "no wine"
         tests=''
     fi
     machine "Windows" "$wine" "-static" $windows-gcc
+fi
+tests=$all_tests levels=$all_levels
+
+# ---- MSVC: what clang compiles for its target (as clang-cl does), by Wine's headers and libraries, which follow
+# Microsoft's. cl itself cannot be had: "as cl" hides clang's own names from the header, so that clang compiles the
+# branches that cl would take; all of the program is then compiled for the processors of the largest set. ----
+msvc=x86_64-pc-windows-msvc
+wine_headers=/usr/include/wine/wine wine_libraries=/usr/lib/x86_64-linux-gnu/wine/x86_64-windows
+
+for_msvc() { # for_msvc TARGET ARGUMENT...: clang, as clang-cl would
+    target=$1
+    shift
+    clang "--target=$target" -fms-compatibility-version=19.40 -nostdinc -isystem "$(clang -print-resource-dir)/include" \
+        -isystem "$wine_headers/msvcrt" -isystem "$wine_headers/windows" "$@"
+}
+
+# what Wine's headers lack, and what Microsoft's say of some functions
+cat > "$dir/msvc.h" << 'END'
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#ifndef HUGE_VALF
+#define HUGE_VALF __builtin_huge_valf()
+#endif
+#ifdef __cplusplus
+extern "C" {
+#endif
+#ifdef DEPRECATES
+__declspec(deprecated) __declspec(dllimport) FILE *__cdecl fopen(const char *, const char *);
+__declspec(deprecated) __declspec(dllimport) char *__cdecl getenv(const char *);
+#endif
+#ifdef __cplusplus
+}
+#endif
+END
+cat > "$dir/cl.h" << 'END'
+#pragma clang diagnostic ignored "-Wunknown-pragmas"
+#pragma clang diagnostic ignored "-Wunused-function"
+#pragma clang diagnostic ignored "-Wlanguage-extension-token"
+#include "msvc.h"
+#include <assert.h>
+#include <direct.h>
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <process.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <immintrin.h>
+#include <intrin.h>
+#undef __clang__
+#undef __x86_64__
+END
+printf 'int _fltused; /* which the C library of Microsoft has, and Wine has not */\n' > "$dir/fltused.c"
+as_cl="-include $dir/cl.h -mavx512f -mavx512dq -mavx512bw -mavx512vl -mavx512bf16 -mavx512vnni -mfma -mpclmul -mpopcnt
+       -ffp-contract=off -Wno-builtin-macro-redefined"
+
+as_msvc() { # as_msvc NAME HOW TARGET: the options in $chosen, in C and in C++
+    for language in c11 c++17; do
+        kind=c warnings=$strict_c
+        case $language in c++*) kind=c++ warnings=$strict ;; esac
+        syntax "$1 $language" for_msvc "$3" -x $kind -std=$language $warnings $2
+    done
+}
+
+group="MSVC"
+if [ ! -f "$wine_headers/msvcrt/stdio.h" ]; then
+    skip "$group" "no headers: Debian has them in libwine-dev"
+elif at_hand clang; then
+    chosen=''
+    for target in i686 x86_64 aarch64; do
+        as_msvc "MSVC $target" "-DDEPRECATES -include $dir/msvc.h" $target-pc-windows-msvc
+    done
+    as_msvc "as cl" "$as_cl" $msvc
+    for chosen in static no_training no_stdio scalar openmp release; do
+        as_msvc "MSVC" "-DDEPRECATES -include $dir/msvc.h" $msvc
+        as_msvc "as cl" "$as_cl" $msvc
+    done
+    collect
+    group="MSVC, run"
+    if at_hand lld-link ${wine:-wine64}; then
+        libraries="-fuse-ld=lld -nostdlib -Xlinker /subsystem:console -Xlinker /entry:mainCRTStartup $dir/fltused.c
+                   $wine_libraries/libucrtbase.a $wine_libraries/libkernel32.a $wine_libraries/libntdll.a"
+        suffix=.exe tests="core screen files io pickle memory buffer metrics trainer golden"
+        if [ "$MATRIX" = short ]; then tests="core files"; fi
+        machine "MSVC" "$wine" "-include $dir/msvc.h" for_msvc $msvc
+        tests="core screen trainer" levels=''
+        if [ "$MATRIX" = short ]; then tests="core"; fi
+        if grep -q avx512_bf16 /proc/cpuinfo; then machine "as-cl" "$wine" "$as_cl" for_msvc $msvc; else
+            skip "as cl, run" "this processor lacks AVX-512"; fi
+    fi
 fi
 
 # ---- Names that C++ reserves ----

@@ -31,7 +31,7 @@
 #define mkdir(path, mode) _mkdir(path)
 #endif
 
-#ifdef __GNUC__
+#if defined(__GNUC__) || defined(__clang__)
 #define TEST_UNUSED __attribute__((unused)) static
 #define TEST_LEAVES(fmt, args) __attribute__((noreturn, format(printf, fmt, args)))
 #else

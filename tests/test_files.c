@@ -768,8 +768,8 @@ TEST(csr_of_floats) {
 TEST(zip_names_in_utf8) {
     static const float one = 1;
     static const char *const names[3] = {"plain",
-                                         "gr\xc3\xb6\xc3\x9f"
-                                         "e",
+                                         ("gr\xc3\xb6\xc3\x9f"
+                                          "e"),
                                          "\xf6"};
     dlrn_tensor_out t[3];
     char *file;

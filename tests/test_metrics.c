@@ -167,10 +167,11 @@ TEST(every_field_is_the_textbooks) {
 }
 
 TEST(batches_pieces_and_threads_do_not_change_a_bit) {
-    static const int64_t batch[] = {256, 1, 7, 64, 1000}, piece[] = {N, 1, 100, 3, 256};
+    static const int64_t batch[] = {256, 1, 7, 64, 1000}, piece[] = {N, 1, 100, 3, N};
+    static const int threads[] = {1, 2, 3, 4, 7};
     dlrn_metrics first;
     for (int c = 0; c < 5; c++) {
-        dlrn_context *ctx = open_context(1 + c % 3);
+        dlrn_context *ctx = open_context(threads[c]);
         dlrn_dictionary *ae = make_dictionary(ctx);
         dlrn_eval_config cfg = config(DLRN_SPARSITY_ENTROPY, 0, batch[c]);
         dlrn_metrics m = measure(ae, &cfg, rows_x, rows_y, N, piece[c]);
@@ -987,7 +988,7 @@ TEST(a_configuration_out_of_range_is_refused) {
     dlrn_dictionary *ae = make_dictionary(ctx);
     dlrn_evaluator *e = (dlrn_evaluator *)(void *)&ctx;
     dlrn_eval_config cfg = dlrn_eval_defaults();
-    CHECK(cfg.rows == 8192 && cfg.batch_size == 256 && cfg.sparsity == DLRN_SPARSITY_L1 &&
+    CHECK(cfg.rows == 8192 && cfg.batch_size == 2048 && cfg.sparsity == DLRN_SPARSITY_L1 &&
           !cfg.compat);
     cfg.batch_size = 0;
     CHECK_STATUS(dlrn_evaluator_create(ae, &cfg, &e), DLRN_ERR_ARGUMENT);

@@ -227,6 +227,38 @@ static void compare_all(int64_t d, unsigned kinds, uint64_t seed) {
     dlrn_context_destroy(scalar);
 }
 
+/* One row and one feature, as often as there are rows and features: screen s of every set keeps all
+   of them, where it has a check or none is asked for. The dot product and the bias add up to more
+   than 0. */
+static void keeps_all(int64_t d, const float *row, const float *feature, float bias, int check) {
+    const int64_t features = GROUP + 1;
+    float *x = (float *)malloc((size_t)(ROWS * d) * sizeof *x);
+    for (int64_t i = 0; i < ROWS; i++) memcpy(x + i * d, row, (size_t)d * sizeof *x);
+    for (int k = 0; test_kernels(k); k++)
+        for (int s = 0; s < 2; s++) {
+            dlrn_context *ctx = open_kernels(test_kernels(k));
+            dlrn_dictionary *ae = weights(ctx, d, features);
+            const dlrni_screen *screen = ctx->set.screen[s];
+            dlrn_sparse codes = {0};
+            float *w = ae->param[DLRN_ENCODER];
+            for (int64_t j = 0; j < features; j++) {
+                memcpy(w + j * d, feature, (size_t)d * sizeof *w);
+                ae->param[DLRN_ENCODER_BIAS][j] = bias;
+            }
+            dlrn_dictionary_changed(ae);
+            if (!screen || !check || screen->check) {
+                encode_with(ctx, screen, check, ae, x, &codes, NULL);
+                CHECK_MSG(codes.row_ptr[ROWS] == ROWS * features, "%s, %s: %d of %d",
+                          dlrn_context_describe(ctx).kernels, screen ? screen->name : "dense",
+                          (int)codes.row_ptr[ROWS], (int)(ROWS * features));
+            }
+            dlrn_sparse_free(&codes);
+            dlrn_dictionary_destroy(ae);
+            dlrn_context_destroy(ctx);
+        }
+    free(x);
+}
+
 /* A row and a feature whose product is just above 0, and far below it once one of the two is
    rounded to int16: all of its rounding errors point along the other vector. Two large numbers give
    both the scale 1, and cancel. */
@@ -239,31 +271,40 @@ static void fill_against(float *x, float *w, int64_t d, int rounded_row) {
 
 TEST(a_check_allows_for_both_roundings) {
     enum { D = 64 };
-    static float x[ROWS * D];
-    for (int rounded_row = 0; rounded_row < 2; rounded_row++)
-        for (int k = 0; test_kernels(k); k++)
-            for (int s = 0; s < 2; s++) {
-                dlrn_context *ctx = open_kernels(test_kernels(k));
-                dlrn_dictionary *ae = weights(ctx, D, FEATURES);
-                const dlrni_screen *screen = ctx->set.screen[s];
-                dlrn_sparse codes = {0};
-                float *w = ae->param[DLRN_ENCODER];
-                fill_against(x, w, D, rounded_row);
-                for (int64_t i = 1; i < ROWS; i++) memcpy(x + i * D, x, D * sizeof *x);
-                for (int64_t j = 1; j < FEATURES; j++) memcpy(w + j * D, w, D * sizeof *w);
-                for (int64_t j = 0; j < FEATURES; j++)
-                    ae->param[DLRN_ENCODER_BIAS][j] = 5000 - 62 * 1500 * 3.4375f;
-                dlrn_dictionary_changed(ae);
-                if (!screen || screen->check) {
-                    encode_with(ctx, screen, 1, ae, x, &codes, NULL);
-                    CHECK_MSG(codes.row_ptr[ROWS] == ROWS * FEATURES, "%s: %d of %d",
-                              dlrn_context_describe(ctx).kernels, (int)codes.row_ptr[ROWS],
-                              ROWS * FEATURES);
-                }
-                dlrn_sparse_free(&codes);
-                dlrn_dictionary_destroy(ae);
-                dlrn_context_destroy(ctx);
-            }
+    float x[D], w[D];
+    for (int rounded_row = 0; rounded_row < 2; rounded_row++) {
+        fill_against(x, w, D, rounded_row);
+        keeps_all(D, x, w, 5000 - 62 * 1500 * 3.4375f, 1);
+    }
+}
+
+/* Small integers, which 8 bits hold exactly, so that only the canonical sum has an error. Eight of
+   its lanes add 15367 (3 mod 4) and gain 1 each time once they are above 2^24; the other eight add
+   multiples of 4, which are exact, and take back what the first have without the gains. The exact
+   product is 0 or less, the canonical sum is above it. */
+TEST(a_screen_allows_for_the_order_of_the_sum) {
+    const int64_t d = DLRNI_SCREEN_DIM;
+    float *x = (float *)malloc((size_t)d * sizeof *x), *w = (float *)malloc((size_t)d * sizeof *w);
+    int64_t exact = 0;
+    for (int64_t i = 0; i < d; i++) {
+        x[i] = 127;
+        w[i] = i % 16 < 8 ? 121 : -124;
+        exact += (int64_t)x[i] * (int64_t)w[i];
+    }
+    /* the first 1000 of a lane stay below 2^24, where every integer is exact */
+    for (int64_t i = 8; exact < 0 && i < 1000 * 16; i++)
+        for (; i % 16 >= 8 && exact < 0 && w[i] < 0; w[i]++) exact += 127;
+    x[0] = w[0] = 127; /* the largest: the scale of both is 1 */
+    exact += 127 * 6;
+    w[8] -= 6;
+    exact -= 127 * 6;
+    CHECK(exact == 0);
+    dlrn_context *ctx = open_kernels("scalar");
+    CHECK(dlrn_dot(ctx, x, w, d) > 1000);
+    dlrn_context_destroy(ctx);
+    keeps_all(d, x, w, 0, 0);
+    free(w);
+    free(x);
 }
 
 TEST(each_kind_of_numbers_alone) {
@@ -603,6 +644,7 @@ TEST(prepared_the_same_bits) {
 int main(int argc, char **argv) {
     TEST_BEGIN(argc, argv);
     RUN(a_check_allows_for_both_roundings);
+    RUN(a_screen_allows_for_the_order_of_the_sum);
     RUN_LONG(each_kind_of_numbers_alone);
     RUN(top_k_is_what_a_sort_gives);
     RUN_LONG(kinds_of_numbers_together);
