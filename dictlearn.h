@@ -744,10 +744,10 @@
 
    A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
    begins with output bias and skip. These partial sums of x_hat are added over the ranks, in
-   stretches of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
-   several ranks. All ranks then compute the same losses, and the same gradients of output bias and
-   skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
-   the collective, on each rank, for any F:
+   stretches of 2048 rows, while the next stretch is decoded, and encoded if no selection
+   compares features of several ranks. All ranks then compute the same losses, and the same
+   gradients of output bias and skip; each updates its own features. All recipes train so. Bytes
+   that a step of n rows gives to the collective, on each rank, for any F:
 
        x_hat          4 n d_out; as much for each nested group but the last, and for the second
                       reconstruction of gated families and of multi_top_k
@@ -776,8 +776,8 @@
    of no collective. With another number of ranks x_hat is added up from other partial sums, each
    rounded to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. What
    becomes of that depends on the rate: of 200 steps of "reference" on a text, at 3e-4 (eps 1e-3)
-   losses differ by 1e-8 to the end; at 3e-3 a difference grows tenfold every 20 steps. Where a gate, a
-   cut or a sign hangs on a difference as small as that, the run may go on otherwise.
+   losses differ by 1e-8 to the end; at 3e-3 a difference grows tenfold every 20 steps. Where a
+   gate, a cut or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
    matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
@@ -787,8 +787,8 @@
    If one rank fails (memory, a file, a callback), all fail with its status; on the others the
    message begins with "rank 2: ". Each rank opens its sources alone, and takes its batches alone
    with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. A source that
-   makes calls to the collective itself says so (dlrn_source.collective): the buffer's memory is then
-   agreed on before such a source is read, 8 bytes for each segment of the buffer. If the
+   makes calls to the collective itself says so (dlrn_source.collective): the buffer's memory is
+   then agreed on before such a source is read, 8 bytes for each segment of the buffer. If the
    collective itself fails, no later call succeeds: resume from a checkpoint.
 
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
@@ -2338,9 +2338,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict,
    same place; a list that is sorted by part is searched fastest. cos(a, b) has the bits of
    cos(b, a); rounding may put it a little above 1. Norms must be within 1e-18 and 1e18, or products
    of rows overflow or vanish. Takes n F d multiplications, half of them for all features of one
-   dictionary, and memory for n k results beside a few MB; asks the context's `stop`. Over ranks list,
-   n and numbers are those of all features, every rank gets all results, and each does its span of
-   the multiplications, of one dictionary, too.
+   dictionary, and memory for n k results beside a few MB; asks the context's `stop`. Over ranks
+   list, n and numbers are those of all features, every rank gets all results, and each does its
+   span of the multiplications, of one dictionary, too.
    DLRN_ERR_ARGUMENT: a role, k, n or a number of the list out of range; _SHAPE: widths, or parts,
    that differ; _UNSUPPORTED: a family without such a parameter. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b,
@@ -5181,7 +5181,8 @@ DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_di
     return s;
 }
 
-/* Attention has matrices of F x F: every feature of a rank would need all features of the others. */
+/* Attention has matrices of F x F: every feature of a rank would need all features of the
+   others. */
 DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
     if (dlrni_ranks(ctx) == 1 || !(family->roles & DLRNI_ATTENTION)) return DLRN_OK;
     return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
@@ -8489,8 +8490,8 @@ DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
     return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
 }
 
-/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the partial sums of one
-   stretch are added while the next is decoded. */
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the partial sums of
+   one stretch are added while the next is decoded. */
 DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
     dlrn_context *ctx = j->dict->ctx;
     const int64_t d = j->dict->d_out, rows = j->codes->rows, step = DLRNI_STRETCH;
@@ -9164,8 +9165,8 @@ DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
 }
 
-/* How many rows and entries each rank has, and who gets them all: one rank, if only that has use for
-   them and the collective can. wants: whether this rank has. */
+/* How many rows and entries each rank has, and who gets them all: one rank, if only that has use
+   for them and the collective can. wants: whether this rank has. */
 DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
                                               int wants, dlrni_gathered *g) {
     const int64_t ranks = dlrni_ranks(ctx);
@@ -9388,7 +9389,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pursue_atoms(dlrni_pursuit *p) {
 }
 
 /* Step number `step` of the row at place `at`, as in dlrni_pursue_row; whether it goes on. */
-DLRNI_INTERNAL int dlrni_pursue_on(const dlrni_pursuit *p, int64_t at, int64_t step) {
+DLRNI_INTERNAL int dlrni_pursue_step(const dlrni_pursuit *p, int64_t at, int64_t step) {
     const dlrn_dictionary *dict = p->own.dict;
     const int64_t d = dict->d_out, i = p->row[at];
     const dlrni_cut best = dlrni_cut_of_code(p->code[at]);
@@ -9415,7 +9416,7 @@ DLRNI_INTERNAL dlrn_status dlrni_pursue_together(dlrni_pursuit *p) {
         dlrn_parallel_for(ctx, p->live, dlrni_pursue_own, p);
         DLRNI_TRY(dlrni_pursue_atoms(p));
         for (int64_t at = 0; at < p->live; at++)
-            if (dlrni_pursue_on(p, at, step)) p->row[live++] = p->row[at];
+            if (dlrni_pursue_step(p, at, step)) p->row[live++] = p->row[at];
         p->live = live;
     }
     return DLRN_OK;
@@ -10110,7 +10111,7 @@ DLRNI_INTERNAL dlrni_directions dlrni_directions_of(const dlrn_dictionary *dict,
 /* A block of rows, and what was found for them. */
 typedef struct dlrni_search_ranks {
     dlrni_search own;   /* among this rank's rows of b                */
-    dlrni_search all;   /* the best of what the ranks have found      */
+    dlrni_search all;   /* the best that all ranks have found         */
     int64_t *number;    /* [ROWS] the features of the block           */
     float *left, *norm; /* [ROWS][width] their rows; [ROWS] and of b  */
     int32_t *index;     /* [ROWS][k] of this rank                     */
@@ -10301,8 +10302,8 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
     return DLRN_OK;
 }
 
-/* How many places of a list, from `at` on, name features first .. end of one part: they are searched
-   at once. */
+/* How many places of a list, from `at` on, name features first .. end of one part: they are
+   searched at once. */
 DLRNI_INTERNAL int64_t dlrni_run_of_part(int64_t first, int64_t end, const int64_t *list,
                                          int64_t at, int64_t n) {
     int64_t i = at;
@@ -33508,8 +33509,8 @@ DLRNI_INTERNAL const double *dlrni_report_xy(const dlrni_report_group *g, int64_
     return s->xy ? s->xy + s->place[feature] * s->dict->d_in : NULL;
 }
 
-/* Over ranks: these sums of the group's features, from the ranks that have them. A number is that of
-   one rank and zeros, so the sum is exact. */
+/* Over ranks: these sums of the group's features, from the ranks that have them. A number is
+   that of one rank and zeros, so the sum is exact. */
 DLRNI_INTERNAL dlrn_status dlrni_report_hear(dlrni_report_group *g) {
     const dlrn_survey *s = g->r->s;
     const int64_t d = s->dict->d_in;
