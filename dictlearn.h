@@ -173,6 +173,12 @@
    batch           the rows of one training step
    site            a place in the model: embed, attn_in, attn_z, attn_out, mlp_in, mlp_hidden,
                    mlp_out or resid_out
+   part            one layer of a dictionary of several layers: a dictionary on a window of the row
+   rank            one of several processes that hold a dictionary together (RANKS)
+   span            the features that a rank owns: its rows of every matrix with a row for each
+                   feature. Of a dictionary with parts, it has a span of each
+   partial sum     what one rank adds to a sum over all ranks
+   share           a fraction of a whole, from 0 to 1
    target y        the row to reconstruct where that is not x (a transcoder; the reference calls the
                    mode in_to_out). It may have another width, d_out
    reference       the Python project dictionary_learning as of March 2024
@@ -737,11 +743,11 @@
    same status, figures and x_hat. Weights to start from (`init`) are given span by span.
 
    A step of training: each rank encodes all rows by its own features and adds up its atoms; rank 0
-   begins with output bias and skip. These shares of x_hat are summed over the ranks, in stretches
-   of 2048 rows, while the next stretch is decoded, and encoded if no selection compares features of
-   several ranks. All ranks then compute the same losses, and the same gradients of output bias and
-   skip; each updates its own features. All recipes train so. Bytes that a step of n rows gives to
-   the collective, on each rank, for any F:
+   begins with output bias and skip. These partial sums of x_hat are added over the ranks, in
+   stretches of 2048 rows, while the next stretch is decoded, and encoded if no selection
+   compares features of several ranks. All ranks then compute the same losses, and the same
+   gradients of output bias and skip; each updates its own features. All recipes train so. Bytes
+   that a step of n rows gives to the collective, on each rank, for any F:
 
        x_hat          4 n d_out; as much for each nested group but the last, and for the second
                       reconstruction of gated families and of multi_top_k
@@ -767,9 +773,11 @@
 
    A sum over ranks is ((rank 0 + rank 1) + rank 2) + ... for each number. So the same number of
    ranks gives the same bits, for any number of threads and any set of kernels, and one rank those
-   of no collective. With another number of ranks x_hat is added up from other parts, each rounded
-   to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. Where a gate, a
-   cut or a sign hangs on a difference as small as that, the run may go on otherwise.
+   of no collective. With another number of ranks x_hat is added up from other partial sums, each
+   rounded to f32: after 40 steps weights differ by less than 1e-6 of the largest weight. What
+   becomes of that depends on the rate: of 200 steps of "reference" on a text, at 3e-4 (eps 1e-3)
+   losses differ by 1e-8 to the end; at 3e-3 a difference grows tenfold every 20 steps. Where a
+   gate, a cut or a sign hangs on a difference as small as that, the run may go on otherwise.
 
    Memory: a rank has 1 / R of weights, moments, counters and lists, and never holds all of a
    matrix. Each rank has a copy of the batch (4 n (d_in + d_out), and the other x_hat's above), of
@@ -778,7 +786,9 @@
 
    If one rank fails (memory, a file, a callback), all fail with its status; on the others the
    message begins with "rank 2: ". Each rank opens its sources alone, and takes its batches alone
-   with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. If the
+   with dlrn_buffer_next(): pass those statuses to dlrn_agree() before the next call. A source that
+   makes calls to the collective itself says so (dlrn_source.collective): the buffer's memory is
+   then agreed on before such a source is read, 8 bytes for each segment of the buffer. If the
    collective itself fails, no later call succeeds: resume from a checkpoint.
 
    ---- WHAT RANKS READ, WRITE AND MEASURE ---------------------------------------------------------
@@ -798,8 +808,17 @@
 
    Features: f and codes hold a rank's own features, codes under their numbers in the whole; x_hat
    comes out complete on every rank. dlrn_gather_codes() puts the codes of all ranks together. Which
-   features a selection keeps is exact. MatchingPursuit, GatedTopK, Temporal and IdentityDict need
-   all features at once and are refused; so are dlrn_nearest and dlrn_survey_create.
+   features a selection keeps is exact. GatedTopK sends 512 n bytes to cut its gates, beside its
+   selection; MatchingPursuit 8 + 4 d bytes for each step of each row, which all rows of a block
+   make together. Temporal is refused: its attention has matrices of F x F, so that each rank would
+   need all features of every row three times.
+
+   Surveys: all ranks add the same rows. Codes are gathered, 8 bytes each and 8 for a row, so that
+   every rank has the store and the totals of all features; encoding, weights and the sums with
+   coordinates of x are a span's. Every rank makes all reports, bit for bit those of one process;
+   each feature's sums with coordinates go to all, 8 d_in bytes. dlrn_nearest sends the rows of `a`,
+   4 d bytes, and each rank's k best among its own rows of `b`, 8 k; all ranks get all results, with
+   the bits of one process.
 
    Figures are those of all features, on every rank. Each rank computes the sums over rows; sums
    over features (l1, entropy) are added up rank by rank. A language model is run by each rank on
@@ -1345,6 +1364,10 @@ typedef struct dlrn_collective {
                              void *all);
     /* data of rank `root` goes to all */
     dlrn_status (*broadcast)(void *user, dlrn_context *ctx, int root, void *data, int64_t bytes);
+    /* as allgather, but only rank `root` gets them: `all` is NULL on the others. May be NULL: then
+       allgather serves, and every rank gets what one has use for */
+    dlrn_status (*gather)(void *user, dlrn_context *ctx, int root, const void *mine,
+                          const int64_t *bytes, void *all);
     void *user; /* passed to each callback; must outlive the context */
 } dlrn_collective;
 
@@ -1749,8 +1772,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_decode(const dlrn_dictionary *dict, const f
 DLRN_API DLRN_CHECK dlrn_status dlrn_decode_sparse(const dlrn_dictionary *dict,
                                                    const dlrn_sparse *codes, float *x_hat);
 /* The codes of all ranks together, in the order of one process. codes: of this rank's features, for
-   the same rows on each rank. Every rank receives all of them, also one that passes `all` NULL
-   because it has no use for them: gather some thousands of rows at a time. Alone: copies them. */
+   the same rows on each rank. A rank that has no use for them passes `all` NULL; they are sent to
+   one rank alone if only that has, and its collective can gather, and otherwise to all. Gather some
+   thousands of rows at a time. Alone: copies them. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict,
                                                   const dlrn_sparse *codes, dlrn_sparse *all);
 /* Frees codes and leaves them zeroed, ready for use. */
@@ -1781,6 +1805,8 @@ typedef struct dlrn_source {
     void *user;        /* passed to each callback                                          */
     int64_t rows;      /* of one epoch, at most; 0: not known                              */
     int64_t positions; /* consecutive rows that are one document; 0: not known, or they differ */
+    int collective;    /* 1: over ranks, read makes calls to the context's collective. It must then
+                          return as many rows on all ranks, and the same status               */
 } dlrn_source;
 
 /* Whether an object destroys the source that it is given. The struct is copied in both cases. */
@@ -2336,7 +2362,9 @@ DLRN_API DLRN_CHECK dlrn_status dlrn_weight_figures(const dlrn_dictionary *dict,
    same place; a list that is sorted by part is searched fastest. cos(a, b) has the bits of
    cos(b, a); rounding may put it a little above 1. Norms must be within 1e-18 and 1e18, or products
    of rows overflow or vanish. Takes n F d multiplications, half of them for all features of one
-   dictionary, and memory for n k results beside a few MB; asks the context's `stop`.
+   dictionary, and memory for n k results beside a few MB; asks the context's `stop`. Over ranks
+   list, n and numbers are those of all features, every rank gets all results, and each does its
+   span of the multiplications, of one dictionary, too.
    DLRN_ERR_ARGUMENT: a role, k, n or a number of the list out of range; _SHAPE: widths, or parts,
    that differ; _UNSUPPORTED: a family without such a parameter. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_nearest(const dlrn_dictionary *a, const dlrn_dictionary *b,
@@ -2444,7 +2472,9 @@ DLRN_API dlrn_survey_config dlrn_survey_defaults(void);
 DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_config *cfg,
                                int64_t rows, int64_t contexts, double l0, int64_t reported,
                                double *memory, double *file);
-/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed, and must not change. */
+/* cfg NULL: the defaults. dict is borrowed until the survey is destroyed, and must not change. Over
+   ranks all add the same rows, and ask for the same reports, which all get; features have their
+   numbers in the whole. */
 DLRN_API DLRN_CHECK dlrn_status dlrn_survey_create(const dlrn_dictionary *dict,
                                                    const dlrn_survey_config *cfg,
                                                    dlrn_survey **out);
@@ -4246,6 +4276,16 @@ DLRNI_INTERNAL dlrn_status dlrni_gather_ranks(dlrn_context *ctx, const void *min
     return c->allgather(c->user, ctx, mine, bytes, all);
 }
 
+/* The same on rank `root` alone, whose number all know; -1: on all. */
+DLRNI_INTERNAL dlrn_status dlrni_gather_to(dlrn_context *ctx, int root, const void *mine,
+                                           const int64_t *bytes, void *all) {
+    const dlrn_collective *c = &ctx->cfg.collective;
+    if (root < 0) return dlrni_gather_ranks(ctx, mine, bytes, all);
+    ctx->traffic.gathered += bytes[c->rank];
+    ctx->traffic.calls++;
+    return c->gather(c->user, ctx, root, mine, bytes, all);
+}
+
 /* The bytes of rank `root` go to all ranks. */
 DLRNI_INTERNAL dlrn_status dlrni_from_rank(dlrn_context *ctx, int root, void *data, int64_t bytes) {
     const dlrn_collective *c = &ctx->cfg.collective;
@@ -5174,6 +5214,11 @@ DLRNI_INTERNAL void dlrni_take_span(dlrn_dictionary *dict) {
     dlrni_rank_span(dict->ctx, dict->span_of, &dict->span_at, &dict->features);
 }
 
+/* The features of all ranks. */
+DLRNI_INTERNAL int64_t dlrni_all_features(const dlrn_dictionary *dict) {
+    return dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
+}
+
 /* The size of a letter in the whole dictionary, as files have it. */
 DLRNI_INTERNAL int64_t dlrni_whole_extent(const dlrn_dictionary *dict, char letter) {
     return letter == 'F' ? dict->span_of : dlrni_extent(dict, letter);
@@ -5197,23 +5242,14 @@ DLRNI_INTERNAL dlrn_status dlrni_alloc_roles(const dlrni_family *family, dlrn_di
     return s;
 }
 
-/* What several ranks do not do together. */
-DLRNI_INTERNAL dlrn_status dlrni_expect_alone(dlrn_context *ctx, const char *what) {
-    if (dlrni_ranks(ctx) == 1) return DLRN_OK;
-    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED, "%s: expected a context alone, found %d ranks",
-                     what, dlrni_ranks(ctx));
-}
-
-/* Families that need all features at once cannot be shared out; an identity has none to share. */
+/* Attention has matrices of F x F: every feature of a rank would need all features of the
+   others. */
 DLRNI_INTERNAL dlrn_status dlrni_check_spans(dlrn_context *ctx, const dlrni_family *family) {
-    static const char *const whole[] = {"MatchingPursuit", "GatedTopK", "Temporal", "IdentityDict"};
-    for (size_t i = 0; dlrni_ranks(ctx) > 1 && i < sizeof whole / sizeof *whole; i++)
-        if (!strcmp(family->name, whole[i]))
-            return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
-                             "a dictionary on %d ranks: expected a family whose features are "
-                             "encoded one by one, found %s",
-                             dlrni_ranks(ctx), family->name);
-    return DLRN_OK;
+    if (dlrni_ranks(ctx) == 1 || !(family->roles & DLRNI_ATTENTION)) return DLRN_OK;
+    return dlrn_fail(ctx, DLRN_ERR_UNSUPPORTED,
+                     "a dictionary on %d ranks: expected a family without attention between rows, "
+                     "found %s",
+                     dlrni_ranks(ctx), family->name);
 }
 
 /* A new dictionary: this rank's span of the features, with memory for all roles of the family. */
@@ -5223,12 +5259,12 @@ DLRNI_INTERNAL dlrn_status dlrni_span_alloc(dlrn_context *ctx, const dlrni_famil
     *out = NULL;
     DLRNI_TRY(dlrni_check_spans(ctx, family));
     DLRNI_TRY(dlrni_dictionary_new(ctx, family, d_in, d_out, features, out));
-    if (family->roles) dlrni_take_span(*out);
+    dlrni_take_span(*out);
     return dlrni_alloc_roles(family, out);
 }
 
-/* The number that feature f of this rank has in the whole dictionary. Each part is shared out
-   alone, and the numbers of the whole go part by part. */
+/* The number that feature f of this rank has in the whole dictionary. Each part is divided into
+   spans alone, and the numbers of the whole go part by part. */
 DLRNI_INTERNAL int64_t dlrni_whole_feature(const dlrn_dictionary *dict, int64_t f) {
     int64_t before = 0;
     for (int64_t i = 0; i < dict->n_parts; before += dict->part[i++].dict->span_of) {
@@ -6532,7 +6568,7 @@ DLRNI_INTERNAL void dlrni_collect_tile(const dlrni_encoding *c, dlrni_list *list
 DLRNI_INTERNAL void dlrni_collect_identity(const dlrni_encoding *c, dlrni_list *list, int64_t f0,
                                            int64_t width, int64_t first, int64_t rows) {
     for (int64_t i = first; i < first + rows; i++) {
-        const float *x = c->xc + i * c->dict->d_in + f0;
+        const float *x = c->xc + i * c->dict->d_in + c->dict->span_at + f0;
         if (!dlrni_list_room(list, width, 0)) continue;
         for (int64_t j = 0; j < width; j++) {
             list->key[list->count] = (int32_t)(i << DLRNI_GROUP_SHIFT | j);
@@ -7475,6 +7511,18 @@ DLRNI_INTERNAL float dlrni_value_of_key(uint32_t key) {
     return value;
 }
 
+/* What the ranks compare where one entry of all stays: a code in the order of values, then of
+   descending features, so the best is the largest. 0 is below the code of any entry. */
+DLRNI_INTERNAL int64_t dlrni_code_of(float value, int64_t feature) {
+    return ((int64_t)dlrni_rank_key(value) << 31) | (INT32_MAX - feature);
+}
+
+DLRNI_INTERNAL dlrni_cut dlrni_cut_of_code(int64_t code) {
+    const dlrni_cut cut = {dlrni_value_of_key((uint32_t)(code >> 31)),
+                           (int32_t)(INT32_MAX - (code & INT32_MAX))};
+    return cut;
+}
+
 /* Task: the cuts of a block of rows by the features of this rank: the last of the row's equals that
    stays, -1 if none does. Equals that are not in the heap have higher features. */
 DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
@@ -7495,18 +7543,29 @@ DLRNI_INTERNAL void dlrni_joint_cut(void *arg, int64_t block, int worker) {
     }
 }
 
-/* A selection by group: the best of each group over all ranks. A code is in the order of values,
-   then of descending features, so the best is the largest. */
+/* A selection by group: the best of each group over all ranks. */
 DLRNI_INTERNAL dlrn_status dlrni_join_groups(dlrni_encoding *c) {
     const int64_t size = c->joint.n * c->joint.ld;
     for (int64_t i = 0; i < size; i++)
-        c->joint.code[i] =
-            ((int64_t)dlrni_rank_key(c->best[i].value) << 31) | (INT32_MAX - c->best[i].feature);
+        c->joint.code[i] = dlrni_code_of(c->best[i].value, c->best[i].feature);
     DLRNI_TRY(dlrni_max_ranks(c->dict->ctx, DLRN_I64, c->joint.code, size));
-    for (int64_t i = 0; i < size; i++) {
-        c->best[i].feature = (int32_t)(INT32_MAX - (c->joint.code[i] & INT32_MAX));
-        c->best[i].value = dlrni_value_of_key((uint32_t)(c->joint.code[i] >> 31));
+    for (int64_t i = 0; i < size; i++) c->best[i] = dlrni_cut_of_code(c->joint.code[i]);
+    return DLRN_OK;
+}
+
+/* j->cut: where the k best of each row end over all ranks, for the features of this one. heap
+   [n][ld], of which row i has kept[i]: its own best; j has room for them. */
+DLRNI_INTERNAL dlrn_status dlrni_join_heaps(dlrn_context *ctx, dlrni_joint *j,
+                                            const dlrni_cut *heap, const int32_t *kept, int64_t k) {
+    const int64_t ld = j->ld;
+    j->heap = heap;
+    for (int64_t i = 0; i < j->n; i++) {
+        j->used[i] = kept[i];
+        for (int32_t p = 0; p < kept[i]; p++)
+            j->key[i * ld + p] = dlrni_rank_key(heap[i * ld + p].value);
     }
+    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
+    dlrn_parallel_for(ctx, dlrni_ceil_div(j->n, DLRNI_BLOCK), dlrni_joint_cut, j);
     return DLRN_OK;
 }
 
@@ -7519,15 +7578,7 @@ DLRNI_INTERNAL dlrn_status dlrni_share_cuts(dlrni_encoding *c, dlrni_joint *j, i
     if (s == DLRN_OK) s = dlrni_joint_room(ctx, j, c->n, ld, dlrni_by_group(c));
     DLRNI_TRY(dlrni_agree(ctx, s));
     if (dlrni_by_group(c)) return dlrni_join_groups(c);
-    j->heap = c->best;
-    for (int64_t i = 0; i < c->n; i++) {
-        j->used[i] = c->kept[i];
-        for (int32_t p = 0; p < c->kept[i]; p++)
-            j->key[i * ld + p] = dlrni_rank_key(c->best[i * ld + p].value);
-    }
-    DLRNI_TRY(dlrni_joint_find(ctx, j, k));
-    dlrn_parallel_for(ctx, dlrni_ceil_div(c->n, DLRNI_BLOCK), dlrni_joint_cut, j);
-    return DLRN_OK;
+    return dlrni_join_heaps(ctx, j, c->best, c->kept, k);
 }
 
 /* The same for the selection of a batch. Alone: nothing, the heaps say it. */
@@ -7769,7 +7820,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_equal_row(dlrni_batch_job *j, int64_t bud
 
 /* own [count]: of the row's equals of each part, how many of this rank stay. all [ranks][count]:
    those of all ranks. *last: the part of which some of this rank stay and some do not; -1: none. */
-DLRNI_INTERNAL void dlrni_joint_shares(dlrni_batch_job *j, const int64_t *all) {
+DLRNI_INTERNAL void dlrni_joint_stay(dlrni_batch_job *j, const int64_t *all) {
     const dlrn_context *ctx = j->c[0]->dict->ctx;
     const int ranks = dlrni_ranks(ctx), rank = ctx->cfg.collective.rank;
     int64_t left = j->left;
@@ -7800,7 +7851,7 @@ DLRNI_INTERNAL dlrn_status dlrni_joint_last(dlrni_batch_job *j, int64_t budget) 
     for (int r = 0; s == DLRN_OK && r < ranks; r++) bytes[r] = size;
     if (s == DLRN_OK) s = dlrni_gather_ranks(ctx, j->own, bytes, all);
     if (s == DLRN_OK) {
-        dlrni_joint_shares(j, all);
+        dlrni_joint_stay(j, all);
         if (j->last >= 0) s = dlrni_batch_pass(j, DLRNI_VISIT_LAST, budget);
         if (j->last >= 0) j->own[j->last] = j->feature;
         s = dlrni_agree(ctx, s);
@@ -8198,7 +8249,7 @@ typedef struct dlrni_common_cut {
     int64_t *count;  /* [rows] of keys that are as large                            */
     int64_t *equals; /* [ranks][rows][parts] keys that equal the cut                */
     int64_t *left;   /* [rows][parts] how many of these this rank keeps             */
-    int64_t *bytes;  /* [ranks] of a rank's part of `equals`                        */
+    int64_t *bytes;  /* [ranks] of a rank's numbers in `equals`                     */
 } dlrni_common_cut;
 
 /* Where part q ends among this rank's columns. */
@@ -8402,7 +8453,7 @@ typedef struct dlrni_decode_job {
     float z_scale;
     float *x_hat;  /* [rows][d_out]                                        */
     int64_t first; /* row of task 0                                        */
-    int share;     /* 1: this rank's share of the sum, which is not all of it */
+    int partial;   /* 1: the sum is this rank's partial one                */
 } dlrni_decode_job;
 
 /* x_hat [d_out] of x [d_in], as if x had not been normalised: layer by layer, as in the input. */
@@ -8473,18 +8524,18 @@ DLRNI_INTERNAL void dlrni_add_parts(const dlrni_decode_job *j, int64_t i, float 
     }
 }
 
-/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in the share of rank 0. */
+/* The sum of a row's atoms, bias and skip. Over ranks bias and skip are in rank 0's partial sum. */
 DLRNI_INTERNAL void dlrni_decode_sum(const dlrni_decode_job *j, int64_t i, float *x_hat) {
     const dlrn_dictionary *dict = j->dict;
     const size_t size = (size_t)dict->d_out * sizeof *x_hat;
     const int first = dict->ctx->cfg.collective.rank == 0;
     dlrni_decode_job own = *j;
     /* the sum starts with the bias: no separate pass to add it */
-    if (first || !j->share)
+    if (first || !j->partial)
         memcpy(x_hat, dict->param[DLRN_OUTPUT_BIAS], size);
     else
         memset(x_hat, 0, size);
-    if (!first && j->share) own.z = own.x = NULL;
+    if (!first && j->partial) own.z = own.x = NULL;
     if (dict->n_parts)
         dlrni_add_parts(&own, i, x_hat);
     else
@@ -8516,13 +8567,12 @@ DLRNI_INTERNAL void dlrni_decode_task(void *arg, int64_t task, int worker) {
     if (!dict->param[DLRN_DECODER] && !dict->n_parts) { /* an identity */
         /* its features are the numbers of x: put them back */
         memset(x_hat, 0, (size_t)d * sizeof *x_hat);
-        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++) x_hat[c->col[p]] = c->val[p];
-        if (j->x && dict->formula.normalise)
-            dlrni_undo_normalise(dict, j->x + i * dict->d_in, x_hat);
-        return;
+        for (int64_t p = c->row_ptr[i]; p < c->row_ptr[i + 1]; p++)
+            x_hat[dict->span_at + c->col[p]] = c->val[p];
+    } else {
+        dlrni_decode_sum(j, i, x_hat);
     }
-    dlrni_decode_sum(j, i, x_hat);
-    if (!j->share) dlrni_decode_end(arg, i, worker);
+    if (!j->partial) dlrni_decode_end(arg, i, worker);
 }
 
 /* An estimate of the work: atoms added, and one row written. */
@@ -8531,14 +8581,14 @@ DLRNI_INTERNAL double dlrni_decode_ns(const dlrni_decode_job *j) {
     return dlrni_ns(c->row_ptr[c->rows] / 16 + c->rows, j->dict->d_out);
 }
 
-/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the shares of one
-   stretch are summed while the next is decoded. */
+/* x_hat over ranks: each adds up its own atoms, a stretch of rows at a time; the partial sums of
+   one stretch are added while the next is decoded. */
 DLRNI_INTERNAL dlrn_status dlrni_decode_together(dlrni_decode_job *j) {
     dlrn_context *ctx = j->dict->ctx;
     const int64_t d = j->dict->d_out, rows = j->codes->rows, step = DLRNI_STRETCH;
     void *before = NULL, *request = NULL;
     dlrn_status s = DLRN_OK;
-    j->share = 1;
+    j->partial = 1;
     for (j->first = 0; j->first < rows && s == DLRN_OK; j->first += step) {
         const int64_t n = dlrni_min(step, rows - j->first);
         dlrni_parallel_for(ctx, n, dlrni_decode_ns(j), dlrni_decode_task, j);
@@ -8639,7 +8689,7 @@ DLRNI_INTERNAL dlrn_status dlrni_own_columns(const dlrn_dictionary *dict, const 
 /* What codes of a caller must be. An index out of range would read out of bounds. */
 DLRNI_INTERNAL dlrn_status dlrni_check_codes(const dlrn_dictionary *dict,
                                              const dlrn_sparse *codes) {
-    const int64_t F = dlrni_ranks(dict->ctx) > 1 ? dict->span_of : dict->features;
+    const int64_t F = dlrni_all_features(dict);
     DLRNI_TRY(dlrni_check_decodes(dict));
     /* codes of another dictionary, most likely */
     if (codes->cols != F)
@@ -8956,7 +9006,9 @@ DLRNI_INTERNAL dlrn_status dlrni_encode_few(dlrni_encode_job *j, const float *x,
     if (c->ready) DLRNI_TRY(dlrni_encoding_round(c));
     /* no gate: f is the input, also where that is negative */
     if (dict->formula.gate == DLRN_GATE_IDENTITY)
-        memcpy(j->f, c->xc, (size_t)(n * dict->features) * sizeof *j->f);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(j->f + i * dict->features, c->xc + i * dict->d_in + dict->span_at,
+                   (size_t)dict->features * sizeof *j->f);
     else
         dlrni_parallel_for(ctx, c->groups, dlrni_ns(dict->features, dict->d_in) * (double)n / 4,
                            c->ready ? dlrni_few_screened : dlrni_few_dense, j);
@@ -9191,7 +9243,9 @@ DLRN_API dlrn_status dlrn_forward(const dlrn_dictionary *dict, const float *x, i
 
 /* The codes of all ranks as they arrive, one rank's after another's. */
 typedef struct dlrni_gathered {
-    int64_t *size;    /* [ranks][2] rows and entries of each */
+    int root;         /* the only rank that gets them; -1: all do */
+    int gets;         /* 1: this rank does */
+    int64_t *size;    /* [ranks][3] rows and entries of each, and whether it has use for them */
     int64_t *bytes;   /* [ranks]                             */
     int64_t *row_ptr; /* [ranks][rows + 1]                   */
     int64_t *at;      /* [ranks] entries already merged      */
@@ -9204,22 +9258,29 @@ DLRNI_INTERNAL void dlrni_gathered_free(dlrn_context *ctx, dlrni_gathered *g) {
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
 }
 
-/* How many rows and entries each rank has. */
+/* How many rows and entries each rank has, and who gets them all: one rank, if only that has use
+   for them and the collective can. wants: whether this rank has. */
 DLRNI_INTERNAL dlrn_status dlrni_gather_sizes(dlrn_context *ctx, const dlrn_sparse *codes,
-                                              dlrni_gathered *g) {
+                                              int wants, dlrni_gathered *g) {
     const int64_t ranks = dlrni_ranks(ctx);
-    const int64_t mine[2] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0};
-    g->size = DLRNI_NEW(ctx, int64_t, 2 * ranks);
+    const int64_t mine[3] = {codes->rows, codes->rows ? codes->row_ptr[codes->rows] : 0, wants};
+    int64_t found = 0;
+    g->size = DLRNI_NEW(ctx, int64_t, 3 * ranks);
     g->bytes = DLRNI_NEW(ctx, int64_t, ranks);
     g->at = DLRNI_NEW_ZERO(ctx, int64_t, ranks);
     DLRNI_TRY(dlrni_agree(ctx, g->size && g->bytes && g->at ? DLRN_OK : DLRN_ERR_MEMORY));
     for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (int64_t)sizeof mine;
     DLRNI_TRY(dlrni_gather_ranks(ctx, mine, g->bytes, g->size));
-    for (int64_t r = 0; r < ranks; r++)
-        if (g->size[2 * r] != g->size[0])
+    g->root = -1;
+    for (int64_t r = 0; r < ranks; r++) {
+        if (g->size[3 * r] != g->size[0])
             return dlrn_fail(ctx, DLRN_ERR_SHAPE,
                              "dlrn_gather_codes: expected %lld rows on all ranks, found %lld",
-                             (long long)g->size[0], (long long)g->size[2 * r]);
+                             (long long)g->size[0], (long long)g->size[3 * r]);
+        if (g->size[3 * r + 2] && !found++) g->root = (int)r;
+    }
+    if (found > 1 || ranks == 1 || !ctx->cfg.collective.gather) g->root = -1;
+    g->gets = g->root < 0 || g->root == ctx->cfg.collective.rank;
     return DLRN_OK;
 }
 
@@ -9228,16 +9289,19 @@ DLRNI_INTERNAL dlrn_status dlrni_gather_entries(dlrn_context *ctx, const dlrn_sp
                                                 dlrni_gathered *g) {
     const int64_t ranks = dlrni_ranks(ctx), rows = codes->rows;
     int64_t nnz = 0;
-    for (int64_t r = 0; r < ranks; r++) nnz += g->size[2 * r + 1];
-    g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
-    g->col = DLRNI_NEW(ctx, int32_t, nnz);
-    g->val = DLRNI_NEW(ctx, float, nnz);
-    DLRNI_TRY(dlrni_agree(ctx, g->row_ptr && g->col && g->val ? DLRN_OK : DLRN_ERR_MEMORY));
+    for (int64_t r = 0; r < ranks; r++) nnz += g->size[3 * r + 1];
+    if (g->gets) {
+        g->row_ptr = DLRNI_NEW(ctx, int64_t, ranks * (rows + 1));
+        g->col = DLRNI_NEW(ctx, int32_t, nnz);
+        g->val = DLRNI_NEW(ctx, float, nnz);
+    }
+    const int room = !g->gets || (g->row_ptr && g->col && g->val);
+    DLRNI_TRY(dlrni_agree(ctx, room ? DLRN_OK : DLRN_ERR_MEMORY));
     for (int64_t r = 0; r < ranks; r++) g->bytes[r] = (rows + 1) * (int64_t)sizeof *g->row_ptr;
-    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->row_ptr, g->bytes, g->row_ptr));
-    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[2 * r + 1] * (int64_t)sizeof *g->col;
-    DLRNI_TRY(dlrni_gather_ranks(ctx, codes->col, g->bytes, g->col));
-    return dlrni_gather_ranks(ctx, codes->val, g->bytes, g->val); /* as wide as columns */
+    DLRNI_TRY(dlrni_gather_to(ctx, g->root, codes->row_ptr, g->bytes, g->row_ptr));
+    for (int64_t r = 0; r < ranks; r++) g->bytes[r] = g->size[3 * r + 1] * (int64_t)sizeof *g->col;
+    DLRNI_TRY(dlrni_gather_to(ctx, g->root, codes->col, g->bytes, g->col));
+    return dlrni_gather_to(ctx, g->root, codes->val, g->bytes, g->val); /* as wide as columns */
 }
 
 /* Merges row i of all ranks, by column: where there are parts a rank has several runs of them. */
@@ -9246,7 +9310,7 @@ DLRNI_INTERNAL void dlrni_merge_row(const dlrni_gathered *g, int64_t ranks, int6
     int64_t to = all->row_ptr[i];
     for (;;) {
         int64_t best = -1, from = 0, before = 0;
-        for (int64_t r = 0; r < ranks; before += g->size[2 * r++ + 1]) {
+        for (int64_t r = 0; r < ranks; before += g->size[3 * r++ + 1]) {
             const int64_t p = before + g->at[r];
             if (g->at[r] == g->row_ptr[r * (all->rows + 1) + i + 1]) continue;
             if (best >= 0 && g->col[p] > g->col[from]) continue;
@@ -9268,9 +9332,9 @@ DLRN_API dlrn_status dlrn_gather_codes(const dlrn_dictionary *dict, const dlrn_s
     dlrni_gathered g;
     int64_t nnz = 0;
     memset(&g, 0, sizeof g);
-    dlrn_status s = dlrni_gather_sizes(ctx, codes, &g);
+    dlrn_status s = dlrni_gather_sizes(ctx, codes, all != NULL, &g);
     if (s == DLRN_OK && rows) s = dlrni_gather_entries(ctx, codes, &g);
-    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[2 * r + 1];
+    for (int64_t r = 0; r < ranks && s == DLRN_OK; r++) nnz += g.size[3 * r + 1];
     if (s == DLRN_OK && all) s = dlrni_sparse_begin(ctx, all, codes->cols);
     if (s == DLRN_OK && all) s = dlrni_sparse_reserve(ctx, all, rows, nnz);
     s = dlrni_agree(ctx, s);
@@ -9294,9 +9358,23 @@ typedef struct dlrni_own_job {
     const dlrn_dictionary *dict;
     float *xc; /* [n][d_in] */
     int64_t n;
-    float *f;        /* [n][F] */
-    dlrni_cut *heap; /* [n][k], or NULL */
+    float *f; /* [n][F] */
+    /* GatedTopK: */
+    dlrni_cut *heap;   /* [n][k] the best of each row      */
+    int32_t *kept;     /* [n] how many of them there are   */
+    dlrni_joint joint; /* over ranks: which of them stay   */
 } dlrni_own_job;
+
+DLRNI_INTERNAL dlrni_own_job dlrni_own_job_of(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                              float *f) {
+    dlrni_own_job job;
+    memset(&job, 0, sizeof job);
+    job.dict = dict;
+    job.xc = xc;
+    job.n = n;
+    job.f = f;
+    return job;
+}
 
 /* One task for each group of features. */
 DLRNI_INTERNAL void dlrni_each_group(dlrni_own_job *j, dlrn_parallel_body body) {
@@ -9364,12 +9442,108 @@ DLRNI_INTERNAL void dlrni_pursue_row(void *arg, int64_t i, int worker) {
     }
 }
 
+/* Over ranks all rows of a block make each step together: the ranks compare the best products of
+   their own features, and the rank that has the best of all sends its atom. The rests stay equal on
+   all, so all know which rows go on. */
+typedef struct dlrni_pursuit {
+    dlrni_own_job own;
+    int64_t live;    /* rows that go on                                 */
+    int64_t *row;    /* [live] their numbers                            */
+    int64_t *code;   /* [live] the best atom of each (dlrni_code_of)    */
+    float *atom;     /* [live][d]                                       */
+    int64_t steps;   /* at most                                         */
+    int32_t *picked; /* [n][steps] the features of a row, as numbers of the whole */
+} dlrni_pursuit;
+
+/* Task: this rank's best atom for a row that goes on. */
+DLRNI_INTERNAL void dlrni_pursue_own(void *arg, int64_t at, int worker) {
+    const dlrni_pursuit *p = (const dlrni_pursuit *)arg;
+    const dlrn_dictionary *dict = p->own.dict;
+    float product;
+    const int64_t best = dlrni_best_atom(dict, p->own.xc + p->row[at] * dict->d_out, &product);
+    (void)worker;
+    p->code[at] = best < 0 ? 0 : dlrni_code_of(product, dict->span_at + best);
+}
+
+/* Each row that goes on gets the atom that is the best of all ranks. A number is that of one rank
+   and zeros, so the sum is exact. */
+DLRNI_INTERNAL dlrn_status dlrni_pursue_atoms(dlrni_pursuit *p) {
+    const dlrn_dictionary *dict = p->own.dict;
+    const int64_t d = dict->d_out;
+    DLRNI_TRY(dlrni_max_ranks(dict->ctx, DLRN_I64, p->code, p->live));
+    memset(p->atom, 0, (size_t)(p->live * d) * sizeof *p->atom);
+    for (int64_t at = 0; at < p->live; at++) {
+        const int64_t own = dlrni_own_feature(dict, dlrni_cut_of_code(p->code[at]).feature);
+        if (p->code[at] && own >= 0)
+            memcpy(p->atom + at * d, dict->param[DLRN_DECODER] + own * d,
+                   (size_t)d * sizeof *p->atom);
+    }
+    return dlrni_sum_ranks(dict->ctx, DLRN_F32, p->atom, p->live * d);
+}
+
+/* Step number `step` of the row at place `at`, as in dlrni_pursue_row; whether it goes on. */
+DLRNI_INTERNAL int dlrni_pursue_step(const dlrni_pursuit *p, int64_t at, int64_t step) {
+    const dlrn_dictionary *dict = p->own.dict;
+    const int64_t d = dict->d_out, i = p->row[at];
+    const dlrni_cut best = dlrni_cut_of_code(p->code[at]);
+    const int64_t own = dlrni_own_feature(dict, best.feature);
+    int32_t *picked = p->picked + i * p->steps;
+    float *r = p->own.xc + i * d;
+    int again = 0;
+    if (!p->code[at]) return 0;
+    for (int64_t q = 0; q < step; q++) again |= picked[q] == best.feature;
+    picked[step] = best.feature;
+    if (own >= 0) p->own.f[i * dict->features + own] += best.value;
+    dict->ctx->k->axpy(-best.value, p->atom + at * d, r, d);
+    if ((again && !dict->formula.repeats) || best.value != best.value) return 0;
+    return !((double)dlrn_norm(dict->ctx, r, d) < dict->formula.threshold);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_pursue_together(dlrni_pursuit *p) {
+    dlrn_context *ctx = p->own.dict->ctx;
+    memset(p->own.f, 0, (size_t)(p->own.n * p->own.dict->features) * sizeof *p->own.f);
+    p->live = p->own.n;
+    for (int64_t i = 0; i < p->live; i++) p->row[i] = i;
+    for (int64_t step = 0; step < p->steps && p->live; step++) {
+        int64_t live = 0;
+        dlrn_parallel_for(ctx, p->live, dlrni_pursue_own, p);
+        DLRNI_TRY(dlrni_pursue_atoms(p));
+        for (int64_t at = 0; at < p->live; at++)
+            if (dlrni_pursue_step(p, at, step)) p->row[live++] = p->row[at];
+        p->live = live;
+    }
+    return DLRN_OK;
+}
+
+/* n rows over ranks. */
+DLRNI_INTERNAL dlrn_status dlrni_pursue_ranks(const dlrn_dictionary *dict, float *xc, int64_t n,
+                                              float *f) {
+    dlrn_context *ctx = dict->ctx;
+    dlrni_pursuit p;
+    memset(&p, 0, sizeof p);
+    p.own = dlrni_own_job_of(dict, xc, n, f);
+    p.steps = dict->formula.k ? dict->formula.k : dict->d_out;
+    p.row = DLRNI_NEW(ctx, int64_t, n);
+    p.code = DLRNI_NEW(ctx, int64_t, n);
+    p.atom = DLRNI_NEW(ctx, float, n * dict->d_out);
+    p.picked = DLRNI_NEW(ctx, int32_t, n * p.steps);
+    const int room = p.row && p.code && p.atom && p.picked;
+    dlrn_status s = dlrni_agree(ctx, room ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (s == DLRN_OK) s = dlrni_pursue_together(&p);
+    dlrn_free(ctx, p.row);
+    dlrn_free(ctx, p.code);
+    dlrn_free(ctx, p.atom);
+    dlrn_free(ctx, p.picked);
+    return s;
+}
+
 DLRNI_INTERNAL dlrn_status dlrni_encode_pursuit(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                 float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     if (dict->d_in != dict->d_out)
         return dlrn_fail(dict->ctx, DLRN_ERR_SHAPE, "%s: expected d_out %lld, as d_in, found %lld",
                          dict->family, (long long)dict->d_in, (long long)dict->d_out);
+    if (dlrni_ranks(dict->ctx) > 1) return dlrni_pursue_ranks(dict, xc, n, f);
     dlrn_parallel_for(dict->ctx, n, dlrni_pursue_row, &job);
     return DLRN_OK;
 }
@@ -9396,7 +9570,7 @@ DLRNI_INTERNAL void dlrni_glu_group(void *arg, int64_t group, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_glu(const dlrn_dictionary *dict, float *xc, int64_t n,
                                             float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     dlrni_each_group(&job, dlrni_glu_group);
     return DLRN_OK;
 }
@@ -9430,7 +9604,7 @@ DLRNI_INTERNAL void dlrni_cosine_group(void *arg, int64_t group, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_cosine(const dlrn_dictionary *dict, float *xc, int64_t n,
                                                float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
     dlrni_each_group(&job, dlrni_cosine_group);
     return DLRN_OK;
 }
@@ -9450,19 +9624,28 @@ DLRNI_INTERNAL void dlrni_gate_logits_group(void *arg, int64_t group, int worker
         for (int64_t q = f0; q < f1; q++) j->f[i * F + q] += dict->param[DLRN_GATE_BIAS][q];
 }
 
+/* Task: the k largest g of one row, over ranks of this rank's. */
+DLRNI_INTERNAL void dlrni_best_gates_row(void *arg, int64_t i, int worker) {
+    const dlrni_own_job *j = (const dlrni_own_job *)arg;
+    const int64_t F = j->dict->features, k = j->dict->formula.k;
+    (void)worker;
+    j->kept[i] = 0;
+    for (int64_t q = 0; q < F; q++)
+        dlrni_keep_best(j->heap + i * k, &j->kept[i], k, (int32_t)q, j->f[i * F + q]);
+}
+
 /* Task: the features of one row whose g is chosen. */
 DLRNI_INTERNAL void dlrni_gated_top_k_row(void *arg, int64_t i, int worker) {
     const dlrni_own_job *j = (const dlrni_own_job *)arg;
     const dlrn_dictionary *dict = j->dict;
     const int64_t F = dict->features, d = dict->d_in, k = dict->formula.k;
+    const dlrni_cut *heap = j->heap + i * k;
     float *f = j->f + i * F;
-    dlrni_cut *heap = j->heap + i * k;
-    int32_t kept = 0;
     (void)worker;
-    for (int64_t q = 0; q < F; q++) dlrni_keep_best(heap, &kept, k, (int32_t)q, f[q]);
     memset(f, 0, (size_t)F * sizeof *f);
-    for (int32_t p = 0; p < kept; p++) {
+    for (int32_t p = 0; p < j->kept[i]; p++) {
         float m;
+        if (j->joint.cut && dlrni_is_worse(&heap[p], &j->joint.cut[i])) continue;
         dict->ctx->k->dots(j->xc + i * d, d, dict->param[DLRN_ENCODER], d, &heap[p].feature, 1, &m);
         f[heap[p].feature] = (float)((double)m * dlrni_sigmoid((double)heap[p].value));
     }
@@ -9470,12 +9653,25 @@ DLRNI_INTERNAL void dlrni_gated_top_k_row(void *arg, int64_t i, int worker) {
 
 DLRNI_INTERNAL dlrn_status dlrni_encode_gated_top_k(const dlrn_dictionary *dict, float *xc,
                                                     int64_t n, float *f) {
-    dlrni_own_job job = {dict, xc, n, f, NULL};
-    if (!(job.heap = DLRNI_NEW(dict->ctx, dlrni_cut, n * dict->formula.k))) return DLRN_ERR_MEMORY;
-    dlrni_each_group(&job, dlrni_gate_logits_group);
-    dlrn_parallel_for(dict->ctx, n, dlrni_gated_top_k_row, &job);
-    dlrn_free(dict->ctx, job.heap);
-    return DLRN_OK;
+    dlrn_context *ctx = dict->ctx;
+    const int64_t k = dict->formula.k;
+    const int together = dlrni_ranks(ctx) > 1;
+    dlrni_own_job job = dlrni_own_job_of(dict, xc, n, f);
+    job.heap = DLRNI_NEW(ctx, dlrni_cut, n * k);
+    job.kept = DLRNI_NEW(ctx, int32_t, n);
+    dlrn_status s = job.heap && job.kept ? DLRN_OK : DLRN_ERR_MEMORY;
+    if (s == DLRN_OK && together) s = dlrni_joint_room(ctx, &job.joint, n, k, 0);
+    s = dlrni_agree(ctx, s);
+    if (s == DLRN_OK) {
+        dlrni_each_group(&job, dlrni_gate_logits_group);
+        dlrn_parallel_for(ctx, n, dlrni_best_gates_row, &job);
+        if (together) s = dlrni_join_heaps(ctx, &job.joint, job.heap, job.kept, k);
+    }
+    if (s == DLRN_OK) dlrn_parallel_for(ctx, n, dlrni_gated_top_k_row, &job);
+    dlrn_free(ctx, job.heap);
+    dlrn_free(ctx, job.kept);
+    dlrn_free(ctx, job.joint.key);
+    return s;
 }
 
 /* ---- Temporal ----
@@ -9828,7 +10024,11 @@ DLRNI_INTERNAL dlrn_status dlrni_parts_encode(dlrn_encoder *e, const float *x, i
                        of columns                columns to the right of the diagonal take part too
 
    Each heap sees its candidates in ascending order, whoever brings them, so the number of threads
-   does not change it. */
+   does not change it.
+
+   Over ranks all get a block of rows of `a` from the ranks that have them, each searches its own
+   rows of `b`, and what all have found is gathered and cut to the k best: 4 d bytes and 8 k R for
+   each row, and the work of a rank is its span's. */
 
 /* Measured on Zen 4, two cores, F 8192, d 512, k 5: 123 GFLOP/s, where dlrn_matmul alone has 100 to
    111, as it writes all products to memory; those of a block, 6 MB, stay in the cache. To measure
@@ -9999,12 +10199,142 @@ DLRNI_INTERNAL dlrni_directions dlrni_directions_of(const dlrn_dictionary *dict,
     return m;
 }
 
+/* ---- Over ranks ---- */
+
+/* A block of rows, and what was found for them. */
+typedef struct dlrni_search_ranks {
+    dlrni_search own;   /* among this rank's rows of b                */
+    dlrni_search all;   /* the best that all ranks have found         */
+    int64_t *number;    /* [ROWS] the features of the block           */
+    float *left, *norm; /* [ROWS][width] their rows; [ROWS] and of b  */
+    int32_t *index;     /* [ROWS][k] of this rank                     */
+    float *cosine;      /* [ROWS][k]                                  */
+    int32_t *indices;   /* [ranks][ROWS][k]                           */
+    float *cosines;     /* [ranks][ROWS][k]                           */
+    int64_t *bytes;     /* [ranks]                                    */
+} dlrni_search_ranks;
+
+DLRNI_INTERNAL void dlrni_search_ranks_free(dlrn_context *ctx, dlrni_search_ranks *r) {
+    void *blocks[] = {r->own.best, r->own.kept, r->own.product, r->all.best, r->all.kept,
+                      r->number,   r->left,     r->norm,        r->index,    r->cosine,
+                      r->indices,  r->cosines,  r->bytes};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) dlrn_free(ctx, blocks[i]);
+}
+
+DLRNI_INTERNAL dlrn_status dlrni_search_ranks_alloc(dlrni_search_ranks *r, dlrn_context *ctx,
+                                                    const dlrn_dictionary *b, int64_t width,
+                                                    int64_t n, int64_t k) {
+    const int64_t rows = dlrni_min(DLRNI_NEAREST_ROWS, n), ranks = dlrni_ranks(ctx);
+    r->own.k = dlrni_min(k, b->features);
+    r->all.k = dlrni_min(k, b->span_of);
+    r->own.best = DLRNI_NEW(ctx, dlrni_cut, rows * r->own.k);
+    r->all.best = DLRNI_NEW(ctx, dlrni_cut, rows * r->all.k);
+    r->own.kept = DLRNI_NEW(ctx, int32_t, rows);
+    r->all.kept = DLRNI_NEW(ctx, int32_t, rows);
+    r->own.product = DLRNI_NEW(ctx, float, rows *DLRNI_NEAREST_COLS);
+    r->number = DLRNI_NEW(ctx, int64_t, rows);
+    r->left = DLRNI_NEW(ctx, float, rows *width);
+    r->norm = DLRNI_NEW(ctx, float, rows + b->features);
+    r->index = DLRNI_NEW(ctx, int32_t, rows * k);
+    r->cosine = DLRNI_NEW(ctx, float, rows *k);
+    r->indices = DLRNI_NEW(ctx, int32_t, ranks * rows * k);
+    r->cosines = DLRNI_NEW(ctx, float, ranks *rows *k);
+    r->bytes = DLRNI_NEW(ctx, int64_t, ranks);
+    return r->own.best && r->all.best && r->own.kept && r->all.kept && r->own.product &&
+                   r->number && r->left && r->norm && r->index && r->cosine && r->indices &&
+                   r->cosines && r->bytes
+               ? DLRN_OK
+               : DLRN_ERR_MEMORY;
+}
+
+/* The block's rows of a, on all ranks. A number is that of one rank and zeros, so the sum is
+   exact. at: the part's first feature in the whole. */
+DLRNI_INTERNAL dlrn_status dlrni_search_rows(dlrni_search_ranks *r, const dlrn_dictionary *a,
+                                             int64_t at, int role) {
+    const int64_t d = r->own.a.width, rows = r->own.rows;
+    memset(r->left, 0, (size_t)(rows * d) * sizeof *r->left);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t own = dlrni_own_feature(a, r->number[i] - at);
+        if (own >= 0)
+            memcpy(r->left + i * d, a->param[role] + own * d, (size_t)d * sizeof *r->left);
+    }
+    DLRNI_TRY(dlrni_sum_ranks(a->ctx, DLRN_F32, r->left, rows * d));
+    for (int64_t i = 0; i < rows; i++) r->norm[i] = dlrn_norm(a->ctx, r->left + i * d, d);
+    return DLRN_OK;
+}
+
+/* This rank's best for the block. */
+DLRNI_INTERNAL dlrn_status dlrni_search_own(dlrni_search_ranks *r, int64_t k, int64_t at) {
+    dlrni_search *s = &r->own;
+    memset(s->kept, 0, (size_t)s->n * sizeof *s->kept);
+    for (s->j0 = 0; s->j0 < s->b.n; s->j0 += DLRNI_NEAREST_COLS) {
+        s->cols = dlrni_min(DLRNI_NEAREST_COLS, s->b.n - s->j0);
+        DLRNI_TRY(dlrni_near_block(s, r->left));
+    }
+    dlrni_near_results(s, k, at, r->index, r->cosine);
+    return DLRN_OK;
+}
+
+/* The best of all ranks for the block. s: whether this rank has come so far. */
+DLRNI_INTERNAL dlrn_status dlrni_search_join(dlrni_search_ranks *r, int64_t k, int32_t *index,
+                                             float *cosine, dlrn_status s) {
+    dlrn_context *ctx = r->own.ctx;
+    const int64_t ranks = dlrni_ranks(ctx), size = r->own.rows * k;
+    DLRNI_TRY(dlrni_agree(ctx, s));
+    for (int64_t q = 0; q < ranks; q++) r->bytes[q] = size * (int64_t)sizeof *index;
+    DLRNI_TRY(dlrni_gather_ranks(ctx, r->index, r->bytes, r->indices));
+    DLRNI_TRY(dlrni_gather_ranks(ctx, r->cosine, r->bytes, r->cosines)); /* as wide */
+    r->all.n = r->own.rows;
+    memset(r->all.kept, 0, (size_t)r->all.n * sizeof *r->all.kept);
+    for (int64_t p = 0; p < ranks * size; p++) {
+        const int64_t i = p % size / k;
+        if (r->indices[p] >= 0)
+            dlrni_keep_best(r->all.best + i * r->all.k, &r->all.kept[i], r->all.k, r->indices[p],
+                            r->cosines[p]);
+    }
+    dlrni_near_results(&r->all, k, 0, index, cosine);
+    return DLRN_OK;
+}
+
+/* dlrni_nearest_of over ranks: list, n and results are those of all, at_a and at_b in the whole. */
+DLRNI_INTERNAL dlrn_status dlrni_nearest_together(const dlrn_dictionary *a, int64_t at_a,
+                                                  const dlrn_dictionary *b, int64_t at_b, int role,
+                                                  const int64_t *list, int64_t n, int64_t k,
+                                                  int32_t *index, float *cosine) {
+    const int64_t width = dlrni_extent(a, dlrni_role_table[role].cols);
+    dlrni_search_ranks r;
+    memset(&r, 0, sizeof r);
+    dlrn_status s = dlrni_search_ranks_alloc(&r, a->ctx, b, width, n, k);
+    s = dlrni_agree(a->ctx, s);
+    dlrni_search *own = &r.own;
+    own->ctx = a->ctx;
+    own->same = a == b;
+    own->list = r.number; /* of a row itself, among this rank's rows of b */
+    own->first = at_a + a->span_at;
+    own->a.width = width;
+    own->a.norm = r.norm;
+    if (s == DLRN_OK)
+        own->b = dlrni_directions_of(b, role, NULL, 0, b->features,
+                                     r.norm + dlrni_min(DLRNI_NEAREST_ROWS, n));
+    for (int64_t i = 0; i < n && s == DLRN_OK; i += own->rows) {
+        own->n = own->rows = dlrni_min(DLRNI_NEAREST_ROWS, n - i);
+        for (int64_t q = 0; q < own->rows; q++) r.number[q] = list ? list[i + q] : at_a + i + q;
+        s = dlrni_search_rows(&r, a, at_a, role);
+        if (s == DLRN_OK) s = dlrni_search_own(&r, k, at_b + b->span_at);
+        s = dlrni_search_join(&r, k, index + i * k, cosine + i * k, s);
+    }
+    dlrni_search_ranks_free(a->ctx, &r);
+    return s;
+}
+
 /* The search in two dictionaries without parts, or in two parts, which begin at features at_a and
    at_b of the whole. list and results are in numbers of the whole. */
 DLRNI_INTERNAL dlrn_status dlrni_nearest_of(const dlrn_dictionary *a, int64_t at_a,
                                             const dlrn_dictionary *b, int64_t at_b, int role,
                                             const int64_t *list, int64_t n, int64_t k,
                                             int32_t *index, float *cosine) {
+    if (dlrni_ranks(a->ctx) > 1)
+        return dlrni_nearest_together(a, at_a, b, at_b, role, list, n, k, index, cosine);
     dlrni_search s;
     float *norm = DLRNI_NEW(a->ctx, float, n + b->features);
     if (!norm) return DLRN_ERR_MEMORY;
@@ -10042,17 +10372,17 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
                                                int role, const int64_t *list, int64_t n,
                                                int64_t k) {
     const char *const place = "dlrn_nearest";
-    DLRNI_TRY(dlrni_expect_alone(a->ctx, place));
+    const int64_t F = dlrni_all_features(a);
     DLRNI_REQUIRE_IN(a->ctx, place, role == DLRN_ENCODER || role == DLRN_DECODER,
                      "role: expected DLRN_ENCODER or DLRN_DECODER");
     DLRNI_REQUIRE_IN(a->ctx, place, k > 0, "k: expected a number from 1");
-    DLRNI_REQUIRE_IN(a->ctx, place, list ? n >= 0 : n == a->features,
+    DLRNI_REQUIRE_IN(a->ctx, place, list ? n >= 0 : n == F,
                      "n: expected the length of the list, or without one the number of features");
     for (int64_t i = 0; list && i < n; i++)
-        if (list[i] < 0 || list[i] >= a->features)
+        if (list[i] < 0 || list[i] >= F)
             return dlrn_fail(a->ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_nearest: list: expected features from 0 to %lld, found %lld",
-                             (long long)a->features - 1, (long long)list[i]);
+                             (long long)F - 1, (long long)list[i]);
     if (a->n_parts != b->n_parts)
         return dlrn_fail(a->ctx, DLRN_ERR_SHAPE,
                          "dlrn_nearest: expected as many parts in both, found %lld and %lld",
@@ -10065,14 +10395,20 @@ DLRNI_INTERNAL dlrn_status dlrni_check_nearest(const dlrn_dictionary *a, const d
     return DLRN_OK;
 }
 
-/* How many places of a list, from `at` on, name features of one part: they are searched at once. */
-DLRNI_INTERNAL int64_t dlrni_run_of_part(const dlrn_part *part, const int64_t *list, int64_t at,
-                                         int64_t n) {
+/* How many places of a list, from `at` on, name features first .. end of one part: they are
+   searched at once. */
+DLRNI_INTERNAL int64_t dlrni_run_of_part(int64_t first, int64_t end, const int64_t *list,
+                                         int64_t at, int64_t n) {
     int64_t i = at;
-    while (i < n && list[i] >= part->feature_at &&
-           list[i] < part->feature_at + part->dict->features)
-        i++;
+    while (i < n && list[i] >= first && list[i] < end) i++;
     return i - at;
+}
+
+/* The first feature of part p in the whole; of p = n_parts, the number of all. */
+DLRNI_INTERNAL int64_t dlrni_part_at(const dlrn_dictionary *dict, int64_t p) {
+    int64_t at = 0;
+    for (int64_t q = 0; q < p; q++) at += dlrni_all_features(dict->part[q].dict);
+    return at;
 }
 
 /* Part after part; a list is walked in its order, so that one sorted by part is fastest. */
@@ -10081,12 +10417,12 @@ DLRNI_INTERNAL dlrn_status dlrni_nearest_parts(const dlrn_dictionary *a, const d
                                                int32_t *index, float *cosine) {
     int64_t p = 0;
     for (int64_t i = 0, run; i < n; i += run, p = (p + 1) % a->n_parts) {
-        const dlrn_part *of = &a->part[p];
-        run = list ? dlrni_run_of_part(of, list, i, n) : of->dict->features;
+        const int64_t at = dlrni_part_at(a, p), end = dlrni_part_at(a, p + 1);
+        run = list ? dlrni_run_of_part(at, end, list, i, n) : end - at;
         if (run)
-            DLRNI_TRY(dlrni_nearest_of(of->dict, of->feature_at, b->part[p].dict,
-                                       b->part[p].feature_at, role, list ? list + i : NULL, run, k,
-                                       index + i * k, cosine + i * k));
+            DLRNI_TRY(dlrni_nearest_of(a->part[p].dict, at, b->part[p].dict, dlrni_part_at(b, p),
+                                       role, list ? list + i : NULL, run, k, index + i * k,
+                                       cosine + i * k));
     }
     return DLRN_OK;
 }
@@ -21934,6 +22270,7 @@ DLRN_API dlrn_status dlrn_source_finite(dlrn_context *ctx, const dlrn_source *so
     out->d_in = inner.d_in;
     out->d_out = inner.d_out;
     out->rows = inner.rows;
+    out->collective = inner.collective;
     out->read = dlrni_finite_read;
     /* without these the filter must not promise them either */
     if (inner.position) out->position = dlrni_finite_position;
@@ -22398,8 +22735,12 @@ DLRNI_INTERNAL void dlrni_buffer_store(dlrn_buffer *b, int64_t n) {
 DLRNI_INTERNAL dlrn_status dlrni_buffer_read(dlrn_buffer *b, int64_t goal) {
     while (!b->ended && b->unread < goal) {
         int64_t n, want = dlrni_min(dlrni_buffer_chunk(&b->cfg), goal - b->unread);
+        const int grows = b->segments << b->shift < b->unread + want;
         /* memory first: rows that have come must not be lost */
-        DLRNI_TRY(dlrni_buffer_reserve(b, b->unread + want));
+        dlrn_status s = dlrni_buffer_reserve(b, b->unread + want);
+        /* a rank without memory must not be waited for within the source */
+        if (grows && b->source.collective) s = dlrni_agree(b->ctx, s);
+        DLRNI_TRY(s);
         DLRNI_TRY(dlrni_buffer_receive(b, want, &n));
         dlrni_buffer_store(b, n);
     }
@@ -25059,7 +25400,7 @@ DLRNI_INTERNAL void dlrni_decode_levels(dlrn_trainer *t, const dlrni_slab *slab,
     }
 }
 
-/* x_hat of some rows before their features: the output bias, and the share of a skip (or NULL). */
+/* x_hat of some rows before their features: the output bias, and what a skip adds (or NULL). */
 DLRNI_INTERNAL void dlrni_begin_rows(dlrn_trainer *t, const float *skip, int64_t i0, int64_t rows,
                                      float *e) {
     const dlrn_dictionary *dict = t->dict;
@@ -25297,7 +25638,7 @@ DLRNI_INTERNAL dlrn_status dlrni_begin_codes(dlrn_trainer *t) {
 }
 
 /* ---- Several ranks ----
-   Each adds up its own atoms to its share of x_hat; the shares are summed, stretch after stretch,
+   Each adds up its own atoms to its partial sum of x_hat; these are added, stretch after stretch,
    while the next stretch is decoded. Sums of rows and figures go in one message beside. Then all
    ranks compute the same errors from the same numbers. */
 
@@ -25359,9 +25700,9 @@ DLRNI_INTERNAL int64_t dlrni_summed_arrays(const dlrn_trainer *t) {
 DLRNI_INTERNAL dlrn_status dlrni_begin_sums(dlrn_trainer *t, int64_t i0, int64_t rows,
                                             void **request) {
     const dlrni_batch *b = &t->w.batch;
-    const int64_t d = t->dict->d_out, shares = dlrni_summed_arrays(t);
-    for (int64_t a = 0; a < shares; a++) {
-        float *from = !a ? b->e : b->e2 && a == shares - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
+    const int64_t d = t->dict->d_out, arrays = dlrni_summed_arrays(t);
+    for (int64_t a = 0; a < arrays; a++) {
+        float *from = !a ? b->e : b->e2 && a == arrays - 1 ? b->e2 : b->level + (a - 1) * b->n * d;
         DLRNI_TRY(
             dlrni_reduce(t->ctx, DLRN_REDUCE_SUM, DLRN_F32, from + i0 * d, rows * d, &request[a]));
     }
@@ -25385,10 +25726,10 @@ DLRNI_INTERNAL void dlrni_end_block(void *arg, int64_t block, int worker) {
 /* Waits for the sums of all stretches; each then gets its errors. After an error the rest is waited
    for, too: memory must not be freed under a sum. */
 DLRNI_INTERNAL dlrn_status dlrni_end_sums(dlrn_trainer *t, dlrn_status s) {
-    const int64_t n = t->w.batch.n, shares = dlrni_summed_arrays(t);
+    const int64_t n = t->w.batch.n, arrays = dlrni_summed_arrays(t);
     void **request = t->w.request;
     for (int64_t i0 = 0; i0 < n; i0 += DLRNI_STRETCH) {
-        for (int64_t a = 0; a < shares; a++, request++) {
+        for (int64_t a = 0; a < arrays; a++, request++) {
             const dlrn_status own = dlrni_wait_ranks(t->ctx, *request);
             if (s == DLRN_OK) s = own;
         }
@@ -25433,15 +25774,15 @@ DLRNI_INTERNAL dlrn_status dlrni_late_stretch(dlrn_trainer *t, int64_t i0) {
    until all know. late: there are no lists yet. */
 DLRNI_INTERNAL dlrn_status dlrni_sum_waves(dlrn_trainer *t, dlrn_status s, int late) {
     dlrni_work *w = &t->w;
-    const int64_t n = w->batch.n, shares = dlrni_summed_arrays(t),
+    const int64_t n = w->batch.n, arrays = dlrni_summed_arrays(t),
                   all = dlrni_ceil_div(n, DLRNI_STRETCH);
     dlrn_status sums = DLRN_OK;
-    memset(w->request, 0, (size_t)(shares * all) * sizeof *w->request);
+    memset(w->request, 0, (size_t)(arrays * all) * sizeof *w->request);
     for (int64_t i = 0; i < all && sums == DLRN_OK; i++) {
         const int64_t i0 = i * DLRNI_STRETCH, rows = dlrni_min(DLRNI_STRETCH, n - i0);
         if (late && s == DLRN_OK) s = dlrni_late_stretch(t, i0);
         if (!t->part && s == DLRN_OK) dlrni_some_slabs(t, i0, i0 + rows, dlrni_decode_slab);
-        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * shares);
+        if (!t->whole) sums = dlrni_begin_sums(t, i0, rows, w->request + i * arrays);
     }
     w->codes.from = 0;
     w->codes.to = w->codes.stretches;
@@ -25921,8 +26262,8 @@ DLRNI_INTERNAL void dlrni_aux_keep(const dlrni_aux_chunk *h, int64_t i, float *f
             f[p] = 0;
 }
 
-/* Task: this rank's share of the output of a block of the rows in hand. */
-DLRNI_INTERNAL void dlrni_aux_share(void *arg, int64_t task, int worker) {
+/* Task: this rank's partial sum of the output of a block of the rows in hand. */
+DLRNI_INTERNAL void dlrni_aux_partial(void *arg, int64_t task, int worker) {
     const dlrni_aux_chunk *h = (const dlrni_aux_chunk *)arg;
     const dlrn_trainer *t = h->t;
     const dlrni_aux_loss *a = &h->a;
@@ -25957,7 +26298,7 @@ DLRNI_INTERNAL dlrn_status dlrni_aux_pass(dlrni_aux_chunk *h) {
     DLRNI_TRY(h->t->rules.auxiliary->rank
                   ? dlrni_joint_find(ctx, j, dlrni_min(dlrni_auxk_of(h->t), h->a.all))
                   : dlrni_max_ranks(ctx, DLRN_F32, j->count, h->rows));
-    dlrn_parallel_for(ctx, tasks, dlrni_aux_share, h);
+    dlrn_parallel_for(ctx, tasks, dlrni_aux_partial, h);
     DLRNI_TRY(dlrni_sum_ranks(ctx, DLRN_F32, h->a.e + h->first * d, h->rows * d));
     dlrn_parallel_for(ctx, tasks, dlrni_aux_end, h);
     return DLRN_OK;
@@ -27040,7 +27381,7 @@ DLRNI_INTERNAL dlrn_status dlrni_bias_gradients(dlrn_trainer *t) {
     dlrni_work *w = &t->w;
     int64_t d = t->dict->d_in;
     const int tied = t->dict->formula.center == DLRN_CENTER_OUTPUT_BIAS;
-    /* of several ranks each has its features' share */
+    /* of several ranks each has the partial sum of its features */
     const int apart = !tied || dlrni_ranks(t->ctx) > 1;
     float *center = apart ? w->center_grad : w->output_grad;
     dlrni_each_column(t, t->dict->d_out, w->batch.n, dlrni_output_gradient, NULL);
@@ -32022,7 +32363,12 @@ DLRN_API dlrn_status dlrn_evaluate(const dlrn_dictionary *dict, const dlrn_eval_
    order, and the row is what features are compared on. So a pass over the store gathers the
    firings of as many features as fit in memory. Every sum is taken in row order, in double, where
    the product of two floats is exact. Therefore neither threads nor kernels nor the grouping of
-   contexts into calls change a bit, and FMA does not, either. */
+   contexts into calls change a bit, and FMA does not, either.
+
+   Over ranks each encodes by its own features, and the codes are gathered: every rank has the store
+   and the totals of all. The sums with coordinates of x are those of a rank's own features; a
+   report gets them from the ranks that have them. So every rank makes all reports, with the bits of
+   one process. */
 
 /* Sizes. Rows and codes at a time: enough to share among threads, and 32 MB at most for the codes
    and their transpose. A block of the store: from 64 KB, so that a small survey takes little, to 16
@@ -32036,7 +32382,8 @@ enum {
     DLRNI_SURVEY_IDS = 1 << 18,       /* tokens of a block                                       */
     DLRNI_SURVEY_MAX_COUNT = 1 << 16, /* of bins, examples, ...: lists of that length are sorted */
     DLRNI_SURVEY_BATCH = 128,         /* features that SAEDashboard compares with each other     */
-    DLRNI_SURVEY_NEURONS = 3
+    DLRNI_SURVEY_NEURONS = 3,
+    DLRNI_ELSEWHERE = INT32_MAX /* the place of a feature whose sums another rank has */
 };
 
 /* Some rows of the store, one after another: how many codes, their features, their values (the
@@ -32057,10 +32404,12 @@ typedef struct dlrni_by_feature {
 struct dlrn_survey {
     dlrn_context *ctx;
     const dlrn_dictionary *dict; /* borrowed */
+    int64_t F;                   /* its features, over ranks of all */
     dlrn_survey_config cfg;      /* its `features` and `scratch` are copies */
     int closed;                  /* 1: a call failed; 2: there was a report */
     dlrn_encoder *encoder;
-    dlrn_sparse codes; /* of the rows in hand */
+    dlrn_sparse codes; /* of the rows in hand                        */
+    dlrn_sparse own;   /* over ranks: those of this rank's features  */
     dlrni_by_feature by;
     int64_t
         *row_at; /* [rows in hand] words of a row in the store, then where it begins in its block */
@@ -32069,9 +32418,9 @@ struct dlrn_survey {
     dlrn_feature_totals *totals; /* [F]                                                        */
     double *every;               /* [F][2] compat: sum and sum of squares over all rows, or NULL */
     int64_t *stored;             /* [F] codes in the store                                     */
-    int32_t *place;              /* [F] a feature's place in xy; -1: never reported on         */
-    int64_t places;
-    double *xy;                /* [places][d_in] sums of f x, or NULL               */
+    int32_t *place; /* [F] a feature's place in xy; -1: never reported on                      */
+    int64_t places; /* of this rank                                                            */
+    double *xy;     /* [places][d_in] sums of f x, or NULL               */
     double *x_sum, *x_squares; /* [d_in] of x                                       */
     int64_t *start;            /* [contexts + 1]                                    */
     int32_t **id;              /* [id_blocks] tokens; ~token: the row is left out   */
@@ -32100,6 +32449,7 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
     dlrn_context *ctx = s->ctx;
     dlrn_encoder_destroy(s->encoder);
     dlrn_sparse_free(&s->codes);
+    dlrn_sparse_free(&s->own);
     /* after an error while it was made, what is missing is NULL or 0 */
     for (int64_t i = 0; i < s->blocks; i++) dlrn_free(ctx, s->block[i].word);
     for (int64_t i = 0; i < s->id_blocks; i++) dlrn_free(ctx, s->id[i]);
@@ -32126,7 +32476,6 @@ DLRN_API void dlrn_survey_destroy(dlrn_survey *s) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
                                               const dlrn_survey_config *cfg) {
     const char *const place = "dlrn_survey_create";
-    DLRNI_TRY(dlrni_expect_alone(dict->ctx, place));
     /* their products with one another and with threads fit 64 bits */
     const int64_t counts[] = {cfg->bins,         cfg->top,    cfg->intervals,
                               cfg->per_interval, cfg->tokens, cfg->together};
@@ -32139,10 +32488,10 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_check(const dlrn_dictionary *dict,
     DLRNI_REQUIRE_IN(dict->ctx, place, cfg->features ? cfg->n_features >= 0 : cfg->n_features == 0,
                      "n_features must be the number of features, which is 0 without any");
     for (int64_t i = 0; i < cfg->n_features; i++)
-        if (cfg->features[i] < 0 || cfg->features[i] >= dict->features)
+        if (cfg->features[i] < 0 || cfg->features[i] >= dlrni_all_features(dict))
             return dlrn_fail(dict->ctx, DLRN_ERR_ARGUMENT,
                              "%s: expected features below %lld, found %lld", place,
-                             (long long)dict->features, (long long)cfg->features[i]);
+                             (long long)dlrni_all_features(dict), (long long)cfg->features[i]);
     return DLRN_OK;
 }
 
@@ -32168,16 +32517,18 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_copy(dlrn_survey *s, const dlrn_survey_c
 
 /* Gives each feature that may be reported on a place, in the order of their numbers. */
 DLRNI_INTERNAL void dlrni_survey_places(dlrn_survey *s) {
-    const int64_t F = s->dict->features;
+    const int64_t F = s->F;
     /* 0 marks a feature at first: a list may be in any order, and repeat itself */
     for (int64_t f = 0; f < F; f++) s->place[f] = s->cfg.features ? -1 : 0;
     for (int64_t i = 0; i < s->cfg.n_features; i++) s->place[s->cfg.features[i]] = 0;
     for (int64_t f = 0; f < F; f++)
-        if (s->place[f] == 0) s->place[f] = (int32_t)s->places++;
+        if (s->place[f] == 0)
+            s->place[f] =
+                dlrni_own_feature(s->dict, f) < 0 ? DLRNI_ELSEWHERE : (int32_t)s->places++;
 }
 
 DLRNI_INTERNAL dlrn_status dlrni_survey_alloc(dlrn_survey *s, const dlrn_survey_config *cfg) {
-    const int64_t F = s->dict->features, d = s->dict->d_in;
+    const int64_t F = s->F, d = s->dict->d_in;
     int64_t sums = 0;
     DLRNI_TRY(dlrni_survey_copy(s, cfg));
     s->totals = DLRNI_NEW_ZERO(s->ctx, dlrn_feature_totals, F);
@@ -32212,10 +32563,15 @@ DLRN_API dlrn_status dlrn_survey_create(const dlrn_dictionary *dict, const dlrn_
     if (!cfg) cfg = &defaults;
     DLRNI_TRY(dlrni_survey_check(dict, cfg));
     dlrn_survey *s = DLRNI_NEW_ZERO(dict->ctx, dlrn_survey, 1);
-    if (!s) return DLRN_ERR_MEMORY;
+    dlrn_status status = dlrni_agree(dict->ctx, s ? DLRN_OK : DLRN_ERR_MEMORY);
+    if (status != DLRN_OK) {
+        dlrn_free(dict->ctx, s);
+        return status;
+    }
     s->ctx = dict->ctx;
     s->dict = dict;
-    dlrn_status status = dlrni_survey_alloc(s, cfg);
+    s->F = dlrni_all_features(dict);
+    status = dlrni_agree(s->ctx, dlrni_survey_alloc(s, cfg));
     if (status == DLRN_OK)
         *out = s;
     else
@@ -32385,7 +32741,7 @@ typedef struct dlrni_range_codes {
 } dlrni_range_codes;
 
 DLRNI_INTERNAL dlrni_range_codes dlrni_range_of(const dlrni_survey_job *j, int64_t range) {
-    const int64_t F = j->s->dict->features;
+    const int64_t F = j->s->F;
     const dlrni_range_codes r = {dlrni_range_from(range, j->ranges, F),
                                  dlrni_range_from(range + 1, j->ranges, F), 0, 0};
     return r;
@@ -32432,7 +32788,7 @@ DLRNI_INTERNAL void dlrni_transpose_fill(void *arg, int64_t range, int worker) {
 DLRNI_INTERNAL dlrn_status dlrni_survey_transpose(dlrni_survey_job *j) {
     dlrn_survey *s = j->s;
     const dlrn_sparse *c = &s->codes;
-    const int64_t F = s->dict->features, n = c->row_ptr[c->rows];
+    const int64_t F = s->F, n = c->row_ptr[c->rows];
     /* a code is read from anywhere, and written to anywhere */
     const double ns = dlrni_ns(n, 5) + (double)c->rows;
     dlrni_by_feature *by = &s->by;
@@ -32533,7 +32889,8 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
     dlrn_survey *s = j->s;
     dlrn_feature_totals *t = &s->totals[f];
     const int64_t d = s->dict->d_in;
-    double *xy = s->xy && s->place[f] >= 0 ? s->xy + s->place[f] * d : NULL;
+    const int has_sums = s->xy && s->place[f] >= 0 && s->place[f] != DLRNI_ELSEWHERE;
+    double *xy = has_sums ? s->xy + s->place[f] * d : NULL;
     if (dlrni_survey_stores(s, f)) s->stored[f] += s->by.at[f + 1] - s->by.at[f];
     for (int64_t p = s->by.at[f]; p < s->by.at[f + 1]; p++) {
         const float v = s->by.value[p];
@@ -32557,7 +32914,7 @@ DLRNI_INTERNAL void dlrni_survey_feature(const dlrni_survey_job *j, int64_t f) {
 /* Task: a group of features. */
 DLRNI_INTERNAL void dlrni_survey_group(void *arg, int64_t group, int worker) {
     const dlrni_survey_job *j = (const dlrni_survey_job *)arg;
-    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, j->s->dict->features);
+    const int64_t end = dlrni_min((group + 1) * DLRNI_GROUP, j->s->F);
     (void)worker;
     for (int64_t f = group * DLRNI_GROUP; f < end; f++) dlrni_survey_feature(j, f);
 }
@@ -32592,12 +32949,21 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_finite(const dlrn_survey *s) {
                      (long long)(s->rows + row), (long long)c->col[bad], (double)c->val[bad]);
 }
 
+/* The codes of n rows, which are encoded together: over ranks of all features. */
+DLRNI_INTERNAL dlrn_status dlrni_survey_encode(dlrni_survey_job *j) {
+    dlrn_survey *s = j->s;
+    const int together = dlrni_ranks(s->ctx) > 1;
+    dlrn_sparse *own = together ? &s->own : &s->codes;
+    DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, own, NULL));
+    return together ? dlrn_gather_codes(s->dict, own, &s->codes) : DLRN_OK;
+}
+
 /* Takes n rows, which are encoded together. */
 DLRNI_INTERNAL dlrn_status dlrni_survey_rows(dlrni_survey_job *j) {
     dlrn_survey *s = j->s;
     const dlrn_sparse *c = &s->codes;
-    const int64_t F = s->dict->features, d = s->dict->d_in;
-    DLRNI_TRY(dlrn_encoder_run(s->encoder, j->x, j->n, NULL, &s->codes, NULL));
+    const int64_t F = s->F, d = s->dict->d_in;
+    DLRNI_TRY(dlrni_survey_encode(j));
     /* before anything is counted */
     DLRNI_TRY(dlrni_survey_finite(s));
     DLRNI_TRY(dlrni_survey_transpose(j));
@@ -32619,7 +32985,7 @@ DLRNI_INTERNAL dlrn_status dlrni_survey_sweep(dlrn_survey *s, const float *x,
     for (int64_t i = 0, rows; i < n; i += rows) {
         /* before the first rows all features count as active */
         const int64_t before = s->codes.row_ptr ? s->codes.row_ptr[s->codes.rows] : 0;
-        const int64_t each = before ? before / s->codes.rows + 1 : s->dict->features;
+        const int64_t each = before ? before / s->codes.rows + 1 : s->F;
         rows = dlrni_max(DLRNI_BLOCK, dlrni_min(DLRNI_SURVEY_ROWS, DLRNI_SURVEY_CODES / each));
         rows = dlrni_min(rows, n - i);
         dlrni_survey_job j = {s, x + i * s->dict->d_in, keep ? keep + i : NULL, rows, 1, 0, 0};
@@ -32703,7 +33069,8 @@ DLRN_API dlrn_status dlrn_survey_add(dlrn_survey *s, const float *x, const int32
     DLRNI_REQUIRE(s->ctx, !s->closed, "an earlier call failed: start again with a new survey");
     DLRNI_REQUIRE(s->ctx, contexts >= 0 && (start || !contexts), "start must not be NULL");
     if (!contexts) return DLRN_OK;
-    const dlrn_status status = dlrni_survey_take(s, x, id, start, contexts, keep);
+    const dlrn_status status =
+        dlrni_agree(s->ctx, dlrni_survey_take(s, x, id, start, contexts, keep));
     /* some of the rows may be counted, and nobody knows which */
     s->closed = status != DLRN_OK;
     return status;
@@ -32752,14 +33119,14 @@ DLRNI_INTERNAL int32_t dlrni_survey_id(const dlrn_survey *s, int64_t row) {
 DLRNI_INTERNAL int64_t dlrni_slot_bytes(const dlrn_survey *s, int64_t feature) {
     const int64_t each = (int64_t)(sizeof(int64_t) + sizeof(float));
     return s->stored[feature] * each +
-           (s->cfg.together ? s->dict->features * (int64_t)sizeof(dlrni_overlap) : 0);
+           (s->cfg.together ? s->F * (int64_t)sizeof(dlrni_overlap) : 0);
 }
 
 /* Takes features from list[begin] on into the block: as many as fit, and at least one. A feature
    that is listed twice gets two blocks. */
 DLRNI_INTERNAL dlrn_status dlrni_report_block(dlrni_reporting *r) {
     dlrn_survey *s = r->s;
-    const int64_t F = s->dict->features, room = s->cfg.memory - s->block_bytes;
+    const int64_t F = s->F, room = s->cfg.memory - s->block_bytes;
     int64_t budget = dlrni_max(room, s->cfg.memory / 4), overlaps = 0;
     /* of the block before */
     for (int64_t f = 0; f < F; f++) r->slot[f] = -1;
@@ -32798,7 +33165,7 @@ DLRNI_INTERNAL int64_t dlrni_chunk_codes(const dlrni_reporting *r, int64_t row, 
    counts for it. */
 DLRNI_INTERNAL void dlrni_index_count(void *arg, int64_t range, int worker) {
     const dlrni_reporting *r = (const dlrni_reporting *)arg;
-    const int64_t F = r->s->dict->features, from = dlrni_range_from(range, r->ranges, F);
+    const int64_t F = r->s->F, from = dlrni_range_from(range, r->ranges, F);
     const int64_t to = dlrni_range_from(range + 1, r->ranges, F);
     (void)worker;
     for (int64_t i = 0, n; i < r->rows; i++) {
@@ -32811,7 +33178,7 @@ DLRNI_INTERNAL void dlrni_index_count(void *arg, int64_t range, int worker) {
 /* Task: writes them to where they belong. */
 DLRNI_INTERNAL void dlrni_index_fill(void *arg, int64_t range, int worker) {
     const dlrni_reporting *r = (const dlrni_reporting *)arg;
-    const int64_t F = r->s->dict->features, from = dlrni_range_from(range, r->ranges, F);
+    const int64_t F = r->s->F, from = dlrni_range_from(range, r->ranges, F);
     const int64_t to = dlrni_range_from(range + 1, r->ranges, F);
     (void)worker;
     for (int64_t i = 0, n; i < r->rows; i++) {
@@ -32850,7 +33217,7 @@ DLRNI_INTERNAL dlrn_status dlrni_report_index(dlrni_reporting *r, int64_t words)
 DLRNI_INTERNAL void dlrni_report_gather(void *arg, int64_t slot, int worker) {
     dlrni_reporting *r = (dlrni_reporting *)arg;
     const dlrn_survey *s = r->s;
-    dlrni_overlap *overlaps = r->overlap ? r->overlap + slot * s->dict->features : NULL;
+    dlrni_overlap *overlaps = r->overlap ? r->overlap + slot * s->F : NULL;
     int64_t to = r->fire[slot] + r->filled[slot];
     (void)worker;
     for (int64_t e = r->entry_at[slot]; e < r->entry_at[slot + 1]; e++) {
@@ -32935,7 +33302,8 @@ typedef struct dlrni_report_group {
     dlrn_example *example;
     dlrn_token_mean *by_mean, *by_share;
     dlrn_companion *companion, *neuron;
-    dlrni_report_scratch *scratch; /* [threads] */
+    double *xy;                    /* [size][d_in] over ranks, with cfg.neurons; or NULL */
+    dlrni_report_scratch *scratch; /* [threads]                                          */
     int32_t *token;                /* windows */
     float *value;
     int64_t token_cap, value_cap;
@@ -33235,14 +33603,14 @@ DLRNI_INTERNAL int64_t dlrni_partner_of(const dlrni_reporting *r, int64_t slot, 
 
 DLRNI_INTERNAL int64_t dlrni_batch_size(const dlrni_reporting *r, int64_t slot) {
     const int64_t batch = (r->begin + slot) / DLRNI_SURVEY_BATCH * DLRNI_SURVEY_BATCH;
-    return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->dict->features;
+    return r->s->cfg.compat ? dlrni_min(DLRNI_SURVEY_BATCH, r->n - batch) : r->s->F;
 }
 
 /* How a slot's feature goes with another one; 0: there is no correlation. */
 DLRNI_INTERNAL int dlrni_report_pair(const dlrni_reporting *r, int64_t slot, int64_t other,
                                      dlrn_companion *out) {
     const dlrn_survey *s = r->s;
-    const int64_t F = s->dict->features, feature = r->list[r->begin + slot];
+    const int64_t F = s->F, feature = r->list[r->begin + slot];
     const dlrni_overlap *with = &r->overlap[slot * F + other];
     memset(out, 0, sizeof *out);
     out->index = (int32_t)other;
@@ -33268,24 +33636,24 @@ DLRNI_INTERNAL void dlrni_report_companions(const dlrni_reporting *r, int64_t sl
 }
 
 /* How a feature goes with a coordinate of x; 0: there is no correlation. */
-DLRNI_INTERNAL int dlrni_report_coordinate(const dlrn_survey *s, int64_t feature, int64_t i,
-                                           dlrn_companion *out) {
+DLRNI_INTERNAL int dlrni_report_coordinate(const dlrn_survey *s, int64_t feature, const double *xy,
+                                           int64_t i, dlrn_companion *out) {
     const dlrni_moments x = {s->x_sum[i], s->x_squares[i]};
     memset(out, 0, sizeof *out);
     out->index = (int32_t)i;
-    return dlrni_correlate(s, dlrni_moments_of(s, feature), x,
-                           s->xy[s->place[feature] * s->dict->d_in + i], out);
+    return dlrni_correlate(s, dlrni_moments_of(s, feature), x, xy[i], out);
 }
 
-DLRNI_INTERNAL void dlrni_report_neurons(const dlrn_survey *s, int64_t feature,
+/* xy [d_in]: the feature's sums, or NULL. */
+DLRNI_INTERNAL void dlrni_report_neurons(const dlrn_survey *s, int64_t feature, const double *xy,
                                          dlrn_feature_report *out, dlrn_companion *neuron,
                                          const dlrni_report_scratch *w) {
     dlrn_companion c;
-    for (int64_t i = 0; s->xy && i < s->dict->d_in; i++)
-        if (dlrni_report_coordinate(s, feature, i, &c))
+    for (int64_t i = 0; xy && i < s->dict->d_in; i++)
+        if (dlrni_report_coordinate(s, feature, xy, i, &c))
             dlrni_rank(w->list, &out->neurons, DLRNI_SURVEY_NEURONS, c.pearson, i);
     for (int64_t i = 0; i < out->neurons; i++)
-        (void)dlrni_report_coordinate(s, feature, w->list[i].index, &neuron[i]);
+        (void)dlrni_report_coordinate(s, feature, xy, w->list[i].index, &neuron[i]);
 }
 
 DLRNI_INTERNAL dlrni_firings dlrni_firings_of(const dlrni_reporting *r, int64_t slot) {
@@ -33293,6 +33661,29 @@ DLRNI_INTERNAL dlrni_firings dlrni_firings_of(const dlrni_reporting *r, int64_t 
     const dlrni_firings f = {r->s, r->list[r->begin + slot], r->filled[slot], r->place + begin,
                              r->value + begin};
     return f;
+}
+
+/* The sums of report i with the coordinates of x; NULL: there are none. */
+DLRNI_INTERNAL const double *dlrni_report_xy(const dlrni_report_group *g, int64_t i) {
+    const dlrn_survey *s = g->r->s;
+    const int64_t feature = g->r->list[g->r->begin + g->begin + i];
+    if (g->xy) return g->xy + i * s->dict->d_in;
+    return s->xy ? s->xy + s->place[feature] * s->dict->d_in : NULL;
+}
+
+/* Over ranks: these sums of the group's features, from the ranks that have them. A number is
+   that of one rank and zeros, so the sum is exact. */
+DLRNI_INTERNAL dlrn_status dlrni_report_hear(dlrni_report_group *g) {
+    const dlrn_survey *s = g->r->s;
+    const int64_t d = s->dict->d_in;
+    DLRNI_TRY(dlrni_agree(s->ctx, DLRN_OK));
+    memset(g->xy, 0, (size_t)(g->size * d) * sizeof *g->xy);
+    for (int64_t i = 0; i < g->size; i++) {
+        const int32_t place = s->place[g->r->list[g->r->begin + g->begin + i]];
+        if (place != DLRNI_ELSEWHERE)
+            memcpy(g->xy + i * d, s->xy + place * d, (size_t)d * sizeof *g->xy);
+    }
+    return dlrni_sum_ranks(s->ctx, DLRN_F64, g->xy, g->size * d);
 }
 
 /* Task: all of a report but the contents of its windows. */
@@ -33310,7 +33701,8 @@ DLRNI_INTERNAL void dlrni_report_feature(void *arg, int64_t i, int worker) {
     dlrni_report_examples(&f, out, g->example + i * g->examples, w);
     dlrni_report_tokens(&f, out, g->by_mean + i * cfg->tokens, g->by_share + i * cfg->tokens, w);
     dlrni_report_companions(g->r, g->begin + i, out, g->companion + i * cfg->together, w);
-    dlrni_report_neurons(f.s, f.feature, out, g->neuron + i * DLRNI_SURVEY_NEURONS, w);
+    dlrni_report_neurons(f.s, f.feature, dlrni_report_xy(g, i), out,
+                         g->neuron + i * DLRNI_SURVEY_NEURONS, w);
     out->histogram = g->histogram + i * cfg->bins;
     out->interval = g->interval + i * cfg->intervals;
     out->example = g->example + i * g->examples;
@@ -33367,7 +33759,8 @@ DLRNI_INTERNAL dlrn_status dlrni_report_visits(dlrni_report_group *g, int64_t ma
     for (g->begin = 0; g->begin < r->slots; g->begin += g->size) {
         g->size = dlrni_min(max, r->slots - g->begin);
         const double codes = (double)(r->fire[g->begin + g->size] - r->fire[g->begin]);
-        const double others = (double)r->s->dict->features * (double)g->size;
+        const double others = (double)r->s->F * (double)g->size;
+        if (g->xy) DLRNI_TRY(dlrni_report_hear(g));
         dlrni_parallel_for(r->s->ctx, g->size, 50 * codes + 10 * others, dlrni_report_feature, g);
         DLRNI_TRY(dlrni_report_place_windows(g));
         dlrni_parallel_for(r->s->ctx, g->size, dlrni_ns(g->size, g->examples * 64),
@@ -33388,6 +33781,7 @@ DLRNI_INTERNAL void dlrni_group_free(dlrn_context *ctx, dlrni_report_group *g) {
     dlrn_free(ctx, g->by_share);
     dlrn_free(ctx, g->companion);
     dlrn_free(ctx, g->neuron);
+    dlrn_free(ctx, g->xy);
     for (int i = 0; g->scratch && i < ctx->threads; i++) {
         dlrn_free(ctx, g->scratch[i].token);
         dlrn_free(ctx, g->scratch[i].touched);
@@ -33426,9 +33820,11 @@ DLRNI_INTERNAL dlrn_status dlrni_group_alloc(dlrni_report_group *g, int64_t size
     g->by_share = DLRNI_NEW(s->ctx, dlrn_token_mean, size * cfg->tokens);
     g->companion = DLRNI_NEW(s->ctx, dlrn_companion, size * cfg->together);
     g->neuron = DLRNI_NEW(s->ctx, dlrn_companion, size * DLRNI_SURVEY_NEURONS);
+    const int hears = s->xy && dlrni_ranks(s->ctx) > 1;
+    g->xy = hears ? DLRNI_NEW(s->ctx, double, size * s->dict->d_in) : NULL;
     g->scratch = DLRNI_NEW_ZERO(s->ctx, dlrni_report_scratch, s->ctx->threads);
     if (!g->report || !g->histogram || !g->interval || !g->example || !g->by_mean || !g->by_share ||
-        !g->companion || !g->neuron || !g->scratch)
+        !g->companion || !g->neuron || !g->scratch || (hears && !g->xy))
         return DLRN_ERR_MEMORY;
     for (int i = 0; i < s->ctx->threads; i++) {
         DLRNI_TRY(dlrni_scratch_alloc(s, &g->scratch[i]));
@@ -33453,7 +33849,7 @@ DLRNI_INTERNAL void dlrni_reporting_free(dlrni_reporting *r) {
 
 DLRNI_INTERNAL dlrn_status dlrni_reporting_alloc(dlrni_reporting *r) {
     dlrn_context *ctx = r->s->ctx;
-    r->slot = DLRNI_NEW(ctx, int32_t, r->s->dict->features);
+    r->slot = DLRNI_NEW(ctx, int32_t, r->s->F);
     r->fire = DLRNI_NEW(ctx, int64_t, r->n + 1);
     r->filled = DLRNI_NEW(ctx, int64_t, r->n);
     r->entry_at = DLRNI_NEW(ctx, int64_t, r->n + 2);
@@ -33488,7 +33884,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
     DLRNI_REQUIRE(s->ctx, s->closed != 1, "an earlier call failed: start again with a new survey");
     DLRNI_REQUIRE(s->ctx, n >= 0 && (list || !n), "n must not be negative, list not NULL");
     for (int64_t i = 0; i < n; i++)
-        if (list[i] < 0 || list[i] >= s->dict->features || s->place[list[i]] < 0)
+        if (list[i] < 0 || list[i] >= s->F || s->place[list[i]] < 0)
             return dlrn_fail(s->ctx, DLRN_ERR_ARGUMENT,
                              "dlrn_survey_report: expected one of the features that the survey is "
                              "for, found %lld",
@@ -33502,7 +33898,7 @@ DLRN_API dlrn_status dlrn_survey_report(dlrn_survey *s, const int64_t *list, int
     dlrn_status status = dlrni_reporting_alloc(&r);
     if (status == DLRN_OK) status = dlrni_report_all(&r, visit, user);
     dlrni_reporting_free(&r);
-    return status;
+    return dlrni_agree(s->ctx, status);
 }
 
 /* ---- What a survey is and needs ---- */
@@ -33528,7 +33924,7 @@ DLRNI_INTERNAL double dlrni_plan_encoder(const dlrn_dictionary *dict, double l0)
 DLRNI_INTERNAL double dlrni_plan_gathered(const dlrn_dictionary *dict,
                                           const dlrn_survey_config *cfg, double rows, double l0,
                                           double reported, double held) {
-    const double memory = (double)cfg->memory, F = (double)dict->features;
+    const double memory = (double)cfg->memory, F = (double)dlrni_all_features(dict);
     const double sums = cfg->together ? F * (double)sizeof(dlrni_overlap) : 0;
     const double room = fmax(memory / 4, memory - held);
     const double all = 12 * rows * fmin(l0, reported) + reported * sums;
@@ -33556,7 +33952,7 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     /* in double: a plan for more than 2^63 bytes is an answer, too */
     const dlrn_survey_config defaults = dlrn_survey_defaults();
     if (!cfg) cfg = &defaults;
-    const double n = (double)rows, F = (double)dict->features, d = (double)dict->d_in;
+    const double n = (double)rows, F = (double)dlrni_all_features(dict), d = (double)dict->d_in;
     const double limit = (double)dlrni_survey_limit(cfg), codes = n * (4 + 8 * l0);
     const double places = cfg->features ? (double)cfg->n_features : F;
     /* the last block is half empty at worst, and not larger than all before it */
@@ -33566,7 +33962,9 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
     const double in_hand =
         fmin((double)DLRNI_SURVEY_ROWS * fmax(l0, 1), fmax((double)DLRNI_SURVEY_CODES, 64 * F));
     const double each = F * (double)dlrni_survey_feature_bytes(cfg) + 24 * d;
-    const double sums = cfg->neurons ? 8 * places * d : 0;
+    /* over ranks those of the features of this one, and of a group of reports */
+    const double own = fmin(places, (double)dict->features);
+    const double sums = cfg->neurons ? 8 * own * d : 0;
     /* starts and counts grow by half, and are in memory twice while they do */
     const double tokens =
         4 * (n + (double)DLRNI_SURVEY_IDS) + 20 * ((double)contexts + 1 + (1 << 18));
@@ -33577,7 +33975,7 @@ DLRN_API void dlrn_survey_plan(const dlrn_dictionary *dict, const dlrn_survey_co
 }
 
 DLRN_API dlrn_survey_info dlrn_survey_describe(const dlrn_survey *s) {
-    const int64_t F = s->dict->features, d = s->dict->d_in;
+    const int64_t F = s->F, d = s->dict->d_in;
     dlrn_survey_info info;
     memset(&info, 0, sizeof info);
     info.rows = s->rows;

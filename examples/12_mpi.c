@@ -3,7 +3,7 @@
        mpicc -O2 -fopenmp -I. examples/12_mpi.c -o 12_mpi -lm
        mpirun -np 2 ./12_mpi
 
-   Each rank holds its share of the features: weights, moments and work. All ranks see the same rows
+   Each rank holds its span of the features: weights, moments and work. All ranks see the same rows
    and make the same calls; what is printed and saved is that of one process, but for the order in
    which the reconstruction is summed. */
 #include <stdio.h>

@@ -24,7 +24,9 @@ typedef struct mpi_call { /* a call that has begun. Block r of data belongs to r
     struct mpi_call *next;
     MPI_Op op;
     MPI_Datatype type;
-    char *data, *room;           /* room: for sums, our block as each rank has it                 */
+    char *data, *room, *own;     /* room: for sums, our block as each rank has it; own: NULL, or
+                                    our block where it is not in data                            */
+    int root;                    /* in phase 1: who gets the blocks; -1: all                      */
     int tag, phase, is_kept;     /* phase 0: to the owners, 1: back, 2: done; kept until waited   */
     int64_t *from, *bytes, size; /* [ranks] where a block begins, and its bytes; size of a number */
     MPI_Request *request;        /* [2 ranks] from a rank, to it                                  */
@@ -47,10 +49,11 @@ static int mpi_exchange(mpi_ranks *m, mpi_call *c) {
     int code = c ? MPI_SUCCESS : MPI_ERR_NO_MEM;
     for (int r = 0; code == MPI_SUCCESS && r < m->ranks && !m->broken; r++) {
         const int64_t mine = c->bytes[m->rank];
-        char *block = c->data + c->from[r], *own = c->data + c->from[m->rank];
+        const int to_us = c->root < 0 || c->root == m->rank, to_it = c->root < 0 || c->root == r;
+        char *block = c->data + c->from[r], *own = c->own ? c->own : c->data + c->from[m->rank];
         char *in = c->phase ? block : c->room + r * mine, *out = c->phase ? own : block;
-        const int get = (int)(r == m->rank ? 0 : c->phase ? c->bytes[r] : mine);
-        const int give = (int)(r == m->rank ? 0 : c->phase ? mine : c->bytes[r]);
+        const int get = (int)(r == m->rank ? 0 : !c->phase ? mine : to_us ? c->bytes[r] : 0);
+        const int give = (int)(r == m->rank ? 0 : !c->phase ? c->bytes[r] : to_it ? mine : 0);
         if (get) code = MPI_Irecv(in, get, MPI_BYTE, r, c->tag, m->comm, &c->request[2 * r]);
         if (!give || code != MPI_SUCCESS) continue;
         code = MPI_Isend(out, give, MPI_BYTE, r, c->tag, m->comm, &c->request[2 * r + 1]);
@@ -98,6 +101,7 @@ static mpi_call *mpi_new_call(mpi_ranks *m, void *data, int64_t room) {
     c->room = (char *)(c->from + (ranks * each + 7) / 8), c->data = (char *)data;
     for (size_t i = 0; i < 2 * ranks; i++) c->request[i] = MPI_REQUEST_NULL;
     c->tag = m->tag = (m->tag + 1) % 16384, c->is_kept = c->phase = 1, c->next = m->first;
+    c->root = -1;
     return m->first = c;
 }
 
@@ -150,21 +154,29 @@ static dlrn_status mpi_allreduce(void *user, dlrn_context *ctx, dlrn_reduce op, 
     return request && !code && !m->broken ? DLRN_OK : mpi_await(m, ctx, code, c, "a sum");
 }
 
-static dlrn_status mpi_allgather(void *user, dlrn_context *ctx, const void *mine,
-                                 const int64_t *bytes, void *all) {
+static dlrn_status mpi_gather(void *user, dlrn_context *ctx, int root, const void *mine,
+                              const int64_t *bytes, void *all) {
     mpi_ranks *m = (mpi_ranks *)user;
+    const int gets = root < 0 || root == m->rank; /* -1: all do */
     dlrn_status s = DLRN_OK;
     for (int64_t at = 0, left = 1; left > 0 && s == DLRN_OK; at += m->piece) {
         mpi_call *c = mpi_new_call(m, all, left = 0);
         for (int64_t r = 0, from = at; r < m->ranks && c; from += bytes[r++]) {
             const int64_t n = bytes[r] > at ? bytes[r] - at : 0;
-            if (r == m->rank && n && !at) memcpy(c->data + from, mine, (size_t)n);
-            c->from[r] = from, c->bytes[r] = n < m->piece ? n : m->piece;
+            if (r == m->rank && n && !at && gets) memcpy(c->data + from, mine, (size_t)n);
+            if (r == m->rank && n) c->own = (char *)(size_t)mine + at;
+            c->from[r] = gets ? from : 0, c->bytes[r] = n < m->piece ? n : m->piece;
             left = n - m->piece > left ? n - m->piece : left;
         }
+        if (c) c->root = root;
         s = mpi_await(m, ctx, mpi_exchange(m, c), c, "gathering");
     }
     return s;
+}
+
+static dlrn_status mpi_allgather(void *user, dlrn_context *ctx, const void *mine,
+                                 const int64_t *bytes, void *all) {
+    return mpi_gather(user, ctx, -1, mine, bytes, all);
 }
 
 static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *data,
@@ -181,7 +193,8 @@ static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *
 
 /* Fills *out for the ranks of a communicator, of which it makes a copy. 1; 0: MPI has failed. */
 static int mpi_collective(MPI_Comm comm, double stall_seconds, dlrn_collective *out) {
-    dlrn_collective c = {0, 0, mpi_allreduce, mpi_wait, mpi_allgather, mpi_broadcast, NULL};
+    dlrn_collective c = {0,          0,   mpi_allreduce, mpi_wait, mpi_allgather, mpi_broadcast,
+                         mpi_gather, NULL};
     mpi_ranks *m = (mpi_ranks *)(c.user = calloc(1, sizeof *m));
     if (!m || MPI_Comm_dup(comm, &m->comm) != MPI_SUCCESS) return free(m), 0;
     MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);

@@ -132,6 +132,17 @@ static void test_cut(void) {
         for (int64_t i = 0; i < bytes[r]; i++) good &= got[at + i] == (unsigned char)(i * 7 + r);
     check("gathered in pieces", (int)good);
     for (int root = 0; root < all.ranks; root++) {
+        memset(got, 0, (size_t)total);
+        sent_by_all();
+        all.gather(all.user, ctx, root, mine, bytes, all.rank == root ? got : NULL);
+        good = sent_by_all() == total - bytes[root];
+        at = 0;
+        for (int r = 0; r < all.ranks && all.rank == root; at += bytes[r++])
+            for (int64_t i = 0; i < bytes[r]; i++)
+                good &= got[at + i] == (unsigned char)(i * 7 + r);
+        check("gathered in pieces by one rank", (int)good);
+    }
+    for (int root = 0; root < all.ranks; root++) {
         good = 1;
         for (int i = 0; i < N; i++) x[i] = all.rank == root ? (float)(i + root) : -1;
         all.broadcast(all.user, ctx, root, x, sizeof x);

@@ -24,6 +24,7 @@ typedef struct ranks_setup {
     void *(*alloc)(void *user, size_t size); /* gets the rank's number: user is int *; or NULL */
     void (*release)(void *user, void *p);
     int (*stop)(void *user);
+    int has_gather; /* 1: the collective gathers to one rank, too */
 } ranks_setup;
 
 /* One call of one rank. */
@@ -43,7 +44,8 @@ typedef struct ranks_team {
     int ranks, arrived, ended, poisoned;
     int64_t turn;
     ranks_call call[RANKS_MAX];
-    char *sum; /* of the call in hand */
+    char *sum;  /* of the call in hand            */
+    int to_one; /* gatherings that went to one rank */
     dlrn_traffic traffic[RANKS_MAX];
 } ranks_team;
 
@@ -60,6 +62,7 @@ typedef struct ranks_member {
 
 /* What the team and the contexts of the last ranks_run have counted. */
 TEST_UNUSED dlrn_traffic ranks_traffic[RANKS_MAX], ranks_counted[RANKS_MAX];
+TEST_UNUSED int ranks_to_one;
 
 /* All ranks meet. 0: one of them is gone, or the team is poisoned. */
 TEST_UNUSED int ranks_meet(ranks_team *t) {
@@ -130,7 +133,7 @@ TEST_UNUSED void ranks_work(ranks_team *t, int rank) {
         if (rank != own->root) memcpy(own->data, t->call[own->root].data, (size_t)own->n);
     } else if (own->kind == 'g') {
         char *to = (char *)own->all;
-        for (int r = 0; r < t->ranks; to += own->bytes[r++])
+        for (int r = 0; r < t->ranks && to; to += own->bytes[r++])
             if (own->bytes[r]) memcpy(to, t->call[r].data, (size_t)own->bytes[r]);
     } else {
         const int64_t end = own->n * (rank + 1) / t->ranks;
@@ -193,6 +196,14 @@ TEST_UNUSED dlrn_status ranks_allgather(void *user, dlrn_context *ctx, const voi
     return ranks_do(m, ctx, &call);
 }
 
+/* The others pass NULL, so that nothing is written there. */
+TEST_UNUSED dlrn_status ranks_gather_to(void *user, dlrn_context *ctx, int root, const void *mine,
+                                        const int64_t *bytes, void *all) {
+    ranks_member *m = (ranks_member *)user;
+    m->team->to_one += m->rank == 0;
+    return ranks_allgather(user, ctx, mine, bytes, m->rank == root ? all : NULL);
+}
+
 TEST_UNUSED dlrn_status ranks_broadcast(void *user, dlrn_context *ctx, int root, void *data,
                                         int64_t bytes) {
     ranks_member *m = (ranks_member *)user;
@@ -230,8 +241,14 @@ TEST_UNUSED void ranks_run(const ranks_setup *setup, void (*body)(void *, int, d
     pthread_cond_init(&team.moved, NULL);
     team.ranks = ranks;
     for (int r = 0; r < ranks; r++) {
-        const dlrn_collective joined = {
-            r, ranks, ranks_allreduce, ranks_wait, ranks_allgather, ranks_broadcast, &m[r]};
+        const dlrn_collective joined = {r,
+                                        ranks,
+                                        ranks_allreduce,
+                                        ranks_wait,
+                                        ranks_allgather,
+                                        ranks_broadcast,
+                                        setup->has_gather ? ranks_gather_to : NULL,
+                                        &m[r]};
         number[r] = r;
         m[r].team = &team;
         m[r].rank = r;
@@ -252,6 +269,7 @@ TEST_UNUSED void ranks_run(const ranks_setup *setup, void (*body)(void *, int, d
         ranks_traffic[r] = team.traffic[r];
         ranks_counted[r] = m[r].counted;
     }
+    ranks_to_one = team.to_one;
     free(team.sum);
     pthread_mutex_destroy(&team.lock);
     pthread_cond_destroy(&team.moved);

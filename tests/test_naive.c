@@ -6,6 +6,7 @@
 #include "dictlearn.h"
 #include "tests/test.h"
 #include "tests/naive.h"
+#include "tests/recipes.h"
 
 /* The settings of a recipe for small widths, and its rules. */
 static void settle(dlrn_context *ctx, const char *name, int compat, dlrn_train_config *cfg,
@@ -97,14 +98,6 @@ static void check_differences(dlrni_naive *s, const char *name) {
                       dlrn_name(DLRN_NAMES_ROLE, role), (int)i, want, g[i]);
         }
     }
-}
-
-/* Whether a recipe uses a setting, by its table. */
-static int uses(const char *recipe, const char *setting) {
-    const dlrn_recipe_info *info = &dlrni_recipe_named(recipe)->info;
-    for (int i = 0; info->settings[i]; i++)
-        if (!strcmp(info->settings[i], setting)) return 1;
-    return 0;
 }
 
 /* Settings of a recipe on the widths above. */

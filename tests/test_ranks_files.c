@@ -180,10 +180,9 @@ static void layout_body(void *arg, int rank, dlrn_context *own) {
     free(x_hat);
 }
 
-/* Families that are refused over ranks. */
+/* The family that is refused over ranks. */
 static int is_refused(const dlrn_dictionary *dict) {
-    return !strcmp(dict->family, "MatchingPursuit") || !strcmp(dict->family, "Temporal") ||
-           !strcmp(dict->family, "GatedTopK");
+    return !strcmp(dict->family, "Temporal");
 }
 
 static void refused_body(void *arg, int rank, dlrn_context *own) {
@@ -425,6 +424,7 @@ typedef struct figures {
 
 typedef struct eval_job {
     const char *path;
+    const dlrn_dictionary_desc *desc; /* path NULL: a new one */
     dlrn_sparsity sparsity;
     int fails;
     figures of[RANKS_MAX];
@@ -449,7 +449,8 @@ static dlrn_status evaluate(dlrn_context *own, const eval_job *j, int rank, int 
     lm.documents = model.end - model.first;
     memset(&codes, 0, sizeof codes);
     memset(&source, 0, sizeof source);
-    dlrn_status s = dlrn_load(own, j->path, NULL, &dict);
+    dlrn_status s = j->path ? dlrn_load(own, j->path, NULL, &dict)
+                            : dlrn_dictionary_create(own, j->desc, &dict);
     if (s == DLRN_OK) s = dlrn_source_from_array(own, rows, NULL, ROWS, D, 0, 0, &source);
     if (s == DLRN_OK) s = dlrn_evaluate(dict, &cfg, &source, &lm, NULL, NULL, &to->m);
     if (s == DLRN_OK) s = dlrn_evaluator_create(dict, &cfg, &e);
@@ -559,15 +560,18 @@ static void check_evaluation(const char *family, dlrn_sparsity sparsity) {
     desc.family = family, desc.d_in = D, desc.features = 3 * 45, desc.seed = 2;
     if (!strcmp(family, "CrossLayerTranscoder")) desc.layers = 3;
     if (strstr(family, "TopK")) desc.k = 5;
-    one.path = "build/tmp/ranks/whole.safetensors", one.sparsity = sparsity;
+    one.desc = &desc, one.sparsity = sparsity;
     mkdir("build/tmp/ranks", 0777);
     CHECK_OK(ctx, dlrn_dictionary_create(ctx, &desc, &dict));
-    CHECK_OK(ctx, dlrn_save(dict, one.path));
+    if (strcmp(family, "MatchingPursuit") && strcmp(family, "GatedTopK")) { /* those go elsewhere */
+        one.path = "build/tmp/ranks/whole.safetensors";
+        CHECK_OK(ctx, dlrn_save(dict, one.path));
+    }
     dlrn_dictionary_destroy(dict);
     run_on(1, eval_body, &one);
     for (int ranks = 2; ranks <= 3; ranks++) {
         memset(&many, 0, sizeof many);
-        many.path = one.path, many.sparsity = sparsity;
+        many.path = one.path, many.desc = &desc, many.sparsity = sparsity;
         run_on(ranks, eval_body, &many);
         for (int r = 0; r < ranks; r++) check_figures(family, &many.of[r], &one.of[0]);
         for (int r = 0; r < ranks; r += 2)
@@ -583,6 +587,419 @@ TEST(figures) {
     check_evaluation("AutoEncoder", DLRN_SPARSITY_ENTROPY);
     check_evaluation("AutoEncoderTopK", DLRN_SPARSITY_L1);
     check_evaluation("CrossLayerTranscoder", DLRN_SPARSITY_L1);
+    check_evaluation("MatchingPursuit", DLRN_SPARSITY_L1);
+    check_evaluation("GatedTopK", DLRN_SPARSITY_L1);
+}
+
+/* ---- Families that encode all features of a row together ---- */
+
+enum { WIDE = 20, MANY = 150 }; /* rows of more than a block */
+
+typedef struct together_job {
+    const char *family;
+    int64_t n, period; /* weights repeat after so many features; 0: they do not */
+    dlrn_switch repeats;
+    const float *x, *x_hat; /* of one process */
+    const dlrn_sparse *codes;
+} together_job;
+
+/* A dictionary whose features of other ranks are equal to each other, so that values are. */
+static dlrn_status make_together(dlrn_context *own, const together_job *j, dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.family = j->family, desc.d_in = WIDE, desc.features = 45, desc.seed = 2;
+    if (!strcmp(j->family, "IdentityDict")) desc.features = 0;
+    if (!strcmp(j->family, "GatedTopK")) desc.k = 5;
+    const dlrn_status s = dlrn_dictionary_create(own, &desc, out);
+    if (s != DLRN_OK) return s;
+    dlrn_dictionary *dict = *out;
+    dict->formula.repeats = j->repeats;
+    if (j->repeats) dict->formula.threshold = 0.5;
+    for (int role = 0; role < DLRN_ROLE_COUNT && j->period; role++)
+        for (int64_t f = 0; dict->param[role] && role != DLRN_OUTPUT_BIAS && f < dict->features;
+             f++)
+            for (int64_t c = 0; c < dlrni_role_width(dict, role); c++) {
+                dlrn_rng rng = {3, (uint64_t)((dict->span_at + f) % j->period),
+                                (uint64_t)(role * WIDE + c)};
+                dict->param[role][f * dlrni_role_width(dict, role) + c] =
+                    0.3f * dlrn_rng_normal(&rng);
+            }
+    dlrn_dictionary_changed(dict);
+    return DLRN_OK;
+}
+
+static void together_body(void *arg, int rank, dlrn_context *own) {
+    const together_job *j = (const together_job *)arg;
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes;
+    float *x_hat = (float *)malloc((size_t)(j->n * WIDE) * sizeof *x_hat);
+    memset(&codes, 0, sizeof codes);
+    BODY_CHECK(rank, make_together(own, j, &dict) == DLRN_OK, "%s", dlrn_error(own));
+    BODY_CHECK(rank, dlrn_forward(dict, j->x, j->n, x_hat, &codes) == DLRN_OK, "%s",
+               dlrn_error(own));
+    BODY_CHECK(rank, same_codes(dict, &codes, j->codes), "other codes");
+    BODY_CHECK(rank, near(x_hat, j->x_hat, j->n * WIDE), "another x_hat");
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(dict);
+    free(x_hat);
+}
+
+static void check_together(together_job *j) {
+    static float x_hat[MANY * WIDE];
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes;
+    memset(&codes, 0, sizeof codes);
+    CHECK_OK(ctx, make_together(ctx, j, &dict));
+    CHECK_OK(ctx, dlrn_forward(dict, j->x, j->n, x_hat, &codes));
+    j->x_hat = x_hat, j->codes = &codes;
+    CHECK(codes.row_ptr[j->n] > 0);
+    for (int ranks = 2; ranks <= 4; ranks++) run_on(ranks, together_body, j);
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(features_of_a_row_together) {
+    static const char *const families[] = {"MatchingPursuit", "GatedTopK", "IdentityDict"};
+    static const int64_t counts[] = {1, 9, MANY};
+    static float x[MANY * WIDE];
+    dlrn_rng rng = {5, 0, 0};
+    for (int i = 0; i < MANY * WIDE; i++) x[i] = dlrn_rng_normal(&rng);
+    memset(x + 3 * WIDE, 0, WIDE * sizeof *x);
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        for (int k = 0; k < 3; k++)
+            for (int period = 0; period <= 20; period += 20) {
+                together_job j = {families[i], counts[k], period, DLRN_OFF, x, NULL, NULL};
+                check_together(&j);
+                j.repeats = DLRN_ON;
+                if (!i) check_together(&j);
+            }
+}
+
+/* ---- Codes of all ranks, on some of them ---- */
+
+typedef struct gather_job {
+    int wants[RANKS_MAX]; /* which have use for them */
+    const dlrn_sparse *codes;
+} gather_job;
+
+static void gather_body(void *arg, int rank, dlrn_context *own) {
+    const gather_job *j = (const gather_job *)arg;
+    const together_job of = {"GatedTopK", 0, 0, DLRN_OFF, NULL, NULL, NULL};
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes, all;
+    memset(&codes, 0, sizeof codes);
+    memset(&all, 0, sizeof all);
+    dlrn_status s = make_together(own, &of, &dict);
+    if (s == DLRN_OK) s = dlrn_encode_sparse(dict, rows, 9, &codes);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, &codes, j->wants[rank] ? &all : NULL);
+    BODY_CHECK(rank, s == DLRN_OK, "%s", dlrn_error(own));
+    const size_t n = (size_t)j->codes->row_ptr[9];
+    BODY_CHECK(rank,
+               !j->wants[rank] || (all.rows == 9 && all.row_ptr[9] == (int64_t)n &&
+                                   !memcmp(all.col, j->codes->col, n * sizeof *all.col) &&
+                                   !memcmp(all.val, j->codes->val, n * sizeof *all.val)),
+               "other codes");
+    dlrn_sparse_free(&codes);
+    dlrn_sparse_free(&all);
+    dlrn_dictionary_destroy(dict);
+}
+
+TEST(codes_go_to_the_ranks_that_have_use_for_them) {
+    const together_job of = {"GatedTopK", 0, 0, DLRN_OFF, NULL, NULL, NULL};
+    dlrn_dictionary *dict = NULL;
+    dlrn_sparse codes;
+    gather_job j;
+    memset(&codes, 0, sizeof codes);
+    make_rows();
+    CHECK_OK(ctx, make_together(ctx, &of, &dict));
+    CHECK_OK(ctx, dlrn_encode_sparse(dict, rows, 9, &codes));
+    for (int ways = 0; ways < 16; ways++) { /* bits: which of three ranks; whether it can gather */
+        ranks_setup setup;
+        memset(&setup, 0, sizeof setup);
+        memset(wrong, 0, sizeof wrong);
+        setup.ranks = 3, setup.has_gather = ways >> 3;
+        for (int r = 0; r < 3; r++) j.wants[r] = ways >> r & 1;
+        j.codes = &codes;
+        ranks_run(&setup, gather_body, &j);
+        for (int r = 0; r < 3; r++)
+            CHECK_MSG(!*wrong[r], "ways %d, rank %d: %s", ways, r, wrong[r]);
+        const int one = j.wants[0] + j.wants[1] + j.wants[2] == 1 && setup.has_gather;
+        CHECK_MSG(ranks_to_one == (one ? 3 : 0), "ways %d: %d to one rank", ways, ranks_to_one);
+    }
+    dlrn_sparse_free(&codes);
+    dlrn_dictionary_destroy(dict);
+}
+
+/* ---- Surveys ---- */
+
+enum { CONTEXTS = 12, CONTEXT = 11, SURVEY_ROWS = CONTEXTS * CONTEXT };
+
+typedef struct survey_job {
+    const char *family;
+    dlrn_survey_config cfg;
+    int64_t stops;            /* rank 1 ends its report after so many visits; -1: it does not */
+    int64_t seen[RANKS_MAX];  /* reports                                                    */
+    uint64_t hash[RANKS_MAX]; /* of all that a survey tells                                 */
+    dlrn_status status[RANKS_MAX];
+    int64_t memory[RANKS_MAX]; /* bytes that it holds */
+} survey_job;
+
+typedef struct survey_visit {
+    survey_job *j;
+    int rank;
+} survey_visit;
+
+static void hash_bytes(uint64_t *hash, const void *bytes, size_t size) { /* FNV-1a */
+    for (size_t i = 0; i < size; i++)
+        *hash = (*hash ^ ((const unsigned char *)bytes)[i]) * 1099511628211u;
+}
+
+#define HASH(value) hash_bytes(hash, &(value), sizeof(value))
+
+static void hash_companions(uint64_t *hash, const dlrn_companion *c, int64_t n) {
+    HASH(n);
+    for (int64_t i = 0; i < n; i++) HASH(c[i].index), HASH(c[i].both), HASH(c[i].pearson);
+}
+
+static dlrn_status hash_report(void *user, const dlrn_feature_report *r) {
+    const survey_visit *v = (const survey_visit *)user;
+    uint64_t *hash = &v->j->hash[v->rank];
+    const dlrn_survey_config *cfg = &v->j->cfg;
+    HASH(r->feature), HASH(r->totals.fired), HASH(r->totals.sum), HASH(r->density);
+    hash_bytes(hash, r->histogram, (size_t)cfg->bins * sizeof *r->histogram);
+    for (int64_t i = 0; i < cfg->intervals; i++)
+        HASH(r->interval[i].low), HASH(r->interval[i].share);
+    for (int64_t i = 0; i < r->examples; i++) {
+        const dlrn_example *e = &r->example[i];
+        HASH(e->row), HASH(e->peak), HASH(e->first);
+        hash_bytes(hash, e->token, (size_t)e->count * sizeof *e->token);
+        hash_bytes(hash, e->value, (size_t)e->count * sizeof *e->value);
+    }
+    for (int64_t i = 0; i < r->tokens; i++) HASH(r->by_mean[i].token), HASH(r->by_share[i].share);
+    hash_companions(hash, r->companion, r->companions);
+    hash_companions(hash, r->neuron, r->neurons);
+    return ++v->j->seen[v->rank] == v->j->stops && v->rank == 1 ? DLRN_STOPPED : DLRN_OK;
+}
+
+/* Two calls of unequal length, then reports on some features in any order, one of them twice. */
+static dlrn_status survey_rows(survey_job *j, int rank, const dlrn_dictionary *dict,
+                               dlrn_survey **out) {
+    static const int64_t list[] = {44, 3, 17, 0, 29, 3, 12};
+    const int64_t n = sizeof list / sizeof *list;
+    int64_t start[CONTEXTS + 1];
+    int32_t id[SURVEY_ROWS];
+    unsigned char keep[SURVEY_ROWS];
+    float x[SURVEY_ROWS * D];
+    survey_visit visit = {j, rank};
+    uint64_t *hash = &j->hash[rank];
+    for (int i = 0; i <= CONTEXTS; i++) start[i] = (int64_t)i * CONTEXT;
+    for (int i = 0; i < SURVEY_ROWS; i++) id[i] = i * 7 % 13, keep[i] = i % CONTEXT != 0;
+    for (int i = 0; i < SURVEY_ROWS * D; i++) x[i] = rows[i % (ROWS * D)] + (float)(i % 7) / 9;
+    dlrn_survey_config cfg = j->cfg;
+    cfg.features = cfg.n_features ? list : NULL;
+    dlrn_status s = dlrn_survey_create(dict, &cfg, out);
+    if (s == DLRN_OK) s = dlrn_survey_add(*out, x, id, start, 5, keep);
+    if (s == DLRN_OK)
+        s = dlrn_survey_add(*out, x + 5 * CONTEXT * D, id + 5 * CONTEXT, start + 5, CONTEXTS - 5,
+                            keep + 5 * CONTEXT);
+    if (s == DLRN_OK) s = dlrn_survey_report(*out, list, n, hash_report, &visit);
+    if (s != DLRN_OK) return s;
+    const dlrn_survey_info info = dlrn_survey_describe(*out);
+    HASH(info.rows), HASH(info.counted), HASH(info.codes);
+    hash_bytes(hash, info.totals, (size_t)dict->span_of * sizeof *info.totals);
+    j->memory[rank] = info.memory;
+    return DLRN_OK;
+}
+
+static void survey_body(void *arg, int rank, dlrn_context *own) {
+    survey_job *j = (survey_job *)arg;
+    dlrn_dictionary *dict = NULL;
+    dlrn_survey *survey = NULL;
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.family = j->family, desc.d_in = D, desc.features = 45, desc.seed = 2;
+    if (strstr(j->family, "TopK")) desc.k = 5;
+    if (strstr(j->family, "Cross")) desc.layers = 3;
+    dlrn_status s = dlrn_dictionary_create(own, &desc, &dict);
+    if (s == DLRN_OK && !strcmp(j->family, "BatchTopKSAE")) /* contexts alone */
+        dict->formula.select = DLRN_SELECT_BATCH_TOP_K, dict->formula.gate = DLRN_GATE_RELU;
+    if (s == DLRN_OK) s = survey_rows(j, rank, dict, &survey);
+    j->status[rank] = s;
+    dlrn_survey_destroy(survey);
+    dlrn_dictionary_destroy(dict);
+}
+
+static survey_job survey_of(const char *family) {
+    survey_job j;
+    memset(&j, 0, sizeof j);
+    j.family = family, j.stops = -1;
+    j.cfg = dlrn_survey_defaults();
+    j.cfg.scratch = "build/tmp/ranks/survey";
+    return j;
+}
+
+/* Every rank tells what one process tells, bit for bit. */
+static void check_survey(survey_job *j) {
+    run_on(1, survey_body, j);
+    CHECK_STATUS(j->status[0], DLRN_OK);
+    const uint64_t want = j->hash[0];
+    const int64_t memory = j->memory[0];
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        memset(j->hash, 0, sizeof j->hash);
+        run_on(ranks, survey_body, j);
+        for (int r = 0; r < ranks; r++) {
+            CHECK_STATUS(j->status[r], DLRN_OK);
+            CHECK_MSG(j->hash[r] == want, "%s, rank %d of %d: another survey", j->family, r, ranks);
+            CHECK(!j->cfg.neurons || j->memory[r] < memory);
+        }
+    }
+}
+
+TEST(surveys) { /* the temporary file is beside cfg.scratch */
+    static const char *const families[] = {"AutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
+                                           "MatchingPursuit", "CrossLayerTranscoder"};
+    make_rows();
+    mkdir("build", 0777);
+    mkdir("build/tmp", 0777);
+    mkdir("build/tmp/ranks", 0777);
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        for (int way = 0; way < 4; way++) {
+            survey_job j = survey_of(families[i]);
+            if (way == 1) j.cfg.memory = 4096; /* a temporary file, several passes */
+            if (way == 2) j.cfg.compat = DLRN_ON, j.cfg.n_features = 7;
+            if (way == 3) j.cfg.neurons = DLRN_OFF, j.cfg.n_features = 7;
+            check_survey(&j);
+        }
+}
+
+TEST(a_report_ends_on_one_rank) {
+    for (int neurons = 0; neurons < 2; neurons++) {
+        survey_job j = survey_of("AutoEncoder");
+        j.stops = 2;
+        j.cfg.neurons = neurons ? DLRN_ON : DLRN_OFF;
+        run_on(3, survey_body, &j);
+        for (int r = 0; r < 3; r++) CHECK_STATUS(j.status[r], DLRN_STOPPED);
+    }
+}
+
+/* ---- Nearest atoms ---- */
+
+enum { NEAR_K = 4, NEAR_F = 1200 }; /* several blocks of rows */
+
+typedef struct near_job {
+    const char *family;
+    int64_t features[2]; /* of the two dictionaries; the second 0: the first again */
+    const int64_t *list;
+    int64_t n; /* 0: all */
+    int exact; /* weights of -1, 0 and 1: many rows are equal, some are zeros */
+    int role;
+    int32_t index[RANKS_MAX][NEAR_F * NEAR_K];
+    float cosine[RANKS_MAX][NEAR_F * NEAR_K];
+} near_job;
+
+static dlrn_status near_dictionary(dlrn_context *own, const near_job *j, int which,
+                                   dlrn_dictionary **out) {
+    dlrn_dictionary_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.family = j->family, desc.d_in = D, desc.features = j->features[which];
+    desc.seed = 2 + (uint64_t)which;
+    if (strstr(j->family, "Cross")) desc.layers = 3;
+    const dlrn_status s = dlrn_dictionary_create(own, &desc, out);
+    for (int64_t p = -1; s == DLRN_OK && j->exact && p < (*out)->n_parts; p++) {
+        dlrn_dictionary *dict = p < 0 ? *out : (*out)->part[p].dict;
+        float *row = dict->param[j->role];
+        for (int64_t f = 0; row && f < dict->features; f++)
+            for (int64_t c = 0, width = dlrni_role_width(dict, j->role); c < width; c++) {
+                dlrn_rng rng = {desc.seed, (uint64_t)(dict->span_at + f), (uint64_t)c};
+                row[f * width + c] = (float)((int)(3 * dlrn_rng_uniform(&rng)) - 1);
+            }
+    }
+    return s;
+}
+
+static void near_body(void *arg, int rank, dlrn_context *own) {
+    near_job *j = (near_job *)arg;
+    dlrn_dictionary *dict[2] = {NULL, NULL};
+    dlrn_status s = near_dictionary(own, j, 0, &dict[0]);
+    if (s == DLRN_OK && j->features[1]) s = near_dictionary(own, j, 1, &dict[1]);
+    const int64_t n = j->n ? j->n : j->features[0];
+    if (s == DLRN_OK)
+        s = dlrn_nearest(dict[0], dict[1] ? dict[1] : dict[0], j->role, j->list, n, NEAR_K,
+                         j->index[rank], j->cosine[rank]);
+    dlrn_dictionary_destroy(dict[0]);
+    dlrn_dictionary_destroy(dict[1]);
+    BODY_CHECK(rank, s == DLRN_OK, "%s", dlrn_error(own));
+}
+
+static void check_nearest(near_job *j) {
+    static int32_t index[NEAR_F * NEAR_K];
+    static float cosine[NEAR_F * NEAR_K];
+    memset(j->index, 0, sizeof j->index);
+    memset(j->cosine, 0, sizeof j->cosine);
+    run_on(1, near_body, j);
+    memcpy(index, j->index[0], sizeof index);
+    memcpy(cosine, j->cosine[0], sizeof cosine);
+    for (int ranks = 2; ranks <= 4; ranks++) {
+        memset(j->index, 0, sizeof j->index);
+        memset(j->cosine, 0, sizeof j->cosine);
+        run_on(ranks, near_body, j);
+        for (int r = 0; r < ranks; r++)
+            CHECK_MSG(!memcmp(j->index[r], index, sizeof index) &&
+                          !memcmp(j->cosine[r], cosine, sizeof cosine),
+                      "%s, %d and %d features, rank %d of %d: other atoms", j->family,
+                      (int)j->features[0], (int)j->features[1], r, ranks);
+    }
+}
+
+TEST(nearest_atoms) {
+    static const int64_t list[] = {30, 2, 44, 2, 7, 0};
+    static const int64_t sizes[][2] = {{45, 30}, {45, 0}, {3, 45}, {45, 3}, {NEAR_F, 0}, {600, 90}};
+    static near_job j;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int way = 0; way < 4; way++) {
+            memset(&j, 0, sizeof j);
+            j.family = "AutoEncoder", j.exact = way % 2,
+            j.role = way < 2 ? DLRN_DECODER : DLRN_ENCODER;
+            j.features[0] = sizes[i][0], j.features[1] = sizes[i][1];
+            check_nearest(&j);
+            if (j.features[0] < 45) continue;
+            j.list = list, j.n = sizeof list / sizeof *list;
+            check_nearest(&j);
+        }
+    for (int way = 0; way < 4; way++) { /* part by part, a list in any order */
+        memset(&j, 0, sizeof j);
+        j.family = "CrossLayerTranscoder", j.exact = way % 2, j.role = DLRN_DECODER;
+        j.features[0] = 90, j.features[1] = way < 2 ? 0 : 60;
+        check_nearest(&j);
+        j.list = list, j.n = sizeof list / sizeof *list;
+        check_nearest(&j);
+    }
+}
+
+static int near_stop(void *user) {
+    return *(const int *)user == 1; /* the rank's number */
+}
+
+static void near_stop_body(void *arg, int rank, dlrn_context *own) {
+    near_job *j = (near_job *)arg;
+    dlrn_dictionary *dict = NULL;
+    dlrn_status s = near_dictionary(own, j, 0, &dict);
+    if (s == DLRN_OK)
+        s = dlrn_nearest(dict, dict, DLRN_DECODER, NULL, NEAR_F, NEAR_K, j->index[rank],
+                         j->cosine[rank]);
+    dlrn_dictionary_destroy(dict);
+    BODY_CHECK(rank, s == DLRN_STOPPED, "not stopped: %d, %s", (int)s, dlrn_error(own));
+}
+
+TEST(a_search_is_stopped_on_one_rank) {
+    static near_job j;
+    ranks_setup setup;
+    memset(&setup, 0, sizeof setup);
+    memset(wrong, 0, sizeof wrong);
+    setup.ranks = 3, setup.stop = near_stop;
+    j.family = "AutoEncoder", j.features[0] = NEAR_F;
+    ranks_run(&setup, near_stop_body, &j);
+    for (int r = 0; r < 3; r++) CHECK_MSG(!*wrong[r], "rank %d: %s", r, wrong[r]);
 }
 
 /* ---- One error for all ---- */
@@ -636,13 +1053,20 @@ static void starve_body(void *arg, int rank, dlrn_context *own) {
     static const char *const to = "build/tmp/ranks/starved.safetensors";
     dlrn_dictionary *dict = NULL;
     dlrn_trainer *t = NULL;
-    float x_hat[EVAL_ROWS * D];
+    dlrn_survey *survey = NULL;
+    survey_job j = survey_of("AutoEncoder");
+    float x_hat[EVAL_ROWS * D], cosine[3 * 45];
+    int32_t index[3 * 45];
     dlrn_status s = dlrn_load(own, (const char *)arg, NULL, &dict);
     if (s == DLRN_OK) s = dlrn_forward(dict, rows, EVAL_ROWS, x_hat, NULL);
     if (s == DLRN_OK) s = dlrn_save(dict, to);
     if (s == DLRN_OK)
         s = dlrn_trainer_resume(own, "build/tmp/ranks/one.safetensors", NULL, NULL, &t);
     if (s == DLRN_OK) s = dlrn_trainer_save(t, to);
+    if (s == DLRN_OK) s = survey_rows(&j, rank, dict, &survey);
+    if (s == DLRN_OK)
+        s = dlrn_nearest(dict, dict, DLRN_DECODER, NULL, dict->span_of, 1, index, cosine);
+    dlrn_survey_destroy(survey);
     dlrn_trainer_destroy(t);
     dlrn_dictionary_destroy(dict);
     if (rank == 0) finished = s == DLRN_OK;
@@ -682,6 +1106,12 @@ int main(int argc, char **argv) {
     RUN(saving);
     RUN(checkpoints);
     RUN(figures);
+    RUN(features_of_a_row_together);
+    RUN(codes_go_to_the_ranks_that_have_use_for_them);
+    RUN(surveys);
+    RUN(a_report_ends_on_one_rank);
+    RUN(nearest_atoms);
+    RUN(a_search_is_stopped_on_one_rank);
     RUN(a_model_fails_on_one_rank);
     RUN(a_file_is_missing_on_one_rank);
     RUN(no_memory_on_one_rank);

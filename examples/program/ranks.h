@@ -243,7 +243,7 @@ static dlrn_status ranks_first_of(dlrn_context *ctx, dlrn_status s, int *number)
     return ranks.broadcast(ranks.user, ctx, 0, number, sizeof *number);
 }
 
-/* ---- texts shared out */
+/* ---- texts dealt out to the ranks */
 
 /* A run of a shared text. */
 typedef struct shared_run {
@@ -446,6 +446,7 @@ static dlrn_status shared_open(dlrn_context *ctx, int64_t *left_out, dlrn_source
     t->part = (shared_part *)dlrn_alloc(ctx, ranks.ranks, sizeof *t->part);
     t->bytes = (int64_t *)dlrn_alloc(ctx, ranks.ranks, sizeof *t->bytes);
     source->user = t;
+    source->collective = 1;
     source->read = shared_read;
     source->position = shared_position;
     source->seek = shared_seek;
@@ -454,7 +455,7 @@ static dlrn_status shared_open(dlrn_context *ctx, int64_t *left_out, dlrn_source
     return t->run && t->part && t->bytes ? DLRN_OK : DLRN_ERR_MEMORY;
 }
 
-/* This rank's share of documents, whose losses it computes; borrowed. */
+/* This rank's documents, whose losses it computes; borrowed. */
 static lm_documents ranks_share_documents(const lm_documents *texts) {
     lm_documents own = *texts;
     if (!ranks_several()) return own;

@@ -144,7 +144,7 @@ static dlrn_status write_shared(const dlrn_dictionary *dict, int64_t n, const fl
     dlrn_sparse all;
     memset(&all, 0, sizeof all);
     dlrn_status s = dlrn_encode_sparse(dict, x, n, codes);
-    if (s == DLRN_OK) s = dlrn_gather_codes(dict, codes, &all);
+    if (s == DLRN_OK) s = dlrn_gather_codes(dict, codes, is_first() ? &all : NULL);
     if (s == DLRN_OK && is_first() && sparse) s = dlrn_csr_append(w, &all);
     if (s == DLRN_OK && is_first() && !sparse) {
         memset(y, 0, (size_t)(n * all.cols) * sizeof *y);
