@@ -11,10 +11,11 @@
    its loops come to a parallel_for of this program, which runs the tasks one by one. Times are
    processor time of this thread, so that other programs do not count.
 
-   Output, for each repetition: `begin THREADS`, lines `BODY SERIAL TASK TASK ...`, and `end SERIAL`.
-   BODY is the address of the loop's function less that of `recorder`; times are in ns; SERIAL is the
-   time since the loop before, with short loops, which the library keeps on the calling thread. For a
-   step a line `bytes WEIGHTS MOMENTS GRADIENTS LISTS ROWS` follows (see count_bytes). */
+   Output, for each repetition: `begin THREADS`, lines `BODY SERIAL TASK TASK ...`, and `end
+   SERIAL`. BODY is the address of the loop's function less that of `recorder`; times are in ns;
+   SERIAL is the time since the loop before, with short loops, which the library keeps on the
+   calling thread. For a step a line `bytes WEIGHTS MOMENTS GRADIENTS LISTS ROWS` follows (see
+   count_bytes). */
 #define _POSIX_C_SOURCE 200809L
 #include "dictlearn.h"
 

@@ -1154,8 +1154,8 @@ TEST(drawing_below_spares_a_division_and_no_number) {
     }
 }
 
-/* The same numbers as one by one, in every set, at every length up to some vectors, where the counter
-   passes 2^32 and 2^64; nothing behind them changes. */
+/* The same numbers as one by one, in every set, at every length up to some vectors, where the
+   counter passes 2^32 and 2^64; nothing behind them changes. */
 TEST(random_numbers_come_many_at_a_time_in_every_set) {
     enum { N = 40 };
     static const uint64_t starts[] = {0, 0xffffffffu - 20, UINT64_MAX - 20};
@@ -1181,8 +1181,8 @@ TEST(random_numbers_come_many_at_a_time_in_every_set) {
     }
 }
 
-/* Draws below a limit that falls: as one by one, up to the last entry, and where half of the numbers
-   are drawn again. */
+/* Draws below a limit that falls: as one by one, up to the last entry, and where half of the
+   numbers are drawn again. */
 TEST(draws_come_many_at_a_time) {
     const uint64_t half = (uint64_t)1 << 63,
                    sizes[] = {1, 2, 3, 200, 201, 5000, half - 1, half + 1, half + half / 2};

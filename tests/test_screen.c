@@ -563,7 +563,8 @@ TEST(long_batches) {
    later. So is a check that once let too much pass. */
 TEST(the_way_is_chosen_by_what_was_seen) {
     static const dlrni_screen other = {"other", 8, 2, 2, 0, 0.53f, NULL, NULL, NULL, NULL, 0, NULL};
-    static const dlrni_screen coarse = {"coarse", 8, 1, 4, 0, 0.27f, NULL, NULL, NULL, &other, 0, NULL};
+    static const dlrni_screen coarse = {"coarse", 8,    1,    4,      0, 0.27f,
+                                        NULL,     NULL, NULL, &other, 0, NULL};
     static const dlrni_screen fine = {"fine", 8, 2, 2, 1, 0.53f, NULL, NULL, NULL, NULL, 0, NULL};
     dlrn_context *ctx = open_kernels("scalar");
     dlrn_dictionary *ae = weights(ctx, 16, 64), *same = NULL;
