@@ -93,7 +93,7 @@ static void tape_destroy(void *user) {
 }
 
 static dlrn_source tape_source(tape *t, int64_t rows, int has_target) {
-    dlrn_source source = {D, 0, tape_read, NULL, NULL, tape_error, tape_destroy, NULL, 0, 0};
+    dlrn_source source = {D, 0, tape_read, NULL, NULL, tape_error, tape_destroy, NULL, 0, 0, 0};
     memset(t, 0, sizeof *t);
     t->rows = rows, t->at_end = DLRN_END;
     source.d_out = has_target ? D : 0;

@@ -866,7 +866,7 @@ static const char *odd_error(void *user) {
 
 static dlrn_status evaluate_odd(const dlrn_dictionary *ae, odd_source odd, int64_t rows,
                                 dlrn_metrics *m) {
-    dlrn_source source = {D, 0, odd_read, NULL, NULL, odd_error, NULL, NULL, 0, 0};
+    dlrn_source source = {D, 0, odd_read, NULL, NULL, odd_error, NULL, NULL, 0, 0, 0};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     source.user = &odd;
     cfg.rows = rows;
@@ -969,7 +969,7 @@ TEST(what_a_source_does_wrong_is_told) {
     CHECK_STR(dlrn_error(ctx), "the source: expected 1 to 50 rows, found 0");
     CHECK_STATUS(evaluate_odd(ae, liar, -1, &m), DLRN_ERR_CALLBACK);
     CHECK_STR(dlrn_error(ctx), "the source: expected 1 to 50 rows, found 51");
-    dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn, 0, 0};
+    dlrn_source wordless = {D, 0, odd_read, NULL, NULL, NULL, NULL, &torn, 0, 0, 0};
     dlrn_eval_config cfg = config(DLRN_SPARSITY_L1, 0, 50);
     cfg.rows = -1;
     CHECK_STATUS(dlrn_evaluate(ae, &cfg, &wordless, NULL, NULL, NULL, &m), DLRN_ERR_CALLBACK);

@@ -313,7 +313,7 @@ TEST(callbacks_run_on_the_callers_thread) {
     dlrn_context_config cfg = {0};
     dlrn_train_config train_cfg = dlrn_train_defaults(NULL);
     dlrn_eval_config eval_cfg = dlrn_eval_defaults();
-    dlrn_source source = {D, 0, host_read, NULL, NULL, NULL, NULL, NULL, 0, 0};
+    dlrn_source source = {D, 0, host_read, NULL, NULL, NULL, NULL, NULL, 0, 0, 0};
     dlrn_language_model lm = {host_judge, NULL, NULL, 1, 1};
     dlrn_context *ctx = NULL;
     dlrn_dictionary *ae = NULL;
