@@ -446,7 +446,7 @@ static dlrn_status stream_read(void *user, int64_t max_rows, float *x, float *y,
 }
 
 static dlrn_source stream_source(stream *t) {
-    dlrn_source source = {t->d, 0, stream_read, NULL, NULL, NULL, NULL, t, 0, 0};
+    dlrn_source source = {t->d, 0, stream_read, NULL, NULL, NULL, NULL, t, 0, 0, 0};
     return source;
 }
 
