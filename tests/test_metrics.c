@@ -168,7 +168,8 @@ TEST(every_field_is_the_textbooks) {
 
 TEST(batches_pieces_and_threads_do_not_change_a_bit) {
     static const int64_t batch[] = {256, 1, 7, 64, 1000}, piece[] = {N, 1, 100, 3, N};
-    static const int threads[] = {1, 2, 3, 4, 7};
+    /* 6 does not divide F: ranges of features differ, and end at features that are active */
+    static const int threads[] = {1, 2, 3, 4, 6};
     dlrn_metrics first;
     for (int c = 0; c < 5; c++) {
         dlrn_context *ctx = open_context(threads[c]);

@@ -6,6 +6,7 @@
 # sh tests/test_of_tests.sh build 'Adam|train_ghost'
 . tests/harness.sh
 JOBS=${JOBS:-2}
+OPENMP=${OPENMP-} # of Makefile; tests that ask for threads need it to have more than one
 table=tests/faults.txt
 chosen=${2:-.}
 # FAULTS_SHARE=N plants every Nth of them only, from the FAULTS_TURNth on; all are looked for
@@ -31,7 +32,7 @@ place() {
 build() {
     case $2 in core | screen | golden | trainer) effort=-O1 ;; *) effort=-O0 ;; esac
     effort="$effort -fexpensive-optimizations"
-    $CC -std=c99 $effort -w $(whole "tests/test_$2.c") -I"$dir/$1/include" -I. "tests/test_$2.c" \
+    $CC -std=c99 $effort $OPENMP -w $(whole "tests/test_$2.c") -I"$dir/$1/include" -I. "tests/test_$2.c" \
         -o "$dir/$1/test_$2" -lm
 }
 

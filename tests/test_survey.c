@@ -502,11 +502,12 @@ TEST(dictionaries_of_parts) {
 /* ---- The same bits ---- */
 
 TEST(neither_threads_nor_kernels_nor_memory_nor_calls_change_a_bit) {
+    /* 3 and 6 do not divide F: ranges of features differ, and end at features that are active */
+    static const int numbers[] = {1, 2, 3, 6};
     uint64_t wanted[2] = {0, 0};
     for (int k = 0; test_kernels(k); k++)
-        for (int threads = 1; threads <= 7; threads += test_brief()   ? 6
-                                                       : threads == 4 ? 3
-                                                                      : threads) {
+        for (int t = 0; t < 4; t += test_brief() ? 3 : 1) {
+            const int threads = numbers[t];
             dlrn_context *ctx = test_context(test_kernels(k), threads);
             dlrn_dictionary *ae = make_dictionary(ctx);
             for (int way = 0; way < 6; way++) {
