@@ -1,16 +1,13 @@
 /* dictlearn.h over several processes, by any MPI (3 or later; tested: Open MPI 4.1, MPICH 4.0):
-
        MPI_Init(&argc, &argv);
        if (!mpi_collective(MPI_COMM_WORLD, 300, &cfg.collective)) return 1;
        dlrn_context_create(&cfg, &ctx); // then every rank makes the same calls in the same order
        dlrn_context_destroy(ctx), mpi_collective_free(&cfg.collective), MPI_Finalize();
-
    This folder must not be in the compiler's -I, for <mpi.h>. Make all calls on MPI_Init's thread.
    Sums are added here, in the order of the ranks: the same bits with any MPI. Each rank gets a
-   block of the numbers from all others, adds, and sends the sum back, 2 (ranks - 1) / ranks of the
-   bytes; up to MPI_SMALL bytes go to every rank, for one message's time. Sums that have begun move
-   on in later calls. A rank that waits longer than stall_seconds for another one fails, as do all
-   later calls; end the process then by _exit or MPI_Abort: MPI may still use the numbers. */
+   block of the numbers from all others, adds, and sends it back, 2 (ranks - 1) / ranks of them;
+   up to MPI_SMALL bytes go to all. A rank that waits longer than stall_seconds for another fails,
+   as do all later calls; then end the process by _exit or MPI_Abort: MPI may still use numbers. */
 #ifndef DICTLEARN_MPI_H
 #define DICTLEARN_MPI_H
 #include <mpi.h>
@@ -24,10 +21,8 @@ typedef struct mpi_call { /* a call that has begun. Block r of data belongs to r
     struct mpi_call *next;
     MPI_Op op;
     MPI_Datatype type;
-    char *data, *room, *own;     /* room: for sums, our block as each rank has it; own: NULL, or
-                                    our block where it is not in data                            */
-    int root;                    /* in phase 1: who gets the blocks; -1: all                      */
-    int tag, phase, is_kept;     /* phase 0: to the owners, 1: back, 2: done; kept until waited   */
+    char *data, *room, *own; /* room: our block as each rank has it; own: ours if not in data */
+    int tag, phase, root, is_kept; /* phase 0: to the owners, 1: to root (-1: all), 2: done */
     int64_t *from, *bytes, size; /* [ranks] where a block begins, and its bytes; size of a number */
     MPI_Request *request;        /* [2 ranks] from a rank, to it                                  */
 } mpi_call;
@@ -79,8 +74,7 @@ static int mpi_advance(mpi_ranks *m) {
         int done = 0, was = c->phase;
         if (was < 2) code = MPI_Testall(2 * m->ranks, c->request, &done, MPI_STATUSES_IGNORE);
         if (done && was == 0) mpi_add_up(m, c);
-        if (done)
-            c->phase = was == 1 || !c->from[m->ranks - 1] ? 2 : 1; /* 2: of few, all have all */
+        if (done) c->phase = was == 1 || !c->from[m->ranks - 1] ? 2 : 1; /* 2: all have all */
         if (done && c->phase == 1 && code == MPI_SUCCESS) code = mpi_exchange(m, c);
         if (c->phase < 2 || c->is_kept)
             at = &c->next;
@@ -91,17 +85,16 @@ static int mpi_advance(mpi_ranks *m) {
 }
 
 /* A call on data whose blocks are still empty, with room for so many bytes; NULL: no memory. */
-static mpi_call *mpi_new_call(mpi_ranks *m, void *data, int64_t room) {
+static mpi_call *mpi_new_call(mpi_ranks *m, void *data, int64_t room, int root) {
     const size_t ranks = (size_t)m->ranks, each = 2 * (sizeof(int64_t) + sizeof(MPI_Request));
     mpi_call *c = (mpi_call *)malloc(sizeof *c + ranks * each + (size_t)room + 8);
     if (!c || mpi_advance(m)) return free(c), (mpi_call *)NULL;
     memset(c, 0, sizeof *c + ranks * each);
     c->from = (int64_t *)(void *)(c + 1), c->bytes = c->from + ranks;
     c->request = (MPI_Request *)(void *)(c->bytes + ranks);
-    c->room = (char *)(c->from + (ranks * each + 7) / 8), c->data = (char *)data;
+    c->room = (char *)(c->from + (ranks * each + 7) / 8), c->data = (char *)data, c->root = root;
     for (size_t i = 0; i < 2 * ranks; i++) c->request[i] = MPI_REQUEST_NULL;
     c->tag = m->tag = (m->tag + 1) % 16384, c->is_kept = c->phase = 1, c->next = m->first;
-    c->root = -1;
     return m->first = c;
 }
 
@@ -112,9 +105,8 @@ static dlrn_status mpi_await(mpi_ranks *m, dlrn_context *ctx, int code, mpi_call
     int done, i;
     while (code == MPI_SUCCESS && !m->broken && (code = mpi_advance(m)) == MPI_SUCCESS) {
         if (c->phase == 2) return c->is_kept = 0, DLRN_OK;
-        const double now = MPI_Wtime(), passed = now - last;
-        time += passed < 1 ? passed : 0; /* longer: this process itself was stopped */
-        last = now;
+        const double passed = MPI_Wtime() - last;
+        last += passed, time += passed < 1 ? passed : 0; /* longer: we ourselves were stopped */
         if (time > 2e-5) time < 0.02 ? sched_yield() : poll(NULL, 0, 1); /* others want the core */
         if (time < told + 0.1 && time < m->stall) continue;
         for (i = 0, done = 1; i < 2 * m->ranks && done; i += done)
@@ -124,8 +116,7 @@ static dlrn_status mpi_await(mpi_ranks *m, dlrn_context *ctx, int code, mpi_call
         if (m->waiting) m->waiting(time, m->text);
         m->broken = time >= m->stall;
     }
-    if (!m->broken) MPI_Error_string(code, m->text, &i);
-    m->broken = 1;
+    if (!m->broken) MPI_Error_string(code, m->text, &i), m->broken = 1;
     return dlrn_fail(ctx, DLRN_ERR_CALLBACK, "%s", m->text);
 }
 
@@ -133,16 +124,16 @@ static dlrn_status mpi_wait(void *user, dlrn_context *ctx, void *request) {
     return mpi_await((mpi_ranks *)user, ctx, MPI_SUCCESS, (mpi_call *)request, "a sum");
 }
 
-static dlrn_status mpi_allreduce(void *user, dlrn_context *ctx, dlrn_reduce op, dlrn_dtype type,
-                                 void *data, int64_t n, void **request) {
+static dlrn_status mpi_reduce(void *user, dlrn_context *ctx, dlrn_reduce op, dlrn_dtype type,
+                              void *data, int64_t n, void **request) {
     mpi_ranks *m = (mpi_ranks *)user;
     const int64_t size = type == DLRN_F32 ? 4 : 8, max = m->piece / size;
     for (; n > max; n -= max, data = (char *)data + max * size) {
-        const dlrn_status s = mpi_allreduce(user, ctx, op, type, data, max, NULL);
+        const dlrn_status s = mpi_reduce(user, ctx, op, type, data, max, NULL);
         if (s != DLRN_OK) return s;
     }
     const int is_small = n * size <= MPI_SMALL;
-    mpi_call *c = mpi_new_call(m, data, (is_small ? n * m->ranks : n + m->ranks) * size);
+    mpi_call *c = mpi_new_call(m, data, (is_small ? n * m->ranks : n + m->ranks) * size, -1);
     for (int r = 0; r < m->ranks && c; r++) {
         c->from[r] = is_small ? 0 : n * r / m->ranks * size;
         c->bytes[r] = (is_small ? n : n * (r + 1) / m->ranks) * size - c->from[r];
@@ -160,7 +151,7 @@ static dlrn_status mpi_gather(void *user, dlrn_context *ctx, int root, const voi
     const int gets = root < 0 || root == m->rank; /* -1: all do */
     dlrn_status s = DLRN_OK;
     for (int64_t at = 0, left = 1; left > 0 && s == DLRN_OK; at += m->piece) {
-        mpi_call *c = mpi_new_call(m, all, left = 0);
+        mpi_call *c = mpi_new_call(m, all, left = 0, root);
         for (int64_t r = 0, from = at; r < m->ranks && c; from += bytes[r++]) {
             const int64_t n = bytes[r] > at ? bytes[r] - at : 0;
             if (r == m->rank && n && !at && gets) memcpy(c->data + from, mine, (size_t)n);
@@ -168,7 +159,6 @@ static dlrn_status mpi_gather(void *user, dlrn_context *ctx, int root, const voi
             c->from[r] = gets ? from : 0, c->bytes[r] = n < m->piece ? n : m->piece;
             left = n - m->piece > left ? n - m->piece : left;
         }
-        if (c) c->root = root;
         s = mpi_await(m, ctx, mpi_exchange(m, c), c, "gathering");
     }
     return s;
@@ -179,28 +169,25 @@ static dlrn_status mpi_allgather(void *user, dlrn_context *ctx, const void *mine
     return mpi_gather(user, ctx, -1, mine, bytes, all);
 }
 
-static dlrn_status mpi_broadcast(void *user, dlrn_context *ctx, int root, void *data,
-                                 int64_t bytes) {
+static dlrn_status mpi_bcast(void *user, dlrn_context *ctx, int root, void *data, int64_t bytes) {
     mpi_ranks *m = (mpi_ranks *)user;
     const int64_t n = bytes < m->piece ? bytes : m->piece;
-    mpi_call *c = mpi_new_call(m, data, 0);
+    mpi_call *c = mpi_new_call(m, data, 0, -1);
     int code = !c ? MPI_ERR_NO_MEM
                   : MPI_Ibcast(data, (int)n, MPI_BYTE, root, m->comm, &c->request[2 * root]);
     m->sent += m->rank == root ? n * (m->ranks - 1) : 0;
     const dlrn_status s = mpi_await(m, ctx, code, c, "a broadcast");
-    return s || bytes == n ? s : mpi_broadcast(user, ctx, root, (char *)data + n, bytes - n);
+    return s || bytes == n ? s : mpi_bcast(user, ctx, root, (char *)data + n, bytes - n);
 }
 
 /* Fills *out for the ranks of a communicator, of which it makes a copy. 1; 0: MPI has failed. */
 static int mpi_collective(MPI_Comm comm, double stall_seconds, dlrn_collective *out) {
-    dlrn_collective c = {0,          0,   mpi_allreduce, mpi_wait, mpi_allgather, mpi_broadcast,
-                         mpi_gather, NULL};
+    dlrn_collective c = {0, 0, mpi_reduce, mpi_wait, mpi_allgather, mpi_bcast, mpi_gather, NULL};
     mpi_ranks *m = (mpi_ranks *)(c.user = calloc(1, sizeof *m));
     if (!m || MPI_Comm_dup(comm, &m->comm) != MPI_SUCCESS) return free(m), 0;
-    MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(comm, &m->rank), MPI_Comm_size(comm, &m->ranks);
-    m->stall = stall_seconds, m->piece = 1 << 30, c.rank = m->rank, c.ranks = m->ranks;
-    return *out = c, 1;
+    MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN), MPI_Comm_rank(comm, &m->rank);
+    MPI_Comm_size(comm, &m->ranks), m->stall = stall_seconds, m->piece = 1 << 30;
+    return c.rank = m->rank, c.ranks = m->ranks, *out = c, 1;
 }
 
 /* Frees what mpi_collective has made, before MPI_Finalize. */
