@@ -4,7 +4,7 @@
 # closes with one such line alone. The exit status is the verdict. The C tests named in KERNEL_TESTS
 # run again with each set of kernels in KERNEL_SETS; all of them run under the command UNDER, if there
 # is one. JOBS tests (2) run at a time: C tests in a folder of their own with links to what they read,
-# scripts and Python from here, each in its own folder of BUILD/tmp.
+# and at most one script or Python from here, since these share BUILD.
 build=$1
 shift
 JOBS=${JOBS:-2}
@@ -37,7 +37,8 @@ run_one() { # run_one NUMBER LABEL COMMAND...: runs it, and says and notes what 
     printf '%-40s %4d passed %3d failed %3d skipped\n' "$label" "$p" "$f" "$s"
 }
 
-# ---- JOBS chains, each of which takes the next test that no other has taken ----
+# ---- JOBS chains, each of which takes the next C test that no other has taken; the first one
+# begins with the scripts ----
 place() { # place JOB: the folder that its C tests work in
     if [ "$JOBS" -eq 1 ]; then echo "$root" && return; fi
     mkdir -p "$dir/place$1"
@@ -59,7 +60,7 @@ script() { # script NUMBER PATH: one that is no program
     case $2 in */traces.py) cat "$dir/$1.log" ;; esac # the table that interop is asked for
 }
 
-chain() { # chain JOB: lines of $dir/list, which are NUMBER KERNELS TEST
+chain() { # chain JOB LIST: lines of a list, which are NUMBER KERNELS TEST
     here=$(place "$1")
     while read -r number kernels test; do
         mkdir "$dir/$number.taken" 2> /dev/null || continue
@@ -72,25 +73,30 @@ chain() { # chain JOB: lines of $dir/list, which are NUMBER KERNELS TEST
                 run_one "$number" "$label ($kernels)" env "DICTLEARN_KERNELS=$kernels" ${UNDER:-} "$test"; fi
         ) ;;
         esac
-    done < "$dir/list"
+    done < "$2"
 }
 
-: > "$dir/list"
+: > "$dir/programs"
+: > "$dir/scripts"
 for test in "$@"; do
-    kernels=
+    kernels= list=$dir/programs
     case $test in
-    *.py | *.sh | /*) ;;
+    *.py | *.sh) list=$dir/scripts ;;
+    /*) ;;
     *) test=$root/$test ;;
     esac
     case " ${KERNEL_TESTS:-} " in *" $(basename "$test") "*) kernels=${KERNEL_SETS:-} ;; esac
     for set in - $kernels; do
         number=$((number + 1))
-        echo "$number $set $test" >> "$dir/list"
+        echo "$number $set $test" >> "$list"
     done
 done
 job=0
 while [ "$job" -lt "$JOBS" ]; do
-    chain "$job" &
+    {
+        if [ "$job" -eq 0 ]; then chain 0 "$dir/scripts"; fi
+        chain "$job" "$dir/programs"
+    } &
     job=$((job + 1))
 done
 wait
