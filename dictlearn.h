@@ -6827,7 +6827,7 @@ DLRNI_INTERNAL dlrn_status dlrni_make_lists(dlrni_encoding *c, int64_t first, in
     /* what is read again for candidates, and how much may stay near. Two checked groups of d 2304
        in a task take 0.92 times as long as one in each (a Xeon with AMX, second cache of 2 MB) */
     const int64_t again = c->check ? c->fine_width : 4 * c->dict->d_in;
-    const int64_t bytes = c->check ? DLRNI_CHECKED_BYTES : ctx->near_bytes;
+    const int64_t bytes = c->check ? (int64_t)DLRNI_CHECKED_BYTES : ctx->near_bytes;
     c->share = dlrni_min(bytes / (DLRNI_GROUP * (c->width + again)), DLRNI_SHARE);
     /* at least eight tasks per thread, so that the slowest one does not hold up the rest */
     c->share = dlrni_max(dlrni_min(c->share, c->stretches * c->wave / (8 * ctx->threads)), 1);
@@ -22417,7 +22417,8 @@ DLRNI_INTERNAL int64_t dlrni_segment_count(const dlrn_buffer_config *cfg) {
    on a Xeon, and 0.30 in huge ones. */
 DLRNI_INTERNAL int64_t dlrni_segment_align(int64_t row, int shift) {
     /* a 16th of the block at most: few blocks waste it, and small rings stay in the caches */
-    return row >= ((int64_t)16 * DLRNI_HUGE_PAGE) >> shift ? DLRNI_HUGE_PAGE : DLRNI_ALIGN;
+    const int is_large = row >= ((int64_t)16 * DLRNI_HUGE_PAGE) >> shift;
+    return is_large ? (int64_t)DLRNI_HUGE_PAGE : (int64_t)DLRNI_ALIGN;
 }
 
 DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_config *cfg,

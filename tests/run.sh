@@ -43,7 +43,7 @@ place() { # place JOB: the folder that its C tests work in
     if [ "$JOBS" -eq 1 ]; then echo "$root" && return; fi
     mkdir -p "$dir/place$1"
     for link in tests examples bench dictlearn.h README.md; do
-        ln -sf "$root/$link" "$dir/place$1/$link"
+        ln -sfn "$root/$link" "$dir/place$1/$link"
     done
     echo "$dir/place$1"
 }
