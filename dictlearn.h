@@ -22425,7 +22425,7 @@ DLRN_API dlrn_status dlrn_buffer_bytes(dlrn_context *ctx, const dlrn_buffer_conf
                                        int64_t d_in, int64_t d_out, uint64_t *bytes) {
     /* an allocation takes this much more than its size */
     const int64_t block = DLRNI_BLOCK_MORE;
-    int64_t row, stored = 0, moving, visits, total;
+    int64_t row = 0, stored = 0, moving, visits, total;
     DLRNI_TRY(dlrni_check_buffer_config(ctx, cfg));
     DLRNI_REQUIRE(ctx, d_in > 0 && d_out >= 0, "d_in must be positive, d_out not negative");
     const int64_t segments = dlrni_segment_count(cfg);
