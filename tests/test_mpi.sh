@@ -229,8 +229,8 @@ for victim in 2 0; do
     # Open MPI ends the others by SIGTERM, and they speak; MPICH by SIGKILL, and it speaks itself. Rank 1 waits for
     # rank 0 where that one is at a checkpoint
     if [ $mpi = open ]; then
-        says "rank $victim is killed: a survivor names it" "^dictlearn: rank 1 of 3 has waited .* s for rank [0$victim]" \
-            "$d/err"
+        says "rank $victim is killed: a survivor names it" \
+            "^dictlearn: rank 1 of 3 has waited .* s for rank [0$victim]" "$d/err"
     else
         says "rank $victim is killed: mpirun tells it" "KILLED BY SIGNAL: 9\|BAD TERMINATION" "$d/out"
     fi
