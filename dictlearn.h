@@ -36170,7 +36170,8 @@ DLRNI_INTERNAL void DLRNI_K(round_f32)(const float *x, int64_t n, int feature, v
 DLRNI_INTERNAL void DLRNI_K(tile_f32)(const void *panel, const void *x, int64_t ld, int64_t steps,
                                       const float *coef, const dlrni_screen_row *row,
                                       uint64_t *mask) {
-    float sum[DLRNI_K(outer_rows) *DLRNI_GROUP];
+    /* zeros for gcc only, which takes the lines that are fetched of it for read ones */
+    float sum[DLRNI_K(outer_rows) *DLRNI_GROUP] = {0};
     DLRNI_K(outer_tiles)(DLRNI_K(outer_rows), DLRNI_GROUP, steps, (const float *)x,
                          ld / (int64_t)sizeof(float), 1, (const float *)panel, 0, sum, DLRNI_GROUP,
                          sum, NULL);
